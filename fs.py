@@ -1,0 +1,89 @@
+"""Atomic writes: a file or directory is either whole under its name, or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it to `path` if the block succeeds.
+
+    The temporary file lies in the same directory (so the rename is atomic), its content is
+    flushed to disk before the rename, and it is removed if the block raises.
+
+    Args:
+      path: the file to write or replace. Its directory must exist.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    # mkstemp makes private files; what replaces `path` should be as readable as any other file.
+    temporary.chmod(0o666 & ~_umask())
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary directory beside `path`; renames it to `path` if the block succeeds.
+
+    Args:
+      path: the directory to create.
+      overwrite: replace an existing directory at `path`. It is moved aside first and deleted only
+        after the new one is in place.
+
+    Raises:
+      UserError: if `path` exists and `overwrite` is false; raised before the block runs.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(
+            f"{path} already exists. Choose another directory, remove it, or pass --overwrite."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary.chmod(0o777 & ~_umask())
+    try:
+        yield temporary
+        for root, _, files in os.walk(temporary):
+            for name in files:
+                _sync(Path(root) / name)
+            _sync(Path(root))
+        if path.exists():
+            replaced = temporary.with_suffix(".old")
+            path.rename(replaced)
+            temporary.rename(path)
+            shutil.rmtree(replaced)
+        else:
+            temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
