@@ -1,0 +1,1 @@
+"""From parquet and schema to batches: resident histories, windows, negatives."""

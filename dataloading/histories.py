@@ -1,0 +1,190 @@
+"""Resident histories: every user's interactions as flat arrays and offsets, loaded once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from merlin.schema import Schema
+from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+from dataloading.features import HistoryFeatures
+from errors import UserError
+
+FORMAT = "lookback-histories"
+FORMAT_VERSION = 1
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How many of a user's last interactions are held out.
+
+    Attributes:
+      test: 1, the last interaction.
+      validation: 1 if the one before is held out too, else 0.
+    """
+
+    test: int = 1
+    validation: int = 0
+
+    @property
+    def held_out(self) -> int:
+        """Interactions at the end of a history that training never targets."""
+        return self.test + self.validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Histories:
+    """Users' interactions, oldest first, in U users and N events.
+
+    Attributes:
+      schema: of the dataset (one row a user).
+      user_features: int32 ``[U]`` by name.
+      offsets: int64 ``[U + 1]``; user u's events are ``offsets[u]`` up to ``offsets[u + 1]``.
+      item_features: int32 ``[N]`` by name.
+      timestamps: int64 ``[N]`` seconds, None if the dataset has none.
+      catalogue: int32 ``[I]`` by item feature, one entry for each distinct item.
+      split: what is held out.
+    """
+
+    schema: Schema
+    user_features: Mapping[str, Int32]
+    offsets: Int64
+    item_features: Mapping[str, Int32]
+    timestamps: Int64 | None
+    catalogue: Mapping[str, Int32]
+    split: Split = Split()
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_events(self) -> int:
+        """N."""
+        return int(self.offsets[-1])
+
+    @property
+    def features(self) -> HistoryFeatures:
+        """The feature columns by role."""
+        return HistoryFeatures.from_schema(self.schema)
+
+    @classmethod
+    def load(cls, dataset_dir: str | Path) -> Histories:
+        """Reads a dataset written by `python -m workflows`.
+
+        Args:
+          dataset_dir: the directory with dataset.json, schema.pbtxt, histories/ and items.parquet.
+
+        Raises:
+          UserError: if the directory is no such dataset, or its parts contradict each other.
+        """
+        directory = Path(dataset_dir)
+        info = read_dataset_info(directory)
+        schema = TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
+        features = HistoryFeatures.from_schema(schema)
+        files = sorted((directory / "histories").glob("*.parquet"))
+        if not files:
+            raise UserError(
+                f"{directory / 'histories'} holds no parquet file; run the workflow again."
+            )
+        lists = [*features.item, *([features.time] if features.time else [])]
+        try:
+            table = pa.concat_tables(
+                pq.read_table(f, columns=[*features.user, *lists]) for f in files
+            )
+            items = pq.read_table(directory / "items.parquet", columns=list(features.item))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise UserError(
+                f"{directory} cannot be read ({error}). The dataset is damaged or incomplete: run "
+                "the workflow again."
+            ) from error
+        offsets = _offsets(table, lists, directory)
+        split = info["split"]
+        return cls(
+            schema=schema,
+            user_features={n: _ids(table[n], schema, n, directory) for n in features.user},
+            offsets=offsets,
+            item_features={
+                n: _ids(_flatten(table[n]), schema, n, directory) for n in features.item
+            },
+            timestamps=_numpy(_flatten(table[features.time]), np.int64) if features.time else None,
+            catalogue={n: _ids(items[n], schema, n, directory) for n in features.item},
+            split=Split(test=int(split["test"]), validation=int(split["validation"])),
+        )
+
+
+def read_dataset_info(directory: Path) -> dict[str, Any]:
+    """Reads and checks dataset.json.
+
+    Args:
+      directory: of the dataset.
+
+    Raises:
+      UserError: if the directory or file is missing, or of another format or version.
+    """
+    path = directory / "dataset.json"
+    if not path.is_file():
+        raise UserError(
+            f"{directory} is not a dataset: there is no {path.name} in it. Expected the output "
+            "directory of `python -m workflows run`."
+        )
+    try:
+        info: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); run the workflow again.") from error
+    found = (info.get("format"), info.get("format_version"))
+    if found != (FORMAT, FORMAT_VERSION):
+        raise UserError(
+            f"{path}: expected format {FORMAT!r} version {FORMAT_VERSION}, found {found[0]!r} "
+            f"version {found[1]!r}. Write the dataset again with this version's workflows."
+        )
+    return info
+
+
+def _flatten(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
+
+
+def _numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
+    if column.null_count:
+        raise UserError("A column of the dataset holds nulls; run the workflow again.")
+    return column.to_numpy().astype(dtype, copy=False)
+
+
+def _offsets(table: pa.Table, lists: list[str], directory: Path) -> Int64:
+    """Row offsets of the list columns, which must all agree."""
+    offsets: Int64 = np.zeros(1, np.int64)
+    for name in lists:
+        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in table[name].chunks]
+        found = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+        if name != lists[0] and not np.array_equal(offsets, found):
+            raise UserError(
+                f"{directory}: the lists of {name!r} and {lists[0]!r} differ in length. Every "
+                "user's lists must be equally long; run the workflow again."
+            )
+        offsets = found
+    return offsets
+
+
+def _ids(column: pa.ChunkedArray, schema: Schema, name: str, directory: Path) -> Int32:
+    ids = _numpy(column, np.int32)
+    largest = int(schema[name].int_domain.max)
+    if len(ids) and not 0 < int(ids.min()) <= int(ids.max()) <= largest:
+        raise UserError(
+            f"{directory}: ids of {name!r} must lie in [1, {largest}] (0 is padding), found "
+            f"[{ids.min()}, {ids.max()}]. Schema and data do not belong together; run the workflow "
+            "again."
+        )
+    return ids

@@ -1,0 +1,88 @@
+"""DIEN: a GRU extracts interests from recent history, attention lets them evolve to the candidate.
+
+Zhou et al. 2019, "Deep Interest Evolution Network for Click-Through Rate Prediction"; seed 000 for
+defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from merlin.schema import Schema
+
+from models.base import HistoryBlock, HistoryModel, assemble, body_arguments, by_candidate
+from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
+from models.blocks.mlp import prelu_mlp
+from models.config import HistoryModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DIENConfig(HistoryModelConfig):
+    """Options of DIEN; defaults are seed 000's. It reads the short history only."""
+
+    aux_mlp_dims: tuple[int, ...] = dataclasses.field(
+        default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}
+    )
+
+
+@tf.keras.utils.register_keras_serializable(package="lookback")
+class DIENBlock(HistoryBlock):
+    """``MLP([e_a, evolved interest, e_user])``, plus the auxiliary loss in training."""
+
+    config_class = DIENConfig
+    _config: DIENConfig
+    added_losses = ("aux_loss",)
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `HistoryBlock`, with a `DIENConfig`."""
+        super().__init__(**kwargs)
+        config = self._config
+        self._evolution = InterestEvolution(
+            UNITS_PER_DIM * config.embedding_dim, config.aux_mlp_dims, name="evolution"
+        )
+        self._mlp = prelu_mlp(config.stage_two_mlp_dims, config.dropout_rate, "classifier")
+
+    def build(self, input_shape: Any) -> None:
+        """Creates what a call without negatives would not reach."""
+        self._evolution.build_auxiliary(self.event_width)
+        super().build(input_shape)
+
+    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Represents every candidate.
+
+        Args:
+          inputs: a batch, see `dataloading.features.sample_schema`.
+          training: whether to apply dropout and add the auxiliary loss.
+
+        Returns:
+          ``[B, C, stage_two_mlp_dims[-1]]``.
+        """
+        batch = self.embed(inputs, long=None, short=slice(self._config.long_seq_length, None))
+        final, auxiliary = self._evolution(
+            batch.target, batch.short, batch.short_mask, self.auxiliary_input(batch, training)
+        )
+        if auxiliary is not None:
+            self.add_loss(auxiliary)
+        features = tf.concat([batch.target, final, batch.user], -1)
+        return by_candidate(self._mlp, features, training)
+
+    @property
+    def output_width(self) -> int:
+        """Width of the last layer."""
+        return self._config.stage_two_mlp_dims[-1]
+
+
+def build(schema: Schema, config: DIENConfig) -> HistoryModel:
+    """Builds DIEN for a dataset.
+
+    Args:
+      schema: of the dataset, see `dataloading.features`.
+      config: of the model.
+
+    Returns:
+      A model from a batch to float32 logits ``[B, C]``.
+    """
+    return assemble(DIENBlock(**body_arguments(schema, config)), schema, config)

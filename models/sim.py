@@ -1,0 +1,230 @@
+"""SIM: search a long history for what matters to the candidate, then look at it closely.
+
+Pi et al. 2020, "Search-based User Interest Modeling with Lifelong Sequential Behavior Data for
+Click-Through Rate Prediction"; seed 000 for defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import tensorflow as tf
+from merlin.schema import Schema
+
+from errors import UserError
+from models.base import (
+    Embedded,
+    HistoryBlock,
+    HistoryModel,
+    LogitHead,
+    assemble,
+    body_arguments,
+    by_candidate,
+    click_cross_entropy,
+    column,
+    history,
+)
+from models.blocks.attention import masked_softmax
+from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
+from models.blocks.linear import linear
+from models.blocks.mlp import prelu_mlp
+from models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
+from models.config import HistoryModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SIMConfig(HistoryModelConfig):
+    """Options of SIM; defaults are seed 000's."""
+
+    stage_one_mlp_dims: tuple[int, ...] = dataclasses.field(
+        default=(200,), metadata={"help": "hidden widths of the search unit's classification MLP"}
+    )
+    aux_mlp_dims: tuple[int, ...] = dataclasses.field(
+        default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}
+    )
+    k: int = dataclasses.field(
+        default=50, metadata={"help": "events of the long history that the search keeps"}
+    )
+    gsu: Literal["soft", "hard"] = dataclasses.field(
+        default="soft",
+        metadata={"help": "search by embedding similarity, or by the candidate's category"},
+    )
+    category_feature: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "item feature that hard search matches; default: the first but the id"},
+    )
+
+    def __post_init__(self) -> None:
+        """Validates."""
+        super().__post_init__()
+        if self.k < 1:
+            raise UserError(f"k must be at least 1, received {self.k}.")
+        if self.gsu not in ("soft", "hard"):
+            raise UserError(f"gsu must be soft or hard, received {self.gsu!r}.")
+        if self.long_seq_length < 1:
+            raise UserError("SIM searches the long history: long_seq_length must be at least 1.")
+
+
+@tf.keras.utils.register_keras_serializable(package="lookback")
+class SIMBlock(HistoryBlock):
+    """General search unit over the long sequence, exact search unit over what it found.
+
+    With candidate a and events e_j of the long sequence, r_j = e_a . e_j:
+
+    - stage one (GSU, soft): ``s = sum_j softmax(r)_j e_j``; logits = MLP([e_a, s, e_user]);
+    - search: the k events of largest r_j (soft), or the k latest of the candidate's category
+      (hard; stage one then attends to that category's events alone);
+    - stage two (ESU): attention ``softmax(r)`` over the k events, their mean, and DIEN on the
+      short sequence; representation = MLP([attention, mean, e_a, DIEN, e_user]).
+
+    Loss: (cross entropy of stage one + cross entropy of stage two) / 2 + auxiliary loss (section
+    3.3 of the paper; weights 1 as in seed 000). With time features, an event is its embedding and
+    that of its time gap, and the ESU's scores gain a learned term of the gap (section 3.2.2).
+
+    Different from NVIDIA's recipe: the mean divides by the number of events found, not by one
+    more; padding weighs nothing, where there it is a zero vector.
+    """
+
+    config_class = SIMConfig
+    _config: SIMConfig
+    added_losses = ("gsu_loss", "aux_loss")
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `HistoryBlock`, with a `SIMConfig`."""
+        super().__init__(**kwargs)
+        config = self._config
+        self._category = _category_feature(config, self._features.item)
+        self._stage_one = prelu_mlp(config.stage_one_mlp_dims, config.dropout_rate, "stage_one")
+        self._stage_one_head = LogitHead(name="stage_one_head")
+        self._stage_two = prelu_mlp(config.stage_two_mlp_dims, config.dropout_rate, "stage_two")
+        self._evolution = InterestEvolution(
+            UNITS_PER_DIM * config.embedding_dim, config.aux_mlp_dims, name="evolution"
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Creates what a call without targets or negatives would not reach."""
+        self._stage_one.build([None, 2 * self.item_width + self.user_width])
+        self._stage_one_head.build([None, None, self._config.stage_one_mlp_dims[-1]])
+        self._evolution.build_auxiliary(self.event_width)
+        if self._config.time_features:
+            self._gap_score = self.add_weight(
+                "gap_score", shape=[self._config.embedding_dim, 1], initializer="zeros"
+            )
+        super().build(input_shape)
+
+    def call(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        targets: tf.Tensor | None = None,
+        training: bool = False,
+        testing: bool = False,
+    ) -> tf.Tensor:
+        """Represents every candidate.
+
+        Args:
+          inputs: a batch, see `dataloading.features.sample_schema`.
+          targets: labels ``[B, C]``; needed for stage one's loss in training and testing.
+          training: whether to apply dropout and add losses.
+          testing: whether to add stage one's loss.
+
+        Returns:
+          ``[B, C, stage_two_mlp_dims[-1]]``.
+        """
+        split = self._config.long_seq_length
+        batch = self.embed(inputs, long=slice(None, split), short=slice(split, None))
+        searched, attended, mean = self._search(batch, inputs)
+        if (training or testing) and targets is not None:
+            stage_one = tf.concat([batch.target, searched, batch.user], -1)
+            logits = self._stage_one_head(by_candidate(self._stage_one, stage_one, training))
+            self.add_loss(0.5 * tf.reduce_mean(click_cross_entropy(targets, logits)))
+        final, auxiliary = self._evolution(
+            batch.target, batch.short, batch.short_mask, self.auxiliary_input(batch, training)
+        )
+        if auxiliary is not None:
+            self.add_loss(auxiliary)
+        stage_two = tf.concat([attended, mean, batch.target, final, batch.user], -1)
+        return by_candidate(self._stage_two, stage_two, training)
+
+    @property
+    def output_width(self) -> int:
+        """Width of the last layer of stage two."""
+        return self._config.stage_two_mlp_dims[-1]
+
+    def _search(
+        self, batch: Embedded, inputs: Mapping[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Searches the long sequence.
+
+        Args:
+          batch: embedded.
+          inputs: the batch's ids, for the categories of hard search.
+
+        Returns:
+          Stage one's sum ``[B, C, E]``, the ESU's attention ``[B, C, E']`` and the mean of the
+          events found ``[B, C, E']``.
+        """
+        items = batch.long[..., : self.item_width]  # [B, L, E]
+        scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, L]
+        valid = tf.expand_dims(batch.long_mask, 1)  # [B, 1, L]
+        if self._category is None:
+            candidates = tf.broadcast_to(valid, tf.shape(scores))
+            selected = top_k_mask(scores, candidates, self._config.k)
+        else:
+            candidates = valid & self._same_category(inputs, self._category)
+            selected = latest_k_mask(candidates, self._config.k)
+        exact = scores
+        if self._config.time_features:
+            gaps = batch.long[..., self.item_width :]  # [B, L, D]
+            exact += tf.transpose(linear(gaps, self._gap_score), [0, 2, 1])
+        # Three weighted sums over the same events: one product of [B, 3C, L] and [B, L, E'].
+        weights = tf.concat(
+            [
+                masked_softmax(scores, candidates),
+                masked_softmax(exact, selected),
+                mean_weights(selected),
+            ],
+            axis=1,
+        )
+        sums = tf.matmul(tf.cast(weights, self.compute_dtype), batch.long)  # [B, 3C, E']
+        searched, attended, mean = tf.split(sums, 3, axis=1)
+        return searched[..., : self.item_width], attended, mean
+
+    def _same_category(self, inputs: Mapping[str, tf.Tensor], feature: str) -> tf.Tensor:
+        """Which long events share each candidate's category: bool ``[B, C, L]``."""
+        target = column(inputs, feature)  # [B, C]
+        events = history(inputs, feature)[:, : self._config.long_seq_length]  # [B, L]
+        return tf.expand_dims(target, 2) == tf.expand_dims(events, 1)
+
+
+def build(schema: Schema, config: SIMConfig) -> HistoryModel:
+    """Builds SIM for a dataset.
+
+    Args:
+      schema: of the dataset, see `dataloading.features`.
+      config: of the model.
+
+    Returns:
+      A model from a batch to float32 logits ``[B, C]``.
+
+    Raises:
+      UserError: if hard search is wanted and there is no such category feature.
+    """
+    body = SIMBlock(**body_arguments(schema, config))
+    return assemble(body, schema, config, head_weight=0.5)
+
+
+def _category_feature(config: SIMConfig, items: tuple[str, ...]) -> str | None:
+    if config.gsu == "soft":
+        return None
+    others = items[1:]
+    if config.category_feature is None and others:
+        return others[0]
+    if config.category_feature in others:
+        return config.category_feature
+    raise UserError(
+        f"gsu hard needs an item feature to match, asked for "
+        f"{config.category_feature or 'the first one'!r}; the dataset has {list(others) or 'none'}."
+        " Use --category_feature, or --gsu soft."
+    )
