@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import UserError
+from training.cli import options_of, parse_run
+from training.config import REMOVED, RunConfig, removed_table
+
+# Every parameter of the tables in NVIDIA's README (both editions) -> its default here, as its
+# meaning survives: None where the table has a sentinel.
+SEED_DEFAULTS: dict[str, Any] = {
+    "optimizer": "adam",
+    "lr": 0.01,
+    "weight_decay": 0,
+    "epochs": 3,
+    "global_batch_size": 131072,
+    "amp": False,
+    "xla": False,
+    "drop_remainder": False,
+    "repeat_count": None,
+    "prefetch_train_size": 10,
+    "prefetch_test_size": 2,
+    "long_seq_length": 90,
+    "log_filename": "log.json",
+    "save_checkpoint_path": None,
+    "load_checkpoint_path": None,
+    "mode": "train",
+    "benchmark": False,
+    "benchmark_warmup_steps": 20,
+    "benchmark_steps": 200,
+    "inter_op_parallelism": None,
+    "intra_op_parallelism": None,
+    "num_parallel_calls": None,
+    "seed": None,
+}
+SEED_WITHOUT_OUR_DEFAULT = {"model_type", "dataset_dir", "results_dir"}
+SEED_ABSENT = {
+    *("feature_spec", "disable_cache", "prebatch_train_size", "prebatch_test_size"),
+    *("train_dataset_size", "affinity"),
+}
+# What those tables list under "model", with dropout_rate: fields of the models' own configs.
+SEED_OF_MODELS = {
+    *("embedding_dim", "stage_one_mlp_dims", "stage_two_mlp_dims", "aux_mlp_dims"),
+    "dropout_rate",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyModel:
+    embedding_dim: int = 16
+
+
+def config(**values: Any) -> RunConfig:
+    return RunConfig(**{"model_type": "any", "dataset_dir": Path("d"), **values})
+
+
+def parse(*argv: str) -> RunConfig:
+    argv = ("--dataset_dir", "d", *argv)
+    return parse_run(argv, RunConfig, {"any": AnyModel}, removed=REMOVED)[0]
+
+
+def test_every_parameter_of_the_seed_is_here_or_has_a_replacement():
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    assert fields >= SEED_DEFAULTS.keys() | SEED_WITHOUT_OUR_DEFAULT
+    assert set(REMOVED) == SEED_ABSENT
+    assert not fields & (SEED_ABSENT | SEED_OF_MODELS)
+
+
+@pytest.mark.parametrize("name", SEED_DEFAULTS)
+def test_defaults_are_those_of_the_seed(name):
+    assert getattr(config(), name) == SEED_DEFAULTS[name]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("seed", "-1"),
+        ("repeat_count", "0"),
+        ("prefetch_train_size", "-1"),
+        ("prefetch_test_size", "-1"),
+        ("inter_op_parallelism", "0"),
+        ("intra_op_parallelism", "0"),
+        ("benchmark_steps", "0"),
+        ("save_checkpoint_path", ""),
+        ("load_checkpoint_path", ""),
+    ],
+)
+def test_sentinels_of_the_seed_mean_none(flag, value):
+    assert getattr(parse(f"--{flag}", value), flag) is None
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_absent_parameters_are_refused_with_their_replacement(name):
+    with pytest.raises(UserError) as error:
+        parse(f"--{name}", "1")
+    assert f"--{name} is not needed here: {REMOVED[name]}" in str(error.value)
+    assert f"| `{name}` |" in removed_table()
+
+
+def test_a_command_line_of_the_seed_is_read():
+    line = (
+        "--mode train --model_type any --embedding_dim 16 --drop_remainder --optimizer adam "
+        "--lr 0.01 --epochs 3 --global_batch_size 131072 --amp"
+    )
+    run = parse(*line.split())
+    assert run == config(drop_remainder=True, amp=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"epochs": 0}, "epochs: expected 1 or more, received 0"),
+        ({"lr": 0.0}, r"lr: expected a number above 0, received 0\.0"),
+        ({"lr": -1.0}, "lr: expected a number above 0"),
+        ({"weight_decay": -0.1}, r"weight_decay: expected 0 or more, received -0\.1"),
+        ({"seed": -2}, "seed: expected 0 or more"),
+        ({"benchmark_steps": -1}, "benchmark_steps: expected 1 or more"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints: expected 1 or more"),
+        ({"test_negatives": 0}, "test_negatives: expected 1 or more"),
+        ({"global_batch_size": 7}, "an even number of at least 2 .* received 7"),
+        ({"global_batch_size": 0}, "an even number of at least 2"),
+        ({"long_seq_length": 100}, r"less than max_seq_length \(100\).*Lower --long_seq_length"),
+        ({"log_filename": "a/b.json"}, "name of a file in results_dir, received 'a/b.json'"),
+        ({"log_filename": ""}, "name of a file in results_dir"),
+        ({"mode": "evaluate"}, "evaluate needs a trained model.*--load_checkpoint_path DIR"),
+        ({"mode": "inference"}, "inference needs a trained model.*--random_weights"),
+        ({"random_weights": True}, "with --mode inference only, received --mode train"),
+        (
+            {"mode": "inference", "random_weights": True, "load_checkpoint_path": Path("c")},
+            "expected without --load_checkpoint_path",
+        ),
+        (
+            {"mode": "evaluate", "benchmark": True, "load_checkpoint_path": Path("c")},
+            "Use --mode inference",
+        ),
+        ({"checkpoint_every": 10}, "Give --save_checkpoint_path DIR"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(values, text):
+    with pytest.raises(UserError, match=text):
+        config(**values)
+
+
+def test_values_that_make_sense_are_accepted():
+    config(mode="inference", random_weights=True, benchmark=True)
+    config(mode="evaluate", load_checkpoint_path=Path("c"))
+    config(checkpoint_every=10, save_checkpoint_path=Path("c"))
+    config(long_seq_length=0, max_seq_length=1, benchmark_warmup_steps=0, weight_decay=0.1)
+
+
+def test_every_option_has_help_and_a_scope():
+    scopes = {
+        *("model", "datasets", "training", "results", "run mode", "reproducibility"),
+    }
+    for option in options_of(RunConfig).values():
+        assert option.help and option.scope in scopes, option.name

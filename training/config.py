@@ -1,0 +1,348 @@
+"""The configuration of a run: every parameter that does not belong to one model.
+
+Names and defaults are those of NVIDIA's SIM for TensorFlow 2 (its README's parameter tables and its
+`main.py`) wherever the meaning survives; `REMOVED` says what became of the others. Where those
+tables write a sentinel (-1, 0, "") for "absent", the value here is None, and the sentinel is still
+read. Options of a model (embedding_dim, dropout_rate, ...) are the fields of that model's own
+config dataclass; `training.cli.parse_run` puts the two together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from errors import UserError
+
+REMOVED: dict[str, str] = {
+    "feature_spec": (
+        "the dataset describes itself, by schema.pbtxt and dataset.json (materialised samples: by "
+        "metadata.json) in --dataset_dir"
+    ),
+    "prebatch_train_size": (
+        "histories stay in memory and each batch is built from them, so there are no prebatched "
+        "files; --global_batch_size alone sets the batch size"
+    ),
+    "prebatch_test_size": (
+        "histories stay in memory and each batch is built from them, so there are no prebatched "
+        "files; --global_batch_size alone sets the batch size"
+    ),
+    "train_dataset_size": (
+        "the number of training samples follows from the dataset; `python -m workflows describe "
+        "DIR` prints it"
+    ),
+    "disable_cache": (
+        "histories are loaded once and stay in memory, so no sample is cached (or computed from "
+        "a file twice)"
+    ),
+    "affinity": (
+        "processes are bound to cores by what starts them: `taskset` or `numactl` before the "
+        "command, or the launcher's own options; --intra_op_parallelism and "
+        "--inter_op_parallelism set the number of threads"
+    ),
+}
+"""Parameters of the older command line that are absent here -> what replaces them."""
+
+
+def _option(scope: str, help: str, **more: Any) -> dict[str, Any]:
+    """Field metadata as `training.cli` reads it."""
+    return {"scope": scope, "help": help, **more}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: what to do, with which data, how, and where the results go.
+
+    The text of each field stands in its metadata, so that `--help`, the README and this class say
+    the same. `None` means absent.
+
+    Raises:
+      UserError: if a value or a combination of values makes no sense.
+    """
+
+    # --- model
+    model_type: str = dataclasses.field(metadata=_option("model", "Model type"))
+
+    # --- datasets
+    dataset_dir: Path = dataclasses.field(
+        metadata=_option(
+            "datasets", "Directory of the dataset, as `python -m workflows run` writes it"
+        )
+    )
+    negatives: Literal["popularity", "uniform"] = dataclasses.field(
+        default="popularity",
+        metadata=_option("datasets", "Distribution from which negative items are drawn"),
+    )
+    test_negatives: int = dataclasses.field(
+        default=1,
+        metadata=_option("datasets", "Negatives for each positive in evaluation"),
+    )
+    repeatable: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "datasets", "Draw the same training negatives in every epoch, not fresh ones (flag)"
+        ),
+    )
+    eval_split: Literal["test", "validation"] = dataclasses.field(
+        default="test",
+        metadata=_option(
+            "datasets", "Part on which to evaluate; validation needs a dataset made with one"
+        ),
+    )
+
+    # --- training
+    optimizer: Literal["adam", "lazy_adam", "adagrad", "sgd"] = dataclasses.field(
+        default="adam", metadata=_option("training", "Optimizer to use")
+    )
+    lr: float = dataclasses.field(
+        default=0.01, metadata=_option("training", "Learning rate for the optimizer selected")
+    )
+    weight_decay: float = dataclasses.field(
+        default=0.0,
+        metadata=_option("training", "Decoupled weight decay of the optimizer selected"),
+    )
+    epochs: int = dataclasses.field(
+        default=3, metadata=_option("training", "Train for the following number of epochs")
+    )
+    global_batch_size: int = dataclasses.field(
+        default=131072,
+        metadata=_option(
+            "training",
+            "Rows (labels) in a batch of training, evaluation and inference, over all processes",
+        ),
+    )
+    amp: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "training",
+            "Mixed precision: bf16 on CPU, fp16 with dynamic loss scaling on GPU (flag)",
+        ),
+    )
+    xla: bool = dataclasses.field(
+        default=False, metadata=_option("training", "Compile the step with XLA (flag)")
+    )
+    drop_remainder: bool = dataclasses.field(
+        default=False,
+        metadata=_option("training", "Drop the last, smaller batch of the training set (flag)"),
+    )
+    repeat_count: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "training", "Go over the training set this number of times in an epoch", none=(0,)
+        ),
+    )
+    prefetch_train_size: int | None = dataclasses.field(
+        default=10,
+        metadata=_option(
+            "training",
+            "Number of batches to prefetch in training; none (or -1): tf.data decides",
+            none=(-1,),
+        ),
+    )
+    prefetch_test_size: int | None = dataclasses.field(
+        default=2,
+        metadata=_option(
+            "training",
+            "Number of batches to prefetch in evaluation; none (or -1): tf.data decides",
+            none=(-1,),
+        ),
+    )
+    max_seq_length: int = dataclasses.field(
+        default=100,
+        metadata=_option("training", "Length of the behaviour history; older events are cut off"),
+    )
+    long_seq_length: int = dataclasses.field(
+        default=90,
+        metadata=_option(
+            "training",
+            "Leading part of max_seq_length that is the long history; the rest is the short one",
+        ),
+    )
+    time_features: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "training", "Add the time gap between event and target, in log buckets (flag)"
+        ),
+    )
+    eval_every: int | None = dataclasses.field(
+        default=1,
+        metadata=_option(
+            "training",
+            "Evaluate after every N epochs, and after the last; none (or 0): only after the last",
+            none=(0,),
+        ),
+    )
+    eval_train: bool = dataclasses.field(
+        default=False,
+        metadata=_option("training", "Evaluate on the training set as well (flag)"),
+    )
+
+    # --- results
+    results_dir: Path = dataclasses.field(
+        default=Path("runs/latest"),
+        metadata=_option(
+            "results", "Directory for logs, the resolved configuration and the report"
+        ),
+    )
+    log_filename: str = dataclasses.field(
+        default="log.json",
+        metadata=_option("results", "Name of the file in results_dir to store logger output"),
+    )
+    log_every: int = dataclasses.field(
+        default=1, metadata=_option("results", "Log every N training steps")
+    )
+    save_checkpoint_path: Path | None = dataclasses.field(
+        default=None,
+        metadata=_option("results", "Directory to save checkpoints", none=("",)),
+    )
+    load_checkpoint_path: Path | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "results",
+            "Checkpoint, or directory of checkpoints (the latest counts), to continue from",
+            none=("",),
+        ),
+    )
+    checkpoint_every: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "results", "Save every N steps as well as at the end of each epoch", none=(0,)
+        ),
+    )
+    keep_checkpoints: int = dataclasses.field(
+        default=3, metadata=_option("results", "Number of latest checkpoints to keep")
+    )
+    export_dir: Path | None = dataclasses.field(
+        default=None,
+        metadata=_option("results", "Directory to export the model to, for serving", none=("",)),
+    )
+
+    # --- run mode
+    mode: Literal["train", "evaluate", "inference"] = dataclasses.field(
+        default="train",
+        metadata=_option(
+            "run mode", "Train and evaluate, evaluate a checkpoint, or score and measure the speed"
+        ),
+    )
+    random_weights: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "run mode", "Run inference with an untrained model, to measure its speed (flag)"
+        ),
+    )
+    benchmark: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "run mode", "Measure throughput and latency over benchmark_steps, then stop (flag)"
+        ),
+    )
+    benchmark_warmup_steps: int = dataclasses.field(
+        default=20,
+        metadata=_option("run mode", "Number of first steps that are not measured"),
+    )
+    benchmark_steps: int | None = dataclasses.field(
+        default=200,
+        metadata=_option(
+            "run mode", "Number of steps to measure; none (or 0): all of them", none=(0,)
+        ),
+    )
+    inter_op_parallelism: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "run mode", "Number of inter op threads; none (or 0): TensorFlow decides", none=(0,)
+        ),
+    )
+    intra_op_parallelism: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "run mode", "Number of intra op threads; none (or 0): TensorFlow decides", none=(0,)
+        ),
+    )
+    num_parallel_calls: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "run mode", "Batches that tf.data prepares in parallel; none: tf.data decides"
+        ),
+    )
+
+    # --- reproducibility
+    seed: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "reproducibility", "Random seed; none (or -1): a new one, which is recorded", none=(-1,)
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("test_negatives", "epochs", "log_every", "keep_checkpoints", "max_seq_length"):
+            self._at_least(name, 1)
+        for name in (
+            *("repeat_count", "eval_every", "checkpoint_every", "benchmark_steps"),
+            *("inter_op_parallelism", "intra_op_parallelism", "num_parallel_calls"),
+        ):
+            self._at_least(name, 1)
+        for name in (
+            *("prefetch_train_size", "prefetch_test_size", "benchmark_warmup_steps"),
+            *("long_seq_length", "weight_decay", "seed"),
+        ):
+            self._at_least(name, 0)
+        if self.lr <= 0:
+            raise UserError(f"lr: expected a number above 0, received {self.lr}.")
+        if self.global_batch_size < 2 or self.global_batch_size % 2:
+            raise UserError(
+                f"global_batch_size: expected an even number of at least 2 (each training sample "
+                f"is a positive row and a negative one), received {self.global_batch_size}."
+            )
+        if self.long_seq_length >= self.max_seq_length:
+            raise UserError(
+                f"long_seq_length: expected less than max_seq_length ({self.max_seq_length}), so "
+                f"that a short history remains, received {self.long_seq_length}. Lower "
+                f"--long_seq_length or raise --max_seq_length."
+            )
+        if not self.log_filename or Path(self.log_filename).name != self.log_filename:
+            raise UserError(
+                f"log_filename: expected the name of a file in results_dir, received "
+                f"{self.log_filename!r}. The directory is --results_dir."
+            )
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        if self.mode != "inference" and self.random_weights:
+            raise UserError(
+                f"random_weights: expected with --mode inference only, received --mode "
+                f"{self.mode}. Remove --random_weights."
+            )
+        if self.mode != "train" and not self.random_weights and self.load_checkpoint_path is None:
+            hint = ", or --random_weights to measure speed only" * (self.mode == "inference")
+            raise UserError(
+                f"mode: {self.mode} needs a trained model and received none. Give "
+                f"--load_checkpoint_path DIR{hint}."
+            )
+        if self.random_weights and self.load_checkpoint_path is not None:
+            raise UserError(
+                "random_weights: expected without --load_checkpoint_path, received both. Remove "
+                "one of them."
+            )
+        if self.mode == "evaluate" and self.benchmark:
+            raise UserError(
+                "benchmark: expected with --mode train or inference, received --mode evaluate. "
+                "Use --mode inference, which runs the same forward pass."
+            )
+        if self.checkpoint_every is not None and self.save_checkpoint_path is None:
+            raise UserError(
+                "checkpoint_every: expected together with a directory to save to. Give "
+                "--save_checkpoint_path DIR."
+            )
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < least:
+            raise UserError(f"{name}: expected {least} or more, received {value}.")
+
+
+def removed_table() -> str:
+    """`REMOVED` as a Markdown table, for the README."""
+    lines = ["| Parameter | Why it is not needed, and what replaces it |", "|---|---|"]
+    lines += [f"| `{name}` | {text[0].upper()}{text[1:]} |" for name, text in REMOVED.items()]
+    return "\n".join(lines) + "\n"

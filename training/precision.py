@@ -1,0 +1,69 @@
+"""Mixed precision: the policy for the device, and dynamic scaling of fp16 losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+Gradient = tf.Tensor | tf.IndexedSlices | None
+
+
+def amp_policy(has_gpu: bool) -> str:
+    """The Keras policy of `--amp`: fp16 on GPUs, bf16 on CPUs (AVX-512 has its products)."""
+    return "mixed_float16" if has_gpu else "mixed_bfloat16"
+
+
+class LossScale(tf.Module):
+    """Scales a loss so that fp16 gradients do not underflow (Micikevicius et al. 2018).
+
+    The scale halves when a gradient is not finite, and that step is skipped; it doubles after
+    `growth_steps` good ones. Keras' LossScaleOptimizer does the same for one optimizer; here two
+    (dense and tables) must agree on skipping.
+    """
+
+    def __init__(self, initial: float = 2.0**15, growth_steps: int = 2000) -> None:
+        """Creates the state; the defaults are those of Keras' LossScaleOptimizer.
+
+        Args:
+          initial: first scale.
+          growth_steps: good steps after which the scale doubles.
+        """
+        super().__init__()
+        self._growth_steps = growth_steps
+        self.scale = tf.Variable(initial, trainable=False, dtype=tf.float32, name="scale")
+        self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
+
+    def scaled(self, loss: tf.Tensor) -> tf.Tensor:
+        """The loss to differentiate."""
+        return loss * tf.cast(self.scale, loss.dtype)
+
+    def unscaled(self, gradients: Sequence[Gradient]) -> list[Gradient]:
+        """Gradients of the loss itself."""
+        inverse = 1.0 / self.scale
+        return [_map_values(g, lambda values: values * inverse) for g in gradients]
+
+    def update(self, gradients: Sequence[Gradient]) -> tf.Tensor:
+        """Adapts the scale to unscaled gradients.
+
+        Returns:
+          bool []: whether all are finite, so that the step may be taken.
+        """
+        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+        finite = tf.reduce_all(
+            [tf.reduce_all(tf.math.is_finite(v)) for v in values if v is not None]
+        )
+        good = tf.where(finite, self.good_steps + 1, 0)
+        grow = good >= self._growth_steps
+        factor = tf.where(finite, tf.where(grow, 2.0, 1.0), 0.5)
+        self.scale.assign(tf.maximum(self.scale * factor, 1.0))
+        self.good_steps.assign(tf.where(grow, tf.constant(0, tf.int64), good))
+        return finite
+
+
+def _map_values(gradient: Gradient, function: Callable[[tf.Tensor], tf.Tensor]) -> Gradient:
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(function(gradient.values), gradient.indices, gradient.dense_shape)
+    return function(gradient)
