@@ -108,6 +108,12 @@ def sample_schema(
     return Schema(columns)
 
 
+def table_rows(schema: Schema) -> dict[str, int]:
+    """Rows of the embedding table of each categorical column, by column name."""
+    columns = schema.select_by_tag(Tags.CATEGORICAL)
+    return {column.name: int(_domain(column)["domain"]["max"]) + 1 for column in columns}
+
+
 def _scalar(column: ColumnSchema, name: str) -> ColumnSchema:
     tags = [tag for tag in column.tags if tag not in (Tags.LIST, Tags.SEQUENCE)]
     return ColumnSchema(name, tags=tags, dtype="int32", properties=_domain(column))

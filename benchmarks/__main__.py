@@ -1,0 +1,86 @@
+"""`python -m benchmarks [NAME] [--quick] [options]`: lists the benchmarks, or runs one."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import BENCHMARKS
+from errors import UserError
+
+
+def question(name: str) -> str:
+    """The question that a benchmark answers, read from its source without importing it.
+
+    Args:
+      name: a key of `BENCHMARKS`.
+    """
+    spec = importlib.util.find_spec(BENCHMARKS[name])
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"Benchmark {name!r} has no module {BENCHMARKS[name]}.")
+    for node in ast.parse(Path(spec.origin).read_text()).body:
+        if not isinstance(node, ast.Assign):
+            continue
+        if any(isinstance(target, ast.Name) and target.id == "QUESTION" for target in node.targets):
+            return str(ast.literal_eval(node.value))
+    raise AttributeError(f"{spec.origin} assigns no string literal to QUESTION.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns its exit status.
+
+    Args:
+      arguments: without the program's name; None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m benchmarks NAME [--quick] [options]\n")
+        print("Prints a table, then one JSON line: machine, config, every figure, the ratios.\n")
+        width = max(map(len, BENCHMARKS))
+        for name in BENCHMARKS:
+            print(f"  {name:<{width}}  {question(name)}")
+        print("\npython -m benchmarks NAME --help lists a benchmark's options.")
+        return 0
+    name = arguments[0]
+    if name not in BENCHMARKS:
+        names = ", ".join(BENCHMARKS)
+        print(f"error: no benchmark is named {name!r}. Expected one of: {names}.", file=sys.stderr)
+        return 2
+    # Before TensorFlow is imported: its start-up chatter would bury the table.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for message in (".*dtype mappings did not load", "Initializing an NVTabular Dataset in CPU"):
+        warnings.filterwarnings("ignore", message=message)
+    module = importlib.import_module(BENCHMARKS[name])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {name}",
+        description=module.QUESTION,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, done within 60 s")
+    module.add_arguments(parser)
+    args = parser.parse_args(arguments[1:])
+    # After parsing, so that --help does not wait for NumPy and rich.
+    from benchmarks.harness import machine_info, print_report
+
+    load, start = os.getloadavg()[0], time.monotonic()
+    try:
+        report = module.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    machine = {**machine_info(), "load_1min_before": load}
+    print_report(name, report, machine, seconds=time.monotonic() - start)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Baselines: plain versions of our models, to compare speed with and to test against."""

@@ -1,0 +1,284 @@
+"""Data for the benchmarks: generated histories, and the materialised form of a dataset.
+
+The histories imitate Amazon Books in what speed and size depend on: history lengths, Zipf
+popularity, cardinalities. There is nothing in them to learn; `python -m workflows generate` makes
+data that can be learned from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fs import atomic_directory
+
+if TYPE_CHECKING:
+    from dataloading.histories import Histories
+
+# Ids below this are NVTabular's: 0 padding, 1 null, 2 out of vocabulary.
+_FIRST_ID = 3
+# Users to a partition in NVIDIA's preprocessing (DASK_TRAIN_DATASET_CHUNKSIZE), hence to a file.
+_USERS_PER_FILE = 15_000
+# Rows to a row group of the materialised form: 4 lists of 100 in about 25 MB before compression.
+_ROWS_PER_GROUP = 15_000
+
+Array = npt.NDArray[Any]
+
+
+def cached(kind: str, options: Mapping[str, Any], cache_dir: Path | None = None) -> Path:
+    """Where to keep generated data between runs: a path in the temporary directory.
+
+    Args:
+      kind: what it is.
+      options: what it depends on; other options, another path.
+      cache_dir: instead of the temporary directory.
+    """
+    root = cache_dir or Path(tempfile.gettempdir()) / f"lookback-benchmarks-{os.getuid()}"
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True, default=str).encode())
+    return root / f"{kind}-{digest.hexdigest()[:12]}"
+
+
+def generate_histories(
+    directory: Path,
+    *,
+    users: int,
+    items: int = 1_209_081,
+    categories: int = 2_330,
+    min_length: int = 20,
+    mean_length: float = 58.0,
+    seed: int = 0,
+) -> Path:
+    """Writes a dataset of histories in the format of `python -m workflows`, once.
+
+    Args:
+      directory: to write; left alone if it is there already.
+      users: rows.
+      items: size of the catalogue that items are drawn from (Amazon Books: 1,209,081).
+      categories: each item has one of them (Amazon Books: 2,330).
+      min_length: of a history (the seed's filter).
+      mean_length: of a history. NVIDIA's 12 M samples of 105,925 users, two a training event, make
+        58 events a user.
+      seed: of everything.
+
+    Returns:
+      `directory`.
+    """
+    if directory.exists():
+        return directory
+    rng = np.random.default_rng(seed)
+    # Long tailed, as real histories are: min_length plus an exponential.
+    lengths = min_length + rng.exponential(mean_length - min_length, users).astype(np.int64)
+    events = int(lengths.sum())
+    item = zipf(rng, items, events) + _FIRST_ID
+    category_of = zipf(rng, categories, items + _FIRST_ID) + _FIRST_ID
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    # Sixteen years of seconds, sorted within each user.
+    times = rng.integers(0, 16 * 365 * 86_400, events)
+    user_of = np.repeat(np.arange(users), lengths)
+    times = times[np.lexsort((times, user_of))] + 900_000_000
+    with atomic_directory(directory) as temporary:
+        (temporary / "histories").mkdir()
+        lists = {
+            "item_id": item.astype(np.int32),
+            "category_id": category_of[item].astype(np.int32),
+            "timestamp": times.astype(np.int64),
+        }
+        columns = {"user_id": pa.array(np.arange(users, dtype=np.int32) + _FIRST_ID)}
+        columns |= {
+            name: pa.ListArray.from_arrays(offsets.astype(np.int32), values)
+            for name, values in lists.items()
+        }
+        pq.write_table(
+            pa.table(columns), temporary / "histories" / "part-00000.parquet", compression="zstd"
+        )
+        distinct, counts = np.unique(lists["item_id"], return_counts=True)
+        catalogue = {
+            "item_id": distinct,
+            "category_id": category_of[distinct].astype(np.int32),
+            "count": counts,
+        }
+        pq.write_table(pa.table(catalogue), temporary / "items.parquet", compression="zstd")
+        cardinalities = {
+            "user_id": users + _FIRST_ID,
+            "item_id": items + _FIRST_ID,
+            "category_id": categories + _FIRST_ID,
+        }
+        _write_schema(temporary, cardinalities)
+        info = {
+            "format": "lookback-histories",
+            "format_version": 1,
+            "dataset": "benchmark",
+            "counts": {"users": users, "events": events, "items": len(distinct)},
+            "cardinalities": cardinalities,
+            "split": {"rule": "leave_last_out", "test": 1, "validation": 0},
+        }
+        (temporary / "dataset.json").write_text(json.dumps(info, indent=2))
+    return directory
+
+
+def materialise(
+    histories: Histories,
+    directory: Path,
+    *,
+    max_seq_length: int = 100,
+    max_rows: int | None = None,
+    compression: str = "snappy",
+    seed: int = 0,
+) -> Path:
+    """Writes the samples of a dataset as NVIDIA's preprocessing does, once.
+
+    Every prefix of a history is a row with the event after it as the target, and a second row has
+    a target drawn by popularity; the last event of each user goes to test. Histories and their
+    negatives (one for each event, by popularity) are padded on the left.
+
+    Args:
+      histories: to write the samples of.
+      directory: to write; left alone if it is there already.
+      max_seq_length: of the histories (the seed's `max_sequence_length`).
+      max_rows: stop after the user with whom train reaches so many rows.
+      compression: of the parquet files; snappy is cudf's default, hence NVIDIA's.
+      seed: of the negatives.
+
+    Returns:
+      `directory`.
+    """
+    if directory.exists():
+        return directory
+    rng = np.random.default_rng(seed)
+    lengths = np.diff(histories.offsets)
+    targets = np.maximum(lengths - 1 - histories.split.held_out, 0)
+    users = histories.num_users
+    if max_rows is not None:
+        users = min(users, int(np.searchsorted(np.cumsum(2 * targets), max_rows)) + 1)
+    with atomic_directory(directory) as temporary:
+        for split in ("train", "test"):
+            (temporary / split).mkdir()
+            for part, first in enumerate(range(0, users, _USERS_PER_FILE)):
+                chosen = np.arange(first, min(first + _USERS_PER_FILE, users))
+                path = temporary / split / f"part.{part}.parquet"
+                tables = _sample_tables(histories, split, chosen, max_seq_length, rng)
+                _write_tables(path, tables, compression)
+        names = (*histories.features.user, *histories.features.item)
+        cardinalities = [
+            {"name": name, "value": int(histories.schema[name].int_domain.max)} for name in names
+        ]
+        (temporary / "metadata.json").write_text(json.dumps({"cardinalities": cardinalities}))
+    return directory
+
+
+def bytes_of(directory: Path) -> int:
+    """Size of all files in a directory and below."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def zipf(rng: np.random.Generator, size: int, count: int, exponent: float = 1.0) -> Array:
+    """Draws `count` numbers below `size`; number r has weight ``(r + 1) ** -exponent``, shuffled.
+
+    Shuffled: a number's size says nothing about its weight, as with encoded ids it need not.
+    """
+    cumulative = np.cumsum(np.arange(1, size + 1, dtype=np.float64) ** -exponent)
+    ranks = np.searchsorted(cumulative, rng.random(count) * cumulative[-1])
+    return rng.permutation(size)[ranks]
+
+
+def _sample_tables(
+    histories: Histories, split: str, users: Array, slots: int, rng: np.random.Generator
+) -> Iterator[pa.Table]:
+    """Tables of about `_ROWS_PER_GROUP` rows with the samples of some users, sorted by user."""
+    lengths = np.diff(histories.offsets)[users]
+    if split == "train":
+        counts = np.maximum(lengths - 1 - histories.split.held_out, 0)
+        first = np.ones_like(lengths)  # the first event has no history
+    else:
+        counts, first = np.ones_like(lengths), lengths - 1
+    user = np.repeat(users, counts)
+    within = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin = histories.offsets[user]
+    target = begin + np.repeat(first, counts) + within
+    step = _ROWS_PER_GROUP // 2
+    for start in range(0, len(user), step):
+        part = slice(start, start + step)
+        yield _sample_table(histories, user[part], begin[part], target[part], slots, rng)
+
+
+def _sample_table(
+    histories: Histories,
+    user: Array,
+    begin: Array,
+    target: Array,
+    slots: int,
+    rng: np.random.Generator,
+) -> pa.Table:
+    """The positive and the negative row of each target, in this order: user, then label 1, 0."""
+    user, begin, target = (np.repeat(values, 2) for values in (user, begin, target))
+    rows = len(user)
+    label = np.tile(np.array([1, 0], np.int8), rows // 2)
+    events = target[:, np.newaxis] + np.arange(-slots, 0)  # [B, T]
+    valid = events >= begin[:, np.newaxis]
+    events = np.maximum(events, 0)
+    # An event drawn uniformly is an item drawn by popularity.
+    candidate = np.where(label == 1, target, rng.integers(0, histories.num_events, rows))
+    drawn = rng.integers(0, histories.num_events, (rows, slots))
+    columns = {"label": pa.array(label)}
+    for name in histories.features.user:
+        columns[name] = pa.array(histories.user_features[name][user].astype(np.int64))
+    items = {name: histories.item_features[name] for name in histories.features.item}
+    for name, values in items.items():
+        columns[name] = pa.array(values[candidate])
+    for prefix, chosen in (("", events), ("neg_", drawn)):
+        for name, values in items.items():
+            padded = np.where(valid, values[chosen], 0).astype(np.int32)
+            columns[f"{prefix}{name}_sequence"] = pa.ListArray.from_arrays(
+                np.arange(rows + 1, dtype=np.int32) * slots, padded.reshape(-1)
+            )
+    return pa.table(columns)
+
+
+def _write_tables(path: Path, tables: Iterator[pa.Table], compression: str) -> None:
+    writer = None
+    try:
+        for table in tables:
+            writer = writer or pq.ParquetWriter(path, table.schema, compression=compression)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _write_schema(directory: Path, cardinalities: Mapping[str, int]) -> None:
+    from merlin.schema import ColumnSchema, Schema, Tags
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+    item = [Tags.ITEM, Tags.SEQUENCE, Tags.LIST, Tags.CATEGORICAL]
+    tags = {
+        "user_id": [Tags.USER_ID, Tags.USER, Tags.CATEGORICAL, Tags.ID],
+        "item_id": [Tags.ITEM_ID, *item, Tags.ID],
+        "category_id": item,
+    }
+    columns = []
+    for name, rows in cardinalities.items():
+        domain = {"domain": {"min": 0, "max": rows - 1, "name": name}}
+        dims = (None,) if name == "user_id" else (None, (0, None))
+        columns.append(
+            ColumnSchema(name, tags=tags[name], dtype="int32", dims=dims, properties=domain)
+        )
+    columns.append(
+        ColumnSchema(
+            "timestamp",
+            tags=[Tags.TIME, Tags.SEQUENCE, Tags.LIST],
+            dtype="int64",
+            dims=(None, (0, None)),
+        )
+    )
+    TensorflowMetadata.from_merlin_schema(Schema(columns)).to_proto_text_file(str(directory))

@@ -1,0 +1,274 @@
+"""How fast training batches come off the disk, and how much disk a sample takes.
+
+Three ways to the same samples: windows built in the graph from resident histories, the
+materialised form of these histories through Arrow, and the same files through merlin-dataloader
+(a few rows, as it converts them to Python lists and back).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.harness import Report
+    from dataloading.histories import Histories
+    from dataloading.windows import WindowConfig
+
+QUESTION = "How many training samples a second does each data layout give, and at how many bytes?"
+
+LAYOUTS = ("histories", "materialised", "merlin")
+
+# The project's targets on 2 cores (issue A, section C).
+_TARGET_WINDOWS = 150_000
+_TARGET_MATERIALISED = 120_000
+_TARGET_BYTES_RATIO = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this benchmark's options."""
+    parser.add_argument(
+        "--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="what to measure"
+    )
+    parser.add_argument(
+        "--dataset_dir",
+        type=Path,
+        help="histories to use, written by python -m workflows; generated if absent",
+    )
+    parser.add_argument("--users", type=int, help="users to generate (default 50000; quick 5000)")
+    parser.add_argument(
+        "--rows", type=int, help="rows to materialise (default 400000; quick 60000)"
+    )
+    parser.add_argument("--global_batch_size", type=int, default=16384, help="rows of a batch")
+    parser.add_argument("--max_seq_length", type=int, default=100, help="history slots (T)")
+    parser.add_argument("--long_seq_length", type=int, default=90, help="slots of the long history")
+    parser.add_argument("--rounds", type=int, help="measurements of each (default 5; quick 3)")
+    parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Measures the chosen layouts.
+
+    Args:
+      args: as from `add_arguments`, with `quick`.
+
+    Raises:
+      UserError: if the dataset cannot be read, or has fewer rows than a batch.
+    """
+    from benchmarks.data import bytes_of, cached, generate_histories, materialise
+    from benchmarks.harness import Report, interleave
+    from dataloading.histories import Histories
+    from dataloading.materialised import MaterialisedDataset
+    from dataloading.windows import WindowConfig
+
+    users = args.users or (5_000 if args.quick else 50_000)
+    rows = args.rows or (60_000 if args.quick else 400_000)
+    rounds = args.rounds or (3 if args.quick else 5)
+    if args.dataset_dir is None:
+        options: dict[str, Any] = {"users": users, "seed": 0}
+        directory = generate_histories(cached("histories", options, args.cache_dir), **options)
+    else:
+        directory = args.dataset_dir
+    histories = Histories.load(directory)
+    config = WindowConfig(args.max_seq_length, args.long_seq_length)
+    # The dataset's own content names the copy made from it, so a changed dataset is copied anew.
+    source = {
+        "events": histories.num_events,
+        "digest": _digest(histories),
+        "T": args.max_seq_length,
+        "rows": rows,
+    }
+    copies = {
+        codec: materialise(
+            histories,
+            cached(f"materialised-{codec}", source, args.cache_dir),
+            max_seq_length=args.max_seq_length,
+            max_rows=rows,
+            compression=codec,
+        )
+        for codec in ("snappy", "zstd")
+    }
+    dataset = MaterialisedDataset(
+        copies["snappy"],
+        user_features=len(histories.features.user),
+        max_seq_length=args.max_seq_length,
+        long_seq_length=args.long_seq_length,
+    )
+    if dataset.num_rows("train") < args.global_batch_size:
+        raise UserError(
+            f"Only {dataset.num_rows('train')} rows were materialised, fewer than one batch of "
+            f"{args.global_batch_size}. Raise --rows or lower --global_batch_size."
+        )
+
+    contenders: dict[str, Callable[[], int]] = {}
+    if "histories" in args.layout:
+        contenders["windows"] = _windows(histories, config, args.global_batch_size)
+    if "materialised" in args.layout:
+        for name, shuffle in (("materialised", False), ("materialised_shuffled", True)):
+            contenders[name] = _epoch(dataset, args.global_batch_size, shuffle)
+    if "merlin" in args.layout:
+        merlin_rows = 512 if args.quick else 4096
+        contenders["merlin"] = _merlin(copies["snappy"], merlin_rows, args.cache_dir)
+    seconds = 0.5 if args.quick else 2.0
+    timings = interleave(contenders, rounds=rounds, min_seconds=seconds)
+
+    # Both forms hold a positive and a negative for each training target.
+    samples = 2 * _training_targets(histories)
+    sizes = {"histories": bytes_of(directory) / samples}
+    for codec, copy in copies.items():
+        sizes[f"materialised_{codec}"] = bytes_of(copy / "train") / dataset.num_rows("train")
+    labels = {
+        "windows": ("resident histories, windows in the graph", "histories"),
+        "materialised": ("materialised, Arrow, in file order", "materialised_snappy"),
+        "materialised_shuffled": ("materialised, Arrow, shuffled", "materialised_snappy"),
+        "merlin": ("materialised, merlin-dataloader", "materialised_snappy"),
+    }
+    baseline = timings.get("merlin")
+    table = [
+        (
+            labels[name][0],
+            round(timing.median),
+            round(timing.lowest),
+            round(timing.highest),
+            f"{timing.over(baseline):,.0f} x" if baseline else None,
+            sizes[labels[name][1]],
+        )
+        for name, timing in timings.items()
+    ]
+    ratios = {
+        f"bytes_materialised_{codec}_over_histories": sizes[f"materialised_{codec}"]
+        / sizes["histories"]
+        for codec in copies
+    }
+    if baseline:
+        ratios |= {
+            f"{name}_over_merlin": timing.over(baseline)
+            for name, timing in timings.items()
+            if name != "merlin"
+        }
+    for name, target in (("windows", _TARGET_WINDOWS), ("materialised", _TARGET_MATERIALISED)):
+        if name in timings:
+            ratios[f"{name}_over_target"] = timings[name].median / target
+    return Report(
+        title="Loading training samples",
+        columns=(
+            "layout",
+            "samples/s",
+            "lowest",
+            "highest",
+            "vs merlin",
+            "bytes/sample on disk",
+        ),
+        rows=table,
+        config={
+            "dataset": str(args.dataset_dir) if args.dataset_dir else "generated",
+            "users": histories.num_users,
+            "events": histories.num_events,
+            "item_features": list(histories.features.item),
+            "training_samples": samples,
+            "materialised_rows": dataset.num_rows("train"),
+            "merlin_rows": merlin_rows if "merlin" in args.layout else 0,
+            "global_batch_size": args.global_batch_size,
+            "max_seq_length": args.max_seq_length,
+            "long_seq_length": args.long_seq_length,
+            "rounds": rounds,
+            "quick": args.quick,
+        },
+        figures={
+            **{f"{name}_samples_per_s": timing.as_dict() for name, timing in timings.items()},
+            **{f"{name}_bytes_per_sample": size for name, size in sizes.items()},
+        },
+        ratios=ratios,
+        notes=[
+            f"On disk, a training sample takes {sizes['histories']:.1f} bytes as histories and "
+            f"{sizes['materialised_snappy']:.0f} materialised (zstd: "
+            f"{sizes['materialised_zstd']:.0f}): 1/"
+            f"{ratios['bytes_materialised_snappy_over_histories']:.0f} (zstd: 1/"
+            f"{ratios['bytes_materialised_zstd_over_histories']:.0f}); target 1/"
+            f"{_TARGET_BYTES_RATIO}. Histories include timestamps, which the other form lacks.",
+            f"Targets on 2 cores: windows {_TARGET_WINDOWS:,}/s, materialised "
+            f"{_TARGET_MATERIALISED:,}/s.",
+        ],
+    )
+
+
+def _windows(histories: Histories, config: WindowConfig, batch_size: int) -> Callable[[], int]:
+    """A contender that builds one batch of windows a call."""
+    import tensorflow as tf
+
+    from dataloading.windows import WindowBuilder
+
+    builder = WindowBuilder(histories, config)
+    build = tf.function(lambda step: builder.train_batch(0, 0, step, batch_size))
+    steps = itertools.cycle(range(max(builder.train_steps(batch_size) - 1, 1)))
+
+    def work() -> int:
+        _, labels = build(tf.constant(next(steps), tf.int64))
+        return int(labels.numpy().size)
+
+    return work
+
+
+def _epoch(dataset: Any, batch_size: int, shuffle: bool) -> Callable[[], int]:
+    """A contender that reads one epoch a call, starting its threads included."""
+    epochs = itertools.count()
+
+    def work() -> int:
+        batches: Iterator[Any] = dataset.batches(
+            "train", batch_size, shuffle=shuffle, epoch=next(epochs)
+        )
+        return sum(len(labels) for _, labels in batches)
+
+    return work
+
+
+def _merlin(directory: Path, rows: int, cache_dir: Path | None) -> Callable[[], int]:
+    """A contender that reads the first `rows` rows with merlin-dataloader a call.
+
+    They get a file of their own: the loader converts a whole partition before its first batch.
+    """
+    import pyarrow.parquet as pq
+    from merlin.io import Dataset
+    from merlin.loader.tensorflow import Loader
+
+    from benchmarks.data import cached
+    from fs import atomic_file
+
+    file = cached("merlin", {"source": directory.name, "rows": rows}, cache_dir)
+    file = file.with_suffix(".parquet")
+    if not file.exists():
+        with pq.ParquetFile(directory / "train" / "part.0.parquet") as source:
+            table = source.read_row_group(0).slice(0, rows)
+        with atomic_file(file) as temporary:
+            pq.write_table(table, temporary, compression="snappy")
+
+    def work() -> int:
+        loader = Loader(Dataset([str(file)], engine="parquet"), batch_size=rows, shuffle=False)
+        try:
+            return sum(int(features["label"].shape[0]) for features, _ in loader)
+        finally:
+            loader.stop()
+
+    return work
+
+
+def _training_targets(histories: Histories) -> int:
+    """Events that are targets of training: all but each user's first and the held-out ones."""
+    import numpy as np
+
+    lengths = np.diff(histories.offsets)
+    return int(np.maximum(lengths - 1 - histories.split.held_out, 0).sum())
+
+
+def _digest(histories: Histories) -> str:
+    import hashlib
+
+    digest = hashlib.sha256(histories.offsets.tobytes())
+    for values in histories.item_features.values():
+        digest.update(values.tobytes())
+    return digest.hexdigest()
