@@ -1,17 +1,12 @@
-"""The models: MODELS maps a name to what builds it; CONFIGS to its options."""
+"""The models by name: ``MODELS["sim"](schema, SIMConfig())`` is a `merlin.models.tf.Model`."""
 
 from __future__ import annotations
 
-from models import dien, din, sim
+from models.config import DIENConfig, DINConfig, SIMConfig
+from models.registry import ModelEntry
 
 MODELS = {
-    "dien": dien.build,
-    "din": din.build,
-    "sim": sim.build,
-}
-
-CONFIGS = {
-    "dien": dien.DIENConfig,
-    "din": din.DINConfig,
-    "sim": sim.SIMConfig,
+    "sim": ModelEntry("models.sim", SIMConfig),
+    "din": ModelEntry("models.din", DINConfig),
+    "dien": ModelEntry("models.dien", DIENConfig),
 }

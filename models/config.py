@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from errors import UserError
 
@@ -25,7 +26,11 @@ class HistoryModelConfig:
         default=(200, 80), metadata={"help": "hidden widths of the (last) classification MLP"}
     )
     dropout_rate: float | None = dataclasses.field(
-        default=None, metadata={"help": "dropout before the classification layers; none if absent"}
+        default=None,
+        metadata={
+            "help": "dropout before the classification layers; none (or -1): no dropout",
+            "none": (-1,),
+        },
     )
     time_features: bool = dataclasses.field(
         default=False,
@@ -61,3 +66,62 @@ class HistoryModelConfig:
     def short_seq_length(self) -> int:
         """S, the slots of the short history."""
         return self.max_seq_length - self.long_seq_length
+
+
+@dataclasses.dataclass(frozen=True)
+class SIMConfig(HistoryModelConfig):
+    """Options of SIM; defaults are seed 000's."""
+
+    stage_one_mlp_dims: tuple[int, ...] = dataclasses.field(
+        default=(200,), metadata={"help": "hidden widths of the search unit's classification MLP"}
+    )
+    aux_mlp_dims: tuple[int, ...] = dataclasses.field(
+        default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}
+    )
+    k: int = dataclasses.field(
+        default=50, metadata={"help": "events of the long history that the search keeps"}
+    )
+    gsu: Literal["soft", "hard"] = dataclasses.field(
+        default="soft",
+        metadata={"help": "search by embedding similarity, or by the candidate's category"},
+    )
+    category_feature: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "item feature that hard search matches; default: the first but the id"},
+    )
+
+    def __post_init__(self) -> None:
+        """Validates."""
+        super().__post_init__()
+        if self.k < 1:
+            raise UserError(f"k must be at least 1, received {self.k}.")
+        if self.gsu not in ("soft", "hard"):
+            raise UserError(f"gsu must be soft or hard, received {self.gsu!r}.")
+        if self.long_seq_length < 1:
+            raise UserError("SIM searches the long history: long_seq_length must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DINConfig(HistoryModelConfig):
+    """Options of DIN; defaults are seed 000's."""
+
+    interaction: Literal["dot", "activation_unit"] = dataclasses.field(
+        default="dot", metadata={"help": "how an event is scored against the candidate"}
+    )
+
+    def __post_init__(self) -> None:
+        """Validates."""
+        super().__post_init__()
+        if self.interaction not in ("dot", "activation_unit"):
+            raise UserError(
+                f"interaction must be dot or activation_unit, received {self.interaction!r}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DIENConfig(HistoryModelConfig):
+    """Options of DIEN; defaults are seed 000's. It reads the short history only."""
+
+    aux_mlp_dims: tuple[int, ...] = dataclasses.field(
+        default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}
+    )

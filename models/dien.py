@@ -6,7 +6,6 @@ defaults.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +15,7 @@ from merlin.schema import Schema
 from models.base import HistoryBlock, HistoryModel, assemble, body_arguments, by_candidate
 from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 from models.blocks.mlp import prelu_mlp
-from models.config import HistoryModelConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DIENConfig(HistoryModelConfig):
-    """Options of DIEN; defaults are seed 000's. It reads the short history only."""
-
-    aux_mlp_dims: tuple[int, ...] = dataclasses.field(
-        default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}
-    )
+from models.config import DIENConfig
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")

@@ -5,35 +5,16 @@ Zhou et al. 2018, "Deep Interest Network for Click-Through Rate Prediction"; see
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 from merlin.schema import Schema
 
-from errors import UserError
 from models.base import HistoryBlock, HistoryModel, assemble, body_arguments, by_candidate
 from models.blocks.attention import ActivationUnit, masked_softmax
 from models.blocks.mlp import prelu_mlp
-from models.config import HistoryModelConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DINConfig(HistoryModelConfig):
-    """Options of DIN; defaults are seed 000's."""
-
-    interaction: Literal["dot", "activation_unit"] = dataclasses.field(
-        default="dot", metadata={"help": "how an event is scored against the candidate"}
-    )
-
-    def __post_init__(self) -> None:
-        """Validates."""
-        super().__post_init__()
-        if self.interaction not in ("dot", "activation_unit"):
-            raise UserError(
-                f"interaction must be dot or activation_unit, received {self.interaction!r}."
-            )
+from models.config import DINConfig
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")

@@ -6,9 +6,8 @@ Click-Through Rate Prediction"; seed 000 for defaults.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 from merlin.schema import Schema
@@ -31,40 +30,7 @@ from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 from models.blocks.linear import linear
 from models.blocks.mlp import prelu_mlp
 from models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
-from models.config import HistoryModelConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class SIMConfig(HistoryModelConfig):
-    """Options of SIM; defaults are seed 000's."""
-
-    stage_one_mlp_dims: tuple[int, ...] = dataclasses.field(
-        default=(200,), metadata={"help": "hidden widths of the search unit's classification MLP"}
-    )
-    aux_mlp_dims: tuple[int, ...] = dataclasses.field(
-        default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}
-    )
-    k: int = dataclasses.field(
-        default=50, metadata={"help": "events of the long history that the search keeps"}
-    )
-    gsu: Literal["soft", "hard"] = dataclasses.field(
-        default="soft",
-        metadata={"help": "search by embedding similarity, or by the candidate's category"},
-    )
-    category_feature: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "item feature that hard search matches; default: the first but the id"},
-    )
-
-    def __post_init__(self) -> None:
-        """Validates."""
-        super().__post_init__()
-        if self.k < 1:
-            raise UserError(f"k must be at least 1, received {self.k}.")
-        if self.gsu not in ("soft", "hard"):
-            raise UserError(f"gsu must be soft or hard, received {self.gsu!r}.")
-        if self.long_seq_length < 1:
-            raise UserError("SIM searches the long history: long_seq_length must be at least 1.")
+from models.config import SIMConfig
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")

@@ -36,6 +36,10 @@ REMOVED: dict[str, str] = {
         "histories are loaded once and stay in memory, so no sample is cached (or computed from "
         "a file twice)"
     ),
+    "num_parallel_calls": (
+        "batches are built inside the training step, and materialised samples are decoded by Arrow "
+        "with one thread a core; --intra_op_parallelism sets the step's threads"
+    ),
     "affinity": (
         "processes are bound to cores by what starts them: `taskset` or `numactl` before the "
         "command, or the launcher's own options; --intra_op_parallelism and "
@@ -91,6 +95,13 @@ class RunConfig:
         ),
     )
 
+    number_of_user_features: int = dataclasses.field(
+        default=1,
+        metadata=_option(
+            "datasets", "Columns after the label that are user features (materialised samples only)"
+        ),
+    )
+
     # --- training
     optimizer: Literal["adam", "lazy_adam", "adagrad", "sgd"] = dataclasses.field(
         default="adam", metadata=_option("training", "Optimizer to use")
@@ -136,7 +147,8 @@ class RunConfig:
         default=10,
         metadata=_option(
             "training",
-            "Number of batches to prefetch in training; none (or -1): tf.data decides",
+            "Batches to read ahead in training (materialised samples only); none (or -1): the "
+            "reader decides",
             none=(-1,),
         ),
     )
@@ -144,25 +156,9 @@ class RunConfig:
         default=2,
         metadata=_option(
             "training",
-            "Number of batches to prefetch in evaluation; none (or -1): tf.data decides",
+            "Batches to read ahead in evaluation (materialised samples only); none (or -1): the "
+            "reader decides",
             none=(-1,),
-        ),
-    )
-    max_seq_length: int = dataclasses.field(
-        default=100,
-        metadata=_option("training", "Length of the behaviour history; older events are cut off"),
-    )
-    long_seq_length: int = dataclasses.field(
-        default=90,
-        metadata=_option(
-            "training",
-            "Leading part of max_seq_length that is the long history; the rest is the short one",
-        ),
-    )
-    time_features: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "training", "Add the time gap between event and target, in log buckets (flag)"
         ),
     )
     eval_every: int | None = dataclasses.field(
@@ -259,12 +255,6 @@ class RunConfig:
             "run mode", "Number of intra op threads; none (or 0): TensorFlow decides", none=(0,)
         ),
     )
-    num_parallel_calls: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "run mode", "Batches that tf.data prepares in parallel; none: tf.data decides"
-        ),
-    )
 
     # --- reproducibility
     seed: int | None = dataclasses.field(
@@ -275,16 +265,16 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("test_negatives", "epochs", "log_every", "keep_checkpoints", "max_seq_length"):
+        for name in ("test_negatives", "epochs", "log_every", "keep_checkpoints"):
             self._at_least(name, 1)
         for name in (
             *("repeat_count", "eval_every", "checkpoint_every", "benchmark_steps"),
-            *("inter_op_parallelism", "intra_op_parallelism", "num_parallel_calls"),
+            *("inter_op_parallelism", "intra_op_parallelism"),
         ):
             self._at_least(name, 1)
         for name in (
             *("prefetch_train_size", "prefetch_test_size", "benchmark_warmup_steps"),
-            *("long_seq_length", "weight_decay", "seed"),
+            *("weight_decay", "seed", "number_of_user_features"),
         ):
             self._at_least(name, 0)
         if self.lr <= 0:
@@ -293,12 +283,6 @@ class RunConfig:
             raise UserError(
                 f"global_batch_size: expected an even number of at least 2 (each training sample "
                 f"is a positive row and a negative one), received {self.global_batch_size}."
-            )
-        if self.long_seq_length >= self.max_seq_length:
-            raise UserError(
-                f"long_seq_length: expected less than max_seq_length ({self.max_seq_length}), so "
-                f"that a short history remains, received {self.long_seq_length}. Lower "
-                f"--long_seq_length or raise --max_seq_length."
             )
         if not self.log_filename or Path(self.log_filename).name != self.log_filename:
             raise UserError(

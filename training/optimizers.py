@@ -22,6 +22,9 @@ DENSE_OPTIMIZERS = {
     "sgd": tf.keras.optimizers.SGD,
 }
 
+MODEL_PREFIXES = ("table/", "model/")
+"""First parts of the names that `model_state` gives."""
+
 
 class Optimizer(tf.Module):
     """Applies a named optimizer to a built model.
@@ -84,13 +87,13 @@ class Optimizer(tf.Module):
             on the variable) leaves it alone.
         """
         dense = gradients[: len(self.dense)]
-        tables = dict(zip(self.tables, gradients[len(self.dense) :], strict=True))
+        tables = dict(zip(self.tables, gradients[len(self.dense) :]))
         step = tf.cast(self.iterations + 1, tf.float32)
         self._table_optimizer.apply(
             {name: g for name, g in tables.items() if g is not None}, self.tables, step
         )
         self._dense_optimizer.apply_gradients(
-            [(g, v) for g, v in zip(dense, self.dense, strict=True) if g is not None]
+            [(g, v) for g, v in zip(dense, self.dense) if g is not None]
         )
 
     def state(self) -> dict[str, tf.Variable]:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-Gradient = tf.Tensor | tf.IndexedSlices | None
-
 
 def amp_policy(has_gpu: bool) -> str:
     """The Keras policy of `--amp`: fp16 on GPUs, bf16 on CPUs (AVX-512 has its products)."""
@@ -38,12 +36,12 @@ class LossScale(tf.Module):
         """The loss to differentiate."""
         return loss * tf.cast(self.scale, loss.dtype)
 
-    def unscaled(self, gradients: Sequence[Gradient]) -> list[Gradient]:
-        """Gradients of the loss itself."""
+    def unscaled(self, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Gradients of the loss itself; they may be tensors, IndexedSlices or None."""
         inverse = 1.0 / self.scale
         return [_map_values(g, lambda values: values * inverse) for g in gradients]
 
-    def update(self, gradients: Sequence[Gradient]) -> tf.Tensor:
+    def update(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
         """Adapts the scale to unscaled gradients.
 
         Returns:
@@ -61,7 +59,7 @@ class LossScale(tf.Module):
         return finite
 
 
-def _map_values(gradient: Gradient, function: Callable[[tf.Tensor], tf.Tensor]) -> Gradient:
+def _map_values(gradient: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
     if gradient is None:
         return None
     if isinstance(gradient, tf.IndexedSlices):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fs import atomic_file
 from training.logging import LogRecord
-from training.metrics import RocCurve
+from training.metrics import RocCurve, ScoreAccumulator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,6 +69,30 @@ def write_report(
     if roc:
         _save(roc_plot(roc, title=title), directory / "roc.png")
     return directory
+
+
+def write_scores(path: Path, scores: ScoreAccumulator) -> Path:
+    """Writes every scored row as parquet: group (user), label, logit, probability.
+
+    Args:
+      path: the file to write, whole or not at all.
+      scores: rows in the order in which they were scored.
+
+    Returns:
+      `path`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    logits = scores.logits()
+    columns = {"label": scores.labels().astype("int8"), "logit": logits}
+    columns["probability"] = 1 / (1 + np.exp(-logits.astype("float64")))
+    groups = scores.groups()
+    if groups is not None:
+        columns = {"group": groups, **columns}
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+    return path
 
 
 def learning_curve(

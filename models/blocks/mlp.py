@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import merlin.models.tf as mm
 import tensorflow as tf
+
+from models.blocks.dropout import ResumableDropout
 
 PRELU_SLOPE = 0.1
 """Initial slope of PReLU for negative inputs, one per unit (seed 000's code)."""
@@ -31,5 +34,5 @@ def prelu_mlp(dims: Sequence[int], dropout_rate: float | None, name: str) -> mm.
             tf.keras.layers.PReLU(alpha_initializer=tf.keras.initializers.Constant(PRELU_SLOPE))
         )
     if dropout_rate:
-        layers.append(tf.keras.layers.Dropout(dropout_rate))
+        layers.append(ResumableDropout(dropout_rate, seed=zlib.crc32(name.encode())))
     return mm.SequentialBlock(layers, block_name=name)

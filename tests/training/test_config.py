@@ -24,7 +24,6 @@ SEED_DEFAULTS: dict[str, Any] = {
     "repeat_count": None,
     "prefetch_train_size": 10,
     "prefetch_test_size": 2,
-    "long_seq_length": 90,
     "log_filename": "log.json",
     "save_checkpoint_path": None,
     "load_checkpoint_path": None,
@@ -34,18 +33,17 @@ SEED_DEFAULTS: dict[str, Any] = {
     "benchmark_steps": 200,
     "inter_op_parallelism": None,
     "intra_op_parallelism": None,
-    "num_parallel_calls": None,
     "seed": None,
 }
 SEED_WITHOUT_OUR_DEFAULT = {"model_type", "dataset_dir", "results_dir"}
 SEED_ABSENT = {
     *("feature_spec", "disable_cache", "prebatch_train_size", "prebatch_test_size"),
-    *("train_dataset_size", "affinity"),
+    *("train_dataset_size", "affinity", "num_parallel_calls"),
 }
 # What those tables list under "model", with dropout_rate: fields of the models' own configs.
 SEED_OF_MODELS = {
     *("embedding_dim", "stage_one_mlp_dims", "stage_two_mlp_dims", "aux_mlp_dims"),
-    "dropout_rate",
+    *("dropout_rate", "long_seq_length"),
 }
 
 
@@ -123,7 +121,6 @@ def test_a_command_line_of_the_seed_is_read():
         ({"test_negatives": 0}, "test_negatives: expected 1 or more"),
         ({"global_batch_size": 7}, "an even number of at least 2 .* received 7"),
         ({"global_batch_size": 0}, "an even number of at least 2"),
-        ({"long_seq_length": 100}, r"less than max_seq_length \(100\).*Lower --long_seq_length"),
         ({"log_filename": "a/b.json"}, "name of a file in results_dir, received 'a/b.json'"),
         ({"log_filename": ""}, "name of a file in results_dir"),
         ({"mode": "evaluate"}, "evaluate needs a trained model.*--load_checkpoint_path DIR"),
@@ -149,7 +146,7 @@ def test_values_that_make_sense_are_accepted():
     config(mode="inference", random_weights=True, benchmark=True)
     config(mode="evaluate", load_checkpoint_path=Path("c"))
     config(checkpoint_every=10, save_checkpoint_path=Path("c"))
-    config(long_seq_length=0, max_seq_length=1, benchmark_warmup_steps=0, weight_decay=0.1)
+    config(benchmark_warmup_steps=0, weight_decay=0.1)
 
 
 def test_every_option_has_help_and_a_scope():

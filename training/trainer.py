@@ -1,0 +1,288 @@
+"""The training loop: steps, evaluation, checkpoints, logs. It knows no model and no dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import merlin.models.tf as mm
+import numpy as np
+import tensorflow as tf
+
+from dataloading.sources import BatchSource
+from errors import UserError
+from training.checkpoint import Checkpoint, CheckpointStore, RowBlocks
+from training.config import RunConfig
+from training.logging import RunLogger
+from training.metrics import RocCurve, ScoreAccumulator
+from training.optimizers import MODEL_PREFIXES, Optimizer, model_state
+from training.performance import PerformanceMeter
+from training.precision import LossScale
+from training.signals import TERMINATED_EXIT_STATUS, catch_sigterm
+from training.steps import Steps
+
+_ROWS_A_BLOCK = 1 << 18  # of a table in a checkpoint: 16 MB at D = 16, so that memory stays flat
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+      epoch: from 0; the number of epochs when training is done.
+      step: steps of this epoch that are done.
+      total_steps: steps done in all epochs.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run found.
+
+    Attributes:
+      summary: figures by name, as logged.
+      roc: ROC curve by split, of the last evaluation.
+    """
+
+    summary: Mapping[str, Any]
+    roc: Mapping[str, RocCurve]
+
+
+class Trainer:
+    """Trains, evaluates and scores with one model on one source of batches."""
+
+    def __init__(
+        self,
+        model: mm.Model,
+        source: BatchSource,
+        config: RunConfig,
+        *,
+        model_identity: Mapping[str, Any],
+        run_identity: Mapping[str, Any],
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Builds the model's variables and, if asked to, restores them.
+
+        Args:
+          model: maps features to logits ``[B, C]``.
+          source: of batches.
+          config: of the run.
+          model_identity: what a checkpoint must agree on to be used, for JSON.
+          run_identity: what it must agree on besides to be continued.
+          checkpoint: to continue (mode train), or to take the model from.
+
+        Raises:
+          UserError: if the checkpoint belongs to another model, dataset or configuration.
+        """
+        self._model = model
+        self._source = source
+        self._config = config
+        self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
+        self._build()
+        self._optimizer = None
+        if config.mode == "train":  # its state is as large as the tables, or twice as large
+            self._optimizer = Optimizer(config.optimizer, config.lr, config.weight_decay, model)
+        fp16 = tf.keras.mixed_precision.global_policy().compute_dtype == "float16"
+        self._loss_scale = LossScale() if fp16 else None
+        self._steps = Steps(model, self._optimizer, source, self._loss_scale)
+        self.position = Position()
+        self._resumed_from = checkpoint
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    def train(self, log: RunLogger) -> Outcome:
+        """Trains to the configured number of epochs, evaluating and saving on the way.
+
+        Raises:
+          UserError: if a loss is not finite; the last checkpoint stays.
+          SystemExit: with status 143, after SIGTERM and a checkpoint.
+        """
+        store = self._open_store()
+        meter = PerformanceMeter(warmup_steps=min(20, self._source.train_steps() // 2))
+        began, figures, roc = time.perf_counter(), {}, {}
+        with catch_sigterm() as termination:
+            while self.position.epoch < self._config.epochs:
+                meter.start()
+                for feed in self._source.train_feeds(self.position.epoch, self.position.step):
+                    self._train_step(feed, log, meter)
+                    if termination:
+                        self._save(store)
+                        raise SystemExit(TERMINATED_EXIT_STATUS)
+                    every = self._config.checkpoint_every
+                    if store and every and self.position.total_steps % every == 0:
+                        self._save(store)
+                done = self.position.epoch
+                self.position.epoch, self.position.step = done + 1, 0
+                figures = meter.results() if meter.measured_steps else {}
+                if self._evaluation_is_due():
+                    scores = self._evaluate_splits(log)
+                    figures |= {k: v for s in scores.values() for k, v in s[0].items()}
+                    roc = {split: curve for split, (_, curve) in scores.items()}
+                log.epoch(done, figures)
+                self._save(store)
+        if not roc:  # a finished run, resumed
+            scores = self._evaluate_splits(log)
+            figures |= {k: v for s in scores.values() for k, v in s[0].items()}
+            roc = {split: curve for split, (_, curve) in scores.items()}
+        return Outcome({**figures, "time_to_train": time.perf_counter() - began}, roc)
+
+    def benchmark(self, log: RunLogger) -> Outcome:
+        """Trains for the configured number of steps and reports their speed; saves nothing."""
+        meter = self._benchmark_meter()
+        meter.start()
+        for feed in self._training_forever():
+            self._train_step(feed, log, meter)
+            if meter.completed or (self.position.epoch >= self._config.epochs and not meter.steps):
+                break
+        return Outcome(meter.results(), {})
+
+    def evaluate(self, log: RunLogger) -> Outcome:
+        """Evaluates on the configured splits."""
+        scores = self._evaluate_splits(log)
+        figures = {k: v for s in scores.values() for k, v in s[0].items()}
+        return Outcome(figures, {split: curve for split, (_, curve) in scores.items()})
+
+    def inference(self, log: RunLogger) -> tuple[Outcome, ScoreAccumulator]:
+        """Scores the evaluation split and reports speed and latency of a batch.
+
+        Without `--benchmark` every row is scored once, after one unmeasured batch; with it, the
+        split is gone over until the configured steps are done.
+
+        Returns:
+          The figures, and the scores (of one pass).
+        """
+        split, scores = self._config.eval_split, ScoreAccumulator()
+        if self._config.benchmark:
+            meter = self._benchmark_meter()
+        else:
+            meter = PerformanceMeter()
+            self._steps.evaluate(split, next(iter(self._source.eval_feeds(split))))
+        first_pass = True
+        meter.start()
+        while not meter.completed:
+            for step, feed in enumerate(self._source.eval_feeds(split)):
+                labels, logits, groups = (t.numpy() for t in self._steps.evaluate(split, feed))
+                log.step(0, step, {"samples/s": meter.step(labels.size)})
+                if first_pass:
+                    scores.update(labels, logits, groups)
+                if meter.completed:
+                    break
+            first_pass = False
+            if meter.steps is None:
+                break
+        return Outcome(meter.results(), {}), scores
+
+    def scores(self, split: str, log: RunLogger) -> ScoreAccumulator:
+        """Scores a split once."""
+        scores = ScoreAccumulator()
+        with log.track(f"evaluating {split}", self._source.eval_steps(split)) as advance:
+            for feed in self._source.eval_feeds(split):
+                labels, logits, groups = self._steps.evaluate(split, feed)
+                scores.update(labels.numpy(), logits.numpy(), groups.numpy())
+                advance(1)
+        return scores
+
+    def _build(self) -> None:
+        """Creates the model's variables by scoring two histories."""
+        feed = next(iter(self._source.train_feeds(0, 0)))
+        features, _ = self._source.train_batch(feed)
+        self._model({name: tf.convert_to_tensor(value[:2]) for name, value in features.items()})
+
+    def _train_step(self, feed: Any, log: RunLogger, meter: PerformanceMeter) -> None:
+        result = {name: value.numpy().item() for name, value in self._steps.train(feed).items()}
+        rows = result.pop("rows")
+        speed = meter.step(rows)
+        position = self.position
+        # fp16 overflows are part of dynamic scaling: they show in gradients, and skip the step.
+        if not math.isfinite(result["total_loss"]):
+            raise UserError(
+                f"The loss is {result['total_loss']} in epoch {position.epoch}, step "
+                f"{position.step}; {self._source.describe(feed, rows)}. The last checkpoint is "
+                "unharmed. Lower --lr, or look at these samples."
+            )
+        if position.total_steps % self._config.log_every == 0:
+            log.step(position.epoch, position.step, {**result, "samples/s": speed})
+        position.step += 1
+        position.total_steps += 1
+
+    def _training_forever(self) -> Iterator[Any]:
+        while True:
+            yield from self._source.train_feeds(self.position.epoch, 0)
+            self.position.epoch, self.position.step = self.position.epoch + 1, 0
+
+    def _benchmark_meter(self) -> PerformanceMeter:
+        return PerformanceMeter(self._config.benchmark_warmup_steps, self._config.benchmark_steps)
+
+    def _evaluation_is_due(self) -> bool:
+        every, epoch = self._config.eval_every, self.position.epoch
+        return epoch == self._config.epochs or (every is not None and epoch % every == 0)
+
+    def _evaluate_splits(self, log: RunLogger) -> dict[str, tuple[dict[str, Any], RocCurve]]:
+        results = {}
+        splits = [self._config.eval_split, *(["train"] if self._config.eval_train else [])]
+        for split in splits:
+            scores = self.scores(split, log)
+            results[split] = (scores.result().as_dict(f"{split}_"), scores.roc())
+        return results
+
+    def _open_store(self) -> CheckpointStore | None:
+        if self._config.save_checkpoint_path is None:
+            return None
+        store = CheckpointStore(
+            self._config.save_checkpoint_path, keep=self._config.keep_checkpoints
+        )
+        store.begin(self._resumed_from)
+        return store
+
+    def _state(self) -> dict[str, tf.Variable]:
+        """Everything that training changes, by name."""
+        state = model_state(self._model)
+        if self._optimizer is not None:
+            state |= self._optimizer.state()
+        if self._optimizer is not None and self._loss_scale is not None:
+            state["loss_scale/scale"] = self._loss_scale.scale
+            state["loss_scale/good_steps"] = self._loss_scale.good_steps
+        return state
+
+    def _save(self, store: CheckpointStore | None) -> None:
+        if store is not None:
+            tensors = {name: _blocks(variable) for name, variable in self._state().items()}
+            meta = {"identity": self._identity, "position": dataclasses.asdict(self.position)}
+            store.save(self.position.total_steps, tensors, meta)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Restores everything to continue a run; only the model to use it."""
+        state = self._state()
+        expected: dict[str, Any] = {name: _blocks(variable) for name, variable in state.items()}
+        identity = dict(self._identity)
+        if self._optimizer is None:
+            identity.pop("run")
+            others = (n for n in checkpoint if not n.startswith(MODEL_PREFIXES))
+            expected |= {name: checkpoint.specs[name] for name in others}
+        checkpoint.require_meta({"identity": identity})
+        checkpoint.require_tensors(expected)
+        for name, variable in state.items():
+            variable.assign(checkpoint[name])
+        self.position = Position(**checkpoint.meta["position"])
+
+
+def _blocks(variable: tf.Variable) -> RowBlocks:
+    """A variable for a checkpoint, read block by block."""
+    shape = tuple(variable.shape)
+    dtype = np.dtype(variable.dtype.as_numpy_dtype)
+
+    def blocks() -> Iterator[np.ndarray[Any, Any]]:
+        if not shape:
+            yield variable.numpy()
+            return
+        for start in range(0, shape[0], _ROWS_A_BLOCK):
+            yield variable[start : start + _ROWS_A_BLOCK].numpy()
+
+    return RowBlocks(shape, dtype, blocks)
