@@ -141,6 +141,13 @@ class HistoryBlock(Block):
             negatives=joined("/negatives", event) if negatives else None,
         )
 
+    def split_event(self, events: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Splits events ``[..., E']`` into items ``[..., E]`` and time gaps (None without them)."""
+        if not self._config.time_features:
+            return events, None
+        items, gaps = tf.split(events, [self.item_width, -1], axis=-1)
+        return items, gaps
+
     def auxiliary_input(self, batch: Embedded, training: bool) -> tf.Tensor | None:
         """The batch's auxiliary negatives in training, else None.
 

@@ -46,12 +46,13 @@ class DINBlock(HistoryBlock):
           ``[B, C, stage_two_mlp_dims[-1]]``.
         """
         batch = self.embed(inputs, long=slice(None), short=None)
-        items = batch.long[..., : self.item_width]  # [B, T, E]
+        items, _ = self.split_event(batch.long)  # [B, T, E]
         if self._unit is None:
             scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, T]
         else:
             steps = tf.transpose(items, [1, 0, 2])  # [T, B, E]
-            scores = tf.transpose(self._unit((batch.target, steps)), [1, 2, 0])  # [B, C, T]
+            target = tf.transpose(batch.target, [1, 0, 2])  # [C, B, E]
+            scores = tf.transpose(self._unit((target, steps)), [2, 1, 0])  # [B, C, T]
         weights = masked_softmax(scores, tf.expand_dims(batch.long_mask, 1))
         interest = tf.matmul(tf.cast(weights, self.compute_dtype), batch.long)  # [B, C, E']
         features = tf.concat([batch.target, interest, batch.user], -1)

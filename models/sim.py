@@ -131,7 +131,7 @@ class SIMBlock(HistoryBlock):
           Stage one's sum ``[B, C, E]``, the ESU's attention ``[B, C, E']`` and the mean of the
           events found ``[B, C, E']``.
         """
-        items = batch.long[..., : self.item_width]  # [B, L, E]
+        items, gaps = self.split_event(batch.long)  # [B, L, E], [B, L, D]
         scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, L]
         valid = tf.expand_dims(batch.long_mask, 1)  # [B, 1, L]
         if self._category is None:
@@ -141,8 +141,7 @@ class SIMBlock(HistoryBlock):
             candidates = valid & self._same_category(inputs, self._category)
             selected = latest_k_mask(candidates, self._config.k)
         exact = scores
-        if self._config.time_features:
-            gaps = batch.long[..., self.item_width :]  # [B, L, D]
+        if gaps is not None:
             exact += tf.transpose(linear(gaps, self._gap_score), [0, 2, 1])
         # Three weighted sums over the same events: one product of [B, 3C, L] and [B, L, E'].
         weights = tf.concat(
@@ -155,7 +154,7 @@ class SIMBlock(HistoryBlock):
         )
         sums = tf.matmul(tf.cast(weights, self.compute_dtype), batch.long)  # [B, 3C, E']
         searched, attended, mean = tf.split(sums, 3, axis=1)
-        return searched[..., : self.item_width], attended, mean
+        return self.split_event(searched)[0], attended, mean
 
     def _same_category(self, inputs: Mapping[str, tf.Tensor], feature: str) -> tf.Tensor:
         """Which long events share each candidate's category: bool ``[B, C, L]``."""

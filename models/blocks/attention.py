@@ -66,19 +66,20 @@ class ActivationUnit(tf.keras.layers.Layer):
         """Scores every pair.
 
         Args:
-          inputs: candidates ``[B, C, H]`` and steps, time-major, ``[S, B, H]``.
+          inputs: candidates ``[C, B, H]`` and steps, time-major, ``[S, B, H]``.
 
         Returns:
-          Unnormalised scores ``[S, B, C]``.
+          Unnormalised scores ``[S, C, B]``. Candidates lead because a step is then broadcast over
+          whole rows of the batch, whose gradient is a cheap sum.
         """
         items, steps = inputs
         w_item, w_step, w_difference, w_product = tf.split(self._kernel, 4)
-        by_item = linear(items, w_item + w_difference) + self._bias  # [B, C, 80]
+        by_item = linear(items, w_item + w_difference) + self._bias  # [C, B, 80]
         by_step = linear(steps, w_step - w_difference)  # [S, B, 80]
-        product = tf.expand_dims(steps, 2) * items  # [S, B, C, H]
-        by_pair = linear(product, w_product)  # [S, B, C, 80]
-        hidden = tf.sigmoid(by_pair + tf.expand_dims(by_step, 2) + by_item)
-        return tf.squeeze(self._score(self._second(hidden)), -1)  # [S, B, C]
+        product = tf.expand_dims(steps, 1) * items  # [S, C, B, H]
+        by_pair = linear(product, w_product)  # [S, C, B, 80]
+        hidden = tf.sigmoid(by_pair + tf.expand_dims(by_step, 1) + by_item)
+        return tf.squeeze(self._score(self._second(hidden)), -1)  # [S, C, B]
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

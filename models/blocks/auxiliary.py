@@ -62,8 +62,8 @@ class AuxiliaryNet(tf.keras.layers.Layer):
         """
         states, clicks, negatives, mask = inputs
         w_state, w_item = tf.split(self._kernel, [self._state_width, -1])
-        by_state = linear(states[:-1], w_state) + self._bias  # [S - 1, B, 100]
-        items = tf.stack([clicks[1:], negatives[1:]])  # [2, S - 1, B, E]
+        by_state = linear(_without_last(states), w_state) + self._bias  # [S - 1, B, 100]
+        items = tf.stack([_without_first(clicks), _without_first(negatives)])  # [2, S - 1, B, E]
         hidden = tf.sigmoid(linear(items, w_item) + by_state)  # [2, S - 1, B, 100]
         for layer in self._hidden:
             hidden = layer(hidden)
@@ -75,3 +75,13 @@ class AuxiliaryNet(tf.keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "dims": self._dims}
+
+
+def _without_first(sequence: tf.Tensor) -> tf.Tensor:
+    """Steps 1 to S - 1. By a split, whose gradient joins where a slice's fills and adds."""
+    return tf.split(sequence, [1, -1])[1]
+
+
+def _without_last(sequence: tf.Tensor) -> tf.Tensor:
+    """Steps 0 to S - 2."""
+    return tf.split(sequence, [-1, 1])[0]

@@ -70,9 +70,10 @@ class InterestEvolution(tf.keras.layers.Layer):
           Final states ``[B, C, H]``, and the auxiliary loss (None without negatives).
         """
         states = self._extractor((short, mask))  # [S, B, H]
-        scores = self._attention((self._slope(self._project(target)), states))  # [S, B, C]
-        attention = masked_softmax(scores, tf.expand_dims(mask, -1), axis=0)
-        final = self._evolution((states, attention))
+        items = self._slope(self._project(tf.transpose(target, [1, 0, 2])))  # [C, B, H]
+        scores = self._attention((items, states))  # [S, C, B]
+        attention = masked_softmax(scores, tf.expand_dims(mask, 1), axis=0)
+        final = tf.transpose(self._evolution((states, attention)), [1, 0, 2])  # [B, C, H]
         if negatives is None:
             return final, None
         return final, self._auxiliary((states, short, negatives, mask))

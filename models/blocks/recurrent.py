@@ -110,17 +110,17 @@ class AUGRU(_Recurrent):
 
         Args:
           inputs: steps ``[S, B, D]`` with S known, shared by the candidates, and attention
-            weights ``[S, B, C]``, zero at masked steps (which so keep the state).
+            weights ``[S, C, B]``, zero at masked steps (which so keep the state).
 
         Returns:
-          The final states ``[B, C, H]``.
+          The final states ``[C, B, H]``. Candidates lead because a step is then broadcast over
+          the first axis, whose gradient is the cheapest of sums.
         """
         sequence, attention = inputs
         weights = tf.unstack(tf.expand_dims(tf.cast(attention, self.compute_dtype), -1), axis=0)
         shape = tf.shape(attention)
-        state = tf.zeros([shape[1], shape[2], self._units], self.compute_dtype)  # [B, C, H]
+        state = tf.zeros([shape[1], shape[2], self._units], self.compute_dtype)  # [C, B, H]
         kernels = self._state_kernels()
         for x, weight in zip(self._project(sequence), weights):
-            by_candidate = tuple(tf.expand_dims(gate, 1) for gate in x)  # [B, 1, H] each
-            state = gru_cell(by_candidate, state, kernels, weight)
+            state = gru_cell(x, state, kernels, weight)
         return state
