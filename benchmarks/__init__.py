@@ -8,5 +8,9 @@ TensorFlow and the like are imported by `run`, so that `--help` stays fast.
 from __future__ import annotations
 
 BENCHMARKS = {
+    "accuracy": "benchmarks.accuracy",
     "loader": "benchmarks.loader",
+    "sim_inference": "benchmarks.sim_inference",
+    "sim_train": "benchmarks.sim_train",
+    "synthetic": "benchmarks.synthetic",
 }

@@ -39,8 +39,7 @@ class Steps:
         self._optimizer = optimizer
         self._source = source
         self._loss_scale = loss_scale
-        (output,) = model.model_outputs
-        self._head_loss = tf.keras.losses.get(output.default_loss)
+        self._head_loss = head_loss(model)
         self._added_losses = tuple(getattr(model.first, "added_losses", ()))
         self.train = tf.function(self._train, reduce_retracing=True)
         self._evaluations: dict[str, Any] = {}
@@ -90,3 +89,9 @@ class Steps:
         names = self._added_losses or tuple(f"added_loss_{i}" for i in range(len(added)))
         losses = {"total_loss": total, "head_loss": head}
         return losses | dict(zip(names, added)) | {"rows": tf.size(labels)}
+
+
+def head_loss(model: mm.Model) -> tf.keras.losses.Loss:
+    """The loss of a model's one output, which the model brings along."""
+    (output,) = model.model_outputs
+    return tf.keras.losses.get(output.default_loss)

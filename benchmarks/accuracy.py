@@ -1,0 +1,122 @@
+"""What AUC each model reaches on MovieLens-100k, over several seeds."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errors import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.harness import Report
+
+QUESTION = "What test AUC do the models reach on MovieLens-100k, over several seeds?"
+
+# Variant -> (model_type, options of the model, the project's target for the mean, NVIDIA's recipe
+# on the same protocol): issue A, section F, at batch 4,096, learning rate 0.01, 3 epochs.
+_VARIANTS: dict[str, tuple[str, dict[str, Any], float | None, str]] = {
+    "sim": ("sim", {}, 0.818, "0.813, 0.815"),
+    "sim_hard": ("sim", {"gsu": "hard"}, None, ""),
+    "sim_time": ("sim", {"time_features": True}, None, ""),
+    "dien": ("dien", {}, 0.811, "0.811"),
+    "din": ("din", {}, 0.75, "0.743"),
+}
+_SECOND_TARGET = 0.835  # SIM at batch 1,024, learning rate 0.003, 4 epochs (NVIDIA's: 0.832)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this benchmark's options."""
+    parser.add_argument(
+        "--input",
+        type=Path,
+        default=Path("data/ml-100k"),
+        help="MovieLens-100k as scripts/download_movielens.sh leaves it",
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(_VARIANTS), default=list(_VARIANTS), help="models"
+    )
+    parser.add_argument("--seeds", type=int, help="runs of each (default 5; quick 1)")
+    parser.add_argument("--test_negatives", type=int, default=1, help="for each test positive")
+    parser.add_argument(
+        "--protocols",
+        nargs="+",
+        choices=("4096", "1024"),
+        default=["4096", "1024"],
+        help="batch size, which stands for learning rate and epochs, too (1024: SIM only)",
+    )
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Trains every variant with every seed.
+
+    Args:
+      args: as from `add_arguments`, with `quick` (one SIM and one DIN run).
+
+    Raises:
+      UserError: if MovieLens-100k is not there.
+    """
+    if not (args.input / "u.data").is_file():
+        raise UserError(
+            f"{args.input} holds no MovieLens-100k (u.data). Run `scripts/download_movielens.sh "
+            "100k`, or name its directory with --input."
+        )
+    from benchmarks.harness import Report
+    from benchmarks.training_runs import Variant
+    from workflows.base import run_dataset
+
+    seeds = range(1, 1 + (args.seeds or (1 if args.quick else 5)))
+    protocols = {
+        "4096": {"global_batch_size": 4096, "lr": 0.01, "epochs": 3},
+        "1024": {"global_batch_size": 1024, "lr": 0.003, "epochs": 4},
+    }
+    names = [name for name in args.variants if not args.quick or name in ("sim", "din")]
+    runs = [(name, "4096") for name in names if "4096" in args.protocols]
+    if "1024" in args.protocols and "sim" in names and not args.quick:
+        runs.append(("sim", "1024"))
+    rows: list[tuple[object, ...]] = []
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        dataset = Path(directory) / "dataset"
+        run_dataset("movielens", args.input, dataset)
+        for name, protocol in runs:
+            model_type, options, target, nvidia = _VARIANTS[name]
+            if protocol == "1024":
+                target, nvidia = _SECOND_TARGET, "0.832"
+            variant = Variant(name, model_type, options)
+            results = [
+                variant.run(
+                    dataset, seed, test_negatives=args.test_negatives, **protocols[protocol]
+                )
+                for seed in seeds
+            ]
+            aucs = [result.auc for result in results]
+            gaucs = [result.as_dict()["gauc"] or 0.0 for result in results]
+            deviation = statistics.stdev(aucs) if len(aucs) > 1 else 0.0
+            figures[f"{name}_{protocol}"] = {"auc": aucs, "gauc": gaucs, "auc_std": deviation}
+            print(f"{name}, batch {protocol}: AUC {statistics.mean(aucs):.4f}", flush=True)
+            rows.append(
+                (
+                    name,
+                    int(protocol),
+                    f"{statistics.mean(aucs):.4f} ± {deviation:.4f}",
+                    f"{statistics.mean(gaucs):.4f}",
+                    "" if target is None else f"{target:.3f}",
+                    nvidia,
+                )
+            )
+    return Report(
+        title=f"Test AUC on MovieLens-100k, {len(seeds)} seed(s), leave the last one out",
+        columns=("model", "batch", "AUC", "GAUC", "target", "NVIDIA's recipe"),
+        rows=rows,
+        config={
+            "seeds": list(seeds),
+            "test_negatives": args.test_negatives,
+            "protocols": protocols,
+            "quick": args.quick,
+        },
+        figures=figures,
+        ratios={},
+    )

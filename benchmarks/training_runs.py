@@ -1,0 +1,58 @@
+"""Whole training runs for the benchmarks of accuracy: a model, a dataset, a seed, its AUC."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from models import MODELS
+from models.config import HistoryModelConfig
+from training.config import RunConfig
+from training.data import open_source
+from training.logging import RunLogger
+from training.metrics import Evaluation
+from training.trainer import Trainer
+
+
+def train_and_evaluate(run: RunConfig, options: HistoryModelConfig) -> Evaluation:
+    """Trains as train.py does and evaluates on the test split.
+
+    Args:
+      run: of the run, with a seed; nothing is saved.
+      options: of the model.
+    """
+    tf.keras.utils.set_random_seed(run.seed)
+    # Each run has graphs and layer counters of its own.
+    tf.keras.backend.clear_session()
+    source = open_source(run, options)
+    model = MODELS[run.model_type](source.schema, options)
+    trainer = Trainer(model, source, run, model_identity={}, run_identity={})
+    with tempfile.TemporaryDirectory() as directory, RunLogger(directory, enabled=False) as log:
+        trainer.train(log)
+        return trainer.scores(run.eval_split, log).result()
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A model with options, under a name.
+
+    Attributes:
+      label: for the table.
+      model_type: key of MODELS.
+      options: fields of the model's config that are not at their default.
+    """
+
+    label: str
+    model_type: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def run(self, dataset_dir: Path, seed: int, **more: Any) -> Evaluation:
+        """Trains once; `more` are fields of `RunConfig`."""
+        run = RunConfig(
+            model_type=self.model_type, dataset_dir=dataset_dir, seed=seed, eval_every=None, **more
+        )
+        return train_and_evaluate(run, MODELS[self.model_type].config_class(**self.options))
