@@ -87,7 +87,7 @@ def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:
     if run.seed is not None:
         return run.seed
     if checkpoint is not None:
-        return int(checkpoint.meta["identity"]["run"]["seed"])
+        return int(checkpoint.meta["run"]["seed"])
     return secrets.randbelow(1 << 31)
 
 

@@ -71,8 +71,11 @@ class SIMBlock(HistoryBlock):
 
     def build(self, input_shape: Any) -> None:
         """Creates what a call without targets or negatives would not reach."""
-        self._stage_one.build([None, 2 * self.item_width + self.user_width])
-        self._stage_one_head.build([None, None, self._config.stage_one_mlp_dims[-1]])
+        # By a call: building Merlin's dense layer leaves the one inside it without weights
+        # (merlin/models/tf/blocks/mlp.py, _Dense has no `build`).
+        width = 2 * self.item_width + self.user_width
+        hidden = self._stage_one(tf.zeros([1, width], self.compute_dtype))
+        self._stage_one_head(tf.expand_dims(hidden, 0))
         self._evolution.build_auxiliary(self.event_width)
         if self._config.time_features:
             self._gap_score = self.add_weight(

@@ -56,18 +56,28 @@ class Optimizer(tf.Module):
         self.tables = _tables(model)
         held = {id(variable) for variable in self.tables.values()}
         self.dense = [v for v in model.trainable_variables if id(v) not in held]
-        covered = len(self.dense) + len(self.tables)
-        if covered != len(model.trainable_variables):
-            raise ValueError(
-                f"The optimizer covers {covered} of {len(model.trainable_variables)} trainable "
-                "variables; each must be dense or a table, and only once."
-            )
+        self.check_covers(model)
         self._dense_optimizer = DENSE_OPTIMIZERS[name](
             learning_rate=learning_rate, weight_decay=weight_decay or None
         )
         self._dense_optimizer.build(self.dense)
         self._table_optimizer = TABLE_OPTIMIZERS[name](self._learning_rate, weight_decay)
         self._table_optimizer.build(self.tables)
+
+    def check_covers(self, model: tf.keras.Model) -> None:
+        """Checks that every trainable variable is updated, and only once.
+
+        Raises:
+          ValueError: if it is not so, for example because a layer made weights only in training.
+        """
+        ours = [id(variable) for variable in self.variables_to_differentiate]
+        missing = [v.name for v in model.trainable_variables if id(v) not in ours]
+        if missing or len(set(ours)) != len(ours) or len(ours) != len(model.trainable_variables):
+            raise ValueError(
+                f"The optimizer must cover each of {len(model.trainable_variables)} trainable "
+                f"variables once; it has {len(ours)} and misses {missing}. A model must create all "
+                "its weights in the first call, with training or without."
+            )
 
     @property
     def iterations(self) -> tf.Variable:

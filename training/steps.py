@@ -86,6 +86,7 @@ class Steps:
             finite = self._loss_scale.update(gradients)
             optimizer = self._optimizer
             tf.cond(finite, lambda: optimizer.apply(gradients), lambda: None)
+        self._optimizer.check_covers(self._model)  # the trace has made what weights there are
         names = self._added_losses or tuple(f"added_loss_{i}" for i in range(len(added)))
         losses = {"total_loss": total, "head_loss": head}
         return losses | dict(zip(names, added)) | {"rows": tf.size(labels)}

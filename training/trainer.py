@@ -254,7 +254,7 @@ class Trainer:
     def _save(self, store: CheckpointStore | None) -> None:
         if store is not None:
             tensors = {name: _blocks(variable) for name, variable in self._state().items()}
-            meta = {"identity": self._identity, "position": dataclasses.asdict(self.position)}
+            meta = {**self._identity, "position": dataclasses.asdict(self.position)}
             store.save(self.position.total_steps, tensors, meta)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -266,7 +266,7 @@ class Trainer:
             identity.pop("run")
             others = (n for n in checkpoint if not n.startswith(MODEL_PREFIXES))
             expected |= {name: checkpoint.specs[name] for name in others}
-        checkpoint.require_meta({"identity": identity})
+        checkpoint.require_meta(identity)
         checkpoint.require_tensors(expected)
         for name, variable in state.items():
             variable.assign(checkpoint[name])

@@ -1,0 +1,269 @@
+"""The training loop on tiny data: it learns, evaluates exactly, and continues bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+
+from errors import UserError
+from training.checkpoint import Checkpoint, find_checkpoint
+from training.config import RunConfig
+from training.logging import RunLogger, read_log
+
+SMALL = {
+    "embedding_dim": 4,
+    "max_seq_length": 9,
+    "long_seq_length": 5,
+    "stage_two_mlp_dims": (8,),
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
+    histories = make_histories(lengths=[20, 7, 3, 3, 12, 15, 30], items=40)
+    directory = write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
+    info = directory / "dataset.json"
+    info.write_text(info.read_text().replace('"split"', '"content_hash": "sha256:0", "split"'))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    import tensorflow as tf
+
+    yield
+    tf.keras.mixed_precision.set_global_policy("float32")
+
+
+def options(model_type: str, **more: Any) -> Any:
+    from models import MODELS
+
+    return MODELS[model_type].config_class(**{**SMALL, **more})
+
+
+def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
+    """A trainer as train.py makes it; `model` are options of the model."""
+    import tensorflow as tf
+
+    from models import MODELS
+    from training.data import model_identity, open_source, run_identity
+    from training.trainer import Trainer
+
+    model_options = options(more.setdefault("model_type", "din"), **more.pop("model", {}))
+    run = RunConfig(
+        **{"dataset_dir": dataset, "global_batch_size": 16, "seed": 3, "epochs": 2, **more}
+    )
+    tf.keras.utils.set_random_seed(run.seed)
+    source = open_source(run, model_options)
+    return Trainer(
+        MODELS[run.model_type](source.schema, model_options),
+        source,
+        run,
+        model_identity=model_identity(run, {}, source),
+        run_identity=run_identity(run, source),
+        checkpoint=None if checkpoint is None else Checkpoint(find_checkpoint(checkpoint)),
+    )
+
+
+def quiet(directory: Path, **more: Any) -> RunLogger:
+    return RunLogger(
+        directory, tensorboard=False, terminal=(directory / "out.txt").open("a"), **more
+    )
+
+
+def state(trained: Any) -> dict[str, np.ndarray]:
+    return {name: variable.numpy() for name, variable in trained._state().items()}
+
+
+def interrupt_after(trained: Any, steps: int) -> None:
+    """Sends SIGTERM to this process when the source hands out a certain feed."""
+    original: Callable[..., Iterator[Any]] = trained._source.train_feeds
+
+    def feeds(epoch: int, first_step: int) -> Iterator[Any]:
+        for feed in original(epoch, first_step):
+            if trained.position.total_steps + 1 == steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield feed
+
+    trained._source.train_feeds = feeds
+
+
+@pytest.mark.parametrize(
+    ("stop", "more"),
+    [
+        (1, {"optimizer": "adam", "weight_decay": 0.1}),
+        (5, {"optimizer": "adagrad", "model": {"dropout_rate": 0.5}}),
+        (7, {"optimizer": "sgd", "repeat_count": 2}),
+        (6, {"model_type": "sim", "model": {"dropout_rate": 0.3, "time_features": True}}),
+    ],
+)
+def test_a_terminated_run_continues_bit_for_bit(dataset, tmp_path, stop, more):
+    whole = trainer(dataset, **more)
+    with quiet(tmp_path) as log:
+        expected = whole.train(log).summary["test_auc"]
+
+    first = trainer(dataset, save_checkpoint_path=tmp_path / "saved", **more)
+    interrupt_after(first, stop)
+    with quiet(tmp_path) as log, pytest.raises(SystemExit) as exit_info:
+        first.train(log)
+    assert exit_info.value.code == 143
+    second = trainer(dataset, checkpoint=tmp_path / "saved", **more)
+    assert second.position.total_steps == stop
+    with quiet(tmp_path) as log:
+        result = second.train(log).summary["test_auc"]
+    assert result == expected
+    after = state(second)
+    for name, value in state(whole).items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(dataset, tmp_path):
+    runs = []
+    for seed in (3, 3, 4):
+        trained = trainer(dataset, seed=seed)
+        with quiet(tmp_path) as log:
+            trained.train(log)
+        runs.append(state(trained))
+    assert all(np.array_equal(runs[0][name], runs[1][name]) for name in runs[0])
+    assert not all(np.array_equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
+def test_evaluation_equals_scikit_learn_on_the_models_own_scores(dataset, tmp_path):
+    trained = trainer(dataset, test_negatives=5)
+    with quiet(tmp_path) as log:
+        figures = trained.train(log).summary
+        scores = trained.scores("test", log)
+    labels, logits = scores.labels(), scores.logits()
+    assert len(labels) == 7 * 6
+    assert figures["test_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert figures["test_log_loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
+    groups = scores.groups()
+    by_user = [roc_auc_score(labels[groups == g], logits[groups == g]) for g in np.unique(groups)]
+    assert figures["test_gauc"] == pytest.approx(np.mean(by_user), abs=1e-12)
+
+
+def test_scores_do_not_depend_on_the_batch_size(dataset, tmp_path):
+    small, large = trainer(dataset, global_batch_size=4), trainer(dataset, global_batch_size=1000)
+    with quiet(tmp_path) as log:
+        np.testing.assert_allclose(
+            small.scores("test", log).logits(), large.scores("test", log).logits(), atol=1e-6
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, tmp_path):
+    trained = trainer(dataset, save_checkpoint_path=tmp_path / "saved", checkpoint_every=1)
+    original = trained._train_step
+
+    def poisoned(*arguments: Any) -> None:
+        if trained.position.total_steps == 2:
+            trained._model.trainable_variables[-1].assign(
+                trained._model.trainable_variables[-1] * np.nan
+            )
+        original(*arguments)
+
+    trained._train_step = poisoned
+    with (
+        quiet(tmp_path) as log,
+        pytest.raises(UserError, match=r"loss is nan in epoch 0, step 2.*sample=.*user_id=.*--lr"),
+    ):
+        trained.train(log)
+    last = Checkpoint(find_checkpoint(tmp_path / "saved"))
+    assert last.step == 2
+    assert all(np.isfinite(last[name]).all() for name in last)
+
+
+def test_weights_that_appear_only_in_training_are_refused_not_left_untrained(dataset, tmp_path):
+    import tensorflow as tf
+
+    trained = trainer(dataset, epochs=1)
+    late = tf.keras.layers.Dense(1)
+    body, original = trained._model.first, trained._model.first.call
+    body.late = late
+
+    def call(inputs: Any, training: bool = False) -> Any:
+        outputs = original(inputs, training=training)
+        return outputs + 0 * late(outputs) if training else outputs
+
+    body.call = call
+    with quiet(tmp_path) as log, pytest.raises(ValueError, match=r"misses \['.*kernel:0'"):
+        trained.train(log)
+
+
+def test_a_checkpoint_of_another_model_or_run_is_refused_by_name(dataset, tmp_path):
+    trained = trainer(dataset, save_checkpoint_path=tmp_path / "saved", epochs=1)
+    with quiet(tmp_path) as log:
+        trained.train(log)
+    saved = tmp_path / "saved"
+    with pytest.raises(UserError, match="model_type"):
+        trainer(dataset, checkpoint=saved, model_type="dien")
+    with pytest.raises(UserError, match="global_batch_size"):
+        trainer(dataset, checkpoint=saved, global_batch_size=8)
+    with pytest.raises(UserError, match="optimizer"):
+        trainer(dataset, checkpoint=saved, optimizer="sgd")
+    # To evaluate, only the model has to agree.
+    other = {"mode": "evaluate", "load_checkpoint_path": saved, "optimizer": "sgd"}
+    evaluated = trainer(dataset, checkpoint=saved, global_batch_size=8, **other)
+    with quiet(tmp_path) as log:
+        assert evaluated.evaluate(log).summary["test_auc"] == pytest.approx(
+            trained.evaluate(log).summary["test_auc"]
+        )
+
+
+def test_finished_run_resumed_only_evaluates(dataset, tmp_path):
+    trained = trainer(dataset, save_checkpoint_path=tmp_path / "saved", epochs=1)
+    with quiet(tmp_path) as log:
+        expected = trained.train(log).summary["test_auc"]
+    again = trainer(dataset, checkpoint=tmp_path / "saved", epochs=1)
+    with quiet(tmp_path) as log:
+        assert again.train(log).summary["test_auc"] == expected
+    assert again.position.total_steps == trained.position.total_steps
+
+
+def test_log_holds_steps_epochs_and_every_loss(dataset, tmp_path):
+    trained = trainer(dataset, model_type="sim", eval_train=True, epochs=1, eval_every=None)
+    with quiet(tmp_path) as log:
+        trained.train(log)
+    records = read_log(tmp_path / "log.json")
+    steps = [record for record in records if len(record.step) == 2]
+    assert [record.step for record in steps] == [
+        (0, i) for i in range(trained._source.train_steps())
+    ]
+    first = steps[0].data
+    parts = first["head_loss"] + first["gsu_loss"] + first["aux_loss"]
+    assert first["total_loss"] == pytest.approx(parts, rel=1e-6)
+    (epoch,) = [record for record in records if len(record.step) == 1]
+    assert {"test_auc", "test_gauc", "test_log_loss", "train_auc", "throughput"} <= set(epoch.data)
+
+
+def test_inference_scores_every_row_once_or_for_the_steps_asked(dataset, tmp_path):
+    common = {"mode": "inference", "random_weights": True, "global_batch_size": 4}
+    with quiet(tmp_path) as log:
+        outcome, scores = trainer(dataset, **common).inference(log)
+        assert len(scores) == 14
+        assert {"throughput", "latency_mean", "latency_p90", "latency_p95", "latency_p99"} <= set(
+            outcome.summary
+        )
+        measured = trainer(
+            dataset, benchmark=True, benchmark_warmup_steps=2, benchmark_steps=9, **common
+        )
+        assert measured.inference(log)[0].summary["throughput"] > 0
+
+
+def test_amp_trains_to_nearly_the_same_auc(dataset, tmp_path):
+    import tensorflow as tf
+
+    results = []
+    for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
+        tf.keras.mixed_precision.set_global_policy(policy)
+        trained = trainer(dataset, model_type="sim", epochs=1)
+        with quiet(tmp_path) as log:
+            results.append(trained.train(log).summary["test_log_loss"])
+    np.testing.assert_allclose(results[1:], results[0], rtol=0.02)
