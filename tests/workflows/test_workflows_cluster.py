@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from errors import UserError
+from workflows.cluster import (
+    MAX_PARTITION_EVENTS,
+    Runner,
+    available_memory,
+    has_gpu_frames,
+    make_plan,
+    open_runner,
+    parse_bytes,
+)
+
+GB = 10**9
+
+
+def _square(number: int) -> tuple[int, int]:
+    return number * number, os.getpid()
+
+
+def _refuse(number: int) -> int:
+    raise UserError(f"no {number}")
+
+
+def test_partition_size_follows_from_the_memory() -> None:
+    little = make_plan(20_000_000, workers=2, memory=3 * GB)
+    more = make_plan(20_000_000, workers=2, memory=4 * GB)
+    plenty = make_plan(20_000_000, workers=2, memory=64 * GB)
+    assert little.partition_events < more.partition_events < plenty.partition_events
+    assert plenty.partition_events == MAX_PARTITION_EVENTS
+    assert little.partitions > more.partitions > plenty.partitions == 20
+    for plan in (little, more):
+        assert plan.partitions * plan.partition_events >= 20_000_000
+
+
+def test_workers_follow_from_the_size() -> None:
+    assert make_plan(1000, memory=8 * GB).workers == 0
+    large = make_plan(100_000_000, memory=8 * GB)
+    assert large.workers in (0, min(len(os.sched_getaffinity(0)), 4))
+    assert make_plan(100_000_000, memory=GB).workers == 0
+    assert make_plan(10, workers=3, memory=8 * GB) == make_plan(10, workers=3, memory=8 * GB)
+
+
+def test_too_little_memory_is_refused() -> None:
+    with pytest.raises(UserError, match=r"too little for 2 worker.*MiB are needed.*--workers"):
+        make_plan(1000, workers=2, memory=GB)
+
+
+def test_available_memory() -> None:
+    assert 0 < available_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("6GB", 6 * GB),
+        ("512MiB", 512 << 20),
+        ("1000000", 10**6),
+        ("1.5k", 1500),
+        ("2 GiB", 2 << 30),
+    ],
+)
+def test_parse_bytes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "six", "-1GB", "6XB"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UserError, match="is not a size"):
+        parse_bytes(text)
+
+
+def test_in_this_process_items_are_drawn_as_results_are() -> None:
+    drawn = []
+
+    def items() -> Iterator[int]:
+        for number in range(5):
+            drawn.append(number)
+            yield number
+
+    results = Runner().map(_square, items(), label="x")
+    assert next(results)[0] == 0
+    assert drawn == [0]
+    assert [square for square, _ in results] == [1, 4, 9, 16]
+
+
+def test_cluster_keeps_the_order_and_its_bounds() -> None:
+    drawn = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            drawn.append(number)
+            yield number
+
+    with open_runner(2) as runner:
+        assert runner.workers == 2
+        results = runner.map(_square, items(), label="x", carries_data=True)
+        first = next(results)
+        assert first[0] == 0 and first[1] != os.getpid()
+        assert len(drawn) <= 4
+        assert [square for square, _ in results] == [n * n for n in range(1, 20)]
+        # What a task refuses comes back as it is; an address serves as --scheduler does.
+        with pytest.raises(UserError, match="no 0"):
+            list(runner.map(_refuse, range(9), label="x"))
+        with open_runner(0, scheduler=runner.client.scheduler.address) as other:
+            assert other.workers == 2
+            assert [square for square, _ in other.map(_square, range(4), label="x")] == [0, 1, 4, 9]
+
+
+def test_no_scheduler() -> None:
+    with (
+        pytest.raises(UserError, match=r"No Dask scheduler answers at nowhere"),
+        open_runner(0, scheduler="nowhere"),
+    ):
+        pass
+
+
+def test_no_gpu_frames_without_cudf() -> None:
+    pytest.importorskip("dask_cuda")
+    try:
+        import cudf  # noqa: F401
+    except ImportError:
+        assert not has_gpu_frames()

@@ -1,0 +1,341 @@
+"""Where tasks run: in this process, on a Dask cluster of its own, or on one that is there.
+
+The same functions run in the same order of results either way, so the output does not depend on
+the choice. A cluster costs some seconds to start; small inputs are faster without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from errors import UserError
+
+LINES_WORTH_A_CLUSTER = 5_000_000
+"""Below this a run takes less time than a cluster saves (measured on 2 cores)."""
+
+BYTES_PER_EVENT = 1_000
+"""Peak memory of a partition's tasks for each of its events: three Python strings with their
+pointers, a sorted copy, and the Arrow tables (measured, rounded up)."""
+
+BYTES_PER_PROCESS = 400 << 20
+"""A worker before it has any data: interpreter, pandas, Arrow, NVTabular, vocabulary."""
+
+MEMORY_SHARE = 0.6
+"""Part of the available memory to plan with; the rest is for what the plan does not see."""
+
+MAX_PARTITION_EVENTS = 1_000_000
+"""Larger partitions measured no faster."""
+
+MIN_PARTITION_EVENTS = 20_000
+
+TASKS_IN_FLIGHT = 2
+"""For each worker: one that runs and one that waits."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is cut to the machine.
+
+    Attributes:
+      workers: processes beside this one; 0 for none.
+      memory: bytes to stay within.
+      partition_events: events a partition should not exceed.
+      partitions: number of partitions, from an estimate of the events.
+    """
+
+    workers: int
+    memory: int
+    partition_events: int
+    partitions: int
+
+
+def make_plan(
+    lines: int,
+    *,
+    workers: int | None = None,
+    memory: int | None = None,
+    partition_events: int | None = None,
+) -> Plan:
+    """Chooses workers and partition size.
+
+    Args:
+      lines: estimate of the input's lines.
+      workers: as asked for; None chooses.
+      memory: bytes, as asked for; None takes what is free.
+      partition_events: as asked for; None follows from the memory.
+
+    Raises:
+      UserError: if the memory does not suffice for the workers.
+    """
+    memory = available_memory() if memory is None else memory
+    if workers is None:
+        affordable = int(memory * MEMORY_SHARE) // (2 * BYTES_PER_PROCESS) - 1
+        workers = min(_cpus(), affordable) if lines > LINES_WORTH_A_CLUSTER else 0
+        workers = workers if workers > 1 else 0
+    budget = int(memory * MEMORY_SHARE) - (workers + 1) * BYTES_PER_PROCESS
+    fits = budget // (max(workers, 1) * BYTES_PER_EVENT)
+    if fits < MIN_PARTITION_EVENTS and partition_events is None:
+        needed = (workers + 1) * BYTES_PER_PROCESS
+        needed += max(workers, 1) * BYTES_PER_EVENT * MIN_PARTITION_EVENTS
+        raise UserError(
+            f"{memory >> 20} MiB of memory is too little for {workers or 1} worker(s): about "
+            f"{int(needed / MEMORY_SHARE) >> 20} MiB are needed. Free memory, or lower --workers."
+        )
+    if partition_events is None:
+        partition_events = min(fits, MAX_PARTITION_EVENTS)
+    partitions = max(1, -(-lines // partition_events))
+    if workers and lines > MIN_PARTITION_EVENTS * workers:
+        partitions = max(partitions, workers)
+    return Plan(workers, memory, partition_events, partitions)
+
+
+class Runner:
+    """Runs tasks and hands back their results in order.
+
+    Args:
+      client: of a Dask cluster, or None to run each task in this process when its result is due.
+      workers: how many run at once.
+      progress: shows a bar for each phase, if the error stream is a terminal.
+    """
+
+    def __init__(self, client: Any = None, workers: int = 0, progress: bool = False) -> None:
+        self.client = client
+        self.workers = workers
+        self.progress = progress and sys.stderr.isatty()
+
+    def map(
+        self,
+        function: Callable[[T], R],
+        items: Iterable[T],
+        *,
+        label: str,
+        total: int | None = None,
+        carries_data: bool = False,
+    ) -> Iterator[R]:
+        """Yields ``function(item)`` for each item, in order; few items are held at a time.
+
+        Args:
+          function: must pickle.
+          items: may be a generator; it is drawn from as results are taken.
+          label: names the phase on the progress bar.
+          total: number of items, where known.
+          carries_data: whether items are large; they then travel to the workers by themselves.
+        """
+        with self._bar(label, total) as advance:
+            for result in self._results(function, items, carries_data):
+                advance()
+                yield result
+
+    def _results(
+        self, function: Callable[[T], R], items: Iterable[T], carries_data: bool
+    ) -> Iterator[R]:
+        if self.client is None:
+            yield from map(function, items)
+            return
+        pending: deque[Any] = deque()
+        try:
+            for item in items:
+                argument = self.client.scatter(item, hash=False) if carries_data else item
+                pending.append(self.client.submit(function, argument, pure=False))
+                del argument
+                if len(pending) >= TASKS_IN_FLIGHT * self.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def compute(self, tasks: list[Any], *, label: str) -> Iterator[Any]:
+        """Yields the results of some Dask delayed values, in order."""
+        import dask
+
+        with self._bar(label, len(tasks)) as advance:
+            if self.client is None:
+                for task in tasks:
+                    yield dask.compute(task, scheduler="synchronous")[0]
+                    advance()
+                return
+            for future in self.client.compute(tasks):
+                yield future.result()
+                advance()
+
+    @contextlib.contextmanager
+    def _bar(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
+        if not self.progress:
+            yield lambda: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(label, total=total)
+            yield lambda: progress.advance(task)
+
+
+@contextlib.contextmanager
+def open_runner(
+    workers: int, *, scheduler: str | None = None, progress: bool = False
+) -> Iterator[Runner]:
+    """A runner, and the cluster behind it for as long as the block lasts.
+
+    Args:
+      workers: 0 runs in this process; else a `LocalCluster` of so many processes, or with a GPU
+        and cuDF a `LocalCUDACluster` of one worker for each GPU.
+      scheduler: address of an existing Dask cluster, which is used instead. Its workers need this
+        package on their path, and the same file system.
+      progress: shows progress bars on a terminal.
+
+    Raises:
+      UserError: if the scheduler does not answer or its workers cannot import this package.
+    """
+    if scheduler is None and not workers:
+        yield Runner(progress=progress)
+        return
+    from distributed import Client
+
+    with contextlib.ExitStack() as stack:
+        if scheduler is not None:
+            try:
+                client = stack.enter_context(Client(scheduler, timeout="10s"))
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"No Dask scheduler answers at {scheduler}: {error}. Start one "
+                    "(`dask scheduler`), correct the address, or leave --scheduler out to run on "
+                    "this machine."
+                ) from error
+            _check_workers(client, scheduler)
+        else:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="workflows-"))
+            cluster = stack.enter_context(_local_cluster(workers, directory))
+            client = stack.enter_context(Client(cluster))
+            client.run(prepare_worker)
+        count = len(client.scheduler_info()["workers"])
+        yield Runner(client, max(count, 1), progress)
+
+
+def has_gpu_frames() -> bool:
+    """Whether this machine has a GPU and the packages to use it (cuDF, dask-cuda)."""
+    if any(importlib.util.find_spec(name) is None for name in ("cudf", "dask_cuda")):
+        return False
+    from merlin.core.has_gpu import HAS_GPU
+
+    return bool(HAS_GPU)
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: free memory, or what its control group leaves."""
+    free = int(psutil.virtual_memory().available)
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no limit reads as "max"
+            limit = int(Path(limit_file).read_text())
+            free = min(free, limit - int(Path(used_file).read_text()))
+    return max(free, 0)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size like ``6GB``, ``512MiB`` or ``1000000``.
+
+    Raises:
+      UserError: if it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not match:
+        raise UserError(f"{text!r} is not a size. Write it like 6GB, 512MiB or 1000000.")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
+
+
+def forgo_tensorflow() -> None:
+    """Makes NVTabular load without TensorFlow in this process, if neither is loaded yet.
+
+    merlin-core imports TensorFlow when it can (merlin/core/compat/tensorflow.py:26) and goes
+    without when it cannot. Nothing here uses it, and it costs each process 3 s and 350 MB. Only
+    for processes of our own: what is imported after must not need TensorFlow.
+    """
+    if "tensorflow" not in sys.modules and "merlin" not in sys.modules:
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]
+
+
+def prepare_worker() -> None:
+    """Prepares a worker process of our own, before its first task."""
+    import pyarrow as pa
+
+    forgo_tensorflow()
+    warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
+    pa.set_cpu_count(1)  # the workers are the parallelism
+
+
+def _local_cluster(workers: int, directory: str) -> Any:
+    import dask
+    from distributed import LocalCluster
+
+    # Long tasks that hold the interpreter's lock are how this works, not worth a warning each.
+    dask.config.set({"distributed.admin.tick.limit": "60s"})
+    options: dict[str, Any] = {
+        "local_directory": directory,
+        "dashboard_address": "127.0.0.1:0",  # any free port; without one it insists on 8787
+    }
+    if has_gpu_frames():
+        from dask_cuda import LocalCUDACluster
+
+        return LocalCUDACluster(**options)
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        # Partitions are sized to fit. Dask's own measures against full memory (spilling, pausing,
+        # killing) go by the process's size, which Arrow's allocator keeps high for reuse.
+        memory_limit=0,
+        silence_logs=logging.CRITICAL,
+        **options,
+    )
+
+
+def _check_workers(client: Any, scheduler: str) -> None:
+    found = client.run(_can_import_us)
+    if not found:
+        raise UserError(
+            f"The Dask cluster at {scheduler} has no workers. Start some "
+            f"(`dask worker {scheduler}`)."
+        )
+    if not all(found.values()):
+        raise UserError(
+            f"Workers of {scheduler} cannot import this package. Start them with PYTHONPATH set "
+            "to the root of this repository, in the same Python environment."
+        )
+
+
+def _can_import_us() -> bool:
+    try:
+        return importlib.util.find_spec("workflows.ops") is not None
+    except ImportError:
+        return False
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,86 @@
+"""What a dataset holds, as tables for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from errors import UserError
+from workflows.base import read_metadata
+
+
+def describe(directory: str | Path, console: Console | None = None) -> None:
+    """Prints schema, cardinalities, counts, history lengths, split and negatives of a dataset.
+
+    Args:
+      directory: the dataset.
+      console: where to; the standard output if None.
+
+    Raises:
+      UserError: if `directory` is not a whole dataset.
+    """
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+    directory = Path(directory)
+    metadata = read_metadata(directory)
+    if not (directory / "schema.pbtxt").exists():
+        raise UserError(f"{directory} has no schema.pbtxt. Write the dataset anew.")
+    schema = TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
+    console = console or Console()
+    console.print(f"[bold]{directory}[/bold]: {metadata['dataset']}, {metadata['content_hash']}")
+    console.print(_schema_table(schema))
+    console.print(_flat_table("counts", metadata["counts"]))
+    console.print(_flat_table("history length (events a user)", metadata["history_length"]))
+    console.print(_split_table(metadata))
+    console.print(_flat_table("options", metadata["options"]))
+
+
+def _schema_table(schema: Any) -> Table:
+    table = Table("column", "type", "tags", "domain", "rows", title="schema", title_justify="left")
+    for column in schema:
+        domain = column.properties.get("domain") or {}
+        dtype = f"list<{column.dtype.name}>" if column.is_list else column.dtype.name
+        rows = f"{domain['max'] + 1:,}" if domain else ""
+        tags = ", ".join(sorted(tag.value for tag in column.tags))
+        table.add_row(column.name, dtype, tags, domain.get("name", ""), rows)
+    return table
+
+
+def _flat_table(title: str, values: dict[str, Any]) -> Table:
+    table = Table("", "", title=title, title_justify="left", show_header=False)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            text = ", ".join(f"{key}: {_number(count)}" for key, count in value.items()) or "none"
+        else:
+            text = _number(value)
+        table.add_row(name, text)
+    return table
+
+
+def _split_table(metadata: dict[str, Any]) -> Table:
+    split = metadata["split"]
+    users = metadata["counts"]["users"]
+    events = metadata["counts"]["events"]
+    held_out = split["test"] + split["validation"]
+    # A user's first event has no history, so it is nobody's target; a history as long as what is
+    # held out has no training target left.
+    table = Table("part", "targets", "which", title=f"split: {split['rule']}", title_justify="left")
+    short = "" if metadata["history_length"]["min"] > held_out else " (at most)"
+    training = max(events - users * (1 + held_out), 0)
+    table.add_row("train", f"{training:,}{short}", "each earlier event with a history")
+    if split["validation"]:
+        table.add_row("validation", f"{users:,}", "the event before the last of each user")
+    table.add_row("test", f"{users:,}", "the last event of each user")
+    negatives = metadata["negative_sampling"]
+    table.add_section()
+    table.add_row("negatives", "", f"{' or '.join(negatives['distributions'])}")
+    return table
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

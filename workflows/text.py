@@ -1,0 +1,293 @@
+"""Raw text files as blocks of whole lines, and what parsing a block gives.
+
+A plain file is cut into byte ranges that any worker reads for itself; a gzip stream can only be
+read from its start, so this process unpacks it and hands out the bytes. Either way a block is a
+fixed piece of the file whatever the number of workers, and lines are numbered from 1.
+"""
+
+from __future__ import annotations
+
+import gzip
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from errors import UserError
+
+BLOCK_BYTES = 32 << 20
+"""Bytes of text a task parses: large enough to hide its fixed costs, small beside memory."""
+
+BAD_LINES_SHOWN = 5
+EXCERPT = 120
+SAMPLE_BYTES = 1 << 20
+
+
+class BadLineError(ValueError):
+    """One line is not what its format says; the text is the reason, in words to count by."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of one file.
+
+    Attributes:
+      path: the file.
+      start: where the range begins; a line that begins before it belongs to the range before.
+      stop: where it ends; its last line may end later.
+      first: whether it holds the file's first line.
+      data: the lines themselves where only this process can read them, else None.
+    """
+
+    path: Path
+    start: int
+    stop: int
+    first: bool
+    data: bytes | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the block's lines."""
+        if self.data is not None:
+            return self.data
+        with self.path.open("rb") as file:
+            start = self.start
+            if start:
+                file.seek(start - 1)
+                file.readline()  # the end of the line before, or just its line feed
+                start = file.tell()
+            if start >= self.stop:
+                return b""  # one line covers the whole range
+            data = file.read(self.stop - start)
+            return data if data.endswith(b"\n") else data + file.readline()
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that was not understood: its number within the block, why, and how it begins."""
+
+    line: int
+    reason: str
+    excerpt: str
+
+
+@dataclass
+class Parsed:
+    """What a block holds.
+
+    Attributes:
+      table: one row for each good line.
+      lines: number of lines, with bad and blank ones.
+      bad: the first bad lines.
+      reasons: how many lines are bad for each reason.
+    """
+
+    table: pa.Table
+    lines: int
+    bad: list[BadLine] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+Parser = Callable[[bytes, bool], Parsed]
+"""(lines of a block, whether they begin the file) -> what they hold. Must pickle."""
+
+
+class BadLineCounter:
+    """Adds up the bad lines of a run, and stops it where they are more than allowed.
+
+    Blocks must come in the order of the file: that is how a line gets its number.
+
+    Args:
+      allowed: `--max_bad_lines`.
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+        self.reasons: dict[str, int] = {}
+        self.examples: list[str] = []
+        self._lines: dict[Path, int] = {}
+
+    def add(self, path: Path, parsed: Parsed) -> None:
+        """Counts a block of `path`.
+
+        Raises:
+          UserError: if there are more bad lines by now than allowed.
+        """
+        before = self._lines.get(path, 0)
+        self._lines[path] = before + parsed.lines
+        for reason, count in parsed.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        for bad in parsed.bad[: BAD_LINES_SHOWN - len(self.examples)]:
+            self.examples.append(f"{path}:{before + bad.line}: {bad.reason}: {bad.excerpt}")
+        total = sum(self.reasons.values())
+        if total > self.allowed:
+            shown = "\n  ".join(self.examples)
+            raise UserError(
+                f"{total} bad line(s) so far, more than --max_bad_lines {self.allowed}:\n"
+                f"  {shown}\n"
+                "Correct or delete these lines, or pass a larger --max_bad_lines to leave such "
+                "lines out (they are counted in dataset.json)."
+            )
+
+    def lines(self, path: Path) -> int:
+        """Lines of `path` seen so far."""
+        return self._lines.get(path, 0)
+
+
+def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The blocks of a file, in order. A name that ends in ``.gz`` is unpacked on the fly.
+
+    Raises:
+      UserError: if a gzip file is damaged or ends too early.
+    """
+    if path.suffix == ".gz":
+        yield from _prefetched(_gzip_blocks(path, block_bytes))
+        return
+    size = path.stat().st_size
+    for start in range(0, size, block_bytes):
+        yield Block(path, start, min(start + block_bytes, size), first=start == 0)
+
+
+def parse_lines(
+    data: bytes,
+    parse_line: Callable[[bytes], tuple[Any, ...]],
+    schema: pa.Schema,
+    *,
+    skip: int = 0,
+) -> Parsed:
+    """Parses line by line: slow, but it names each bad line. Blank lines are passed over.
+
+    Args:
+      data: lines.
+      parse_line: a line without its line feed -> one value for each field of `schema`; raises
+        `BadLineError` on a line it does not understand.
+      schema: of the table.
+      skip: leading lines to pass over (a header).
+    """
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    rows = []
+    bad: list[BadLine] = []
+    reasons: dict[str, int] = {}
+    for number, line in enumerate(lines[skip:], start=skip + 1):
+        line = line.strip()
+        if not line:
+            continue
+        try:
+            rows.append(parse_line(line))
+        except BadLineError as error:
+            reason = str(error)
+            reasons[reason] = reasons.get(reason, 0) + 1
+            if len(bad) < BAD_LINES_SHOWN:
+                excerpt = line[:EXCERPT].decode("utf-8", "backslashreplace")
+                bad.append(BadLine(number, reason, excerpt))
+    values = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
+    arrays = [
+        pa.array(column, type=column_type)
+        for column, column_type in zip(values, schema.types, strict=True)
+    ]
+    return Parsed(pa.Table.from_arrays(arrays, schema=schema), len(lines), bad, reasons)
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether `data` is valid UTF-8."""
+    if data.isascii():  # by far the faster test, and mostly enough
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def estimate_lines(paths: Sequence[Path]) -> int:
+    """About how many lines some files have, from the beginning of each.
+
+    Raises:
+      UserError: if a gzip file cannot be unpacked.
+    """
+    total = 0.0
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                try:
+                    with gzip.GzipFile(fileobj=file) as unpacked:
+                        sample = unpacked.read(SAMPLE_BYTES)
+                except EOFError:
+                    sample = b""
+                except (gzip.BadGzipFile, zlib.error) as error:
+                    raise _damaged(path, 0, error) from error
+            else:
+                sample = file.read(SAMPLE_BYTES)
+            read = min(file.tell(), size)
+        total += max(sample.count(b"\n"), 1) * size / max(read, 1)
+    return int(total)
+
+
+def _gzip_blocks(path: Path, block_bytes: int) -> Iterator[Block]:
+    rest = b""
+    position = 0
+    lines = 0
+    with gzip.open(path, "rb") as file:
+        while True:
+            try:
+                chunk = file.read(block_bytes)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise _damaged(path, lines, error) from error
+            data = rest + chunk
+            cut = data.rfind(b"\n") + 1 if chunk else len(data)
+            data, rest = data[:cut], data[cut:]
+            if data:
+                lines += data.count(b"\n")
+                yield Block(path, position, position + len(data), position == 0, data)
+                position += len(data)
+            if not chunk:
+                return
+
+
+def _damaged(path: Path, lines: int, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is not a whole gzip file: {error} (after line {lines}). It was probably cut off "
+        "while it was copied or downloaded: fetch it again (gzip -t tests it)."
+    )
+
+
+def _prefetched(source: Iterator[Block]) -> Iterator[Block]:
+    """Runs `source` one block ahead in a thread (unpacking releases the interpreter's lock)."""
+    ready: queue.Queue[Block | BaseException | None] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def put(entry: Block | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for block in source:
+                put(block)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, who raises it
+            put(error)
+
+    thread = threading.Thread(target=produce, name="unpack", daemon=True)
+    thread.start()
+    try:
+        while (entry := ready.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry
+    finally:
+        stopped.set()
+        thread.join()
