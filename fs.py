@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -55,8 +57,12 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
             f"{path} already exists. Choose another directory, remove it, or pass --overwrite."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary.chmod(0o777 & ~_umask())
+    # Held while the block runs, and let go by the system if the process is killed.
+    lock = os.open(temporary, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
     try:
         yield temporary
         for root, _, files in os.walk(temporary):
@@ -72,7 +78,26 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
             temporary.rename(path)
         _sync(path.parent)
     finally:
+        os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes what killed processes left beside `path`: unlocked temporary directories of it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not left.is_dir():
+            continue
+        try:
+            lock = os.open(left, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except OSError:
+            continue  # a process is writing to it
+        finally:
+            os.close(lock)
 
 
 def _umask() -> int:

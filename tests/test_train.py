@@ -1,0 +1,127 @@
+"""train.py as its users run it: real processes on a small dataset."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from training.checkpoint import Checkpoint, find_checkpoint
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    *("--model_type", "din", "--embedding_dim", "4", "--max_seq_length", "9"),
+    *("--long_seq_length", "5", "--global_batch_size", "16", "--seed", "3"),
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
+    histories = make_histories(lengths=[20, 7, 3, 3, 12, 15, 30], items=40)
+    directory = write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
+    info = directory / "dataset.json"
+    info.write_text(info.read_text().replace('"split"', '"content_hash": "sha256:0", "split"'))
+    return directory
+
+
+def command(dataset: Path, results: Path, *more: str) -> list[str]:
+    paths = ("--dataset_dir", str(dataset), "--results_dir", str(results))
+    return [sys.executable, "train.py", *paths, *SMALL, *more]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_help_and_mistakes_answer_without_tensorflow():
+    began = time.monotonic()
+    helped = run(sys.executable, "train.py", "--help")
+    mistaken = run(sys.executable, "train.py", "--dataset_dir", "d", "--epoch", "3")
+    removed = run(sys.executable, "train.py", "--dataset_dir", "d", "--prebatch_train_size", "3")
+    assert time.monotonic() - began < 6  # TensorFlow alone takes longer, three times over
+    assert "--long_seq_length" in helped.stdout
+    assert mistaken.returncode == removed.returncode == 2
+    assert mistaken.stderr.startswith("error: ")
+    assert "--epochs" in mistaken.stderr
+    assert "--global_batch_size" in removed.stderr
+
+
+def test_a_missing_dataset_is_one_line(tmp_path):
+    result = run(*command(tmp_path / "nothing", tmp_path / "results"))
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "not a dataset" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_train_evaluate_and_inference_leave_what_they_say(dataset, tmp_path):
+    saved = ("--save_checkpoint_path", str(tmp_path / "saved"))
+    trained = run(*command(dataset, tmp_path / "train", "--epochs", "1", *saved))
+    assert trained.returncode == 0, trained.stderr
+    assert "WARNING" not in trained.stderr
+    report = json.loads((tmp_path / "train/report/metrics.json").read_text())
+    assert {path.name for path in (tmp_path / "train/report").iterdir()} == {
+        *("learning_curve.png", "roc.png", "metrics.json")
+    }
+    options = yaml.safe_load((tmp_path / "train/config.yaml").read_text())
+    assert (options["model_type"], options["max_seq_length"]) == ("din", 9)
+
+    loaded = ("--load_checkpoint_path", str(tmp_path / "saved"))
+    evaluated = run(*command(dataset, tmp_path / "evaluate", "--mode", "evaluate", *loaded))
+    assert evaluated.returncode == 0, evaluated.stderr
+    again = json.loads((tmp_path / "evaluate/report/metrics.json").read_text())
+    assert again["results"]["test_auc"] == report["results"]["test_auc"]
+
+    scored = run(*command(dataset, tmp_path / "infer", "--mode", "inference", *loaded))
+    assert scored.returncode == 0, scored.stderr
+    scores = pq.read_table(tmp_path / "infer/scores.parquet").to_pydict()
+    assert len(scores["logit"]) == 2 * 7
+    np.testing.assert_allclose(
+        scores["probability"], 1 / (1 + np.exp(-np.array(scores["logit"], np.float64)))
+    )
+
+
+def test_a_run_killed_at_random_points_ends_with_the_same_weights(dataset, tmp_path):
+    more = ("--epochs", "3", "--checkpoint_every", "2", "--keep_checkpoints", "2")
+    whole = (*more, "--save_checkpoint_path", str(tmp_path / "whole"))
+    assert run(*command(dataset, tmp_path / "a", *whole)).returncode == 0
+    expected = Checkpoint(find_checkpoint(tmp_path / "whole"))
+
+    saved, log = tmp_path / "killed", tmp_path / "b" / "log.json"
+    rng, kills = random.Random(0), 0
+    for _ in range(6):
+        resume = ("--load_checkpoint_path", str(saved)) if any(saved.glob("step-*")) else ()
+        process = subprocess.Popen(
+            command(dataset, tmp_path / "b", *more, "--save_checkpoint_path", str(saved), *resume),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        if kills < 2:
+            wanted = _steps(log) + rng.randint(3, 9)
+            while _steps(log) < wanted and process.poll() is None:
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            break
+        kills += 1
+    assert kills == 2
+    result = Checkpoint(find_checkpoint(saved))
+    assert result.step == expected.step
+    assert result.meta == expected.meta
+    for name in expected:
+        np.testing.assert_array_equal(result[name], expected[name], err_msg=name)
+
+
+def _steps(log: Path) -> int:
+    """Steps in a log so far, of all processes that wrote it."""
+    return log.read_text().count('"step": [') if log.exists() else 0
