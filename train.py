@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from errors import UserError
 from models import MODELS
+from serving.export import check_export_target
 from training.checkpoint import Checkpoint, find_checkpoint
 from training.cli import parse_run, save_yaml
 from training.config import REMOVED, RunConfig
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = None
     if run.load_checkpoint_path is not None:
         checkpoint = Checkpoint(find_checkpoint(run.load_checkpoint_path))
+    if run.export_dir is not None:
+        check_export_target(run.export_dir, run.dataset_dir)
     run = dataclasses.replace(run, seed=choose_seed(run, checkpoint))
     prepare_environment(run)
     set_up_tensorflow(run)

@@ -1,0 +1,1 @@
+"""From an exported bundle to scores of raw ids: ``python -m serving``."""

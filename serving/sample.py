@@ -1,0 +1,102 @@
+"""Requests with raw ids made from a dataset: for demonstrations, tests and load."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from errors import UserError
+from serving.bundle import load_encoder
+from serving.encoding import FIRST_KNOWN, Vocabulary
+from serving.manifest import Manifest
+from serving.requests import CANDIDATES, HISTORY, TIMESTAMP
+
+
+def sample_requests(
+    export_dir: Path, dataset_dir: Path, *, users: int, candidates: int, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Turns users of a dataset into requests that ask for their last event.
+
+    Args:
+      export_dir: a bundle that encodes raw ids.
+      dataset_dir: the dataset, written with the bundle's workflow.
+      users: how many, drawn at random.
+      candidates: how many each; the first is the item of the user's last event, the others are
+        drawn from the catalogue. The history is all before that event.
+      seed: of the draws.
+
+    Yields:
+      A request for each user, in the dataset's order.
+
+    Raises:
+      UserError: if bundle and dataset do not belong together.
+    """
+    if users < 1 or candidates < 1:
+        raise UserError(f"expected at least 1 user and 1 candidate, received {users}, {candidates}")
+    manifest = Manifest.read(export_dir)
+    if manifest.ids != "raw":
+        raise UserError(f"{export_dir} was exported without a workflow, so it knows no raw ids.")
+    for name in manifest.vocabularies.values():
+        if _sha256(dataset_dir / name) != _sha256(export_dir / name):
+            raise UserError(
+                f"{dataset_dir} was not written with the workflow in {export_dir} ({name} "
+                "differs). Give the dataset that the model was trained on."
+            )
+    encoder = load_encoder(export_dir, manifest)
+    if encoder.catalogue is None:
+        raise ValueError("a bundle of raw ids has a catalogue")
+    random = np.random.default_rng(seed)
+    item_id = manifest.item_features[0]
+    items = encoder.catalogue.ids[encoder.catalogue.ids >= FIRST_KNOWN]
+
+    def decoded(name: str, ids: Any) -> list[Any]:
+        vocabulary = encoder.encoders[name]
+        if not isinstance(vocabulary, Vocabulary):
+            raise ValueError("a bundle of raw ids has vocabularies")
+        return vocabulary.decode(ids)
+
+    for row in _rows(dataset_dir, users, random):
+        drawn = items[random.integers(len(items), size=candidates - 1)]
+        request: dict[str, Any] = {
+            name: decoded(name, [row[name]])[0] for name in manifest.user_features
+        }
+        history, chosen = {}, {}
+        for name in manifest.item_features:
+            events = np.asarray(row[name])
+            history[name] = decoded(name, events[:-1])
+            values = drawn if name == item_id else encoder.catalogue.lookup(name, drawn)
+            chosen[name] = decoded(name, np.r_[events[-1], values])
+        request[HISTORY] = history
+        request[CANDIDATES] = chosen
+        if row.get(TIMESTAMP) is not None:
+            history[TIMESTAMP] = [int(time) for time in row[TIMESTAMP][:-1]]
+            request[TIMESTAMP] = int(row[TIMESTAMP][-1])
+        yield request
+
+
+def _rows(dataset_dir: Path, users: int, random: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Random rows of a dataset's histories, in order, one row group in memory at a time."""
+    files = [pq.ParquetFile(path) for path in sorted((dataset_dir / "histories").glob("*.parquet"))]
+    total = sum(file.metadata.num_rows for file in files)
+    if users > total:
+        raise UserError(f"{dataset_dir} has {total} users, fewer than the {users} asked for.")
+    chosen = np.sort(random.choice(total, users, replace=False))
+    first = 0
+    for file in files:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            inside = chosen[(chosen >= first) & (chosen < first + rows)] - first
+            first += rows
+            if len(inside):
+                yield from file.read_row_group(group).take(inside).to_pylist()
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: {path.parent} is not part of a dataset or bundle.")
+    return hashlib.sha256(path.read_bytes()).hexdigest()

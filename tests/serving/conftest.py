@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+LENGTHS = ("--max_seq_length", "12", "--long_seq_length", "8")
+SMALL = (*LENGTHS, "--embedding_dim", "4", "--global_batch_size", "64", "--seed", "1")
+
+
+class Raw(NamedTuple):
+    """Raw reviews as a frame of user, item, time, and the items' categories."""
+
+    events: pd.DataFrame
+    categories: dict[str, str]
+
+    def request(self, user: str, candidates: list[str]) -> dict[str, Any]:
+        """A request that asks for the user's last event, made from the raw data alone."""
+        events = self.events[self.events["user"] == user].sort_values(["time", "item"])
+        past = events.iloc[:-1]
+        return {
+            "user_id": user,
+            "history": {
+                "item_id": past["item"].tolist(),
+                "category_id": [self.categories[item] for item in past["item"]],
+                "timestamp": past["time"].tolist(),
+            },
+            "candidates": {
+                "item_id": candidates,
+                "category_id": [self.categories[item] for item in candidates],
+            },
+            "timestamp": int(events["time"].iloc[-1]),
+        }
+
+
+@pytest.fixture(scope="session")
+def raw() -> Raw:
+    random = np.random.default_rng(0)
+    items = [f"B{number:03d}" for number in range(40)]
+    rows = []
+    for user in range(30):
+        count = int(random.integers(3, 30))
+        times = 1_400_000_000 + np.cumsum(random.integers(0, 10**6, count))
+        chosen = random.choice(items, count)
+        rows += [(f"U{user:03d}", item, int(t)) for item, t in zip(chosen, times, strict=True)]
+    events = pd.DataFrame(rows, columns=["user", "item", "time"])
+    return Raw(events, {item: f"cat {number % 5} ü" for number, item in enumerate(items)})
+
+
+@pytest.fixture(scope="session")
+def dataset_dir(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The raw reviews, gone through the real workflow."""
+    from workflows.base import run_dataset
+
+    directory = tmp_path_factory.mktemp("data")
+    (directory / "raw").mkdir()
+    reviews = [
+        json.dumps({"reviewerID": user, "asin": item, "unixReviewTime": time})
+        for user, item, time in raw.events.itertuples(index=False)
+    ]
+    (directory / "raw" / "reviews_Test.json").write_text("\n".join(reviews) + "\n")
+    items = [
+        json.dumps({"asin": item, "categories": [["All", category]]})
+        for item, category in raw.categories.items()
+    ]
+    (directory / "raw" / "meta_Test.json").write_text("\n".join(items) + "\n")
+    run_dataset("amazon", directory / "raw", directory / "dataset", min_interactions=5, workers=0)
+    return directory / "dataset"
+
+
+class Trained(NamedTuple):
+    bundle: Path
+    checkpoints: Path
+    arguments: tuple[str, ...]
+
+
+@pytest.fixture(scope="session")
+def train_sim(
+    dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[bool], Trained]:
+    """Trains SIM for one epoch with train.py and exports it, once for each kind."""
+    done: dict[bool, Trained] = {}
+
+    def run(time_features: bool) -> Trained:
+        if time_features not in done:
+            import train
+
+            directory = tmp_path_factory.mktemp("trained")
+            trained = Trained(
+                directory / "export",
+                directory / "checkpoints",
+                (
+                    *("--dataset_dir", str(dataset_dir), "--model_type", "sim", "--k", "3"),
+                    *("--results_dir", str(directory / "results"), "--epochs", "1", *SMALL),
+                    *(["--time_features"] if time_features else []),
+                ),
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                train.main(
+                    [
+                        *trained.arguments,
+                        *("--save_checkpoint_path", str(trained.checkpoints)),
+                        *("--export_dir", str(trained.bundle)),
+                    ]
+                )
+            done[time_features] = trained
+        return done[time_features]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sim_bundle(train_sim: Callable[[bool], Trained]) -> Path:
+    return train_sim(False).bundle

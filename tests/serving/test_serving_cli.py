@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.__main__ import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def sample(
+    capsys: pytest.CaptureFixture[str], export: Path, dataset: Path, *more: object
+) -> list[dict[str, Any]]:
+    code, out, err = run(capsys, "sample", "--export_dir", export, "--dataset_dir", dataset, *more)
+    assert code == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_samples_are_users_of_the_raw_data(
+    sim_bundle: Path, dataset_dir: Path, raw: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = sample(capsys, sim_bundle, dataset_dir, "--users", 5, "--candidates", 4)
+    assert len(found) == 5
+    assert len({request["user_id"] for request in found}) == 5
+    for request in found:
+        expected = raw.request(request["user_id"], request["candidates"]["item_id"])
+        assert request == expected
+        events = raw.events[raw.events["user"] == request["user_id"]]
+        last = events.sort_values(["time", "item"])["item"].iloc[-1]
+        assert request["candidates"]["item_id"][0] == last
+        assert len(request["candidates"]["item_id"]) == 4
+    again = sample(capsys, sim_bundle, dataset_dir, "--users", 5, "--candidates", 4)
+    assert again == found
+    other = sample(capsys, sim_bundle, dataset_dir, "--users", 5, "--seed", 1)
+    assert other != found
+
+
+def test_samples_are_scored_as_lines_and_as_a_table(
+    sim_bundle: Path,
+    dataset_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    requests = sample(capsys, sim_bundle, dataset_dir, "--users", 2, "--candidates", 3)
+    text = "\n".join(json.dumps(request) for request in requests) + "\n\n"
+    path = tmp_path / "requests.jsonl"
+    path.write_text(text)
+    code, out, _ = run(capsys, "score", "--export_dir", sim_bundle, "--requests", path)
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    for request, line in zip(requests, lines, strict=True):
+        assert line["user_id"] == request["user_id"]
+        items = [candidate["item_id"] for candidate in line["candidates"]]
+        assert sorted(items) == sorted(request["candidates"]["item_id"])
+        probabilities = [candidate["probability"] for candidate in line["candidates"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    code, table, _ = run(capsys, "score", "--export_dir", sim_bundle, "--format", "table")
+    assert code == 0
+    assert f"user_id {requests[0]['user_id']}  (" in table
+    best = lines[0]["candidates"][0]
+    assert f"     1  {best['item_id']}" in table
+    assert f"{best['probability']:.4f}" in table
+
+
+def test_describe_says_what_a_bundle_holds(
+    sim_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "describe", "--export_dir", sim_bundle)
+    assert code == 0
+    for text in ("sim", "k = 3", "raw (encoded by the bundle)", "item_id_history int32 [B, 12]"):
+        assert text in out
+
+
+def test_mistakes_are_one_line(
+    sim_bundle: Path, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "requests.jsonl", tmp_path / "scores.jsonl"
+    score = ("score", "--export_dir", sim_bundle, "--requests", path, "--output", output)
+    code, _, err = run(capsys, *score)
+    assert (code, err) == (2, f"error: --requests {path}: No such file or directory.\n")
+    good = sample(capsys, sim_bundle, dataset_dir, "--users", 1)[0]
+    path.write_text(json.dumps(good) + "\n\n{'user_id': 1}\n")
+    code, _, err = run(capsys, *score)
+    assert code == 2 and err.startswith(f"error: {path}, line 3: not valid JSON")
+    path.write_text(json.dumps(good) + '\n\n{"user_id": "U001"}\n')
+    code, _, err = run(capsys, *score)
+    assert code == 2 and err.startswith(f"error: {path}, line 3: the request: 'history' is missing")
+    assert not output.exists() and [p.name for p in tmp_path.iterdir()] == ["requests.jsonl"]
+    missing = tmp_path / "no" / "where"
+    code, _, err = run(capsys, *score[:-1], missing)
+    assert (code, err) == (
+        2,
+        f"error: --output {missing}: there is no directory {missing.parent}.\n",
+    )
+    code, _, err = run(capsys, "describe", "--export_dir", tmp_path)
+    assert code == 2 and "is not an exported bundle" in err
+
+
+def test_a_dataset_of_another_workflow_is_refused(
+    sim_bundle: Path, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(dataset_dir, other)
+    categories = other / "workflow" / "encoder" / "categories"
+    (categories / "unique.item_id.parquet").write_bytes(b"another")
+    code, _, err = run(capsys, "sample", "--export_dir", sim_bundle, "--dataset_dir", other)
+    assert code == 2 and "was not written with the workflow in" in err
+    code, _, err = run(
+        *(capsys, "sample", "--export_dir", sim_bundle, "--dataset_dir", dataset_dir),
+        *("--users", 1000),
+    )
+    assert code == 2 and "users, fewer than the 1000 asked for" in err
+    code, _, err = run(capsys, "sample", "--export_dir", sim_bundle, "--dataset_dir", tmp_path)
+    assert code == 2 and "does not exist" in err
