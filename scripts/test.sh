@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Sets up if needed, then checks everything: ruff (lint, format), mypy, pytest.
+#
+# usage: scripts/test.sh [pytest arguments]     e.g. scripts/test.sh tests/workflows -k amazon
+#
+# All four run even if one fails; the exit status is that of the last that failed.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh
+
+bin=$PWD/.venv/bin
+export PATH=$bin:$PATH TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+status=0
+failed=()
+
+check() { # NAME COMMAND...
+  local name=$1 code=0
+  shift
+  printf '\n== %s\n' "$name"
+  "$@" || code=$?
+  ((code == 0)) || { status=$code; failed+=("$name"); }
+}
+
+check "ruff check" "$bin/ruff" check .
+check "ruff format" "$bin/ruff" format --check .
+check "mypy" "$bin/mypy"
+check "pytest" "$bin/python" -m pytest "$@"
+
+if ((status)); then
+  printf '\ntest.sh: failed: %s\n' "$(IFS=,; echo "${failed[*]}")" >&2
+fi
+exit "$status"

@@ -1,0 +1,52 @@
+"""The registries hold what their packages offer: one file and one line for each new entry."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+REGISTRIES = [
+    ("workflows", "DATASETS"),
+    ("models", "MODELS"),
+    ("benchmarks", "BENCHMARKS"),
+    ("embeddings.backends", "BACKENDS"),
+]
+EACH_REGISTRY = pytest.mark.parametrize(("module", "name"), REGISTRIES)
+
+
+@EACH_REGISTRY
+def test_registry_is_a_dict_of_lower_case_names(module: str, name: str) -> None:
+    registry = getattr(importlib.import_module(module), name)
+    assert isinstance(registry, dict)
+    assert registry
+    assert all(key.isidentifier() and key == key.lower() for key in registry)
+
+
+@pytest.mark.parametrize("package", ["models", "embeddings/backends"])
+def test_every_file_of_the_package_is_registered_or_shared(package: str) -> None:
+    """A model or backend that nobody registered cannot be chosen, and conformance skips it."""
+    name = {"models": "MODELS", "embeddings/backends": "BACKENDS"}[package]
+    module = package.replace("/", ".")
+    registered = set(getattr(importlib.import_module(module), name))
+    shared = {"__init__", "base", "config", "registry", "losses"}
+    files = {path.stem for path in (ROOT / package).glob("*.py")}
+    assert registered <= files, "an entry has no file of its name"
+    assert files <= registered | shared
+
+
+def test_command_lines_answer_help_without_tensorflow() -> None:
+    """Heavy imports wait until there is work, so --help and bad arguments answer at once."""
+
+    for command in (["-m", "workflows"], ["-m", "benchmarks"], ["train.py"]):
+        if command[0] == "train.py" and not (ROOT / "train.py").exists():
+            continue
+        code = [sys.executable, "-X", "importtime", *command, "--help"]
+        result = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-2000:]
+        imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+        assert not imported & {"tensorflow", "nvtabular", "merlin.models"}, command

@@ -1,0 +1,260 @@
+"""DESIGN.md's layout and import rules, held by parsing the sources (nothing is imported)."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = (
+    "workflows",
+    "dataloading",
+    "models",
+    "embeddings",
+    "training",
+    "serving",
+    "benchmarks",
+)
+MODULES = ("train", "errors", "fs")
+OURS = {*PACKAGES, *MODULES}
+
+# Who must not import whom. `errors` and `fs` are open to all.
+FORBIDDEN = {
+    "errors": OURS - {"errors"},
+    "fs": OURS - {"errors", "fs"},
+    # workflows meets the rest only through files and schema, in both directions.
+    "workflows": OURS - {"workflows", "errors", "fs"},
+    "dataloading": {"workflows", "models", "training", "serving", "benchmarks", "train"},
+    "embeddings": {
+        "workflows",
+        "dataloading",
+        "models",
+        "training",
+        "serving",
+        "benchmarks",
+        "train",
+    },
+    "models": {"workflows", "training", "serving", "benchmarks", "train"},
+    "training": {"workflows", "models", "serving", "benchmarks", "train"},
+    "serving": {"workflows", "benchmarks", "train"},
+}
+COMMUNICATION = {"horovod", "sparse_operation_kit"}
+MAY_COMMUNICATE = ("embeddings/backends/", "training/distributed.py")
+
+# Lines of code, without docstrings, comments and blank lines.
+LONGEST_FILE = 500
+LONGEST_FUNCTION = 60
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def sources() -> list[Path]:
+    files = [ROOT / f"{name}.py" for name in MODULES if (ROOT / f"{name}.py").exists()]
+    for package in PACKAGES:
+        files += sorted((ROOT / package).rglob("*.py"))
+    return files
+
+
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Top-level names of all that a module imports, at its top or inside its functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+def registry(package: str, name: str) -> list[str]:
+    """The keys of a registry, a dict literal in the package's __init__.py."""
+    for node in parse(ROOT / package / "__init__.py").body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            value = getattr(node, "value", None)
+            assert isinstance(value, ast.Dict), f"{package}.{name} is not a dict literal"
+            return [ast.literal_eval(key) for key in value.keys if key is not None]
+    raise AssertionError(f"{package}/__init__.py assigns no {name}")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_has_a_documented_init(package: str) -> None:
+    init = ROOT / package / "__init__.py"
+    assert init.exists(), f"{package}/ of DESIGN.md's layout is missing"
+    assert ast.get_docstring(parse(init)), f"{_relative(init)} says nothing about its package"
+
+
+@pytest.mark.parametrize("importer", FORBIDDEN)
+def test_imports_keep_one_direction(importer: str) -> None:
+    wrong = [
+        f"{_relative(path)} imports {name}"
+        for path in sources()
+        if _relative(path).split("/")[0].removesuffix(".py") == importer
+        for name in imports(parse(path))
+        if name in FORBIDDEN[importer]
+    ]
+    assert not wrong
+
+
+def test_only_backends_and_process_setup_import_horovod_or_sok() -> None:
+    wrong = [
+        f"{_relative(path)} imports {name}"
+        for path in sources()
+        if not _relative(path).startswith(MAY_COMMUNICATE)
+        for name in imports(parse(path))
+        if name in COMMUNICATION
+    ]
+    assert not wrong
+
+
+def _words(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Words of identifiers and of strings other than docstrings, with their lines."""
+    prose = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        text = ""
+        if isinstance(node, ast.Name):
+            text = node.id
+        elif isinstance(node, ast.Attribute):
+            text = node.attr
+        elif isinstance(node, ast.arg | ast.keyword):
+            text = node.arg or ""
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            text = node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = "" if id(node) in prose else node.value
+        for word in re.findall(r"[a-z0-9]+", text.lower()):
+            yield getattr(node, "lineno", 0), word
+
+
+@pytest.mark.parametrize("package", ["training", "embeddings", "dataloading"])
+def test_no_model_is_named_outside_models(package: str) -> None:
+    names = set(registry("models", "MODELS"))
+    wrong = [
+        f"{_relative(path)}:{line} names {word}"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line, word in _words(parse(path))
+        if word in names
+    ]
+    assert not wrong
+
+
+def _is_main_guard(node: ast.If) -> bool:
+    test = ast.unparse(node.test)
+    return test in ("__name__ == '__main__'", "TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def _acts(node: ast.stmt) -> bool:
+    """Whether a statement at the top of a module does anything when the module is imported."""
+    definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    if isinstance(node, definitions):
+        return False
+    if isinstance(node, ast.Expr):
+        return not isinstance(node.value, ast.Constant)
+    if isinstance(node, ast.If):
+        return not _is_main_guard(node)
+    if isinstance(node, ast.Try):  # an optional import
+        parts = [*node.body, *node.orelse, *(line for h in node.handlers for line in h.body)]
+        return any(_acts(part) for part in parts)
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        effects = {"init", "open", "mkdir", "makedirs", "touch", "write_text", "write_bytes", "run"}
+        called = (call.func for call in ast.walk(node) if isinstance(call, ast.Call))
+        return any(getattr(f, "attr", getattr(f, "id", "")) in effects for f in called)
+    return True
+
+
+def test_importing_a_module_does_nothing() -> None:
+    wrong = [
+        f"{_relative(path)}:{node.lineno}: {ast.unparse(node).splitlines()[0]}"
+        for path in sources()
+        for node in parse(path).body
+        if _acts(node)
+    ]
+    assert not wrong
+
+
+def _code_lines(path: Path, tree: ast.Module) -> list[int]:
+    """Numbers of the lines that hold code: no docstring, comment or blank line."""
+    prose: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            prose.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return [
+        number
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if number not in prose and line.strip() and not line.strip().startswith("#")
+    ]
+
+
+def test_files_and_functions_stay_readable() -> None:
+    long = []
+    for path in sources():
+        tree = parse(path)
+        lines = _code_lines(path, tree)
+        if len(lines) > LONGEST_FILE:
+            long.append(f"{_relative(path)}: {len(lines)} lines of code, at most {LONGEST_FILE}")
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            body = range(node.body[0].lineno, (node.end_lineno or 0) + 1)
+            length = sum(number in body for number in lines)
+            if length > LONGEST_FUNCTION:
+                long.append(
+                    f"{_relative(path)}:{node.lineno} {node.name}: {length} lines of code, "
+                    f"at most {LONGEST_FUNCTION}"
+                )
+    assert not long
+
+
+def _project_files() -> list[Path]:
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout, so there is no list of the project's own files")
+    paths = (ROOT / name for name in listing.stdout.decode().split("\0") if name)
+    return [path for path in paths if path.is_file() and path.stat().st_size < 2_000_000]
+
+
+def test_no_file_names_a_registry_or_a_path_of_this_machine() -> None:
+    # Put together here, so that this file does not name them either.
+    registries = ["py" + "pi.org", "python" + "hosted.org", "npm" + "js.org", "deb." + "debian.org"]
+    home = "" if str(Path.home()) == "/" else f"{Path.home()}/"
+    machine = [text for text in (f"{ROOT}/", home, "/wor" + "k/") if text]
+    wrong = []
+    for path in _project_files():
+        for number, line in enumerate(path.read_bytes().decode(errors="ignore").splitlines(), 1):
+            wrong += [
+                f"{_relative(path)}:{number} contains {text}"
+                for text in registries + machine
+                if text in line
+            ]
+    assert not wrong
+
+
+def test_readme_names_only_files_that_exist() -> None:
+    top = "|".join((*PACKAGES, "scripts", "tests", "docs", "requirements"))
+    named = re.findall(rf"\b((?:{top})/[\w./-]+\.(?:py|sh|txt|in|md|yaml))", _readme())
+    missing = sorted({name for name in named if not (ROOT / name).exists()})
+    assert not missing
+
+
+def _readme() -> str:
+    return (ROOT / "README.md").read_text()

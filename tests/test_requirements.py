@@ -1,0 +1,85 @@
+"""The lock files: every line exact and hashed, as DESIGN.md's table says, and free of addresses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
+NAMES = sorted(path.stem for path in REQUIREMENTS.glob("*.in"))
+PIN = re.compile(r"^([a-z0-9.-]+)==([^\s;\\]+)((?: *\\\n +--hash=sha256:[0-9a-f]{64})+)$", re.M)
+
+# DESIGN.md, "The stack, and pins that are known to work together".
+DESIGN = {
+    "tensorflow-cpu": "2.12.1",
+    "keras": "2.12.0",
+    "merlin-core": "23.8.0",
+    "nvtabular": "23.8.0",
+    "merlin-dataloader": "23.8.0",
+    "merlin-models": "23.12.0",
+    "dask": "2023.3.2",
+    "distributed": "2023.3.2.1",
+    "dask-cuda": "23.6.0",
+    "pandas": "1.5.3",
+    "pyarrow": "13.0.0",
+    "numba": "0.58.1",
+    "scipy": "1.11.4",
+    "protobuf": "4.25.9",
+}
+
+
+def lock(name: str) -> dict[str, str]:
+    return {name: version for name, version, _ in PIN.findall(text(name))}
+
+
+def text(name: str) -> str:
+    return (REQUIREMENTS / f"{name}.txt").read_text()
+
+
+def release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pin_is_exact_and_hashed(name: str) -> None:
+    lines = [line for line in text(name).splitlines() if line and line[0] not in " #"]
+    assert lines
+    assert [line.split("==")[0] for line in lines] == list(lock(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_lock_names_an_address(name: str) -> None:
+    assert not re.findall(r"https?:|--(?:extra-)?index|--find-links| @ |file:", text(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_lock_holds_what_its_source_asks_for(name: str) -> None:
+    asked = re.findall(r"^([A-Za-z][\w.-]*)", (REQUIREMENTS / f"{name}.in").read_text(), re.M)
+    kept = set(lock(name)) | set(re.findall(r"^# ([a-z-]+)$", text(name), re.M))
+    assert {package.lower() for package in asked} <= kept
+
+
+def test_pins_are_those_of_the_design() -> None:
+    pins = lock("runtime")
+    assert {name: pins[name] for name in DESIGN} == DESIGN
+    assert lock("horovod") == {"horovod": "0.28.1"}
+    assert release(pins["tensorflow-metadata"]) < (1, 16)
+    assert release(pins["setuptools"]) < (70,)
+    assert release(pins["numpy"]) < (1, 24, 4)
+    assert release(pins["typing-extensions"]) < (4, 6)
+
+
+def test_dev_is_runtime_and_more() -> None:
+    assert lock("runtime").items() < lock("dev").items()
+
+
+def test_horovod_finds_its_dependencies_in_the_runtime() -> None:
+    # It is installed with --no-deps. cffi is needed with PyTorch only.
+    assert {"cloudpickle", "psutil", "pyyaml", "packaging"} <= set(lock("runtime"))
+
+
+def test_cmake_is_one_that_gloo_accepts() -> None:
+    # horovod 0.28.1's third_party/gloo asks for CMake 2.8.12; CMake 4 refuses all below 3.5.
+    assert (3, 13) <= release(lock("tools")["cmake"]) < (4,)
