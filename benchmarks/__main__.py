@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import time
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     # Before TensorFlow is imported: its start-up chatter would bury the table.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     for message in (".*dtype mappings did not load", "Initializing an NVTabular Dataset in CPU"):
         warnings.filterwarnings("ignore", message=message)
     module = importlib.import_module(BENCHMARKS[name])

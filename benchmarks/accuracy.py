@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.harness import Report
+    from training.metrics import Evaluation
 
 QUESTION = "What test AUC do the models reach on MovieLens-100k, over several seeds?"
 
@@ -23,6 +25,10 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any], float | None, str]] = {
     "sim_time": ("sim", {"time_features": True}, None, ""),
     "dien": ("dien", {}, 0.811, "0.811"),
     "din": ("din", {}, 0.75, "0.743"),
+}
+_PROTOCOLS: dict[str, dict[str, Any]] = {
+    "4096": {"global_batch_size": 4096, "lr": 0.01, "epochs": 3},
+    "1024": {"global_batch_size": 1024, "lr": 0.003, "epochs": 4},
 }
 _SECOND_TARGET = 0.835  # SIM at batch 1,024, learning rate 0.003, 4 epochs (NVIDIA's: 0.832)
 
@@ -68,10 +74,6 @@ def run(args: argparse.Namespace) -> Report:
     from workflows.base import run_dataset
 
     seeds = range(1, 1 + (args.seeds or (1 if args.quick else 5)))
-    protocols = {
-        "4096": {"global_batch_size": 4096, "lr": 0.01, "epochs": 3},
-        "1024": {"global_batch_size": 1024, "lr": 0.003, "epochs": 4},
-    }
     names = [name for name in args.variants if not args.quick or name in ("sim", "din")]
     runs = [(name, "4096") for name in names if "4096" in args.protocols]
     if "1024" in args.protocols and "sim" in names and not args.quick:
@@ -86,27 +88,13 @@ def run(args: argparse.Namespace) -> Report:
             if protocol == "1024":
                 target, nvidia = _SECOND_TARGET, "0.832"
             variant = Variant(name, model_type, options)
-            results = [
-                variant.run(
-                    dataset, seed, test_negatives=args.test_negatives, **protocols[protocol]
-                )
-                for seed in seeds
-            ]
-            aucs = [result.auc for result in results]
-            gaucs = [result.as_dict()["gauc"] or 0.0 for result in results]
-            deviation = statistics.stdev(aucs) if len(aucs) > 1 else 0.0
-            figures[f"{name}_{protocol}"] = {"auc": aucs, "gauc": gaucs, "auc_std": deviation}
-            print(f"{name}, batch {protocol}: AUC {statistics.mean(aucs):.4f}", flush=True)
-            rows.append(
-                (
-                    name,
-                    int(protocol),
-                    f"{statistics.mean(aucs):.4f} ± {deviation:.4f}",
-                    f"{statistics.mean(gaucs):.4f}",
-                    "" if target is None else f"{target:.3f}",
-                    nvidia,
-                )
-            )
+            more = {"test_negatives": args.test_negatives, **_PROTOCOLS[protocol]}
+            figure = _figure([variant.run(dataset, seed, **more) for seed in seeds])
+            figures[f"{name}_{protocol}"] = figure
+            auc = f"{figure['auc_mean']:.4f} ± {figure['auc_std']:.4f}"
+            print(f"{name}, batch {protocol}: AUC {auc}", flush=True)
+            wanted = "" if target is None else f"{target:.3f}"
+            rows.append((name, int(protocol), auc, f"{figure['gauc_mean']:.4f}", wanted, nvidia))
     return Report(
         title=f"Test AUC on MovieLens-100k, {len(seeds)} seed(s), leave the last one out",
         columns=("model", "batch", "AUC", "GAUC", "target", "NVIDIA's recipe"),
@@ -114,9 +102,22 @@ def run(args: argparse.Namespace) -> Report:
         config={
             "seeds": list(seeds),
             "test_negatives": args.test_negatives,
-            "protocols": protocols,
+            "protocols": _PROTOCOLS,
             "quick": args.quick,
         },
         figures=figures,
         ratios={},
     )
+
+
+def _figure(results: Sequence[Evaluation]) -> dict[str, Any]:
+    """AUC and GAUC of some runs: every value, mean, standard deviation."""
+    aucs = [result.auc for result in results]
+    gaucs = [float(result.as_dict()["gauc"] or 0) for result in results]
+    return {
+        "auc": aucs,
+        "auc_mean": statistics.mean(aucs),
+        "auc_std": statistics.stdev(aucs) if len(aucs) > 1 else 0.0,
+        "gauc": gaucs,
+        "gauc_mean": statistics.mean(gaucs),
+    }

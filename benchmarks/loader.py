@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
+    from benchmarks.harness import Report, Timing
     from dataloading.histories import Histories
     from dataloading.windows import WindowConfig
 
@@ -60,22 +60,31 @@ def run(args: argparse.Namespace) -> Report:
     Raises:
       UserError: if the dataset cannot be read, or has fewer rows than a batch.
     """
-    from benchmarks.data import bytes_of, cached, generate_histories, materialise
-    from benchmarks.harness import Report, interleave
+    from benchmarks.data import cached, generate_histories
+    from benchmarks.harness import interleave
     from dataloading.histories import Histories
-    from dataloading.materialised import MaterialisedDataset
-    from dataloading.windows import WindowConfig
 
-    users = args.users or (5_000 if args.quick else 50_000)
-    rows = args.rows or (60_000 if args.quick else 400_000)
-    rounds = args.rounds or (3 if args.quick else 5)
     if args.dataset_dir is None:
+        users = args.users or (5_000 if args.quick else 50_000)
         options: dict[str, Any] = {"users": users, "seed": 0}
         directory = generate_histories(cached("histories", options, args.cache_dir), **options)
     else:
         directory = args.dataset_dir
     histories = Histories.load(directory)
-    config = WindowConfig(args.max_seq_length, args.long_seq_length)
+    copies = _materialised_copies(args, histories)
+    timings = interleave(
+        _contenders(args, histories, copies["snappy"]),
+        rounds=args.rounds or (3 if args.quick else 5),
+        min_seconds=0.5 if args.quick else 2.0,
+    )
+    return _report(args, histories, timings, _bytes_per_sample(directory, histories, copies))
+
+
+def _materialised_copies(args: argparse.Namespace, histories: Histories) -> dict[str, Path]:
+    """Materialised forms of the histories by compression, made once."""
+    from benchmarks.data import cached, materialise
+
+    rows = args.rows or (60_000 if args.quick else 400_000)
     # The dataset's own content names the copy made from it, so a changed dataset is copied anew.
     source = {
         "events": histories.num_events,
@@ -83,7 +92,7 @@ def run(args: argparse.Namespace) -> Report:
         "T": args.max_seq_length,
         "rows": rows,
     }
-    copies = {
+    return {
         codec: materialise(
             histories,
             cached(f"materialised-{codec}", source, args.cache_dir),
@@ -93,35 +102,58 @@ def run(args: argparse.Namespace) -> Report:
         )
         for codec in ("snappy", "zstd")
     }
-    dataset = MaterialisedDataset(
-        copies["snappy"],
-        user_features=len(histories.features.user),
-        max_seq_length=args.max_seq_length,
-        long_seq_length=args.long_seq_length,
-    )
+
+
+def _contenders(
+    args: argparse.Namespace, histories: Histories, materialised: Path
+) -> dict[str, Callable[[], int]]:
+    """What to time, by name."""
+    from dataloading.materialised import MaterialisedDataset
+    from dataloading.windows import WindowConfig
+
+    lengths = {"max_seq_length": args.max_seq_length, "long_seq_length": args.long_seq_length}
+    users = len(histories.features.user)
+    dataset = MaterialisedDataset(materialised, user_features=users, **lengths)
     if dataset.num_rows("train") < args.global_batch_size:
         raise UserError(
             f"Only {dataset.num_rows('train')} rows were materialised, fewer than one batch of "
             f"{args.global_batch_size}. Raise --rows or lower --global_batch_size."
         )
-
     contenders: dict[str, Callable[[], int]] = {}
     if "histories" in args.layout:
+        config = WindowConfig(**lengths)
         contenders["windows"] = _windows(histories, config, args.global_batch_size)
     if "materialised" in args.layout:
         for name, shuffle in (("materialised", False), ("materialised_shuffled", True)):
             contenders[name] = _epoch(dataset, args.global_batch_size, shuffle)
     if "merlin" in args.layout:
-        merlin_rows = 512 if args.quick else 4096
-        contenders["merlin"] = _merlin(copies["snappy"], merlin_rows, args.cache_dir)
-    seconds = 0.5 if args.quick else 2.0
-    timings = interleave(contenders, rounds=rounds, min_seconds=seconds)
+        contenders["merlin"] = _merlin(materialised, _merlin_rows(args), args.cache_dir)
+    return contenders
+
+
+def _bytes_per_sample(
+    directory: Path, histories: Histories, copies: Mapping[str, Path]
+) -> dict[str, float]:
+    """Bytes on disk of a training sample in each form."""
+    from benchmarks.data import bytes_of
+    from dataloading.materialised import MaterialisedDataset
 
     # Both forms hold a positive and a negative for each training target.
-    samples = 2 * _training_targets(histories)
-    sizes = {"histories": bytes_of(directory) / samples}
+    sizes = {"histories": bytes_of(directory) / (2 * _training_targets(histories))}
     for codec, copy in copies.items():
+        dataset = MaterialisedDataset(copy, user_features=len(histories.features.user))
         sizes[f"materialised_{codec}"] = bytes_of(copy / "train") / dataset.num_rows("train")
+    return sizes
+
+
+def _report(
+    args: argparse.Namespace,
+    histories: Histories,
+    timings: Mapping[str, Timing],
+    sizes: Mapping[str, float],
+) -> Report:
+    from benchmarks.harness import Report
+
     labels = {
         "windows": ("resident histories, windows in the graph", "histories"),
         "materialised": ("materialised, Arrow, in file order", "materialised_snappy"),
@@ -129,54 +161,40 @@ def run(args: argparse.Namespace) -> Report:
         "merlin": ("materialised, merlin-dataloader", "materialised_snappy"),
     }
     baseline = timings.get("merlin")
-    table = [
-        (
-            labels[name][0],
-            round(timing.median),
-            round(timing.lowest),
-            round(timing.highest),
-            f"{timing.over(baseline):,.0f} x" if baseline else None,
-            sizes[labels[name][1]],
-        )
-        for name, timing in timings.items()
-    ]
+    rows = []
     ratios = {
-        f"bytes_materialised_{codec}_over_histories": sizes[f"materialised_{codec}"]
-        / sizes["histories"]
-        for codec in copies
+        f"bytes_{form}_over_histories": size / sizes["histories"]
+        for form, size in sizes.items()
+        if form != "histories"
     }
-    if baseline:
-        ratios |= {
-            f"{name}_over_merlin": timing.over(baseline)
-            for name, timing in timings.items()
-            if name != "merlin"
-        }
+    for name, timing in timings.items():
+        times = ""
+        if baseline is not None and name != "merlin":
+            ratios[f"{name}_over_merlin"] = timing.over(baseline)
+            times = f"{timing.over(baseline):,.0f} x"
+        label, form = labels[name]
+        speeds = (round(timing.median), round(timing.lowest), round(timing.highest))
+        rows.append((label, *speeds, times, sizes[form]))
     for name, target in (("windows", _TARGET_WINDOWS), ("materialised", _TARGET_MATERIALISED)):
         if name in timings:
             ratios[f"{name}_over_target"] = timings[name].median / target
+    snappy, zstd = sizes["materialised_snappy"], sizes["materialised_zstd"]
     return Report(
         title="Loading training samples",
         columns=(
-            "layout",
-            "samples/s",
-            "lowest",
-            "highest",
-            "vs merlin",
-            "bytes/sample on disk",
+            *("layout", "samples/s", "lowest", "highest", "vs merlin", "bytes/sample on disk"),
         ),
-        rows=table,
+        rows=rows,
         config={
             "dataset": str(args.dataset_dir) if args.dataset_dir else "generated",
             "users": histories.num_users,
             "events": histories.num_events,
             "item_features": list(histories.features.item),
-            "training_samples": samples,
-            "materialised_rows": dataset.num_rows("train"),
-            "merlin_rows": merlin_rows if "merlin" in args.layout else 0,
+            "training_samples": 2 * _training_targets(histories),
+            "merlin_rows": _merlin_rows(args) if "merlin" in args.layout else 0,
             "global_batch_size": args.global_batch_size,
             "max_seq_length": args.max_seq_length,
             "long_seq_length": args.long_seq_length,
-            "rounds": rounds,
             "quick": args.quick,
         },
         figures={
@@ -186,15 +204,18 @@ def run(args: argparse.Namespace) -> Report:
         ratios=ratios,
         notes=[
             f"On disk, a training sample takes {sizes['histories']:.1f} bytes as histories and "
-            f"{sizes['materialised_snappy']:.0f} materialised (zstd: "
-            f"{sizes['materialised_zstd']:.0f}): 1/"
-            f"{ratios['bytes_materialised_snappy_over_histories']:.0f} (zstd: 1/"
-            f"{ratios['bytes_materialised_zstd_over_histories']:.0f}); target 1/"
-            f"{_TARGET_BYTES_RATIO}. Histories include timestamps, which the other form lacks.",
+            f"{snappy:.0f} materialised (zstd: {zstd:.0f}): 1/{snappy / sizes['histories']:.0f} "
+            f"(zstd: 1/{zstd / sizes['histories']:.0f}); target 1/{_TARGET_BYTES_RATIO}. Histories "
+            "include timestamps, which the other form lacks.",
             f"Targets on 2 cores: windows {_TARGET_WINDOWS:,}/s, materialised "
             f"{_TARGET_MATERIALISED:,}/s.",
         ],
     )
+
+
+def _merlin_rows(args: argparse.Namespace) -> int:
+    """Rows for merlin-dataloader, which takes a second for about 800."""
+    return 512 if args.quick else 4096
 
 
 def _windows(histories: Histories, config: WindowConfig, batch_size: int) -> Callable[[], int]:

@@ -20,11 +20,8 @@ thousands (`python -m benchmarks loader`).
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import itertools
-import json
 import queue
-import re
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,12 +31,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from merlin.schema import ColumnSchema, Schema, Tags
 
 from dataloading.features import history_name, negatives_name
+from dataloading.materialised_layout import (
+    SPLITS,
+    Columns,
+    RowGroup,
+    assign_columns,
+    check_types,
+    dataset_schema,
+    read_cardinalities,
+    read_footers,
+)
 from errors import UserError
-
-SPLITS = ("train", "test")
 
 # Rows that one piece of decoding yields: at 4 lists of 100 about 13 MB.
 _DECODE_ROWS = 8192
@@ -47,27 +51,6 @@ _DECODE_ROWS = 8192
 Array = npt.NDArray[Any]
 Rows = dict[str, Array]
 _T = TypeVar("_T")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """A row group: where it is, and the number of its first row in the file."""
-
-    file: Path
-    index: int
-    first_row: int
-    rows: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Columns:
-    """Column names of the files by role, in the order of the features they belong to."""
-
-    label: str
-    user: tuple[str, ...]
-    target: tuple[str, ...]
-    history: tuple[str, ...]
-    negatives: tuple[str, ...]
 
 
 class MaterialisedDataset:
@@ -109,22 +92,22 @@ class MaterialisedDataset:
         self._path = Path(path)
         self._max_seq_length = max_seq_length
         self._short_seq_length = max_seq_length - long_seq_length
-        self._cardinalities = _read_cardinalities(self._path, user_features)
+        self._cardinalities = read_cardinalities(self._path, user_features)
         names = list(self._cardinalities)
         self._user, self._item = tuple(names[:user_features]), tuple(names[user_features:])
-        self._groups: dict[str, list[_Group]] = {}
+        self._groups: dict[str, list[RowGroup]] = {}
         schemas = {}
         for split in SPLITS:
-            self._groups[split], schemas[split] = _read_footers(self._path, split)
+            self._groups[split], schemas[split] = read_footers(self._path, split)
         if schemas["train"].names != schemas["test"].names:
             raise UserError(
                 f"{self._path}: the columns of train and test differ: {schemas['train'].names} and "
                 f"{schemas['test'].names}. Write both with the same columns."
             )
-        self._columns = _assign_columns(self._path, schemas["train"].names, self._user, self._item)
+        self._columns = assign_columns(self._path, schemas["train"].names, self._user, self._item)
         for split in SPLITS:
-            _check_types(self._path / split, schemas[split], self._columns)
-        self.schema = _schema(self._cardinalities, self._user, self._item)
+            check_types(self._path / split, schemas[split], self._columns)
+        self.schema = dataset_schema(self._cardinalities, self._user, self._item)
 
     def num_rows(self, split: str) -> int:
         """Rows of a split, from the files' footers.
@@ -219,7 +202,7 @@ class MaterialisedDataset:
             blocks = _read_ahead(self._pieces(groups, start, negatives), 2)
         return _read_ahead(_batched(blocks, batch_size, end - start), prefetch)
 
-    def _pieces(self, groups: list[_Group], first_row: int, negatives: bool) -> Iterator[Rows]:
+    def _pieces(self, groups: list[RowGroup], first_row: int, negatives: bool) -> Iterator[Rows]:
         """Decodes row groups piece by piece, from row `first_row` of their concatenation on."""
         names = self._columns
         columns = [names.label, *names.user, *names.target, *names.history]
@@ -298,7 +281,7 @@ class MaterialisedDataset:
         )
 
     def _check_padding(
-        self, rows: Rows, names: _Columns, where: tuple[Path, int], negatives: bool
+        self, rows: Rows, names: Columns, where: tuple[Path, int], negatives: bool
     ) -> None:
         """Raises unless zeros stand on the left only, alike in all features; blanks negatives."""
         mask = rows[history_name(self._item[0])] > 0  # [B, T]
@@ -333,163 +316,6 @@ class MaterialisedDataset:
                     "event needs its negative.",
                 )
             rows[negatives_name(feature)] = drawn * mask
-
-
-def _read_cardinalities(path: Path, user_features: int) -> dict[str, int]:
-    """Cardinality by feature name, in the order of metadata.json."""
-    if not path.is_dir():
-        raise UserError(f"{path} is not a directory. Expected one with metadata.json, train, test.")
-    file = path / "metadata.json"
-    expected = '{"cardinalities": [{"name": "uid", "value": 105925}, ...]}'
-    if not file.is_file():
-        raise UserError(f"{file} is missing. Expected a file like {expected}.")
-    try:
-        entries = json.loads(file.read_text())["cardinalities"]
-        cardinalities = {entry["name"]: entry["value"] for entry in entries}
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} is malformed ({error!r}). Expected {expected}.") from error
-    for name, value in cardinalities.items():
-        if not isinstance(name, str) or type(value) is not int or not 0 < value < 2**31 - 1:
-            raise UserError(
-                f"{file}: entry {name!r} has the value {value!r}. Expected a name and a positive "
-                "32-bit integer."
-            )
-    if len(cardinalities) != len(entries):
-        raise UserError(f"{file} names a feature twice. Every feature needs a name of its own.")
-    if len(cardinalities) <= user_features:
-        raise UserError(
-            f"{file} has {len(cardinalities)} entries, which leaves no item feature after "
-            f"{user_features} user features. Add the missing entries or correct user_features."
-        )
-    return cardinalities
-
-
-def _read_footers(path: Path, split: str) -> tuple[list[_Group], pa.Schema]:
-    """All row groups of a split in file order, and the schema its files share."""
-    directory = path / split
-    if not directory.is_dir():
-        raise UserError(f"{directory} is missing. Expected a directory of *.parquet files.")
-    files = sorted(directory.glob("*.parquet"), key=_natural_key)
-    if not files:
-        raise UserError(f"{directory} holds no *.parquet file. Expected part.0.parquet and so on.")
-    groups: list[_Group] = []
-    schema = None
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                metadata, found = parquet.metadata, parquet.schema_arrow.remove_metadata()
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{file} cannot be read as parquet ({error}). Write it again, or remove it."
-            ) from error
-        if schema is not None and found != schema:
-            raise UserError(
-                f"{file} has other columns or types than {files[0].name}: {_describe(found)} "
-                f"instead of {_describe(schema)}. Write all files of a split alike."
-            )
-        schema = found
-        row = 0
-        for index in range(metadata.num_row_groups):
-            rows = metadata.row_group(index).num_rows
-            if rows:
-                groups.append(_Group(file, index, row, rows))
-            row += rows
-    if not groups:
-        raise UserError(f"{directory} holds no rows. Expected at least one sample.")
-    return groups, schema
-
-
-def _assign_columns(
-    path: Path, columns: list[str], user: tuple[str, ...], item: tuple[str, ...]
-) -> _Columns:
-    """Gives each column its meaning by its place, and refuses names that contradict it."""
-    expected = 1 + len(user) + 3 * len(item)
-    if len(columns) != expected:
-        index = [name for name in columns if name.startswith("__index_level_")]
-        hint = f" Columns {index} are a pandas index: write with index=False." if index else ""
-        raise UserError(
-            f"{path}: expected {expected} columns (label, {len(user)} user features {list(user)}, "
-            f"and target, positive history and negative history of {len(item)} item features "
-            f"{list(item)}), found {len(columns)}: {columns}. Correct user_features, "
-            f"metadata.json or the files.{hint}"
-        )
-    parts = iter(columns)
-    take = lambda count: tuple(itertools.islice(parts, count))  # noqa: E731
-    assigned = _Columns(
-        take(1)[0], take(len(user)), take(len(item)), take(len(item)), take(len(item))
-    )
-    features = [*user, *item]
-    scalars = (*assigned.user, *assigned.target)
-    for feature, name in zip(features, scalars, strict=True):
-        if name != feature and (name in features or feature in scalars):
-            raise _order_error(path, columns, name, feature)
-    for role in (assigned.history, assigned.negatives):
-        for feature, name in zip(item, role, strict=True):
-            named = [
-                other for other in item if re.search(rf"(^|[\W_]){re.escape(other)}([\W_]|$)", name)
-            ]
-            if named and feature != max(named, key=len):
-                raise _order_error(path, columns, name, f"the lists of {feature}")
-    negative = re.compile("neg", re.IGNORECASE)
-    if all(map(negative.search, assigned.history)) and not any(
-        map(negative.search, assigned.negatives)
-    ):
-        raise _order_error(path, columns, assigned.history[0], "the positive history")
-    return assigned
-
-
-def _check_types(directory: Path, schema: pa.Schema, names: _Columns) -> None:
-    """Raises unless scalars are integers, lists hold integers, and the label is a number."""
-    label = schema.field(names.label).type
-    if not (
-        pa.types.is_integer(label) or pa.types.is_boolean(label) or pa.types.is_floating(label)
-    ):
-        raise UserError(
-            f"{directory}: the label column {names.label!r} is {label}. Expected 0 and 1."
-        )
-    for name in (*names.user, *names.target):
-        if not pa.types.is_integer(schema.field(name).type):
-            raise UserError(
-                f"{directory}: column {name!r} is {schema.field(name).type}. Expected an integer: "
-                "ids from 1 to the cardinality."
-            )
-    for name in (*names.history, *names.negatives):
-        found = schema.field(name).type
-        is_list = (
-            pa.types.is_list(found)
-            or pa.types.is_large_list(found)
-            or pa.types.is_fixed_size_list(found)
-        )
-        if not (is_list and pa.types.is_integer(found.value_type)):
-            raise UserError(
-                f"{directory}: column {name!r} is {found}. Expected a list of integers: ids from 1 "
-                "to the cardinality, 0 for padding."
-            )
-
-
-def _schema(cardinalities: dict[str, int], user: tuple[str, ...], item: tuple[str, ...]) -> Schema:
-    columns = []
-    for name, cardinality in cardinalities.items():
-        domain = {"min": 0, "max": cardinality, "name": name}
-        if name in user:
-            tags = [Tags.USER, Tags.CATEGORICAL]
-            tags += [Tags.USER_ID, Tags.ID] if name == user[0] else []
-            columns.append(
-                ColumnSchema(name, tags=tags, dtype="int32", properties={"domain": domain})
-            )
-        else:
-            tags = [Tags.ITEM, Tags.SEQUENCE, Tags.LIST, Tags.CATEGORICAL]
-            tags += [Tags.ITEM_ID, Tags.ID] if name == item[0] else []
-            columns.append(
-                ColumnSchema(
-                    name,
-                    tags=tags,
-                    dtype="int32",
-                    dims=(None, (0, None)),
-                    properties={"domain": domain},
-                )
-            )
-    return Schema(columns)
 
 
 def _label(piece: pa.RecordBatch, name: str, where: tuple[Path, int]) -> Array:
@@ -691,16 +517,6 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.default_rng([seed % 2**64, *key])
 
 
-def _natural_key(file: Path) -> list[tuple[int, int | str]]:
-    """Sorts part.2 before part.10."""
-    parts = re.split(r"(\d+)", file.name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts]
-
-
-def _describe(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
 def _check_nulls(column: pa.Array, name: str, where: tuple[Path, int]) -> None:
     if column.null_count:
         raise UserError(
@@ -711,11 +527,3 @@ def _check_nulls(column: pa.Array, name: str, where: tuple[Path, int]) -> None:
 
 def _row_error(where: tuple[Path, int], row: int, text: str) -> UserError:
     return UserError(f"{where[0]}, row {where[1] + row}: {text}")
-
-
-def _order_error(path: Path, columns: list[str], found: str, expected: str) -> UserError:
-    return UserError(
-        f"{path}: column {found!r} stands where {expected} should. The order of columns gives "
-        "their meaning: label, user features, target item features, positive histories, negative "
-        f"histories, each in the order of metadata.json. Found {columns}."
-    )

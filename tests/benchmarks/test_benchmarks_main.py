@@ -36,7 +36,9 @@ def test_listing_is_instant_and_names_every_benchmark():
 def test_an_unknown_name_lists_the_known_ones(capsys):
     assert main(["nothing"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: no benchmark is named 'nothing'. Expected one of: loader")
+    assert error.startswith(
+        "error: no benchmark is named 'nothing'. Expected one of: accuracy, loader"
+    )
 
 
 def test_an_unknown_option_is_refused(capsys):

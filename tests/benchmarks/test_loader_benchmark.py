@@ -23,7 +23,7 @@ def test_all_layouts_are_measured(capsys, tmp_path):
     # Sixty users are enough to show the order of the sizes, if not the ratio of a large set.
     assert figures["histories_bytes_per_sample"] < figures["materialised_snappy_bytes_per_sample"]
     assert line["ratios"]["windows_over_merlin"] > 1
-    assert line["config"]["training_samples"] >= line["config"]["materialised_rows"] >= 3000
+    assert line["config"]["training_samples"] >= 3000
 
 
 def test_one_layout(capsys, tmp_path):
