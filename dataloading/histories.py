@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from merlin.schema import Schema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
-from dataloading.features import HistoryFeatures
+from dataloading.features import HistoryFeatures, table_rows
 from errors import UserError
 
 FORMAT = "lookback-histories"
@@ -92,7 +92,7 @@ class Histories:
         """
         directory = Path(dataset_dir)
         info = read_dataset_info(directory)
-        schema = TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
+        schema = _read_schema(directory)
         features = HistoryFeatures.from_schema(schema)
         files = sorted((directory / "histories").glob("*.parquet"))
         if not files:
@@ -144,13 +144,25 @@ def read_dataset_info(directory: Path) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}); run the workflow again.") from error
-    found = (info.get("format"), info.get("format_version"))
+    known = info if isinstance(info, dict) else {}
+    found = (known.get("format"), known.get("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
         raise UserError(
             f"{path}: expected format {FORMAT!r} version {FORMAT_VERSION}, found {found[0]!r} "
             f"version {found[1]!r}. Write the dataset again with this version's workflows."
         )
+    if not {"test", "validation"} <= set(info.get("split", ())):
+        raise UserError(f"{path} has no split rule; run the workflow again.")
     return info
+
+
+def _read_schema(directory: Path) -> Schema:
+    try:
+        return TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
+    except Exception as error:  # a missing file is a ValueError, a damaged one protobuf's own
+        raise UserError(
+            f"{directory / 'schema.pbtxt'} cannot be read ({error}); run the workflow again."
+        ) from error
 
 
 def _flatten(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -180,7 +192,7 @@ def _offsets(table: pa.Table, lists: list[str], directory: Path) -> Int64:
 
 def _ids(column: pa.ChunkedArray, schema: Schema, name: str, directory: Path) -> Int32:
     ids = _numpy(column, np.int32)
-    largest = int(schema[name].int_domain.max)
+    largest = table_rows(schema)[name] - 1
     if len(ids) and not 0 < int(ids.min()) <= int(ids.max()) <= largest:
         raise UserError(
             f"{directory}: ids of {name!r} must lie in [1, {largest}] (0 is padding), found "

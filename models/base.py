@@ -127,7 +127,8 @@ class HistoryBlock(Block):
             return tf.concat([vectors[f"{name}{part}"] for name in names], -1)
 
         target = joined("", self._features.item)  # [B, C, E]
-        user = joined("", self._features.user)  # [B, 1, E_u]
+        users = self._features.user
+        user = joined("", users) if users else target[:, :1, :0]  # [B, 1, E_u]
         shape = tf.concat([tf.shape(target)[:2], [user.shape[-1]]], 0)
         # Index 0 is padding in every column, and the item id is never 0 in a real event.
         mask = events[event[0]] > 0  # [B, T]

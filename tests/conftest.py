@@ -1,0 +1,207 @@
+"""Tiny datasets and batches that the tests of several packages share, as factories.
+
+TensorFlow and Merlin take seconds to import, so they are imported where a fixture needs them: the
+tests of command lines and configuration stay fast.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from merlin.schema import Schema
+
+    from dataloading.histories import Histories
+
+USERS = {"user_id": 7, "country": 4}
+ITEMS = {"item_id": 40, "category_id": 6}
+
+Batch = tuple[dict[str, np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def make_schema() -> Callable[..., Schema]:
+    """Makes the schema of a dataset of histories from table rows by feature name."""
+    from merlin.schema import ColumnSchema, Schema, Tags
+
+    def make(
+        users: Mapping[str, int] = USERS,
+        items: Mapping[str, int] = ITEMS,
+        *,
+        time: bool = True,
+        domains: Mapping[str, str] | None = None,
+    ) -> Schema:
+        def column(name: str, rows: int, tags: list[Tags], **options: Any) -> ColumnSchema:
+            domain = {"min": 0, "max": rows - 1, "name": (domains or {}).get(name, name)}
+            return ColumnSchema(
+                name,
+                tags=[*tags, Tags.CATEGORICAL],
+                dtype="int32",
+                properties={"domain": domain},
+                **options,
+            )
+
+        columns = []
+        for name, rows in users.items():
+            ids = [Tags.USER_ID, Tags.ID] if name == "user_id" else []
+            columns.append(column(name, rows, [Tags.USER, *ids]))
+        for number, (name, rows) in enumerate(items.items()):
+            ids = [] if number else [Tags.ITEM_ID, Tags.ID]
+            tags = [Tags.ITEM, Tags.SEQUENCE, Tags.LIST, *ids]
+            columns.append(column(name, rows, tags, dims=(None, (0, None))))
+        if time:
+            tags = [Tags.TIME, Tags.SEQUENCE, Tags.LIST]
+            columns.append(
+                ColumnSchema("timestamp", tags=tags, dtype="int64", dims=(None, (0, None)))
+            )
+        return Schema(columns)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Histories]:
+    """Makes resident histories in memory: skewed popularity, one category an item."""
+    from dataloading.histories import Histories, Split
+
+    def make(
+        lengths: Sequence[int] = (20, 7, 3, 3, 12),
+        *,
+        items: int = 40,
+        categories: int = 6,
+        validation: int = 0,
+        times: bool = True,
+        seed: int = 0,
+    ) -> Histories:
+        rng = np.random.default_rng(seed)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        events = int(offsets[-1])
+        item = (1 + rng.random(events) ** 2 * (items - 1)).astype(np.int32)
+        category_of = rng.integers(1, categories, items).astype(np.int32)
+        distinct = np.unique(item)
+        stamps = [np.sort(rng.integers(0, 10**9, length)) for length in lengths]
+        users = {"user_id": len(lengths) + 1, "country": 4}
+        return Histories(
+            schema=make_schema(users, {"item_id": items, "category_id": categories}, time=times),
+            user_features={
+                "user_id": np.arange(1, len(lengths) + 1, dtype=np.int32),
+                "country": rng.integers(1, 4, len(lengths)).astype(np.int32),
+            },
+            offsets=offsets,
+            item_features={"item_id": item, "category_id": category_of[item]},
+            timestamps=np.concatenate(stamps).astype(np.int64) if times else None,
+            catalogue={"item_id": distinct, "category_id": category_of[distinct]},
+            split=Split(validation=validation),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_dataset() -> Callable[..., Path]:
+    """Writes histories as a dataset directory, in the format that `python -m workflows` writes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+    def write(
+        histories: Histories, directory: Path, *, files: int = 2, info: dict[str, Any] | None = None
+    ) -> Path:
+        (directory / "histories").mkdir(parents=True)
+        columns = {n: pa.array(v) for n, v in histories.user_features.items()}
+        lists = dict(histories.item_features)
+        if histories.timestamps is not None:
+            lists["timestamp"] = histories.timestamps
+        offsets = histories.offsets.astype(np.int32)
+        columns |= {n: pa.ListArray.from_arrays(offsets, v) for n, v in lists.items()}
+        table = pa.table(columns)
+        step = -(-histories.num_users // files)
+        for part in range(files):
+            pq.write_table(
+                table.slice(part * step, step),
+                directory / "histories" / f"part-{part:05d}.parquet",
+                compression="zstd",
+            )
+        pq.write_table(pa.table(dict(histories.catalogue)), directory / "items.parquet")
+        TensorflowMetadata.from_merlin_schema(histories.schema).to_proto_text_file(str(directory))
+        default = {
+            "format": "lookback-histories",
+            "format_version": 1,
+            "split": {
+                "rule": "leave_last_out",
+                "test": histories.split.test,
+                "validation": histories.split.validation,
+            },
+        }
+        (directory / "dataset.json").write_text(json.dumps(default if info is None else info))
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Batch]:
+    """Makes a random batch of the default schema for a model, with labels."""
+
+    def make(
+        lengths: Sequence[int],
+        *,
+        candidates: int = 2,
+        slots: int = 9,
+        long: int = 5,
+        negatives: bool = True,
+        time: bool = False,
+        distinct: int | None = None,
+        seed: int = 0,
+    ) -> Batch:
+        """Makes it.
+
+        Args:
+          lengths: events of each history.
+          candidates: C.
+          slots: T.
+          long: slots of the long sequence.
+          negatives: whether auxiliary negatives come along.
+          time: whether time gaps come along.
+          distinct: how many different items histories hold; few make ties.
+          seed: of the numbers.
+        """
+        rng = np.random.default_rng(seed)
+        batch = len(lengths)
+        valid = np.arange(slots) >= slots - np.asarray(lengths)[:, np.newaxis]  # [B, T]
+        features = {name: rng.integers(1, rows, batch) for name, rows in USERS.items()}
+        category_of = rng.integers(1, ITEMS["category_id"], ITEMS["item_id"])
+        item = rng.integers(1, ITEMS["item_id"], (batch, candidates))
+        events = rng.integers(1, 1 + (distinct or ITEMS["item_id"] - 1), (batch, slots))
+        drawn = rng.integers(1, ITEMS["item_id"], (batch, slots - long))
+        for name, values in (
+            ("item_id", (item, events, drawn)),
+            ("category_id", [category_of[v] for v in (item, events, drawn)]),
+        ):
+            features[name] = values[0]
+            features[f"{name}_history"] = values[1] * valid
+            if negatives:
+                features[f"{name}_negatives"] = values[2] * valid[:, long:]
+        if time:
+            features["time_gap_history"] = rng.integers(1, 34, (batch, slots)) * valid
+        labels = np.zeros((batch, candidates), np.float32)
+        labels[:, 0] = 1
+        return {n: v.astype(np.int32) for n, v in features.items()}, labels
+
+    return make
+
+
+@pytest.fixture
+def precision() -> Iterator[Callable[[str], None]]:
+    """Sets Keras' global precision policy for one test."""
+    import tensorflow as tf
+
+    before = tf.keras.mixed_precision.global_policy()
+    yield tf.keras.mixed_precision.set_global_policy
+    tf.keras.mixed_precision.set_global_policy(before)

@@ -1,0 +1,196 @@
+"""Both kinds of source give the trainer the same interface."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from dataloading.materialised import MaterialisedDataset
+from dataloading.sources import MaterialisedSource, ResidentSource, is_materialised
+from dataloading.windows import WindowBuilder, WindowConfig
+from errors import UserError
+
+CONFIG = WindowConfig(max_seq_length=5, long_seq_length=3)
+TRAIN_ROWS, TEST_ROWS = 23, 7
+
+
+@pytest.fixture
+def resident(make_histories):
+    def make(**options):
+        return ResidentSource(make_histories(), CONFIG, **{"seed": 3, "batch_size": 16, **options})
+
+    return make
+
+
+@pytest.fixture
+def materialised(tmp_path):
+    """Rows whose user ids are their numbers."""
+    path = tmp_path / "materialised"
+    for split, rows in (("train", TRAIN_ROWS), ("test", TEST_ROWS)):
+        (path / split).mkdir(parents=True)
+        lists = pa.array([[1, 2, 3, 4]] * rows, pa.list_(pa.int32()))
+        columns = {
+            "label": pa.array(np.arange(rows) % 2),
+            "uid": pa.array(np.arange(1, rows + 1)),
+            "item": pa.array(np.ones(rows, np.int64)),
+            "item_sequence": lists,
+            "neg_item_sequence": lists,
+        }
+        pq.write_table(pa.table(columns), path / split / "part.0.parquet", row_group_size=5)
+    sizes = [{"name": "uid", "value": 50}, {"name": "item", "value": 9}]
+    (path / "metadata.json").write_text(json.dumps({"cardinalities": sizes}))
+
+    def make(**options):
+        dataset = MaterialisedDataset(path, max_seq_length=4, long_seq_length=2)
+        return MaterialisedSource(dataset, **{"seed": 3, "batch_size": 8, **options})
+
+    make.path = path
+    return make
+
+
+def assert_same(found, expected):
+    assert set(found[0]) == set(expected[0])
+    for name, values in expected[0].items():
+        np.testing.assert_array_equal(found[0][name], values, err_msg=name)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_resident_batches_are_those_of_the_windows(resident, make_histories):
+    source, windows = resident(), WindowBuilder(make_histories(), CONFIG)
+    assert source.train_steps() == windows.train_steps(16) == 5
+    for epoch in (0, 2):
+        feeds = list(source.train_feeds(epoch, first_step=0))
+        assert len(feeds) == 5
+        for step, feed in enumerate(feeds):
+            assert_same(source.train_batch(feed), windows.train_batch(3, epoch, step, 16))
+
+
+def test_resident_epochs_may_have_several_passes(resident, make_histories):
+    source, windows = resident(repeat_count=3), WindowBuilder(make_histories(), CONFIG)
+    assert source.train_steps() == 15
+    feeds = list(source.train_feeds(2, first_step=0))
+    for step, feed in enumerate(feeds):
+        expected = windows.train_batch(3, 2 * 3 + step // 5, step % 5, 16)
+        assert_same(source.train_batch(feed), expected)
+    # Every pass covers the training set, in an order of its own.
+    users = [
+        np.concatenate([source.train_batch(f)[0]["user_id"] for f in feeds[p : p + 5]])
+        for p in (0, 5, 10)
+    ]
+    assert sorted(users[0]) == sorted(users[1]) == sorted(users[2])
+    assert list(users[0]) != list(users[1])
+
+
+@pytest.mark.parametrize("first_step", [0, 4, 5, 7, 15])
+def test_resident_feeds_continue_in_the_middle(resident, first_step):
+    source = resident(repeat_count=3)
+    every = [feed.numpy().tolist() for feed in source.train_feeds(1, 0)]
+    rest = [feed.numpy().tolist() for feed in source.train_feeds(1, first_step)]
+    assert rest == every[first_step:]
+
+
+def test_resident_drop_remainder(resident):
+    assert resident(drop_remainder=True).train_steps() == 4
+    with pytest.raises(UserError, match="has 70 rows, fewer than one batch of 100"):
+        resident(drop_remainder=True, batch_size=100)
+
+
+def test_resident_batches_are_built_in_the_graph(resident):
+    source = resident()
+    train = tf.function(source.train_batch)
+    test = tf.function(lambda feed: source.eval_batch("test", feed))
+    for feed in source.train_feeds(0, 3):
+        assert_same(train(feed), source.train_batch(feed))
+    for feed in source.eval_feeds("test"):
+        assert_same(test(feed), source.eval_batch("test", feed))
+    assert train.experimental_get_tracing_count() == 1
+    assert test.experimental_get_tracing_count() == 1
+
+
+def test_resident_evaluation_has_its_own_seed(resident):
+    def scored(**options):
+        source = resident(test_negatives=3, batch_size=8, **options)
+        assert source.eval_steps("test") == 3
+        parts = [source.eval_batch("test", feed) for feed in source.eval_feeds("test")]
+        return np.concatenate([features["item_id"] for features, _ in parts])
+
+    assert scored().shape == (5, 4)
+    np.testing.assert_array_equal(scored(seed=1), scored(seed=2))
+    assert (scored(eval_seed=1) != scored(eval_seed=2)).any()
+
+
+def test_resident_group_and_description(resident):
+    source = resident(batch_size=4)
+    assert source.group_feature == "user_id"
+    (feed, *_) = source.train_feeds(0, 0)
+    users = source.train_batch(feed)[0]["user_id"].numpy()
+    assert f"user_id={users}" in source.describe(feed, 4)
+
+
+def test_groups_need_a_user_feature(resident, make_schema):
+    source = resident()
+    source.schema = make_schema(users={})
+    with pytest.raises(UserError, match="no user feature"):
+        _ = source.group_feature
+
+
+def users_of(batches):
+    return [np.ravel(features["uid"]).tolist() for features, _ in batches]
+
+
+def test_materialised_feeds_are_the_batches(materialised):
+    source = materialised()
+    assert source.train_steps() == 3
+    assert source.eval_steps("test") == 1
+    assert source.group_feature == "uid"
+    feeds = list(source.train_feeds(0, 0))
+    assert [len(u) for u in users_of(feeds)] == [8, 8, 7]
+    assert sorted(np.concatenate(users_of(feeds))) == list(range(1, TRAIN_ROWS + 1))
+    assert source.train_batch(feeds[0]) is feeds[0]
+    assert "item_negatives" in feeds[0][0]
+    assert source.describe(feeds[0], 8) == "batch of 8 rows"
+    (test,) = source.eval_feeds("test")
+    assert users_of([test]) == [list(range(1, TEST_ROWS + 1))]
+    assert source.eval_batch("test", test) is test
+    assert "item_negatives" not in test[0]
+
+
+def test_materialised_order_differs_by_epoch_and_seed_only(materialised):
+    first = users_of(materialised().train_feeds(0, 0))
+    assert users_of(materialised().train_feeds(0, 0)) == first
+    assert users_of(materialised().train_feeds(1, 0)) != first
+    assert users_of(materialised(seed=4).train_feeds(0, 0)) != first
+
+
+@pytest.mark.parametrize("first_step", [0, 2, 3, 5])
+def test_materialised_feeds_continue_in_the_middle(materialised, first_step):
+    source = materialised(repeat_count=2)
+    assert source.train_steps() == 6
+    every = users_of(source.train_feeds(1, 0))
+    assert users_of(source.train_feeds(1, first_step)) == every[first_step:]
+    assert every[:3] != every[3:]
+
+
+def test_materialised_drop_remainder_and_too_large_a_batch(materialised):
+    source = materialised(drop_remainder=True)
+    assert source.train_steps() == 2
+    assert [len(u) for u in users_of(source.train_feeds(0, 0))] == [8, 8]
+    with pytest.raises(UserError, match="has 23 rows, fewer than one batch of 24"):
+        materialised(drop_remainder=True, batch_size=24)
+
+
+def test_materialised_without_auxiliary_negatives(materialised):
+    source = materialised(auxiliary_negatives=False, prefetch_train=None, prefetch_test=None)
+    (feed, *_) = source.train_feeds(0, 0)
+    assert "item_negatives" not in feed[0]
+
+
+def test_kind_of_a_directory(materialised, make_histories, write_dataset, tmp_path):
+    assert is_materialised(materialised.path)
+    assert not is_materialised(write_dataset(make_histories(), tmp_path / "histories"))
+    assert not is_materialised(tmp_path / "nowhere")
