@@ -34,7 +34,11 @@ class WindowConfig:
         000's `long_seq_length`).
       negatives: distribution that negatives are drawn from: "popularity" follows the items'
         frequency (what NVIDIA's preprocessing code does), "uniform" takes every item alike (what
-        its text says). As in both, a negative may happen to be an item of the user.
+        its text says). As in both, a negative may happen to be an item of the user. Different
+        from NVIDIA's: training's popularity counts no held-out event. With them, an item that is
+        a test target is a negative more often than a positive in training, and short histories
+        learn to reject what they are tested on (Musical Instruments, 5 events and more: SIM's
+        test AUC 0.38 with them, 0.49 without).
       auxiliary_negatives: draw one negative for each short slot, for DIEN's auxiliary loss.
       time_features: add log-bucketed gaps between event and target.
       repeatable: the same negatives in every epoch instead of fresh ones.
@@ -113,11 +117,10 @@ class WindowBuilder:
         self._items = {n: tf.constant(v) for n, v in histories.item_features.items()}
         self._times = tf.constant(histories.timestamps) if config.time_features else None
         # Drawing an event uniformly draws an item by popularity, its other features with it.
-        self._pool = (
-            self._items
-            if config.negatives == "popularity"
-            else {n: tf.constant(v) for n, v in histories.catalogue.items()}
-        )
+        self._pool = self._items
+        self._training_ends = tf.constant(np.cumsum(lengths - held_out), tf.int64)
+        if config.negatives == "uniform":
+            self._pool = {n: tf.constant(v) for n, v in histories.catalogue.items()}
 
     def num_samples(self, split: str) -> int:
         """Number of positives (targets) of a split.
@@ -247,15 +250,14 @@ class WindowBuilder:
         slots = tf.expand_dims(target, 1) + tf.range(-T, 0, dtype=tf.int64)  # [B, T]
         valid = slots >= tf.expand_dims(begin, 1)  # [B, T]
         slots = tf.maximum(slots, 0)
-        rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
-        drawn = _draw(key, "candidates", numbers, candidates - 1, rows)  # [B, C - 1]
+        drawn = self._draw_rows(key, "candidates", numbers, candidates - 1)  # [B, C - 1]
         features: Features = {name: tf.gather(v, user) for name, v in self._users.items()}
         for name, values in self._items.items():
             positive = tf.expand_dims(tf.gather(values, target), 1)  # [B, 1]
             features[name] = tf.concat([positive, tf.gather(self._pool[name], drawn)], 1)  # [B, C]
             features[history_name(name)] = tf.where(valid, tf.gather(values, slots), 0)  # [B, T]
         if auxiliary and self._config.auxiliary_negatives:
-            drawn = _draw(key, "auxiliary", numbers, S, rows)  # [B, S]
+            drawn = self._draw_rows(key, "auxiliary", numbers, S)  # [B, S]
             for name, values in self._pool.items():
                 features[negatives_name(name)] = tf.where(
                     valid[:, T - S :], tf.gather(values, drawn), 0
@@ -265,6 +267,19 @@ class WindowBuilder:
             features[history_name(TIME_GAP)] = tf.where(valid, time_gap_bucket(gaps), 0)  # [B, T]
         labels = tf.one_hot(tf.zeros_like(user, tf.int32), candidates)  # [B, C]
         return features, labels
+
+    def _draw_rows(
+        self, key: tuple[int, str, tf.Tensor], stream: str, numbers: tf.Tensor, width: int
+    ) -> tf.Tensor:
+        """Draws rows ``[B, width]`` of the pool of negatives."""
+        rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
+        if self._config.negatives == "uniform" or key[1] != "train":
+            return _draw(key, stream, numbers, width, rows)
+        # Events of training are numbered user by user, held-out ones left out.
+        drawn = _draw(key, stream, numbers, width, self._training_ends[-1])
+        flat = tf.reshape(drawn, [-1])
+        user = tf.searchsorted(self._training_ends, flat, side="right", out_type=tf.int64)
+        return tf.reshape(flat + user * self._split.held_out, tf.shape(drawn))
 
 
 def time_gap_bucket(seconds: tf.Tensor) -> tf.Tensor:

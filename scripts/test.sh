@@ -25,7 +25,8 @@ check() { # NAME COMMAND...
 check "ruff check" "$bin/ruff" check .
 check "ruff format" "$bin/ruff" format --check .
 check "mypy" "$bin/mypy"
-check "pytest" "$bin/python" -m pytest "$@"
+# A file stays in one process: tests of a file share models that take seconds to trace.
+check "pytest" "$bin/python" -m pytest --numprocesses auto --dist loadfile "$@"
 
 if ((status)); then
   printf '\ntest.sh: failed: %s\n' "$(IFS=,; echo "${failed[*]}")" >&2

@@ -52,11 +52,27 @@ def held_out_targets(histories: Histories, from_last: int) -> list[tuple[int, in
     return [(user, length - from_last) for user, length in enumerate(lengths)]
 
 
+def negative_pool(histories, distribution, *, training):
+    """What negatives are drawn from: the catalogue, all events, or those that are not held out."""
+    if distribution == "uniform":
+        return histories.catalogue
+    if not training:
+        return histories.item_features
+    kept = [
+        event
+        for user in range(histories.num_users)
+        for event in range(
+            histories.offsets[user], histories.offsets[user + 1] - histories.split.held_out
+        )
+    ]
+    return {name: values[kept] for name, values in histories.item_features.items()}
+
+
 def reference(histories, config, samples, key, candidates, auxiliary):
     """Features and labels of samples [(number, user, position)]."""
     seed, purpose, epoch = key
     T, S = config.max_seq_length, config.short_seq_length
-    pool = histories.item_features if config.negatives == "popularity" else histories.catalogue
+    pool = negative_pool(histories, config.negatives, training=purpose == "train")
     rows = len(pool["item_id"])
     batch = len(samples)
     features = {
@@ -368,7 +384,11 @@ def sampled_negatives(histories, distribution, name):
 def test_negatives_follow_their_distribution(make_histories, distribution, stream):
     histories = make_histories(items=12)
     drawn = sampled_negatives(histories, distribution, stream)
-    items, counts = np.unique(histories.item_features["item_id"], return_counts=True)
+    pool = negative_pool(histories, "popularity", training=stream == "auxiliary")
+    items, counts = np.unique(pool["item_id"], return_counts=True)
+    if distribution == "uniform":
+        items = np.unique(histories.item_features["item_id"])
+        counts = (histories.item_features["item_id"] == items[:, np.newaxis]).sum(1)
     weights = counts / counts.sum() if distribution == "popularity" else np.full(len(items), 1.0)
     weights = weights / weights.sum()
     observed = np.array([(drawn["item_id"] == item).sum() for item in items])
@@ -382,6 +402,17 @@ def test_negatives_follow_their_distribution(make_histories, distribution, strea
     np.testing.assert_array_equal(
         drawn["category_id"], [category_of[item] for item in drawn["item_id"].tolist()]
     )
+
+
+def test_a_held_out_item_is_no_popular_negative_of_training(make_histories):
+    histories = make_histories(lengths=[20, 7, 3, 3, 12], items=40)
+    unseen = histories.offsets[1:] - 1
+    histories.item_features["item_id"][unseen] = 39 - np.arange(5, dtype=np.int32)
+    builder = WindowBuilder(histories, small())
+    features = [builder.train_batch(SEED, epoch, 0, 1000)[0] for epoch in range(20)]
+    drawn = {int(i) for f in features for i in f["item_id"].numpy()[:, 1]}
+    training = np.delete(histories.item_features["item_id"], unseen)
+    assert drawn == set(training.tolist())
 
 
 def test_candidate_and_auxiliary_streams_are_independent(make_histories):
