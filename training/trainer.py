@@ -106,7 +106,9 @@ class Trainer:
         """
         store = self._open_store()
         meter = PerformanceMeter(warmup_steps=min(20, self._source.train_steps() // 2))
-        began, figures, roc = time.perf_counter(), {}, {}
+        began = time.perf_counter()
+        figures: dict[str, Any] = {}
+        evaluation: Outcome | None = None
         with catch_sigterm() as termination:
             while self.position.epoch < self._config.epochs:
                 meter.start()
@@ -122,32 +124,40 @@ class Trainer:
                 self.position.epoch, self.position.step = done + 1, 0
                 figures = meter.results() if meter.measured_steps else {}
                 if self._evaluation_is_due():
-                    scores = self._evaluate_splits(log)
-                    figures |= {k: v for s in scores.values() for k, v in s[0].items()}
-                    roc = {split: curve for split, (_, curve) in scores.items()}
+                    evaluation = self.evaluate(log)
+                    figures |= evaluation.summary
                 log.epoch(done, figures)
                 self._save(store)
-        if not roc:  # a finished run, resumed
-            scores = self._evaluate_splits(log)
-            figures |= {k: v for s in scores.values() for k, v in s[0].items()}
-            roc = {split: curve for split, (_, curve) in scores.items()}
-        return Outcome({**figures, "time_to_train": time.perf_counter() - began}, roc)
+        evaluation = evaluation or self.evaluate(log)  # a finished run, resumed, had no epoch
+        seconds = time.perf_counter() - began
+        return Outcome({**figures, **evaluation.summary, "time_to_train": seconds}, evaluation.roc)
 
     def benchmark(self, log: RunLogger) -> Outcome:
-        """Trains for the configured number of steps and reports their speed; saves nothing."""
+        """Trains for the configured number of steps, or epochs, and reports their speed.
+
+        Evaluates nothing and saves nothing.
+        """
         meter = self._benchmark_meter()
         meter.start()
-        for feed in self._training_forever():
-            self._train_step(feed, log, meter)
-            if meter.completed or (self.position.epoch >= self._config.epochs and not meter.steps):
+        while not meter.completed:
+            for feed in self._source.train_feeds(self.position.epoch, 0):
+                self._train_step(feed, log, meter)
+                if meter.completed:
+                    break
+            self.position.epoch, self.position.step = self.position.epoch + 1, 0
+            if meter.steps is None and self.position.epoch >= self._config.epochs:
                 break
         return Outcome(meter.results(), {})
 
     def evaluate(self, log: RunLogger) -> Outcome:
-        """Evaluates on the configured splits."""
-        scores = self._evaluate_splits(log)
-        figures = {k: v for s in scores.values() for k, v in s[0].items()}
-        return Outcome(figures, {split: curve for split, (_, curve) in scores.items()})
+        """Evaluates on the configured splits; figures carry the split's name in front."""
+        figures: dict[str, Any] = {}
+        roc: dict[str, RocCurve] = {}
+        for split in (self._config.eval_split, *(["train"] if self._config.eval_train else [])):
+            scores = self.scores(split, log)
+            figures |= scores.result().as_dict(f"{split}_")
+            roc[split] = scores.roc()
+        return Outcome(figures, roc)
 
     def inference(self, log: RunLogger) -> tuple[Outcome, ScoreAccumulator]:
         """Scores the evaluation split and reports speed and latency of a batch.
@@ -212,25 +222,12 @@ class Trainer:
         position.step += 1
         position.total_steps += 1
 
-    def _training_forever(self) -> Iterator[Any]:
-        while True:
-            yield from self._source.train_feeds(self.position.epoch, 0)
-            self.position.epoch, self.position.step = self.position.epoch + 1, 0
-
     def _benchmark_meter(self) -> PerformanceMeter:
         return PerformanceMeter(self._config.benchmark_warmup_steps, self._config.benchmark_steps)
 
     def _evaluation_is_due(self) -> bool:
         every, epoch = self._config.eval_every, self.position.epoch
         return epoch == self._config.epochs or (every is not None and epoch % every == 0)
-
-    def _evaluate_splits(self, log: RunLogger) -> dict[str, tuple[dict[str, Any], RocCurve]]:
-        results = {}
-        splits = [self._config.eval_split, *(["train"] if self._config.eval_train else [])]
-        for split in splits:
-            scores = self.scores(split, log)
-            results[split] = (scores.result().as_dict(f"{split}_"), scores.roc())
-        return results
 
     def _open_store(self) -> CheckpointStore | None:
         if self._config.save_checkpoint_path is None:

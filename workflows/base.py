@@ -501,7 +501,7 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
         },
         "negative_sampling": {
             "distributions": ["popularity", "uniform"],
-            "popularity": "counts in items.parquet",
+            "popularity": "counts in items.parquet; training leaves held-out events out",
         },
         "content_hash": write.content_hash(columns, cardinalities, totals, items_digest),
         "created_by": write.created_by(),
