@@ -82,6 +82,27 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_writable(directory: Path, option: str) -> None:
+    """Creates a directory if needed and checks that files can be made in it.
+
+    Args:
+      directory: where a run will write.
+      option: of the command line that names it.
+
+    Raises:
+      UserError: if it cannot be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{option}: {directory} cannot be written to ({error.strerror}). Choose another "
+            "directory, or mend its permissions."
+        ) from error
+
+
 def _remove_abandoned(path: Path) -> None:
     """Removes what killed processes left beside `path`: unlocked temporary directories of it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

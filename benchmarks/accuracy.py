@@ -73,11 +73,16 @@ def run(args: argparse.Namespace) -> Report:
     from benchmarks.training_runs import Variant
     from workflows.base import run_dataset
 
-    seeds = range(1, 1 + (args.seeds or (1 if args.quick else 5)))
+    seeds = range(1, 1 + ((1 if args.quick else 5) if args.seeds is None else args.seeds))
     names = [name for name in args.variants if not args.quick or name in ("sim", "din")]
     runs = [(name, "4096") for name in names if "4096" in args.protocols]
     if "1024" in args.protocols and "sim" in names and not args.quick:
         runs.append(("sim", "1024"))
+    if not runs or not len(seeds):
+        raise UserError(
+            "Nothing to run: --quick runs sim and din only, protocol 1024 is for sim, and --seeds "
+            "must be at least 1."
+        )
     rows: list[tuple[object, ...]] = []
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -91,7 +96,9 @@ def run(args: argparse.Namespace) -> Report:
             more = {"test_negatives": args.test_negatives, **_PROTOCOLS[protocol]}
             figure = _figure([variant.run(dataset, seed, **more) for seed in seeds])
             figures[f"{name}_{protocol}"] = figure
-            auc = f"{figure['auc_mean']:.4f} ± {figure['auc_std']:.4f}"
+            auc = f"{figure['auc_mean']:.4f}"
+            if figure["auc_std"] is not None:
+                auc += f" ± {figure['auc_std']:.4f}"
             print(f"{name}, batch {protocol}: AUC {auc}", flush=True)
             wanted = "" if target is None else f"{target:.3f}"
             rows.append((name, int(protocol), auc, f"{figure['gauc_mean']:.4f}", wanted, nvidia))
@@ -117,7 +124,7 @@ def _figure(results: Sequence[Evaluation]) -> dict[str, Any]:
     return {
         "auc": aucs,
         "auc_mean": statistics.mean(aucs),
-        "auc_std": statistics.stdev(aucs) if len(aucs) > 1 else 0.0,
+        "auc_std": statistics.stdev(aucs) if len(aucs) > 1 else None,
         "gauc": gaucs,
         "gauc_mean": statistics.mean(gaucs),
     }

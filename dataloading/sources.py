@@ -1,7 +1,8 @@
 """Where a trainer's batches come from: resident histories, or materialised samples.
 
-Both hand the trainer *feeds*, which its graph turns into a batch with `assemble`. For resident
-histories a feed is two numbers and the batch is built in the graph, on the device that trains.
+Both hand the trainer *feeds*, which its graph turns into batches with `train_batch` and
+`eval_batch`. For resident histories a feed is two numbers, and the batch is built in the graph, on
+the device that trains.
 """
 
 from __future__ import annotations
@@ -32,12 +33,10 @@ class BatchSource(abc.ABC):
     schema: Schema
 
     @property
-    def group_feature(self) -> str:
-        """The feature by which GAUC groups rows: the first user feature."""
+    def group_feature(self) -> str | None:
+        """The feature by which GAUC groups rows: the first user feature, None without any."""
         users = HistoryFeatures.from_schema(self.schema).user
-        if not users:
-            raise UserError("GAUC groups rows by user, and the dataset has no user feature.")
-        return users[0]
+        return users[0] if users else None
 
     @abc.abstractmethod
     def train_steps(self) -> int:
@@ -63,9 +62,9 @@ class BatchSource(abc.ABC):
     def eval_batch(self, split: str, feed: Any) -> Batch:
         """Turns a feed of `split` into a batch, inside the graph."""
 
-    def describe(self, feed: Any, batch_rows: int) -> str:
-        """Says which samples a training feed holds, for error messages."""
-        return f"batch of {batch_rows} rows"
+    @abc.abstractmethod
+    def describe(self, feed: Any) -> dict[str, list[Any]]:
+        """Says which samples a training feed holds: columns of equal length, by name."""
 
 
 class ResidentSource(BatchSource):
@@ -132,10 +131,10 @@ class ResidentSource(BatchSource):
             split, self._eval_seed, feed, self._batch_size, self._test_negatives
         )
 
-    def describe(self, feed: tf.Tensor, batch_rows: int) -> str:
-        """Names the batch's samples by user and position."""
+    def describe(self, feed: tf.Tensor) -> dict[str, list[Any]]:
+        """Names the batch's samples by number, user and position."""
         numbers = self._windows.train_numbers(self._seed, feed[0], feed[1], self._batch_size)
-        return ", ".join(self._windows.describe(numbers.numpy()))
+        return self._windows.describe(numbers)
 
 
 class MaterialisedSource(BatchSource):
@@ -216,6 +215,14 @@ class MaterialisedSource(BatchSource):
     def train_batch(self, feed: Any) -> Batch:
         """The feed is the batch."""
         return feed
+
+    def describe(self, feed: Any) -> dict[str, list[Any]]:
+        """Names the batch's samples by user features and target."""
+        features, labels = feed
+        roles = HistoryFeatures.from_schema(self.schema)
+        columns = {name: features[name].reshape(-1) for name in (*roles.user, *roles.item)}
+        columns["label"] = labels.reshape(-1)
+        return {name: column.tolist() for name, column in columns.items()}
 
     def eval_batch(self, split: str, feed: Any) -> Batch:
         """The feed is the batch."""

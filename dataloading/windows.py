@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from dataloading.features import TIME_GAP, TIME_GAP_BUCKETS, history_name, negatives_name
@@ -172,7 +171,8 @@ class WindowBuilder:
           batch_size: rows, even: half as many histories with two candidates each.
 
         Returns:
-          The features (see `features`; B = batch_size / 2, C = 2) and float32 labels
+          The features (see `dataloading.features.sample_schema`; B = batch_size / 2, C = 2) and
+          float32 labels
           ``[B, 2]``: column 0 the positive, column 1 the negative.
         """
         numbers = self.train_numbers(seed, epoch, step, batch_size)
@@ -223,11 +223,12 @@ class WindowBuilder:
         key = (seed, f"evaluate/{split}", tf.constant(0, tf.int64))
         return self._batch(user, position, numbers, key, candidates=1 + negatives, auxiliary=False)
 
-    def describe(self, numbers: npt.NDArray[np.int64]) -> list[str]:
-        """Says which training samples `numbers` are, for error messages."""
-        user, position = self._train_targets(tf.constant(numbers, tf.int64))
-        names = [f"{n}={self._users[n].numpy()[user.numpy()]}" for n in self._features.user]
-        return [f"sample={numbers}", *names, f"position={position.numpy()}"]
+    def describe(self, numbers: tf.Tensor) -> dict[str, list[int]]:
+        """Says which training samples ``[B]`` are: number, user features and position of each."""
+        user, position = self._train_targets(numbers)
+        columns = {name: tf.gather(values, user) for name, values in self._users.items()}
+        columns = {"sample": numbers, **columns, "position": position}
+        return {name: column.numpy().tolist() for name, column in columns.items()}
 
     def _train_targets(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """User ``[B]`` and position ``[B]`` in the user's history of training samples."""

@@ -32,6 +32,9 @@ from models.blocks.mlp import prelu_mlp
 from models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
 from models.config import SIMConfig
 
+STAGE_WEIGHT = 0.5
+"""Share of each stage's cross entropy in the loss (section 3.3 of the paper; seed 000's code)."""
+
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
 class SIMBlock(HistoryBlock):
@@ -107,7 +110,7 @@ class SIMBlock(HistoryBlock):
         if (training or testing) and targets is not None:
             stage_one = tf.concat([batch.target, searched, batch.user], -1)
             logits = self._stage_one_head(by_candidate(self._stage_one, stage_one, training))
-            self.add_loss(0.5 * tf.reduce_mean(click_cross_entropy(targets, logits)))
+            self.add_loss(STAGE_WEIGHT * tf.reduce_mean(click_cross_entropy(targets, logits)))
         final, auxiliary = self._evolution(
             batch.target, batch.short, batch.short_mask, self.auxiliary_input(batch, training)
         )
@@ -180,7 +183,7 @@ def build(schema: Schema, config: SIMConfig) -> HistoryModel:
       UserError: if hard search is wanted and there is no such category feature.
     """
     body = SIMBlock(**body_arguments(schema, config))
-    return assemble(body, schema, config, head_weight=0.5)
+    return assemble(body, schema, config, head_weight=STAGE_WEIGHT)
 
 
 def _category_feature(config: SIMConfig, items: tuple[str, ...]) -> str | None:

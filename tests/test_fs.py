@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from errors import UserError
-from fs import atomic_directory, atomic_file
+from fs import atomic_directory, atomic_file, require_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -123,6 +123,14 @@ def test_failure_while_overwriting_keeps_the_old_directory(tmp_path: Path) -> No
         raise ZeroDivisionError
     assert (target / "stale").read_text() == "old"
     assert names(tmp_path) == ["dataset"]
+
+
+def test_a_directory_that_cannot_be_written_to_is_named_with_its_option(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"results_dir: .*file cannot be written to .*Choose"):
+        require_writable(tmp_path / "file", "results_dir")
+    require_writable(tmp_path / "new" / "deep", "results_dir")
+    assert names(tmp_path / "new" / "deep") == []
 
 
 def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import UserError
-from fs import atomic_directory
+from fs import atomic_directory, require_writable
 
 FORMAT = "lookback-checkpoint"
 FORMAT_VERSION = 1
@@ -308,6 +308,12 @@ class CheckpointStore:
                 f"the directory."
             )
         if existing and resumed_from is not None:
+            if resumed_from.path.resolve().parent != self.directory.resolve():
+                raise UserError(
+                    f"{self.directory} holds the checkpoints of another run than "
+                    f"{resumed_from.path}, from which this run continues; saving there would "
+                    "delete them. Choose another --save_checkpoint_path."
+                )
             latest = _step_of(existing[-1])
             if latest > resumed_from.step:
                 raise UserError(
@@ -315,9 +321,9 @@ class CheckpointStore:
                     f"{resumed_from.step} of {resumed_from.path}, from which this run continues. "
                     f"Choose another --save_checkpoint_path, or remove the later checkpoints."
                 )
-        if self.directory.is_dir():
-            for path in self.directory.glob(".step-*"):
-                shutil.rmtree(path, ignore_errors=True)
+        require_writable(self.directory, "save_checkpoint_path")
+        for path in self.directory.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
         """Saves a checkpoint, then deletes those beyond the last `keep` steps.

@@ -289,7 +289,33 @@ class RunConfig:
                 f"log_filename: expected the name of a file in results_dir, received "
                 f"{self.log_filename!r}. The directory is --results_dir."
             )
+        if self.seed is not None and self.seed >= 1 << 32:
+            raise UserError(f"seed: expected less than 2**32, received {self.seed}.")
         self._check_mode()
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        if self.export_dir is not None:
+            if self.random_weights or self.benchmark:
+                raise UserError(
+                    "export_dir: expected with a trained model, received --random_weights or "
+                    "--benchmark. Remove --export_dir."
+                )
+            target = self.export_dir.absolute()
+            for name in ("results_dir", "save_checkpoint_path"):
+                other = getattr(self, name)
+                if other is not None and target in (other.absolute(), *other.absolute().parents):
+                    raise UserError(
+                        f"export_dir: expected a directory of its own, as an export replaces it "
+                        f"whole; received {self.export_dir}, which is or holds {name} ({other})."
+                    )
+        if self.save_checkpoint_path is not None and (self.mode != "train" or self.benchmark):
+            raise UserError(
+                "save_checkpoint_path: expected with --mode train and without --benchmark, which "
+                "alone save anything. Remove it."
+            )
+        if self.eval_train and self.mode == "inference":
+            raise UserError("eval_train: expected with --mode train or evaluate. Remove it.")
 
     def _check_mode(self) -> None:
         if self.mode != "inference" and self.random_weights:

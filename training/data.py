@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 from dataloading.features import table_rows
@@ -9,11 +10,12 @@ from dataloading.histories import Histories, read_dataset_info
 from dataloading.materialised import MaterialisedDataset
 from dataloading.sources import BatchSource, MaterialisedSource, ResidentSource, is_materialised
 from dataloading.windows import WindowConfig
+from errors import UserError
 from training.config import RunConfig
 
 CONTINUED = (
     *("seed", "global_batch_size", "drop_remainder", "repeat_count"),
-    *("negatives", "repeatable", "optimizer", "weight_decay", "amp"),
+    *("negatives", "repeatable", "optimizer", "lr", "weight_decay", "amp", "xla"),
 )
 """Options that a continued run must share with its beginning to end where it would have."""
 
@@ -48,6 +50,7 @@ def open_source(run: RunConfig, options: WindowOptions) -> BatchSource:
         raise ValueError("The run's seed must be chosen before its data is opened.")
     repeats = run.repeat_count or 1
     if is_materialised(run.dataset_dir):
+        _check_materialised(run, options)
         dataset = MaterialisedDataset(
             run.dataset_dir,
             user_features=run.number_of_user_features,
@@ -81,6 +84,24 @@ def open_source(run: RunConfig, options: WindowOptions) -> BatchSource:
     )
 
 
+def _check_materialised(run: RunConfig, options: WindowOptions) -> None:
+    """Refuses options that only histories can serve, rather than to ignore them."""
+    if options.time_features:
+        raise UserError(
+            "time_features: materialised samples have no timestamps. Leave --time_features out."
+        )
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    for name in ("negatives", "test_negatives", "repeatable"):
+        if getattr(run, name) != defaults[name]:
+            raise UserError(
+                f"{name}: materialised samples bring their negatives along. Leave --{name} out."
+            )
+    if run.eval_split != "test":
+        raise UserError(
+            f"eval_split: materialised samples have train and test, received {run.eval_split}."
+        )
+
+
 def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource) -> dict[str, Any]:
     """What a checkpoint must agree on to be used: the model, its options, its tables."""
     return {"model_type": run.model_type, **options, "tables": table_rows(source.schema)}
@@ -88,8 +109,10 @@ def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource)
 
 def run_identity(run: RunConfig, source: BatchSource) -> dict[str, Any]:
     """What a checkpoint must agree on to be continued: the order of the data, and the update."""
+    content: Any
     if is_materialised(run.dataset_dir):
-        content = f"{source.train_steps()} steps an epoch"
+        files = sorted(run.dataset_dir.glob("*/*.parquet"))
+        content = {str(f.relative_to(run.dataset_dir)): f.stat().st_size for f in files}
     else:
         content = read_dataset_info(run.dataset_dir)["content_hash"]
     return {"dataset": content, **{name: getattr(run, name) for name in CONTINUED}}

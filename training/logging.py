@@ -38,6 +38,7 @@ from rich.progress import (
 )
 
 from errors import UserError
+from fs import require_writable
 
 UNITS: dict[str, str | None] = {
     "samples/s": "samples/s",
@@ -134,7 +135,7 @@ class RunLogger:
             file=terminal or sys.stdout, highlight=False, markup=False, emoji=False
         )
         directory = Path(results_dir)
-        directory.mkdir(parents=True, exist_ok=True)
+        require_writable(directory, "results_dir")
         path = directory / log_filename
         if append:
             _drop_half_line(path)

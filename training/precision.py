@@ -47,16 +47,19 @@ class LossScale(tf.Module):
         Returns:
           bool []: whether all are finite, so that the step may be taken.
         """
-        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
-        finite = tf.reduce_all(
-            [tf.reduce_all(tf.math.is_finite(v)) for v in values if v is not None]
-        )
+        finite = all_finite(gradients)
         good = tf.where(finite, self.good_steps + 1, 0)
         grow = good >= self._growth_steps
         factor = tf.where(finite, tf.where(grow, 2.0, 1.0), 0.5)
         self.scale.assign(tf.maximum(self.scale * factor, 1.0))
         self.good_steps.assign(tf.where(grow, tf.constant(0, tf.int64), good))
         return finite
+
+
+def all_finite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Bool []: whether every number of every gradient (tensors, IndexedSlices, None) is finite."""
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(v)) for v in values if v is not None])
 
 
 def _map_values(gradient: tf.Tensor, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from dataloading.sources import BatchSource
 from errors import UserError
+from fs import atomic_file
 from training.checkpoint import Checkpoint, CheckpointStore, RowBlocks
 from training.config import RunConfig
 from training.logging import RunLogger
@@ -21,7 +23,7 @@ from training.metrics import RocCurve, ScoreAccumulator
 from training.optimizers import MODEL_PREFIXES, Optimizer, model_state
 from training.performance import PerformanceMeter
 from training.precision import LossScale
-from training.signals import TERMINATED_EXIT_STATUS, catch_sigterm
+from training.signals import TERMINATED_EXIT_STATUS, TerminationRequest, catch_sigterm
 from training.steps import Steps
 
 _ROWS_A_BLOCK = 1 << 18  # of a table in a checkpoint: 16 MB at D = 16, so that memory stays flat
@@ -85,6 +87,7 @@ class Trainer:
         self._source = source
         self._config = config
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
+        source.eval_steps(config.eval_split)  # a split that is not there fails now
         self._build()
         self._optimizer = None
         if config.mode == "train":  # its state is as large as the tables, or twice as large
@@ -105,7 +108,9 @@ class Trainer:
           SystemExit: with status 143, after SIGTERM and a checkpoint.
         """
         store = self._open_store()
-        meter = PerformanceMeter(warmup_steps=min(20, self._source.train_steps() // 2))
+        # Half of a short epoch still leaves something to measure.
+        warmup = min(self._config.benchmark_warmup_steps, self._source.train_steps() // 2)
+        meter = PerformanceMeter(warmup_steps=warmup)
         began = time.perf_counter()
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
@@ -122,13 +127,14 @@ class Trainer:
                         self._save(store)
                 done = self.position.epoch
                 self.position.epoch, self.position.step = done + 1, 0
+                self._save(store)  # first: an evaluation that is killed must not cost the epoch
                 figures = meter.results() if meter.measured_steps else {}
                 if self._evaluation_is_due():
-                    evaluation = self.evaluate(log)
+                    evaluation = self.evaluate(log, termination)
                     figures |= evaluation.summary
                 log.epoch(done, figures)
-                self._save(store)
-        evaluation = evaluation or self.evaluate(log)  # a finished run, resumed, had no epoch
+            if evaluation is None:  # a finished run, resumed, had no epoch
+                evaluation = self.evaluate(log, termination)
         seconds = time.perf_counter() - began
         return Outcome({**figures, **evaluation.summary, "time_to_train": seconds}, evaluation.roc)
 
@@ -149,12 +155,20 @@ class Trainer:
                 break
         return Outcome(meter.results(), {})
 
-    def evaluate(self, log: RunLogger) -> Outcome:
-        """Evaluates on the configured splits; figures carry the split's name in front."""
+    def evaluate(self, log: RunLogger, termination: TerminationRequest | None = None) -> Outcome:
+        """Evaluates on the configured splits; figures carry the split's name in front.
+
+        Args:
+          log: shows the progress.
+          termination: ends the evaluation between two batches.
+
+        Raises:
+          SystemExit: with status 143, if termination was requested.
+        """
         figures: dict[str, Any] = {}
         roc: dict[str, RocCurve] = {}
         for split in (self._config.eval_split, *(["train"] if self._config.eval_train else [])):
-            scores = self.scores(split, log)
+            scores = self.scores(split, log, termination)
             figures |= scores.result().as_dict(f"{split}_")
             roc[split] = scores.roc()
         return Outcome(figures, roc)
@@ -178,10 +192,8 @@ class Trainer:
         meter.start()
         while not meter.completed:
             for step, feed in enumerate(self._source.eval_feeds(split)):
-                labels, logits, groups = (t.numpy() for t in self._steps.evaluate(split, feed))
-                log.step(0, step, {"samples/s": meter.step(labels.size)})
-                if first_pass:
-                    scores.update(labels, logits, groups)
+                rows = self._add_scores(scores if first_pass else None, split, feed)
+                log.step(0, step, {"samples/s": meter.step(rows)})
                 if meter.completed:
                     break
             first_pass = False
@@ -189,15 +201,26 @@ class Trainer:
                 break
         return Outcome(meter.results(), {}), scores
 
-    def scores(self, split: str, log: RunLogger) -> ScoreAccumulator:
-        """Scores a split once."""
+    def scores(
+        self, split: str, log: RunLogger, termination: TerminationRequest | None = None
+    ) -> ScoreAccumulator:
+        """Scores a split once; arguments and errors as of `evaluate`."""
         scores = ScoreAccumulator()
         with log.track(f"evaluating {split}", self._source.eval_steps(split)) as advance:
             for feed in self._source.eval_feeds(split):
-                labels, logits, groups = self._steps.evaluate(split, feed)
-                scores.update(labels.numpy(), logits.numpy(), groups.numpy())
+                self._add_scores(scores, split, feed)
                 advance(1)
+                if termination:
+                    raise SystemExit(TERMINATED_EXIT_STATUS)
         return scores
+
+    def _add_scores(self, scores: ScoreAccumulator | None, split: str, feed: Any) -> int:
+        """Scores a batch, adds it to `scores` if there are any, and returns its rows."""
+        labels, logits, groups = self._steps.evaluate(split, feed)
+        rows, found = labels.numpy(), logits.numpy()
+        if scores is not None:
+            scores.update(rows, found, None if groups is None else groups.numpy())
+        return int(rows.size)
 
     def _build(self) -> None:
         """Creates the model's variables by scoring two histories."""
@@ -207,20 +230,29 @@ class Trainer:
 
     def _train_step(self, feed: Any, log: RunLogger, meter: PerformanceMeter) -> None:
         result = {name: value.numpy().item() for name, value in self._steps.train(feed).items()}
-        rows = result.pop("rows")
+        rows, finite = result.pop("rows"), result.pop("finite")
         speed = meter.step(rows)
         position = self.position
-        # fp16 overflows are part of dynamic scaling: they show in gradients, and skip the step.
-        if not math.isfinite(result["total_loss"]):
-            raise UserError(
-                f"The loss is {result['total_loss']} in epoch {position.epoch}, step "
-                f"{position.step}; {self._source.describe(feed, rows)}. The last checkpoint is "
-                "unharmed. Lower --lr, or look at these samples."
-            )
+        if not finite or not math.isfinite(result["total_loss"]):
+            raise self._not_finite(feed, result["total_loss"])
         if position.total_steps % self._config.log_every == 0:
             log.step(position.epoch, position.step, {**result, "samples/s": speed})
         position.step += 1
         position.total_steps += 1
+
+    def _not_finite(self, feed: Any, loss: float) -> UserError:
+        """The error of a step that broke the model; writes which samples the step had."""
+        samples = self._source.describe(feed)
+        self._config.results_dir.mkdir(parents=True, exist_ok=True)
+        path = self._config.results_dir / "bad_batch.json"
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(samples))
+        shown = "; ".join(f"{name}={values[:3]}" for name, values in samples.items())
+        return UserError(
+            f"The loss is {loss}, or its gradient is not finite, in epoch {self.position.epoch}, "
+            f"step {self.position.step}. The batch's samples are in {path}; the first: {shown}. "
+            "The last checkpoint is unharmed. Lower --lr, or look at these samples."
+        )
 
     def _benchmark_meter(self) -> PerformanceMeter:
         return PerformanceMeter(self._config.benchmark_warmup_steps, self._config.benchmark_steps)

@@ -548,9 +548,9 @@ def test_describe_names_user_and_position(make_histories):
     builder = WindowBuilder(histories, small())
     number = 20  # user 0 has numbers 0 to 17, user 1 those from 18 on
     assert training_targets(histories)[number] == (1, 3)
-    text = " ".join(builder.describe(np.array([number])))
-    assert "user_id=[2]" in text
-    assert "position=[3]" in text
+    described = builder.describe(tf.constant([number], tf.int64))
+    country = int(histories.user_features["country"][1])
+    assert described == {"sample": [20], "user_id": [2], "country": [country], "position": [3]}
 
 
 def test_split_counts():

@@ -496,3 +496,13 @@ def test_a_large_table_needs_little_memory(tmp_path):
     manifest = json.loads((tmp_path / "step-00000000" / MANIFEST).read_text())
     assert manifest["content"]["files"]["data-00000.bin"] == 1 << 28
     assert (tmp_path / "step-00000000" / "data-00000.bin").stat().st_size == 1 << 28
+
+
+def test_a_store_of_another_run_is_left_alone(tmp_path):
+    mine, other = CheckpointStore(tmp_path / "mine"), CheckpointStore(tmp_path / "other")
+    resumed = Checkpoint(mine.save(600, {"x": np.zeros(3)}, {}))
+    other.save(100, {"x": np.ones(3)}, {})
+    with pytest.raises(UserError, match=r"other holds the checkpoints of another run.*mine"):
+        other.begin(resumed)
+    assert len(other.checkpoints()) == 1
+    mine.begin(resumed)

@@ -116,6 +116,21 @@ def test_a_command_line_of_the_seed_is_read():
         ({"lr": -1.0}, "lr: expected a number above 0"),
         ({"weight_decay": -0.1}, r"weight_decay: expected 0 or more, received -0\.1"),
         ({"seed": -2}, "seed: expected 0 or more"),
+        ({"seed": 1 << 32}, r"seed: expected less than 2\*\*32"),
+        ({"export_dir": Path("a"), "results_dir": Path("a/b")}, "a directory of its own.*results"),
+        (
+            {"export_dir": Path("a"), "save_checkpoint_path": Path("a")},
+            "a directory of its own.*save_checkpoint_path",
+        ),
+        ({"export_dir": Path("a"), "benchmark": True}, "export_dir: expected with a trained model"),
+        (
+            {"save_checkpoint_path": Path("a"), "benchmark": True},
+            "save_checkpoint_path: expected with --mode train and without --benchmark",
+        ),
+        (
+            {"mode": "inference", "random_weights": True, "eval_train": True},
+            "eval_train: expected with --mode train or evaluate",
+        ),
         ({"benchmark_steps": -1}, "benchmark_steps: expected 1 or more"),
         ({"keep_checkpoints": 0}, "keep_checkpoints: expected 1 or more"),
         ({"test_negatives": 0}, "test_negatives: expected 1 or more"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -158,8 +159,26 @@ def test_scores_do_not_depend_on_the_batch_size(dataset, tmp_path):
         )
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(dataset, tmp_path):
+    import tensorflow as tf
+
+    trained = trainer(dataset, results_dir=tmp_path, save_checkpoint_path=tmp_path / "saved")
+
+    @tf.custom_gradient
+    def poisoned(loss: tf.Tensor) -> Any:
+        return loss, lambda upstream: upstream * np.nan
+
+    head = trained._steps._head_loss
+    trained._steps._head_loss = lambda labels, logits: poisoned(head(labels, logits))
+    with quiet(tmp_path) as log, pytest.raises(UserError, match="gradient is not finite"):
+        trained.train(log)
+    assert not list((tmp_path / "saved").glob("step-*"))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, tmp_path):
-    trained = trainer(dataset, save_checkpoint_path=tmp_path / "saved", checkpoint_every=1)
+    trained = trainer(
+        dataset, results_dir=tmp_path, save_checkpoint_path=tmp_path / "saved", checkpoint_every=1
+    )
     original = trained._train_step
 
     def poisoned(*arguments: Any) -> None:
@@ -172,9 +191,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     trained._train_step = poisoned
     with (
         quiet(tmp_path) as log,
-        pytest.raises(UserError, match=r"loss is nan in epoch 0, step 2.*sample=.*user_id=.*--lr"),
+        pytest.raises(UserError, match=r"loss is nan.*epoch 0, step 2.*user_id=.*Lower --lr"),
     ):
         trained.train(log)
+    samples = json.loads((tmp_path / "bad_batch.json").read_text())
+    feed = list(trained._source.train_feeds(0, 0))[2]
+    features, _ = trained._source.train_batch(feed)
+    assert samples["user_id"] == features["user_id"].numpy().tolist()
+    assert len(samples["sample"]) == len(samples["position"]) == len(samples["user_id"])
     last = Checkpoint(find_checkpoint(tmp_path / "saved"))
     assert last.step == 2
     assert all(np.isfinite(last[name]).all() for name in last)
