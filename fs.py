@@ -43,6 +43,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary directory beside `path`; renames it to `path` if the block succeeds.
 
+    Before the block it clears up what killed processes left of earlier attempts.
+
     Args:
       path: the directory to create.
       overwrite: replace an existing directory at `path`. It is moved aside first and deleted only
@@ -52,12 +54,12 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
       UserError: if `path` exists and `overwrite` is false; raised before the block runs.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_up(path)
     if path.exists() and not overwrite:
         raise UserError(
             f"{path} already exists. Choose another directory, remove it, or pass --overwrite."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     temporary.chmod(0o777 & ~_umask())
     # Held while the block runs, and let go by the system if the process is killed.
@@ -103,8 +105,17 @@ def require_writable(directory: Path, option: str) -> None:
         ) from error
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Removes what killed processes left beside `path`: unlocked temporary directories of it."""
+def _clear_up(path: Path) -> None:
+    """Clears up what killed processes left beside `path`.
+
+    Unlocked temporary directories are removed. A directory that was moved aside to be replaced is
+    moved back if the new one never came, else removed.
+    """
+    for replaced in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+        if path.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         if not left.is_dir():
             continue

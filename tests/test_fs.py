@@ -125,6 +125,18 @@ def test_failure_while_overwriting_keeps_the_old_directory(tmp_path: Path) -> No
     assert names(tmp_path) == ["dataset"]
 
 
+def test_a_replacement_killed_between_its_renames_is_undone(tmp_path: Path) -> None:
+    # What is left if the process dies after moving the old directory aside, before the new one is
+    # in place.
+    (tmp_path / ".dataset.ab12.old").mkdir()
+    (tmp_path / ".dataset.ab12.old" / "old").write_text("old")
+    (tmp_path / ".dataset.ab12.tmp").mkdir()
+    with pytest.raises(UserError, match="already exists"), atomic_directory(tmp_path / "dataset"):
+        pass
+    assert names(tmp_path) == ["dataset"]
+    assert names(tmp_path / "dataset") == ["old"]
+
+
 def test_a_directory_that_cannot_be_written_to_is_named_with_its_option(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"results_dir: .*file cannot be written to .*Choose"):
