@@ -120,7 +120,10 @@ def assign_columns(
             f"metadata.json or the files.{hint}"
         )
     parts = iter(columns)
-    take = lambda count: tuple(itertools.islice(parts, count))  # noqa: E731
+
+    def take(count: int) -> tuple[str, ...]:
+        return tuple(itertools.islice(parts, count))
+
     assigned = Columns(
         take(1)[0], take(len(user)), take(len(item)), take(len(item)), take(len(item))
     )

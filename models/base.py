@@ -210,8 +210,8 @@ class HistoryBlock(Block):
 
     @property
     def output_width(self) -> int:
-        """D, the width of the representation that `call` returns."""
-        raise NotImplementedError
+        """D, the width of the representation: that of the last classification layer."""
+        return self._config.stage_two_mlp_dims[-1]
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")

@@ -59,11 +59,6 @@ class DIENBlock(HistoryBlock):
         features = tf.concat([batch.target, final, batch.user], -1)
         return by_candidate(self._mlp, features, training)
 
-    @property
-    def output_width(self) -> int:
-        """Width of the last layer."""
-        return self._config.stage_two_mlp_dims[-1]
-
 
 def build(schema: Schema, config: DIENConfig) -> HistoryModel:
     """Builds DIEN for a dataset.

@@ -58,11 +58,6 @@ class DINBlock(HistoryBlock):
         features = tf.concat([batch.target, interest, batch.user], -1)
         return by_candidate(self._mlp, features, training)
 
-    @property
-    def output_width(self) -> int:
-        """Width of the last layer."""
-        return self._config.stage_two_mlp_dims[-1]
-
 
 def build(schema: Schema, config: DINConfig) -> HistoryModel:
     """Builds DIN for a dataset.

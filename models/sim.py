@@ -119,11 +119,6 @@ class SIMBlock(HistoryBlock):
         stage_two = tf.concat([attended, mean, batch.target, final, batch.user], -1)
         return by_candidate(self._stage_two, stage_two, training)
 
-    @property
-    def output_width(self) -> int:
-        """Width of the last layer of stage two."""
-        return self._config.stage_two_mlp_dims[-1]
-
     def _search(
         self, batch: Embedded, inputs: Mapping[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
