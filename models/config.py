@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class HistoryModelConfig:
-    """Options that every model over histories has; defaults are seed 000's."""
+    """Options that every model over histories has; defaults are seed 000's.
+
+    Attributes:
+      auxiliary_negatives: whether training needs a negative for each short slot.
+    """
+
+    auxiliary_negatives: ClassVar[bool] = False
 
     embedding_dim: int = dataclasses.field(
         default=16, metadata={"help": "width of an embedding of users, items, categories"}
@@ -72,6 +78,8 @@ class HistoryModelConfig:
 class SIMConfig(HistoryModelConfig):
     """Options of SIM; defaults are seed 000's."""
 
+    auxiliary_negatives: ClassVar[bool] = True
+
     stage_one_mlp_dims: tuple[int, ...] = dataclasses.field(
         default=(200,), metadata={"help": "hidden widths of the search unit's classification MLP"}
     )
@@ -121,6 +129,8 @@ class DINConfig(HistoryModelConfig):
 @dataclasses.dataclass(frozen=True)
 class DIENConfig(HistoryModelConfig):
     """Options of DIEN; defaults are seed 000's. It reads the short history only."""
+
+    auxiliary_negatives: ClassVar[bool] = True
 
     aux_mlp_dims: tuple[int, ...] = dataclasses.field(
         default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}

@@ -35,6 +35,10 @@ class WindowOptions(Protocol):
     def time_features(self) -> bool:
         """Whether the model reads time gaps."""
 
+    @property
+    def auxiliary_negatives(self) -> bool:
+        """Whether training needs a negative for each short slot."""
+
 
 def open_source(run: RunConfig, options: WindowOptions) -> BatchSource:
     """Opens `run.dataset_dir`, of either kind.
@@ -63,6 +67,7 @@ def open_source(run: RunConfig, options: WindowOptions) -> BatchSource:
             batch_size=run.global_batch_size,
             drop_remainder=run.drop_remainder,
             repeat_count=repeats,
+            auxiliary_negatives=options.auxiliary_negatives,
             prefetch_train=run.prefetch_train_size,
             prefetch_test=run.prefetch_test_size,
         )
@@ -70,6 +75,7 @@ def open_source(run: RunConfig, options: WindowOptions) -> BatchSource:
         max_seq_length=options.max_seq_length,
         long_seq_length=options.long_seq_length,
         negatives=run.negatives,
+        auxiliary_negatives=options.auxiliary_negatives,
         time_features=options.time_features,
         repeatable=run.repeatable,
     )
