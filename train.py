@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from errors import UserError
 from models import MODELS
-from serving.export import check_export_target
+from serving.export import check_export_target, export_bundle
 from training.checkpoint import Checkpoint, find_checkpoint
 from training.cli import parse_run, save_yaml
 from training.config import REMOVED, RunConfig
@@ -79,8 +79,6 @@ def main(argv: Sequence[str]) -> None:
     )
     print(f"report in {directory}")
     if run.export_dir is not None:
-        from serving.export import export_bundle
-
         export_bundle(model, run.dataset_dir, run.export_dir)
         print(f"exported to {run.export_dir}")
 

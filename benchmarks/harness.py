@@ -142,21 +142,6 @@ def gemm_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> 
     return interleave({"gemm": work}, rounds=repeats, warmup=2)["gemm"].highest
 
 
-def gather_peak(*, rows: int = 1_000_000, width: int = 16, repeats: int = 5) -> float:
-    """Rows/s of random gathers from a float32 table ``[rows, width]`` in TensorFlow, at best."""
-    import tensorflow as tf
-
-    table = tf.random.normal([rows, width])
-    ids = tf.random.uniform([500_000], 0, rows, tf.int32)
-    gather = tf.function(lambda t, i: tf.gather(t, i))
-
-    def work() -> int:
-        gather(table, ids)[0].numpy()
-        return int(ids.shape[0])
-
-    return interleave({"gather": work}, rounds=repeats, warmup=2)["gather"].highest
-
-
 def peak_rss_bytes() -> int:
     """The most memory this process has had in RAM so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

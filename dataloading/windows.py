@@ -111,6 +111,7 @@ class WindowBuilder:
                 f"needs at least {held_out + 1}. Run the workflow with a larger --min_interactions."
             )
         self._sample_ends = tf.constant(np.cumsum(counts), tf.int64)
+        self._sample_begins = tf.constant(np.cumsum(counts) - counts, tf.int64)
         self._offsets = tf.constant(histories.offsets, tf.int64)
         self._users = {n: tf.constant(v) for n, v in histories.user_features.items()}
         self._items = {n: tf.constant(v) for n, v in histories.item_features.items()}
@@ -172,8 +173,7 @@ class WindowBuilder:
 
         Returns:
           The features (see `dataloading.features.sample_schema`; B = batch_size / 2, C = 2) and
-          float32 labels
-          ``[B, 2]``: column 0 the positive, column 1 the negative.
+          float32 labels ``[B, 2]``: column 0 the positive, column 1 the negative.
         """
         numbers = self.train_numbers(seed, epoch, step, batch_size)
         user, position = self._train_targets(numbers)
@@ -233,8 +233,7 @@ class WindowBuilder:
     def _train_targets(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """User ``[B]`` and position ``[B]`` in the user's history of training samples."""
         user = tf.searchsorted(self._sample_ends, numbers, side="right", out_type=tf.int64)
-        before = tf.gather(tf.concat([[tf.constant(0, tf.int64)], self._sample_ends], 0), user)
-        return user, numbers - before + self._config.min_history
+        return user, numbers - tf.gather(self._sample_begins, user) + self._config.min_history
 
     def _batch(
         self,
@@ -273,8 +272,8 @@ class WindowBuilder:
         self, key: tuple[int, str, tf.Tensor], stream: str, numbers: tf.Tensor, width: int
     ) -> tf.Tensor:
         """Draws rows ``[B, width]`` of the pool of negatives."""
-        rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
         if self._config.negatives == "uniform" or key[1] != "train":
+            rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
             return _draw(key, stream, numbers, width, rows)
         # Events of training are numbered user by user, held-out ones left out.
         drawn = _draw(key, stream, numbers, width, self._training_ends[-1])
