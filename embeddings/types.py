@@ -1,9 +1,24 @@
-"""The frozen values that describe embedding tables. Pure Python."""
+"""The frozen values that describe embedding tables and where they lie. Pure Python."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+
+OPTIMIZER_STATE: Mapping[str, tuple[int, int]] = {
+    "sgd": (0, 0),
+    "momentum": (1, 0),
+    "adagrad": (1, 0),
+    "rowwise_adagrad": (0, 1),
+    "adam": (2, 0),
+    "lazy_adam": (2, 0),
+    "ftrl": (2, 0),
+}
+"""State of each table optimizer: values kept for each weight, and values kept for each row."""
+
+WEIGHT_BYTES = 4
+"""Tables and their optimizer state are float32 everywhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,19 +32,27 @@ class TableSpec:
       init_scale: rows start uniform in ``[-init_scale, init_scale]``. None means
         ``sqrt(1 / rows)``, the initialiser of NVIDIA's SIM and DLRM (seed 004; Naumov et al.
         2019).
+      optimizer: a key of OPTIMIZER_STATE; None means the run's.
+      hotness: mean number of ids that each feature of the table has in a row of the batch.
+      distinct: expected share of a rank's ids in a step that are distinct, in (0, 1]. None means
+        unknown: then as many as uniform ids would have, which real ids rarely reach.
     """
 
     name: str
     rows: int
     dim: int
     init_scale: float | None = None
+    optimizer: str | None = None
+    hotness: tuple[float, ...] = (1.0,)
+    distinct: float | None = None
 
     def __post_init__(self) -> None:
         """Validates the numbers.
 
         Raises:
-          ValueError: if `rows` or `dim` is not positive, or the name is empty.
+          ValueError: if a number is out of its range, the name is empty or the optimizer unknown.
         """
+        object.__setattr__(self, "hotness", tuple(self.hotness))  # JSON gives lists back
         if not self.name:
             raise ValueError("TableSpec.name must not be empty: it keys the checkpoint.")
         for field, value in (("rows", self.rows), ("dim", self.dim)):
@@ -37,6 +60,19 @@ class TableSpec:
                 raise ValueError(
                     f"TableSpec {self.name!r}: {field} must be at least 1, received {value}."
                 )
+        if self.optimizer is not None and self.optimizer not in OPTIMIZER_STATE:
+            raise ValueError(
+                f"TableSpec {self.name!r}: unknown optimizer {self.optimizer!r}; choose one of "
+                f"{sorted(OPTIMIZER_STATE)}."
+            )
+        if any(not value >= 0 for value in self.hotness):
+            raise ValueError(
+                f"TableSpec {self.name!r}: hotness must be at least 0, received {self.hotness}."
+            )
+        if self.distinct is not None and not 0 < self.distinct <= 1:
+            raise ValueError(
+                f"TableSpec {self.name!r}: distinct must lie in (0, 1], received {self.distinct}."
+            )
 
     @property
     def scale(self) -> float:
@@ -47,3 +83,138 @@ class TableSpec:
     def parameters(self) -> int:
         """Number of weights."""
         return self.rows * self.dim
+
+    def expected_ids(self, batch_rows: float) -> float:
+        """Ids that `batch_rows` rows of a batch look up, repeated ones counted each time."""
+        return batch_rows * sum(self.hotness)
+
+    def expected_distinct(self, batch_rows: float) -> float:
+        """Distinct ids among them: what a deduplicated exchange sends."""
+        ids = self.expected_ids(batch_rows)
+        if self.distinct is not None:
+            return min(float(self.rows), self.distinct * ids)
+        return self.rows * -math.expm1(-ids / self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """The devices that tables are spread over.
+
+    Attributes:
+      ranks: processes, one for each device (R).
+      memory: bytes that tables and their optimizer state may take on each rank; None: not limited.
+      ranks_per_node: ranks that share a node; None: all of them.
+      intra_bandwidth: bytes a second that a rank can send within its node. Default: what a 3rd
+        generation NVLink GPU sends (NVIDIA A100 datasheet, 600 GB/s both ways).
+      inter_bandwidth: bytes a second that a rank can send to other nodes. Default: one 200 Gbit/s
+        adapter a GPU, as in DGX A100.
+      lookup_bandwidth: bytes a second that a rank's table rows are read with. Default: half of an
+        A100's 1,555 GB/s, since rows are short and scattered.
+    """
+
+    ranks: int
+    memory: float | None = None
+    ranks_per_node: int | None = None
+    intra_bandwidth: float = 300e9
+    inter_bandwidth: float = 25e9
+    lookup_bandwidth: float = 777e9
+
+    def __post_init__(self) -> None:
+        """Validates the numbers.
+
+        Raises:
+          ValueError: if one is out of its range.
+        """
+        if self.ranks < 1:
+            raise ValueError(f"Topology.ranks must be at least 1, received {self.ranks}.")
+        for name in ("memory", "intra_bandwidth", "inter_bandwidth", "lookup_bandwidth"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"Topology.{name} must be above 0, received {value}.")
+        if self.ranks_per_node is not None and self.ranks_per_node < 1:
+            raise ValueError(
+                f"Topology.ranks_per_node must be at least 1, received {self.ranks_per_node}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Rows and columns of a table that one rank holds.
+
+    Attributes:
+      table: the table's name.
+      rank: who holds it.
+      rows: rows of the table, in the order in which they are held; may be empty.
+      columns: columns of the table, contiguous.
+    """
+
+    table: str
+    rank: int
+    rows: range
+    columns: range
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return len(self.rows) * len(self.columns)
+
+    def bytes(self, optimizer: str) -> int:
+        """Bytes of the weights and of the optimizer's state."""
+        a_weight, a_row = OPTIMIZER_STATE[optimizer]
+        values = self.weights * (1 + a_weight) + len(self.rows) * a_row
+        return WEIGHT_BYTES * values
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How one table is sharded.
+
+    Attributes:
+      table: the table's name.
+      strategy: a key of `embeddings.sharding.STRATEGIES`.
+      ranks: table-wise: the one owner. Column-wise: the owner of each piece of columns, in order.
+        Other strategies use all ranks and leave it empty.
+    """
+
+    table: str
+    strategy: str
+    ranks: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Where every row of every table lies.
+
+    `embeddings.sharding.shards_of` gives its shards.
+
+    Attributes:
+      ranks: number of processes (R).
+      tables: the tables.
+      placements: one for each table, in the same order.
+    """
+
+    ranks: int
+    tables: tuple[TableSpec, ...]
+    placements: tuple[Placement, ...]
+
+    def __post_init__(self) -> None:
+        """Checks that tables and placements belong together.
+
+        Raises:
+          ValueError: if they do not.
+        """
+        if self.ranks < 1:
+            raise ValueError(f"Plan.ranks must be at least 1, received {self.ranks}.")
+        names = [table.name for table in self.tables]
+        placed = [placement.table for placement in self.placements]
+        if len(set(names)) != len(names):
+            raise ValueError(f"Plan.tables must have unique names, received {names}.")
+        if names != placed:
+            raise ValueError(
+                f"Plan.placements must name each table once, in the tables' order {names}; "
+                f"received {placed}."
+            )
+
+    def placement(self, table: str) -> Placement:
+        """The placement of a table."""
+        return next(p for p in self.placements if p.table == table)

@@ -1,0 +1,37 @@
+"""How tables are cut: STRATEGIES maps a strategy's name to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from embeddings.sharding.base import Strategy
+from embeddings.sharding.column_wise import ColumnWise
+from embeddings.sharding.data_parallel import DataParallel
+from embeddings.sharding.row_wise import RowWise
+from embeddings.sharding.table_wise import TableWise
+from embeddings.types import Plan, Shard
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "data_parallel": DataParallel(),
+    "table_wise": TableWise(),
+    "row_wise": RowWise(),
+    "column_wise": ColumnWise(),
+}
+
+
+def shards_of(plan: Plan) -> tuple[Shard, ...]:
+    """All shards of a plan, table by table.
+
+    Raises:
+      ValueError: if a placement is not valid, or names an unknown strategy.
+    """
+    shards: list[Shard] = []
+    for table, placement in zip(plan.tables, plan.placements):
+        if placement.strategy not in STRATEGIES:
+            raise ValueError(
+                f"Table {table.name!r}: unknown strategy {placement.strategy!r}; choose one of "
+                f"{list(STRATEGIES)}."
+            )
+        strategy = STRATEGIES[placement.strategy]
+        shards += strategy.shards(table, placement, plan.ranks)
+    return tuple(shards)

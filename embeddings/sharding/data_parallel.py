@@ -1,0 +1,33 @@
+"""Data-parallel: every rank holds the whole table, and gradients travel instead of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from embeddings.sharding.base import Leg, Strategy
+from embeddings.types import Placement, Shard, TableSpec
+
+
+class DataParallel(Strategy):
+    """For tables so small that copies cost less than asking for rows."""
+
+    name = "data_parallel"
+    exchanged = False
+
+    def placements(self, table: TableSpec, ranks: int) -> Sequence[Placement]:
+        """The one there is."""
+        del ranks
+        return [Placement(table.name, self.name)]
+
+    def shards(self, table: TableSpec, placement: Placement, ranks: int) -> tuple[Shard, ...]:
+        """The whole table, on every rank."""
+        self._require(table, placement, not placement.ranks, "no ranks")
+        return tuple(
+            Shard(table.name, rank, range(table.rows), range(table.dim)) for rank in range(ranks)
+        )
+
+    def input_dist(self, placement: Placement, ids: Any, ranks: int) -> tuple[Leg, ...]:
+        """Rows are where they are asked for; the owner means nothing."""
+        del placement, ranks
+        return (Leg(ids * 0, ids),)
