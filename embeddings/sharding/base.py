@@ -11,7 +11,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from embeddings.types import Placement, Shard, TableSpec, Topology
+from embeddings.cost import Costs, Workload, exchanged_costs
+from embeddings.types import Placement, Shard, TableSpec
 
 
 class Leg(NamedTuple):
@@ -37,14 +38,19 @@ class Strategy(abc.ABC):
     name: ClassVar[str]
     exchanged: ClassVar[bool] = True
     """Whether ranks must ask each other for rows; if not, every rank holds them all."""
+    splits_rows: ClassVar[bool] = False
+    """Whether an owner may hold part of a row only: none for optimizers with state a row."""
 
     @abc.abstractmethod
-    def placements(self, table: TableSpec, ranks: int) -> Sequence[Placement]:
+    def placements(
+        self, table: TableSpec, ranks: int, order: Sequence[int] | None = None
+    ) -> Sequence[Placement]:
         """All ways to place the table that are worth a planner's look.
 
         Args:
           table: to place.
           ranks: R.
+          order: the ranks, those first that can best take a table. None: as they are numbered.
         """
 
     @abc.abstractmethod
@@ -73,6 +79,20 @@ class Strategy(abc.ABC):
           One leg, or one for each piece of columns.
         """
 
+    def cost(self, table: TableSpec, placement: Placement, workload: Workload) -> Costs:
+        """What the table costs each rank.
+
+        Args:
+          table: the table.
+          placement: of that table, with this strategy.
+          workload: of the step.
+
+        Returns:
+          ``[R, len(RESOURCES)]``
+        """
+        shards = self.shards(table, placement, workload.topology.ranks)
+        return exchanged_costs(table, shards, workload)
+
     def sok_mode(self, placement: Placement) -> str | None:
         """The `mode` of a Sparse Operation Kit variable with the same rows on the same ranks.
 
@@ -93,19 +113,3 @@ def split_evenly(total: int, parts: int) -> list[range]:
     """Cuts ``[0, total)`` into contiguous ranges whose lengths differ by 1 at most."""
     bounds = [total * part // parts for part in range(parts + 1)]
     return [range(a, b) for a, b in itertools.pairwise(bounds)]
-
-
-def imbalance(loads: Sequence[float]) -> float:
-    """Largest load over mean load; 1 if nothing is loaded.
-
-    Args:
-      loads: of each rank, in any unit.
-    """
-    mean = sum(loads) / len(loads)
-    return max(loads) / mean if mean else 1.0
-
-
-def nodes_of(topology: Topology) -> list[int]:
-    """The node of each rank."""
-    size = topology.ranks_per_node or topology.ranks
-    return [rank // size for rank in range(topology.ranks)]

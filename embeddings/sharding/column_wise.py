@@ -8,6 +8,8 @@ from typing import Any
 from embeddings.sharding.base import Leg, Strategy, split_evenly
 from embeddings.types import Placement, Shard, TableSpec
 
+_FEWEST_PIECES = 2  # one piece would be table-wise
+
 
 class ColumnWise(Strategy):
     """For few wide tables with very hot rows: every id is asked for once on each owner.
@@ -17,11 +19,17 @@ class ColumnWise(Strategy):
     """
 
     name = "column_wise"
+    splits_rows = True
 
-    def placements(self, table: TableSpec, ranks: int) -> Sequence[Placement]:
-        """Over all ranks, or as many as there are columns."""
-        owners = tuple(range(min(ranks, table.dim)))
-        return [Placement(table.name, self.name, owners)]
+    def placements(
+        self, table: TableSpec, ranks: int, order: Sequence[int] | None = None
+    ) -> Sequence[Placement]:
+        """Over as many ranks as can have a column, and over half of them and so on down to 2."""
+        owners = tuple(range(ranks) if order is None else order)
+        pieces = [min(ranks, table.dim)]
+        while pieces[-1] // 2 >= _FEWEST_PIECES:
+            pieces.append(pieces[-1] // 2)
+        return [Placement(table.name, self.name, owners[:count]) for count in pieces]
 
     def shards(self, table: TableSpec, placement: Placement, ranks: int) -> tuple[Shard, ...]:
         """As many columns on each owner, or one more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from embeddings.cost import Costs, Workload, replicated_costs
 from embeddings.sharding.base import Leg, Strategy
 from embeddings.types import Placement, Shard, TableSpec
 
@@ -15,9 +16,11 @@ class DataParallel(Strategy):
     name = "data_parallel"
     exchanged = False
 
-    def placements(self, table: TableSpec, ranks: int) -> Sequence[Placement]:
+    def placements(
+        self, table: TableSpec, ranks: int, order: Sequence[int] | None = None
+    ) -> Sequence[Placement]:
         """The one there is."""
-        del ranks
+        del ranks, order
         return [Placement(table.name, self.name)]
 
     def shards(self, table: TableSpec, placement: Placement, ranks: int) -> tuple[Shard, ...]:
@@ -31,3 +34,8 @@ class DataParallel(Strategy):
         """Rows are where they are asked for; the owner means nothing."""
         del placement, ranks
         return (Leg(ids * 0, ids),)
+
+    def cost(self, table: TableSpec, placement: Placement, workload: Workload) -> Costs:
+        """Memory on every rank, and gradients to every other."""
+        del placement
+        return replicated_costs(table, workload)

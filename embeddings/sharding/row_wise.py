@@ -18,9 +18,11 @@ class RowWise(Strategy):
 
     name = "row_wise"
 
-    def placements(self, table: TableSpec, ranks: int) -> Sequence[Placement]:
+    def placements(
+        self, table: TableSpec, ranks: int, order: Sequence[int] | None = None
+    ) -> Sequence[Placement]:
         """The one there is."""
-        del ranks
+        del ranks, order
         return [Placement(table.name, self.name)]
 
     def shards(self, table: TableSpec, placement: Placement, ranks: int) -> tuple[Shard, ...]:

@@ -14,9 +14,12 @@ class TableWise(Strategy):
 
     name = "table_wise"
 
-    def placements(self, table: TableSpec, ranks: int) -> Sequence[Placement]:
-        """On each rank in turn."""
-        return [Placement(table.name, self.name, (rank,)) for rank in range(ranks)]
+    def placements(
+        self, table: TableSpec, ranks: int, order: Sequence[int] | None = None
+    ) -> Sequence[Placement]:
+        """On each rank alone."""
+        owners = range(ranks) if order is None else order
+        return [Placement(table.name, self.name, (rank,)) for rank in owners]
 
     def shards(self, table: TableSpec, placement: Placement, ranks: int) -> tuple[Shard, ...]:
         """The whole table, on its one rank."""
