@@ -11,51 +11,77 @@ import json
 import secrets
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from embeddings.config import LOCAL
 from errors import UserError
 from models import MODELS
 from serving.export import check_export_target, export_bundle
-from training.checkpoint import Checkpoint, find_checkpoint
+from training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from training.cli import parse_run, save_yaml
 from training.config import REMOVED, RunConfig
+from training.distributed import start_world
 from training.logging import RunLogger, read_log
 from training.process import prepare_environment, set_up_tensorflow
 from training.report import write_report, write_scores
+from training.world import World, require_same
 
 # What needs TensorFlow, which takes seconds to import and reads the environment that
 # `prepare_environment` sets, is imported where it is used: --help and mistakes answer at once.
 if TYPE_CHECKING:
+    from dataloading.sources import BatchSource
+    from models.base import HistoryModel
     from training.trainer import Outcome, Trainer
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs one command line: configuration, data, model, fit, report, export."""
+    """Runs one command line: configuration, data, plan, model, fit, report, export."""
     configs = {name: entry.config_class for name, entry in MODELS.items()}
     run, options = parse_run(
         argv, RunConfig, configs, removed=REMOVED, prog="train.py", description=__doc__
     )
-    checkpoint = None
     if run.load_checkpoint_path is not None:
-        checkpoint = Checkpoint(find_checkpoint(run.load_checkpoint_path))
+        find_checkpoint(run.load_checkpoint_path)  # a mistyped path fails before the long imports
     if run.export_dir is not None:
         check_export_target(run.export_dir, run.dataset_dir)
-    run = dataclasses.replace(run, seed=choose_seed(run, checkpoint))
     prepare_environment(run)
-    set_up_tensorflow(run)
+    world = start_world()
+    with world.together():
+        set_up_tensorflow(run, world.local_rank)
+        run_on(world, run, options)
+
+
+def run_on(world: World, run: RunConfig, options: Any) -> None:
+    """Does what the configuration says, on one of the processes of `world`."""
+    import tensorflow as tf
+
     from training.data import model_identity, open_source, run_identity
+    from training.sharding import choose_sharding
     from training.trainer import Trainer
 
-    source = open_source(run, options)
-    model = MODELS[run.model_type](source.schema, options)
     plain_options = json.loads(json.dumps(dataclasses.asdict(options)))
+    plain_run = json.loads(json.dumps(dataclasses.asdict(run), default=str))
+    require_same(world, plain_run | plain_options)
+    checkpoint = None
+    if run.load_checkpoint_path is not None:
+        checkpoint = open_checkpoint(run.load_checkpoint_path, world=world)
+    run = dataclasses.replace(run, seed=world.gather(choose_seed(run, checkpoint))[0])
+    tf.keras.utils.set_random_seed(run.seed)
+    source = open_source(run, options, world)
+    identity = run_identity(run, source)
+    require_same(world, identity)  # each host has its own copy of the data, maybe another one
+    sharding, plan = choose_sharding(
+        run, MODELS[run.model_type].tables(source.schema, options), world
+    )
+    model = MODELS[run.model_type](source.schema, options, sharding)
     trainer = Trainer(
         model,
         source,
         run,
         model_identity=model_identity(run, plain_options, source),
-        run_identity=run_identity(run, source),
+        run_identity=identity,
         checkpoint=checkpoint,
+        world=world,
     )
     with RunLogger(
         run.results_dir,
@@ -63,24 +89,52 @@ def main(argv: Sequence[str]) -> None:
         append=checkpoint is not None and run.mode == "train",
         epochs=run.epochs,
         steps_per_epoch=source.train_steps(),
+        enabled=world.rank == 0,
     ) as log:
-        save_yaml(run.results_dir / "config.yaml", run, options)
         log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {run.results_dir}")
+        if world.rank == 0:
+            save_yaml(run.results_dir / "config.yaml", run, options)
+        if plan:
+            log.message(f"{world.size} processes\n{plan}")
         if checkpoint is not None:
             log.message(f"loaded {checkpoint.path} ({trainer.position})")
-        outcome = execute(trainer, run, log)
+        outcome = execute(trainer, run, log, world)
         log.summary(outcome.summary)
-    directory = write_report(
-        run.results_dir,
-        read_log(run.results_dir / run.log_filename),
-        metrics=outcome.summary,
-        roc=outcome.roc,
-        title=f"{run.model_type} on {run.dataset_dir.name}",
-    )
-    print(f"report in {directory}")
+    if world.rank == 0:
+        directory = write_report(
+            run.results_dir,
+            read_log(run.results_dir / run.log_filename),
+            metrics=outcome.summary,
+            roc=outcome.roc,
+            title=f"{run.model_type} on {run.dataset_dir.name}",
+        )
+        print(f"report in {directory}")
     if run.export_dir is not None:
-        export_bundle(model, run.dataset_dir, run.export_dir)
-        print(f"exported to {run.export_dir}")
+        export(model, source, run, options, world)
+        if world.rank == 0:
+            print(f"exported to {run.export_dir}")
+
+
+def export(
+    model: HistoryModel, source: BatchSource, run: RunConfig, options: Any, world: World
+) -> None:
+    """Exports the model: on one process as it is, a sharded one after putting it together."""
+    if run.export_dir is None:
+        return
+    dataset_dir, export_dir = run.dataset_dir, run.export_dir
+    if model.body.embeddings.sharding == LOCAL:
+        export_bundle(model, dataset_dir, export_dir)
+        return
+    from training.gathering import with_whole_model
+
+    with_whole_model(
+        model,
+        lambda: MODELS[run.model_type](source.schema, options),
+        source,
+        export_dir.absolute().parent,
+        world,
+        lambda whole: export_bundle(whole, dataset_dir, export_dir),
+    )
 
 
 def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:
@@ -92,14 +146,14 @@ def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:
     return secrets.randbelow(1 << 31)
 
 
-def execute(trainer: Trainer, run: RunConfig, log: RunLogger) -> Outcome:
+def execute(trainer: Trainer, run: RunConfig, log: RunLogger, world: World) -> Outcome:
     """Does what the mode says."""
     if run.mode == "evaluate":
         return trainer.evaluate(log)
     if run.mode == "train":
         return trainer.benchmark(log) if run.benchmark else trainer.train(log)
     outcome, scores = trainer.inference(log)
-    if not run.benchmark:
+    if not run.benchmark and world.rank == 0:
         path = write_scores(run.results_dir / "scores.parquet", scores)
         log.message(f"scores of the {run.eval_split} split in {path}")
     return outcome

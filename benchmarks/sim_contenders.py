@@ -138,9 +138,10 @@ class Contenders:
         feeds = itertools.chain.from_iterable(
             self._source.train_feeds(epoch, 0) for epoch in itertools.count()
         )
+        results = steps.train(feeds)
 
         def work() -> int:
-            result = steps.train(next(feeds))
+            _, result = next(results)
             float(result["total_loss"])
             return int(result["rows"])
 

@@ -16,10 +16,13 @@ from merlin.schema import Schema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from dataloading.features import HistoryFeatures, table_rows
+from dataloading.parts import WHOLE, Part
 from errors import UserError
 
 FORMAT = "lookback-histories"
 FORMAT_VERSION = 1
+
+_USERS_AT_A_TIME = 1 << 14
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -44,6 +47,19 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class ItemCounts:
+    """How often the items of a catalogue occur.
+
+    Attributes:
+      training: int64 ``[I]``, in events that are not held out.
+      all: int64 ``[I]``.
+    """
+
+    training: Int64
+    all: Int64
+
+
+@dataclasses.dataclass(frozen=True)
 class Histories:
     """Users' interactions, oldest first, in U users and N events.
 
@@ -55,6 +71,7 @@ class Histories:
       timestamps: int64 ``[N]`` seconds, None if the dataset has none.
       catalogue: int32 ``[I]`` by item feature, one entry for each distinct item.
       split: what is held out.
+      part: whose users these are; all if it is the whole.
     """
 
     schema: Schema
@@ -64,6 +81,7 @@ class Histories:
     timestamps: Int64 | None
     catalogue: Mapping[str, Int32]
     split: Split = Split()
+    part: Part = WHOLE
 
     @property
     def num_users(self) -> int:
@@ -80,12 +98,23 @@ class Histories:
         """The feature columns by role."""
         return HistoryFeatures.from_schema(self.schema)
 
+    def item_counts(self) -> ItemCounts:
+        """Occurrences of each item of the catalogue among these events."""
+        item = self.features.item[0]
+        rows = int(self.catalogue[item].max(initial=0)) + 1
+        every = np.bincount(self.item_features[item], minlength=rows)
+        held_out = [self.offsets[1:] - 1 - back for back in range(self.split.held_out)]
+        last = self.item_features[item][np.concatenate([np.zeros(0, np.int64), *held_out])]
+        training = every - np.bincount(last, minlength=rows)
+        return ItemCounts(training[self.catalogue[item]], every[self.catalogue[item]])
+
     @classmethod
-    def load(cls, dataset_dir: str | Path) -> Histories:
+    def load(cls, dataset_dir: str | Path, part: Part = WHOLE) -> Histories:
         """Reads a dataset written by `python -m workflows`.
 
         Args:
           dataset_dir: the directory with dataset.json, schema.pbtxt, histories/ and items.parquet.
+          part: read every R-th user only, from this rank's on; memory follows.
 
         Raises:
           UserError: if the directory is no such dataset, or its parts contradict each other.
@@ -101,9 +130,7 @@ class Histories:
             )
         lists = [*features.item, *([features.time] if features.time else [])]
         try:
-            table = pa.concat_tables(
-                pq.read_table(f, columns=[*features.user, *lists]) for f in files
-            )
+            table = _read_users(files, [*features.user, *lists], part)
             items = pq.read_table(directory / "items.parquet", columns=list(features.item))
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(
@@ -122,6 +149,7 @@ class Histories:
             timestamps=_numpy(_flatten(table[features.time]), np.int64) if features.time else None,
             catalogue={n: _ids(items[n], schema, n, directory) for n in features.item},
             split=Split(test=int(split["test"]), validation=int(split["validation"])),
+            part=part,
         )
 
 
@@ -163,6 +191,20 @@ def _read_schema(directory: Path) -> Schema:
         raise UserError(
             f"{directory / 'schema.pbtxt'} cannot be read ({error}); run the workflow again."
         ) from error
+
+
+def _read_users(files: list[Path], columns: list[str], part: Part) -> pa.Table:
+    """The part's users of all files, without ever holding the others'."""
+    if part == WHOLE:
+        return pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
+    tables, seen = [], 0
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=_USERS_AT_A_TIME, columns=columns):
+                own = np.arange(len(batch))[(part.rank - seen) % part.ranks :: part.ranks]
+                tables.append(pa.Table.from_batches([batch]).take(own))
+                seen += len(batch)
+    return pa.concat_tables(tables)
 
 
 def _flatten(column: pa.ChunkedArray) -> pa.ChunkedArray:

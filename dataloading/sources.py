@@ -8,7 +8,7 @@ the device that trains.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import tensorflow as tf
 from merlin.schema import Schema
 
 from dataloading.features import HistoryFeatures
-from dataloading.histories import Histories
+from dataloading.histories import Histories, ItemCounts
 from dataloading.materialised import MaterialisedDataset
+from dataloading.parts import WHOLE, Part
 from dataloading.windows import WindowBuilder, WindowConfig
 from errors import UserError
 
@@ -25,9 +26,10 @@ Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
 
 
 class BatchSource(abc.ABC):
-    """Batches of one dataset at one batch size.
+    """Batches of one dataset at one batch size, or one process's part of them.
 
-    A batch is features (see `dataloading.features.sample_schema`) and labels ``[B, C]``.
+    A batch is features (see `dataloading.features.sample_schema`) and labels ``[B, C]``. All
+    processes have the same number of steps; one that has less to do gets empty batches.
     """
 
     schema: Schema
@@ -45,6 +47,13 @@ class BatchSource(abc.ABC):
     @abc.abstractmethod
     def train_feeds(self, epoch: int, first_step: int) -> Iterator[Any]:
         """Feeds of an epoch's steps from `first_step` on, the same for every process start."""
+
+    @abc.abstractmethod
+    def parts_of(self, feed: Any) -> Sequence[Any]:
+        """Feeds of the parts (micro-batches) into which this process's share of a batch is cut.
+
+        All processes have as many, and together those of the whole batch, in its order.
+        """
 
     @abc.abstractmethod
     def eval_steps(self, split: str) -> int:
@@ -81,11 +90,16 @@ class ResidentSource(BatchSource):
         test_negatives: int = 1,
         drop_remainder: bool = False,
         repeat_count: int = 1,
+        part: Part = WHOLE,
+        micro_batches: int = 1,
+        counts: ItemCounts | None = None,
+        most: Callable[[int], int] = int,
     ) -> None:
         """Makes batches of `histories`.
 
         Args:
-          histories: the dataset.
+          histories: the dataset: everybody's histories, of which each batch is shared among the
+            processes, or those of this process's users, which then fill its share alone.
           config: what a window holds.
           seed: of shuffling and training negatives.
           batch_size: rows.
@@ -93,14 +107,44 @@ class ResidentSource(BatchSource):
           test_negatives: for each positive of evaluation.
           drop_remainder: leave out a last training batch that is not full.
           repeat_count: passes over the training set in one epoch, each with its own order.
+          part: this process's.
+          micro_batches: parts into which its share of a training batch can be cut.
+          counts: of everybody's items; needed if the histories are not everybody's.
+          most: the largest of what all processes say, so that they agree on the steps.
         """
         self.schema = histories.schema
-        self._windows = WindowBuilder(histories, config)
+        self._windows = WindowBuilder(histories, config, counts)
         self._seed, self._eval_seed = seed, eval_seed
-        self._batch_size = batch_size
         self._test_negatives = test_negatives
-        self._steps = self._windows.train_steps(batch_size, drop_remainder)
+        self._part, self._most = part, most
+        self._micro_batches = micro_batches
+        self._eval_steps: dict[str, int] = {}
+        if histories.part != WHOLE:
+            if batch_size // 2 < part.ranks:
+                raise UserError(
+                    f"global_batch_size: expected at least {2 * part.ranks} rows, a positive and "
+                    f"its negative for each process, received {batch_size}."
+                )
+            begin, end = part.bounds(batch_size // 2)
+            batch_size, self._part = 2 * (end - begin), WHOLE
+        self._batch_size = batch_size
+        self._steps = self._agreed_steps(drop_remainder)
         self._repeat_count = repeat_count
+
+    def _agreed_steps(self, drop_remainder: bool) -> int:
+        """Steps of one pass: those of the process that has most.
+
+        Raises:
+          UserError: if no process has a sample, or a whole batch where less than one is dropped.
+        """
+        try:
+            steps, problem = self._windows.train_steps(self._batch_size, drop_remainder), None
+        except UserError as error:
+            steps, problem = 0, error
+        agreed = self._most(steps)
+        if not agreed and problem is not None:
+            raise problem
+        return agreed
 
     def train_steps(self) -> int:
         """Steps of one epoch, all passes together."""
@@ -112,9 +156,17 @@ class ResidentSource(BatchSource):
             passes, index = divmod(step, self._steps)
             yield tf.constant([epoch * self._repeat_count + passes, index], tf.int64)
 
+    def parts_of(self, feed: tf.Tensor) -> Sequence[tf.Tensor]:
+        """Feeds ``[3]``: as those of `train_feeds`, and the number of the part."""
+        parts = range(self._micro_batches)
+        return [tf.concat([feed, [tf.constant(part, tf.int64)]], 0) for part in parts]
+
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split once."""
-        return self._windows.eval_steps(split, self._batch_size, self._test_negatives)
+        if split not in self._eval_steps:
+            steps = self._windows.eval_steps(split, self._batch_size, self._test_negatives)
+            self._eval_steps[split] = self._most(steps)
+        return self._eval_steps[split]
 
     def eval_feeds(self, split: str) -> Iterator[tf.Tensor]:
         """Feeds []: the number of the step."""
@@ -122,18 +174,23 @@ class ResidentSource(BatchSource):
             yield tf.constant(step, tf.int64)
 
     def train_batch(self, feed: tf.Tensor) -> Batch:
-        """The batch of (pass, step)."""
-        return self._windows.train_batch(self._seed, feed[0], feed[1], self._batch_size)
+        """The batch of (pass, step), or a part of it."""
+        part = self._part
+        if feed.shape[0] == 3:
+            part = part.cut(feed[2], self._micro_batches)
+        return self._windows.train_batch(self._seed, feed[0], feed[1], self._batch_size, part)
 
     def eval_batch(self, split: str, feed: tf.Tensor) -> Batch:
         """The batch of a step."""
         return self._windows.eval_batch(
-            split, self._eval_seed, feed, self._batch_size, self._test_negatives
+            split, self._eval_seed, feed, self._batch_size, self._test_negatives, self._part
         )
 
     def describe(self, feed: tf.Tensor) -> dict[str, list[Any]]:
         """Names the batch's samples by number, user and position."""
-        numbers = self._windows.train_numbers(self._seed, feed[0], feed[1], self._batch_size)
+        numbers = self._windows.train_numbers(
+            self._seed, feed[0], feed[1], self._batch_size, self._part
+        )
         return self._windows.describe(numbers)
 
 
@@ -151,6 +208,8 @@ class MaterialisedSource(BatchSource):
         auxiliary_negatives: bool = True,
         prefetch_train: int | None = 10,
         prefetch_test: int | None = 2,
+        part: Part = WHOLE,
+        micro_batches: int = 1,
     ) -> None:
         """Makes batches of `dataset`.
 
@@ -164,8 +223,11 @@ class MaterialisedSource(BatchSource):
           prefetch_train: batches to read ahead in training (default: seed 000's); None leaves it
             to the reader.
           prefetch_test: the same in evaluation.
+          part: this process's, of each batch.
+          micro_batches: parts into which its share of a training batch can be cut.
         """
         self.schema = dataset.schema
+        self._part, self._micro_batches = part, micro_batches
         self._dataset = dataset
         self._seed = seed
         self._batch_size = batch_size
@@ -190,7 +252,7 @@ class MaterialisedSource(BatchSource):
         """Feeds: arrays of features, and labels."""
         first_pass, skipped = divmod(first_step, self._steps)
         for passes in range(first_pass, self._repeat_count):
-            yield from self._dataset.batches(
+            batches = self._dataset.batches(
                 "train",
                 self._batch_size,
                 seed=self._seed,
@@ -201,6 +263,15 @@ class MaterialisedSource(BatchSource):
                 negatives=self._auxiliary_negatives,
                 **self._train_reader,
             )
+            # Uncut, so that the parts are cut where those of the whole batch would be.
+            yield from batches if self._micro_batches > 1 else map(self._share, batches)
+
+    def parts_of(self, feed: Any) -> Sequence[Any]:
+        """Feeds as those of `train_feeds`."""
+        if self._micro_batches == 1:
+            return [feed]  # this process's share already
+        parts = [self._part.cut(n, self._micro_batches) for n in range(self._micro_batches)]
+        return [_rows_of(feed, part) for part in parts]
 
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split once."""
@@ -208,9 +279,14 @@ class MaterialisedSource(BatchSource):
 
     def eval_feeds(self, split: str) -> Iterator[Any]:
         """Feeds: arrays of features, and labels."""
-        yield from self._dataset.batches(
+        batches = self._dataset.batches(
             split, self._batch_size, negatives=False, **self._test_reader
         )
+        yield from map(self._share, batches)
+
+    def _share(self, batch: Any) -> Any:
+        """The rows of a batch that are this process's."""
+        return _rows_of(batch, self._part)
 
     def train_batch(self, feed: Any) -> Batch:
         """The feed is the batch."""
@@ -228,6 +304,12 @@ class MaterialisedSource(BatchSource):
         """The feed is the batch."""
         del split
         return feed
+
+
+def _rows_of(batch: Any, part: Part) -> Any:
+    features, labels = batch
+    begin, end = part.bounds(len(labels))
+    return {name: value[begin:end] for name, value in features.items()}, labels[begin:end]
 
 
 def _reader_options(prefetch: int | None) -> dict[str, Any]:

@@ -13,8 +13,10 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+import splitmix
 from dataloading.features import TIME_GAP, TIME_GAP_BUCKETS, history_name, negatives_name
-from dataloading.histories import Histories
+from dataloading.histories import Histories, ItemCounts
+from dataloading.parts import WHOLE, Part
 from errors import UserError
 
 NEGATIVES = ("popularity", "uniform")
@@ -78,12 +80,16 @@ class WindowBuilder:
     that a model computes what depends on the history alone once for both.
     """
 
-    def __init__(self, histories: Histories, config: WindowConfig) -> None:
+    def __init__(
+        self, histories: Histories, config: WindowConfig, counts: ItemCounts | None = None
+    ) -> None:
         """Places the histories on the device.
 
         Args:
-          histories: to draw windows from.
+          histories: to draw windows from: everybody's, or those of this process's users.
           config: what a window holds.
+          counts: how often each item of the catalogue occurs among everybody's events; needed if
+            the histories are not everybody's.
 
         Raises:
           UserError: if time features are wanted from a dataset without timestamps.
@@ -98,9 +104,9 @@ class WindowBuilder:
         lengths = np.diff(histories.offsets)
         held_out = histories.split.held_out
         # Targets of training: positions min_history .. length - 1 - held_out of each user.
-        counts = np.maximum(lengths - held_out - config.min_history, 0)
+        targets = np.maximum(lengths - held_out - config.min_history, 0)
         self._num_samples = {
-            "train": int(counts.sum()),
+            "train": int(targets.sum()),
             "validation": histories.num_users if histories.split.validation else 0,
             "test": histories.num_users,
         }
@@ -110,8 +116,8 @@ class WindowBuilder:
                 f"A user has {int(lengths.min())} interactions; with {held_out} held out each user "
                 f"needs at least {held_out + 1}. Run the workflow with a larger --min_interactions."
             )
-        self._sample_ends = tf.constant(np.cumsum(counts), tf.int64)
-        self._sample_begins = tf.constant(np.cumsum(counts) - counts, tf.int64)
+        self._sample_ends = tf.constant(np.cumsum(targets), tf.int64)
+        self._sample_begins = tf.constant(np.cumsum(targets) - targets, tf.int64)
         self._offsets = tf.constant(histories.offsets, tf.int64)
         self._users = {n: tf.constant(v) for n, v in histories.user_features.items()}
         self._items = {n: tf.constant(v) for n, v in histories.item_features.items()}
@@ -119,8 +125,13 @@ class WindowBuilder:
         # Drawing an event uniformly draws an item by popularity, its other features with it.
         self._pool = self._items
         self._training_ends = tf.constant(np.cumsum(lengths - held_out), tf.int64)
-        if config.negatives == "uniform":
+        self._shard = histories.part
+        self._item_ends: dict[str, tf.Tensor] = {}
+        if config.negatives == "uniform" or counts is not None:
             self._pool = {n: tf.constant(v) for n, v in histories.catalogue.items()}
+        if config.negatives == "popularity" and counts is not None:
+            for purpose, occurrences in (("train", counts.training), ("evaluate", counts.all)):
+                self._item_ends[purpose] = tf.constant(np.cumsum(occurrences), tf.int64)
 
     def num_samples(self, split: str) -> int:
         """Number of positives (targets) of a split.
@@ -161,7 +172,12 @@ class WindowBuilder:
         return steps
 
     def train_batch(
-        self, seed: int, epoch: tf.Tensor | int, step: tf.Tensor | int, batch_size: int
+        self,
+        seed: int,
+        epoch: tf.Tensor | int,
+        step: tf.Tensor | int,
+        batch_size: int,
+        part: Part = WHOLE,
     ) -> tuple[Features, tf.Tensor]:
         """The training batch of (seed, epoch, step), the same on every call and machine.
 
@@ -170,34 +186,50 @@ class WindowBuilder:
           epoch: integer scalar; each has its own permutation and negatives.
           step: integer scalar within the epoch; the last batch may be smaller.
           batch_size: rows, even: half as many histories with two candidates each.
+          part: of the batch.
 
         Returns:
           The features (see `dataloading.features.sample_schema`; B = batch_size / 2, C = 2) and
           float32 labels ``[B, 2]``: column 0 the positive, column 1 the negative.
         """
-        numbers = self.train_numbers(seed, epoch, step, batch_size)
+        numbers = self.train_numbers(seed, epoch, step, batch_size, part)
         user, position = self._train_targets(numbers)
         drawn_in = tf.constant(0, tf.int64) if self._config.repeatable else tf.cast(epoch, tf.int64)
         return self._batch(user, position, numbers, (seed, "train", drawn_in), candidates=2)
 
     def train_numbers(
-        self, seed: int, epoch: tf.Tensor | int, step: tf.Tensor | int, batch_size: int
+        self,
+        seed: int,
+        epoch: tf.Tensor | int,
+        step: tf.Tensor | int,
+        batch_size: int,
+        part: Part = WHOLE,
     ) -> tf.Tensor:
-        """Numbers ``[B]`` (int64) of the samples in the batch of (seed, epoch, step)."""
-        samples, pairs = self.num_samples("train"), _pairs(batch_size)
-        start = tf.cast(step, tf.int64) * pairs
-        index = tf.range(start, tf.minimum(start + pairs, samples))
+        """Numbers ``[B]`` (int64) of the samples in a part of the batch of (seed, epoch, step)."""
+        samples = self.num_samples("train")
+        index = part.of_batch(step, _pairs(batch_size), samples)
         key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
-        return tf.random.experimental.index_shuffle(
-            index, seed=key, max_index=tf.constant(samples - 1, tf.int64)
+        # One more than wanted: the kernel refuses an empty vector (TensorFlow 2.12,
+        # random_index_shuffle_ops.cc), which is what a process without work has.
+        shuffled = tf.random.experimental.index_shuffle(
+            tf.concat([index, tf.zeros([1], tf.int64)], 0),
+            seed=key,
+            max_index=tf.constant(max(samples - 1, 0), tf.int64),
         )
+        return shuffled[:-1]
 
     def eval_steps(self, split: str, batch_size: int, negatives: int = 1) -> int:
         """Steps that cover a split once, `negatives` sampled for each positive."""
         return -(-self.num_samples(split) // _histories(batch_size, negatives))
 
     def eval_batch(
-        self, split: str, seed: int, step: tf.Tensor | int, batch_size: int, negatives: int = 1
+        self,
+        split: str,
+        seed: int,
+        step: tf.Tensor | int,
+        batch_size: int,
+        negatives: int = 1,
+        part: Part = WHOLE,
     ) -> tuple[Features, tf.Tensor]:
         """A batch of a split in its own order, with negatives that depend on `seed` alone.
 
@@ -207,13 +239,13 @@ class WindowBuilder:
           step: integer scalar.
           batch_size: rows; at least one history is taken.
           negatives: candidates beside the positive.
+          part: of the batch.
 
         Returns:
           The features (C = 1 + negatives, no auxiliary negatives) and float32 labels ``[B, C]``.
         """
         size = _histories(batch_size, negatives)
-        start = tf.cast(step, tf.int64) * size
-        numbers = tf.range(start, tf.minimum(start + size, self.num_samples(split)))
+        numbers = part.of_batch(step, size, self.num_samples(split))
         if split == "train":
             user, position = self._train_targets(numbers)
         else:
@@ -272,6 +304,13 @@ class WindowBuilder:
         self, key: tuple[int, str, tf.Tensor], stream: str, numbers: tf.Tensor, width: int
     ) -> tf.Tensor:
         """Draws rows ``[B, width]`` of the pool of negatives."""
+        numbers = self._shard.global_numbers(numbers)  # or processes would all draw alike
+        if self._item_ends:
+            # An event among everybody's, which are not here: items take the place of their events.
+            ends = self._item_ends[key[1].partition("/")[0]]
+            drawn = _draw(key, stream, numbers, width, ends[-1])
+            item = tf.searchsorted(ends, tf.reshape(drawn, [-1]), side="right", out_type=tf.int64)
+            return tf.reshape(item, tf.shape(drawn))
         if self._config.negatives == "uniform" or key[1] != "train":
             rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
             return _draw(key, stream, numbers, width, rows)
@@ -316,38 +355,12 @@ def _draw(
 ) -> tf.Tensor:
     """Draws indices ``[B, width]`` below `rows`, a function of key, stream, number and column.
 
-    A counter-based generator (the output function of SplitMix64: Steele, Lea & Flood 2014,
-    "Fast splittable pseudorandom number generators") rather than TensorFlow's stateless ops: it
-    gives each sample numbers of its own, whatever batch or rank the sample falls into.
+    A counter-based generator rather than TensorFlow's stateless ops: it gives each sample numbers
+    of its own, whatever batch or rank the sample falls into.
     """
     seed, purpose, epoch = key
-    state = tf.constant(seed + _stream(f"{purpose}/{stream}"), tf.int64)
-    state = _mix(_mix(state) + epoch)  # []
-    state = _mix(tf.expand_dims(state + numbers, 1))  # [B, 1]
-    state = _mix(state + _WEYL * tf.range(width, dtype=tf.int64))  # [B, width]
-    return tf.math.floormod(_shift(state, 1), rows)
-
-
-def _stream(name: str) -> int:
-    """A fixed number for the name of a random stream, below 2**32."""
-    return int.from_bytes(name.encode(), "big") % 4294967291
-
-
-# int64 twins of SplitMix64's unsigned constants: GPUs have no kernels for uint64 products.
-_WEYL = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MIX_2 = 0x94D049BB133111EB - (1 << 64)
-
-
-def _mix(state: tf.Tensor) -> tf.Tensor:
-    """SplitMix64's step: add the Weyl constant, then mix."""
-    z = state + _WEYL
-    z = tf.bitwise.bitwise_xor(z, _shift(z, 30)) * _MIX_1
-    z = tf.bitwise.bitwise_xor(z, _shift(z, 27)) * _MIX_2
-    return tf.bitwise.bitwise_xor(z, _shift(z, 31))
-
-
-def _shift(value: tf.Tensor, bits: int) -> tf.Tensor:
-    """Logical right shift of int64."""
-    mask = tf.constant((1 << (64 - bits)) - 1, tf.int64)
-    return tf.bitwise.bitwise_and(tf.bitwise.right_shift(value, tf.constant(bits, tf.int64)), mask)
+    state = tf.constant(seed + splitmix.stream(f"{purpose}/{stream}"), tf.int64)
+    state = splitmix.mix(splitmix.mix(state) + epoch)  # []
+    state = splitmix.mix(tf.expand_dims(state + numbers, 1))  # [B, 1]
+    state = splitmix.mix(state + splitmix.WEYL * tf.range(width, dtype=tf.int64))  # [B, width]
+    return tf.math.floormod(splitmix.shift_right(state, 1), rows)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
-from merlin.schema import Schema, Tags
 
 from embeddings.backends import BACKENDS
+from embeddings.config import LOCAL, Sharding
+from embeddings.tables import tables_from_schema
 from embeddings.types import TableSpec
+
+__all__ = ["COMBINERS", "EmbeddingCollection", "tables_from_schema"]
+
+COMBINERS = ("sum", "mean", "sqrtn")
+"""How the vectors of a bag become one: their sum, divided by n, or divided by sqrt(n)."""
+
+Ids: TypeAlias = "tf.Tensor | tf.RaggedTensor"
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -19,13 +29,14 @@ class EmbeddingCollection(tf.keras.layers.Layer):
 
     All features of one table are flattened, joined, looked up together and split again: one
     gather forward and one `tf.IndexedSlices` gradient a table and step, however often the model
-    uses the table (target, history, negatives). Backends that exchange rows between ranks then
-    exchange once.
+    uses the table (target, history, negatives). Backends that exchange rows between processes then
+    exchange once, for all tables together.
 
     Example:
     >>> collection = EmbeddingCollection(
     ...     [TableSpec("item_id", rows=100, dim=4)],
     ...     {"item_id": "item_id", "item_id_history": "item_id"},
+    ...     seed=1,
     ... )
     >>> collection({"item_id_history": tf.zeros([1, 5], tf.int32)})["item_id_history"].shape
     TensorShape([1, 5, 4])
@@ -35,7 +46,10 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         self,
         tables: Sequence[TableSpec],
         feature_tables: Mapping[str, str],
-        backend: str = "local",
+        *,
+        combiners: Mapping[str, str] | None = None,
+        sharding: Sharding = LOCAL,
+        seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         """Creates the collection; the variables come with the first call.
@@ -43,12 +57,15 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         Args:
           tables: the tables, names unique.
           feature_tables: table name of every feature that may be looked up.
-          backend: a key of `embeddings.backends.BACKENDS`.
+          combiners: of features that are bags, one of COMBINERS by feature name.
+          sharding: where the rows live.
+          seed: of the initial rows, which are the same under every sharding. None draws one from
+            NumPy's global generator, which `tf.keras.utils.set_random_seed` seeds.
           **kwargs: of `tf.keras.layers.Layer` (name, dtype, trainable).
 
         Raises:
-          ValueError: on duplicate table names, a feature whose table does not exist, or an
-            unknown backend.
+          ValueError: on duplicate table names, a feature whose table does not exist, an unknown
+            backend or combiner.
         """
         super().__init__(**kwargs)
         names = [table.name for table in tables]
@@ -59,56 +76,83 @@ class EmbeddingCollection(tf.keras.layers.Layer):
                 raise ValueError(
                     f"Feature {feature!r} wants table {table!r}; the tables are {sorted(names)}."
                 )
-        if backend not in BACKENDS:
-            raise ValueError(f"Unknown backend {backend!r}; choose one of {sorted(BACKENDS)}.")
+        for feature, combiner in (combiners or {}).items():
+            if feature not in feature_tables or combiner not in COMBINERS:
+                raise ValueError(
+                    f"combiners: expected one of {COMBINERS} for each of "
+                    f"{sorted(feature_tables)}, received {combiner!r} for {feature!r}."
+                )
+        if sharding.backend not in BACKENDS:
+            raise ValueError(
+                f"Unknown backend {sharding.backend!r}; choose one of {sorted(BACKENDS)}."
+            )
         self.tables = tuple(tables)
         self._feature_tables = dict(feature_tables)
-        self._backend_name = backend
-        self._backend = BACKENDS[backend](self.tables)
+        self._combiners = dict(combiners or {})
+        self.sharding = sharding
+        self._seed = int(np.random.randint(1 << 31)) if seed is None else seed
+        self._dims = {table.name: table.dim for table in tables}
+        self._ahead: Any = None
+        self.backend = BACKENDS[sharding.backend](self.tables, sharding, self._seed)
 
     @property
     def table_variables(self) -> Mapping[str, tf.Variable]:
-        """The variables that hold table rows, by table name; empty before the first call."""
-        return self._backend.variables
+        """The variables that hold rows, by the backend's names; empty before the first call.
+
+        The local backend has one ``[rows, dim]`` for each table, of the table's name. What
+        others hold where, `backend.held` says.
+        """
+        return self.backend.variables
 
     def build(self, input_shape: Any) -> None:
         """Creates the tables."""
-        self._backend.build(self)
+        self.backend.build(self)
         super().build(input_shape)
 
-    def call(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def route(self, inputs: Mapping[str, Ids]) -> Any:
+        """Does the part of a lookup that needs no row: a nest of tensors for `ahead`.
+
+        Args:
+          inputs: as of `call`.
+        """
+        return self.backend.route(self._joined(inputs))
+
+    @contextlib.contextmanager
+    def ahead(self, route: Any) -> Iterator[None]:
+        """Within it, `call` takes `route` instead of computing it.
+
+        Args:
+          route: of the same inputs, by `route`.
+        """
+        self._ahead = route
+        try:
+            yield
+        finally:
+            self._ahead = None
+
+    def call(self, inputs: Mapping[str, Ids]) -> dict[str, tf.Tensor | tf.RaggedTensor]:
         """Looks features up.
 
         Args:
-          inputs: int32 or int64 ids of any shape ``[...]`` by feature name, each in
-            ``[0, rows)`` of its table.
+          inputs: by feature name, int32 or int64 ids in ``[0, rows)`` of the feature's table:
+            dense of any shape ``[...]``, or ragged ``[B, None]``. A feature with a combiner is a
+            bag: ragged, or dense ``[B, T]`` padded with id 0, which does not count.
 
         Returns:
-          float32 vectors ``[..., D]`` by feature name.
+          By feature name, float32 vectors ``[..., D]``, ragged ones ``[B, None, D]``; of bags
+          ``[B, D]``, zeros where a bag is empty.
 
         Raises:
-          ValueError: on a feature that `feature_tables` does not name.
+          ValueError: on a feature that `feature_tables` does not name, or a bag that is none.
         """
-        by_table: dict[str, list[str]] = {}
-        for feature in inputs:
-            if feature not in self._feature_tables:
-                raise ValueError(
-                    f"Feature {feature!r} has no table; known: {sorted(self._feature_tables)}."
-                )
-            by_table.setdefault(self._feature_tables[feature], []).append(feature)
-        joined = {
-            table: tf.concat([tf.reshape(inputs[feature], [-1]) for feature in features], 0)
-            for table, features in by_table.items()
-        }
-        rows = self._backend.lookup(joined)
-        vectors = {}
+        by_table = self._by_table(inputs)
+        route = self.route(inputs) if self._ahead is None else self._ahead
+        rows = self.backend.fetch(route)
+        vectors: dict[str, tf.Tensor | tf.RaggedTensor] = {}
         for table, features in by_table.items():
-            sizes = [tf.size(inputs[feature]) for feature in features]
+            sizes = [tf.size(_flat(inputs[feature])) for feature in features]
             for feature, part in zip(features, tf.split(rows[table], sizes)):
-                shape = tf.concat([tf.shape(inputs[feature]), [self._dim(table)]], 0)
-                vector = tf.reshape(part, shape)
-                vector.set_shape(inputs[feature].shape.concatenate([self._dim(table)]))
-                vectors[feature] = vector
+                vectors[feature] = self._shaped(feature, inputs[feature], part)
         return {feature: vectors[feature] for feature in inputs}
 
     def get_config(self) -> dict[str, Any]:
@@ -117,7 +161,9 @@ class EmbeddingCollection(tf.keras.layers.Layer):
             **super().get_config(),
             "tables": [dataclasses.asdict(table) for table in self.tables],
             "feature_tables": dict(self._feature_tables),
-            "backend": self._backend_name,
+            "combiners": dict(self._combiners),
+            "sharding": self.sharding.as_config(),
+            "seed": self._seed,
         }
 
     @classmethod
@@ -125,40 +171,59 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         """Rebuilds the layer from `get_config`."""
         config = dict(config)
         tables = [TableSpec(**table) for table in config.pop("tables")]
-        return cls(tables, **config)
+        sharding = Sharding.from_config(config.pop("sharding"))
+        return cls(tables, sharding=sharding, **config)
 
-    def _dim(self, table: str) -> int:
-        return next(spec.dim for spec in self.tables if spec.name == table)
+    def _by_table(self, inputs: Mapping[str, Ids]) -> dict[str, list[str]]:
+        by_table: dict[str, list[str]] = {}
+        for feature in inputs:
+            if feature not in self._feature_tables:
+                raise ValueError(
+                    f"Feature {feature!r} has no table; known: {sorted(self._feature_tables)}."
+                )
+            by_table.setdefault(self._feature_tables[feature], []).append(feature)
+        return by_table
 
+    def _joined(self, inputs: Mapping[str, Ids]) -> dict[str, tf.Tensor]:
+        """The ids ``[N]`` of each table, all features one after another."""
+        joined = {}
+        for table, features in self._by_table(inputs).items():
+            parts = [_flat(inputs[feature]) for feature in features]
+            dtype = tf.int64 if any(part.dtype == tf.int64 for part in parts) else tf.int32
+            joined[table] = tf.concat([tf.cast(part, dtype) for part in parts], 0)
+        return joined
 
-def tables_from_schema(schema: Schema, dim: int) -> tuple[list[TableSpec], dict[str, str]]:
-    """Derives tables from a schema: one for each domain of its categorical columns.
-
-    Args:
-      schema: categorical columns carry an int domain; columns with one domain name share a table.
-      dim: length of a row.
-
-    Returns:
-      The table specs, ordered by first use, and the table name of every column.
-
-    Raises:
-      ValueError: if a column has no domain, or two columns disagree about a domain's size.
-    """
-    rows: dict[str, int] = {}
-    feature_tables: dict[str, str] = {}
-    for column in schema.select_by_tag(Tags.CATEGORICAL):
-        domain = column.int_domain
-        if domain is None or domain.max is None:
+    def _shaped(self, feature: str, ids: Ids, vectors: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
+        """The vectors ``[N, D]`` of a feature in the shape of its ids, or one for each bag."""
+        combiner = self._combiners.get(feature)
+        if isinstance(ids, tf.RaggedTensor):
+            if combiner is None:
+                return ids.with_flat_values(vectors)
+            bags, counts = ids.value_rowids(), tf.cast(ids.row_lengths(), tf.float32)
+            sums = tf.math.unsorted_segment_sum(vectors, bags, ids.nrows())  # [B, D]
+            return _combined(sums, counts, combiner)
+        dim = self._dims[self._feature_tables[feature]]
+        vector = tf.reshape(vectors, tf.concat([tf.shape(ids), [dim]], 0))
+        vector.set_shape(ids.shape.concatenate([dim]))
+        if combiner is None:
+            return vector
+        if ids.shape.rank != 2:
             raise ValueError(
-                f"Categorical column {column.name!r} has no int domain, so its table's size is "
-                "unknown. Write the dataset with `python -m workflows`, or add the domain."
+                f"Feature {feature!r} is a bag: expected [B, T] or ragged ids, received shape "
+                f"{ids.shape}."
             )
-        table = domain.name or column.name
-        size = int(domain.max) + 1
-        if rows.setdefault(table, size) != size:
-            raise ValueError(
-                f"Column {column.name!r} gives domain {table!r} {size} rows, another gave it "
-                f"{rows[table]}; columns that share a table must agree."
-            )
-        feature_tables[column.name] = table
-    return [TableSpec(name, size, dim) for name, size in rows.items()], feature_tables
+        valid = tf.cast(ids > 0, tf.float32)  # [B, T]
+        sums = tf.reduce_sum(vector * tf.expand_dims(valid, 2), 1)  # [B, D]
+        return _combined(sums, tf.reduce_sum(valid, 1), combiner)
+
+
+def _flat(ids: Ids) -> tf.Tensor:
+    return ids.flat_values if isinstance(ids, tf.RaggedTensor) else tf.reshape(ids, [-1])
+
+
+def _combined(sums: tf.Tensor, counts: tf.Tensor, combiner: str) -> tf.Tensor:
+    """Divides sums ``[B, D]`` of bags of ``[B]`` ids by what the combiner says."""
+    if combiner == "sum":
+        return sums
+    divisor = counts if combiner == "mean" else tf.sqrt(counts)
+    return tf.math.divide_no_nan(sums, tf.expand_dims(divisor, 1))

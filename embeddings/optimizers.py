@@ -1,15 +1,19 @@
 """Optimizers of embedding tables: they touch only the rows of the step.
 
-Each is a pure update of the step's unique rows. State has the tables' shape (one value a weight)
-and travels with the rows when a table is sharded. Sources: Adam (Kingma & Ba 2015, algorithm 1),
+Each is a pure update of the step's unique rows. State is one value a weight or one a row, and
+travels with the rows when a table is sharded. Sources: Adam (Kingma & Ba 2015, algorithm 1),
 updated lazily as TensorFlow Addons' LazyAdam: a row's moments decay only in steps that use it;
-Adagrad (Duchi et al. 2011).
+Adagrad (Duchi et al. 2011); its row-wise form (Gupta, Bengio & Weston 2014, "Training highly
+multiclass classifiers"; FBGEMM's `EXACT_ROWWISE_ADAGRAD`, with which DLRM trains);
+heavy-ball momentum (Polyak 1964), lazy as Adam's; FTRL-Proximal (McMahan et al. 2013, algorithm 1).
+Defaults are Keras', whose dense optimizers these equal when every row is used in every step.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import tensorflow as tf
 
@@ -34,9 +38,13 @@ class TableOptimizer(tf.Module, abc.ABC):
       learning_rate: step size, a variable or tensor read anew in each step.
       weight_decay: decoupled decay (Loshchilov & Hutter 2019) of the rows of the step:
         ``row -= learning_rate * weight_decay * row`` before the update. 0 is none.
+
+    Attributes:
+      slot_kinds: the state by name, one value for each "weight" or for each "row".
+      slots: variables ``[rows, D]`` or ``[rows, 1]`` by table name, then by slot.
     """
 
-    slot_names: tuple[str, ...] = ()
+    slot_kinds: ClassVar[Mapping[str, Literal["weight", "row"]]] = {}
 
     def __init__(self, learning_rate: tf.Variable, weight_decay: float = 0.0) -> None:
         super().__init__()
@@ -53,11 +61,14 @@ class TableOptimizer(tf.Module, abc.ABC):
         for name, table in tables.items():
             self.slots[name] = {
                 slot: tf.Variable(
-                    tf.fill(table.shape, self._initial_value(slot)),
+                    tf.fill(
+                        [table.shape[0], table.shape[1] if kind == "weight" else 1],
+                        self._initial_value(slot),
+                    ),
                     trainable=False,
                     name=f"{name}/{slot}",
                 )
-                for slot in self.slot_names
+                for slot, kind in self.slot_kinds.items()
             }
 
     def apply(
@@ -69,7 +80,7 @@ class TableOptimizer(tf.Module, abc.ABC):
         """Updates the rows that the gradients name.
 
         Args:
-          gradients: by table name; indices may repeat.
+          gradients: by table name; indices may repeat, and there may be none.
           tables: variables ``[rows, D]`` by table name.
           step: float scalar, the number of this update, from 1.
         """
@@ -97,7 +108,7 @@ class TableOptimizer(tf.Module, abc.ABC):
         state: dict[str, tf.Tensor],
         step: tf.Tensor,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """The update of unique rows: all tensors ``[U, D]``."""
+        """The update of unique rows: all tensors ``[U, D]``, slots of rows ``[U, 1]``."""
 
 
 class SGD(TableOptimizer):
@@ -114,6 +125,34 @@ class SGD(TableOptimizer):
         return weights - self._learning_rate * gradient, state
 
 
+class Momentum(TableOptimizer):
+    """``v = momentum * v - lr * g; w += v``: the velocity decays only in steps that use the row.
+
+    Args:
+      momentum: Keras has no default but 0, which is SGD; 0.9 is the usual one (Sutskever et al.
+        2013).
+    """
+
+    slot_kinds: ClassVar = {"velocity": "weight"}
+
+    def __init__(
+        self, learning_rate: tf.Variable, weight_decay: float = 0.0, momentum: float = 0.9
+    ) -> None:
+        super().__init__(learning_rate, weight_decay)
+        self._momentum = momentum
+
+    def _update(
+        self,
+        weights: tf.Tensor,
+        gradient: tf.Tensor,
+        state: dict[str, tf.Tensor],
+        step: tf.Tensor,
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        del step
+        velocity = self._momentum * state["velocity"] - self._learning_rate * gradient
+        return weights + velocity, {"velocity": velocity}
+
+
 class Adagrad(TableOptimizer):
     """``a += g**2; w -= lr * g / (sqrt(a) + epsilon)``, element-wise.
 
@@ -122,7 +161,7 @@ class Adagrad(TableOptimizer):
       epsilon: TensorFlow's default.
     """
 
-    slot_names = ("accumulator",)
+    slot_kinds: ClassVar = {"accumulator": "weight"}
 
     def __init__(
         self,
@@ -147,9 +186,27 @@ class Adagrad(TableOptimizer):
         step: tf.Tensor,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         del step
-        accumulator = state["accumulator"] + tf.square(gradient)
+        accumulator = state["accumulator"] + self._squared(gradient)
         weights -= self._learning_rate * gradient / (tf.sqrt(accumulator) + self._epsilon)
         return weights, {"accumulator": accumulator}
+
+    def _squared(self, gradient: tf.Tensor) -> tf.Tensor:
+        """What the accumulator gains, in its shape."""
+        return tf.square(gradient)
+
+
+class RowwiseAdagrad(Adagrad):
+    """``a += mean(g**2); w -= lr * g / (sqrt(a) + epsilon)``, with one ``a`` for each row.
+
+    The state takes a D-th of Adagrad's memory. The mean is over the columns that are held here: of
+    a table cut by columns, each piece has an accumulator of its own, so its rows do not step as
+    those of the whole table.
+    """
+
+    slot_kinds: ClassVar = {"accumulator": "row"}
+
+    def _squared(self, gradient: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(tf.square(gradient), axis=1, keepdims=True)  # [U, 1]
 
 
 class LazyAdam(TableOptimizer):
@@ -165,7 +222,7 @@ class LazyAdam(TableOptimizer):
       epsilon: Keras' default.
     """
 
-    slot_names = ("m", "v")
+    slot_kinds: ClassVar = {"m": "weight", "v": "weight"}
 
     def __init__(
         self,
@@ -192,9 +249,75 @@ class LazyAdam(TableOptimizer):
         return weights, {"m": m, "v": v}
 
 
+class FTRL(TableOptimizer):
+    """FTRL-Proximal, in the paper's notation with ``p = -learning_rate_power``.
+
+    ``n' = n + g**2; sigma = (n'**p - n**p) / lr; z += g - sigma * w;
+    w = (clip(z, -l1, l1) - z) / ((beta + n'**p) / lr + 2 * l2)``. As in Keras, l2 counts twice
+    what it does in the paper. A row's first step replaces its initial value rather than moving it,
+    except for the part that sigma keeps: the algorithm's w is a function of z and n.
+
+    Args:
+      learning_rate_power: not above 0; Keras' default.
+      initial_accumulator: starting value of n; Keras' default.
+      l1: strength of the L1 regularisation; Keras' default.
+      l2: strength of the L2 regularisation; Keras' default.
+      beta: of the learning rate's denominator; Keras' default (the paper suggests 1).
+    """
+
+    slot_kinds: ClassVar = {"accumulator": "weight", "linear": "weight"}
+
+    def __init__(
+        self,
+        learning_rate: tf.Variable,
+        weight_decay: float = 0.0,
+        learning_rate_power: float = -0.5,
+        initial_accumulator: float = 0.1,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        beta: float = 0.0,
+    ) -> None:
+        super().__init__(learning_rate, weight_decay)
+        if learning_rate_power > 0:
+            raise ValueError(
+                f"learning_rate_power must not be above 0, received {learning_rate_power}."
+            )
+        if min(initial_accumulator, l1, l2, beta) < 0:
+            raise ValueError(
+                "initial_accumulator, l1, l2 and beta must be at least 0, received "
+                f"{initial_accumulator}, {l1}, {l2} and {beta}."
+            )
+        self._power = -learning_rate_power
+        self._initial_accumulator = initial_accumulator
+        self._l1, self._l2, self._beta = l1, l2, beta
+
+    def _initial_value(self, slot: str) -> float:
+        return self._initial_accumulator if slot == "accumulator" else 0.0
+
+    def _update(
+        self,
+        weights: tf.Tensor,
+        gradient: tf.Tensor,
+        state: dict[str, tf.Tensor],
+        step: tf.Tensor,
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        del step
+        rate = self._learning_rate
+        accumulator = state["accumulator"] + tf.square(gradient)
+        scale = tf.pow(accumulator, self._power)
+        sigma = (scale - tf.pow(state["accumulator"], self._power)) / rate
+        linear = state["linear"] + gradient - sigma * weights
+        clipped = tf.clip_by_value(linear, -self._l1, self._l1)
+        weights = (clipped - linear) / ((self._beta + scale) / rate + 2 * self._l2)
+        return weights, {"accumulator": accumulator, "linear": linear}
+
+
 TABLE_OPTIMIZERS = {
     "sgd": SGD,
+    "momentum": Momentum,
     "adagrad": Adagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
     "adam": LazyAdam,
     "lazy_adam": LazyAdam,
+    "ftrl": FTRL,
 }

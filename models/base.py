@@ -24,7 +24,9 @@ from dataloading.features import (
     negatives_name,
     sample_schema,
 )
-from embeddings.collection import EmbeddingCollection, tables_from_schema
+from embeddings.collection import EmbeddingCollection
+from embeddings.config import LOCAL, Sharding
+from embeddings.tables import tables_from_schema
 from embeddings.types import TableSpec
 from models.config import HistoryModelConfig
 
@@ -58,9 +60,10 @@ class Embedded(NamedTuple):
 
 
 class HistoryBlock(Block):
-    """A network body over a batch of histories; subclasses write `call`.
+    """A network body over a batch of histories; subclasses write `slots` and `call`.
 
-    `added_losses` names, in order, what `call` adds by `add_loss` in training.
+    `added_losses` names, in order, what `call` adds by `add_loss` in training; each is a mean over
+    what `loss_counts` counts.
     """
 
     config_class: ClassVar[type[HistoryModelConfig]] = HistoryModelConfig
@@ -72,6 +75,7 @@ class HistoryBlock(Block):
         tables: Sequence[TableSpec],
         feature_tables: Mapping[str, str],
         config: HistoryModelConfig,
+        sharding: Sharding = LOCAL,
         **kwargs: Any,
     ) -> None:
         """Creates the body.
@@ -81,6 +85,7 @@ class HistoryBlock(Block):
           tables: embedding tables.
           feature_tables: table of each of the dataset's columns (and of the time gap).
           config: of the model.
+          sharding: where the tables' rows live.
           **kwargs: of `tf.keras.layers.Layer`.
         """
         super().__init__(**kwargs)
@@ -93,32 +98,57 @@ class HistoryBlock(Block):
         for name in self._event_features:
             for part in ("long", "short", "negatives"):
                 lookups[f"{name}/{part}"] = feature_tables[name]
-        self.embeddings = EmbeddingCollection(tables, lookups, name="embeddings")
+        self.embeddings = EmbeddingCollection(tables, lookups, sharding=sharding, name="embeddings")
 
-    def embed(
-        self, inputs: Mapping[str, tf.Tensor], *, long: slice | None, short: slice | None
-    ) -> Embedded:
-        """Looks a batch up, each table once.
+    @property
+    def slots(self) -> tuple[slice | None, slice | None]:
+        """History slots of the long and of the short sequence; None looks none up."""
+        raise NotImplementedError
+
+    def loss_counts(
+        self, inputs: Mapping[str, tf.Tensor], labels: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Of how many terms each of `added_losses` is the mean.
+
+        Where a batch is shared among processes, or cut, the mean over all of it is that of the
+        parts' means, weighted by these.
 
         Args:
           inputs: a batch, see `dataloading.features.sample_schema`.
-          long: history slots of the long sequence; None looks none up.
-          short: history slots of the short sequence; None looks none up.
+          labels: ``[B, C]``.
+
+        Returns:
+          float32 [] by name.
+        """
+        del inputs
+        return dict.fromkeys(self.added_losses, tf.cast(tf.size(labels), tf.float32))
+
+    def lookups(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The ids that a call with these inputs looks up in `embeddings`.
+
+        Args:
+          inputs: a batch, see `dataloading.features.sample_schema`.
 
         Raises:
           ValueError: if an input has not the rank its role needs.
         """
-        event = self._event_features
+        event, (long, short) = self._event_features, self.slots
         events = {name: history(inputs, name) for name in event}  # [B, T] each
         ids = {name: column(inputs, name) for name in (*self._features.user, *self._features.item)}
         if long is not None:
             ids |= {f"{n}/long": events[n][:, long] for n in event}
         if short is not None:
             ids |= {f"{n}/short": tf.transpose(events[n][:, short]) for n in event}
-        negatives = short is not None and negatives_name(event[0]) in inputs
-        if negatives:
+        if short is not None and negatives_name(event[0]) in inputs:
             for name in self._features.item:
                 ids[f"{name}/negatives"] = tf.transpose(_list(inputs, negatives_name(name)))
+        return ids
+
+    def embed(self, inputs: Mapping[str, tf.Tensor]) -> Embedded:
+        """Looks a batch up, each table once; arguments and errors as of `lookups`."""
+        event, (long, short) = self._event_features, self.slots
+        ids = self.lookups(inputs)
+        negatives = f"{event[0]}/negatives" in ids
         vectors = {n: tf.cast(v, self.compute_dtype) for n, v in self.embeddings(ids).items()}
         if negatives and self._config.time_features:
             vectors[f"{TIME_GAP}/negatives"] = vectors[f"{TIME_GAP}/short"]
@@ -130,8 +160,7 @@ class HistoryBlock(Block):
         users = self._features.user
         user = joined("", users) if users else target[:, :1, :0]  # [B, 1, E_u]
         shape = tf.concat([tf.shape(target)[:2], [user.shape[-1]]], 0)
-        # Index 0 is padding in every column, and the item id is never 0 in a real event.
-        mask = events[event[0]] > 0  # [B, T]
+        mask = self.mask(inputs)  # [B, T]
         return Embedded(
             user=tf.broadcast_to(user, shape),  # [B, C, E_u]
             target=target,
@@ -141,6 +170,11 @@ class HistoryBlock(Block):
             short_mask=None if short is None else tf.transpose(mask[:, short]),
             negatives=joined("/negatives", event) if negatives else None,
         )
+
+    def mask(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Which history slots hold an event: bool ``[B, T]``."""
+        # Index 0 is padding in every column, and the item id is never 0 in a real event.
+        return history(inputs, self._features.item[0]) > 0
 
     def split_event(self, events: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Splits events ``[..., E']`` into items ``[..., E]`` and time gaps (None without them)."""
@@ -185,6 +219,7 @@ class HistoryBlock(Block):
             "tables": [dataclasses.asdict(table) for table in self.embeddings.tables],
             "feature_tables": self._feature_tables,
             "config": dataclasses.asdict(self._config),
+            "sharding": self.embeddings.sharding.as_config(),
         }
 
     @classmethod
@@ -200,6 +235,7 @@ class HistoryBlock(Block):
             features=HistoryFeatures(**features),
             tables=[TableSpec(**table) for table in config.pop("tables")],
             config=cls.config_class(**fields),
+            sharding=Sharding.from_config(config.pop("sharding")),
             **config,
         )
 
@@ -319,8 +355,21 @@ def assemble(
     return HistoryModel(body, head, schema=inputs)
 
 
-def body_arguments(schema: Schema, config: HistoryModelConfig) -> dict[str, Any]:
-    """Arguments of a `HistoryBlock` for a dataset with `schema`."""
+def history_tables(schema: Schema, config: HistoryModelConfig) -> list[TableSpec]:
+    """The embedding tables of a history model.
+
+    Args:
+      schema: of the dataset.
+      config: of the model.
+
+    Returns:
+      One spec a domain, with what a row of a training batch looks up.
+    """
+    return _tables(schema, config)[0]
+
+
+def _tables(schema: Schema, config: HistoryModelConfig) -> tuple[list[TableSpec], dict[str, str]]:
+    """The specs, and the table of each column (and of the time gap)."""
     features = HistoryFeatures.from_schema(schema)
     inputs = sample_schema(
         schema,
@@ -333,11 +382,32 @@ def body_arguments(schema: Schema, config: HistoryModelConfig) -> dict[str, Any]
     feature_tables = {name: by_column[name] for name in (*features.user, *features.item)}
     if config.time_features:
         feature_tables[TIME_GAP] = by_column[history_name(TIME_GAP)]
+    # A positive and its negative, two rows of the batch, share a history and its negatives.
+    slots = config.max_seq_length + config.auxiliary_negatives * config.short_seq_length
+    ids_a_row = {
+        **dict.fromkeys(features.user, 0.5),
+        **dict.fromkeys(features.item, 1 + slots / 2),
+        TIME_GAP: config.max_seq_length / 2,
+    }
+    hotness = {
+        table.name: tuple(ids_a_row[n] for n, used in feature_tables.items() if used == table.name)
+        for table in tables
+    }
+    specs = [dataclasses.replace(table, hotness=hotness[table.name]) for table in tables]
+    return specs, feature_tables
+
+
+def body_arguments(
+    schema: Schema, config: HistoryModelConfig, sharding: Sharding = LOCAL
+) -> dict[str, Any]:
+    """Arguments of a `HistoryBlock` for a dataset with `schema`."""
+    tables, feature_tables = _tables(schema, config)
     return {
-        "features": features,
+        "features": HistoryFeatures.from_schema(schema),
         "tables": tables,
         "feature_tables": feature_tables,
         "config": config,
+        "sharding": sharding,
     }
 
 

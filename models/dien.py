@@ -12,7 +12,16 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
-from models.base import HistoryBlock, HistoryModel, assemble, body_arguments, by_candidate
+from embeddings.config import LOCAL, Sharding
+from models.base import (
+    HistoryBlock,
+    HistoryModel,
+    assemble,
+    body_arguments,
+    by_candidate,
+    history_tables,
+)
+from models.blocks.auxiliary import count_steps
 from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 from models.blocks.mlp import prelu_mlp
 from models.config import DIENConfig
@@ -35,6 +44,19 @@ class DIENBlock(HistoryBlock):
         )
         self._mlp = prelu_mlp(config.stage_two_mlp_dims, config.dropout_rate, "classifier")
 
+    @property
+    def slots(self) -> tuple[slice | None, slice | None]:
+        """The short sequence alone."""
+        return None, slice(self._config.long_seq_length, None)
+
+    def loss_counts(
+        self, inputs: Mapping[str, tf.Tensor], labels: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """The auxiliary loss is a mean over steps; see `HistoryBlock`."""
+        short = self.mask(inputs)[:, self._config.long_seq_length :]  # [B, S]
+        steps = count_steps(tf.transpose(short))
+        return super().loss_counts(inputs, labels) | {"aux_loss": steps}
+
     def build(self, input_shape: Any) -> None:
         """Creates what a call without negatives would not reach."""
         self._evolution.build_auxiliary(self.event_width)
@@ -50,7 +72,7 @@ class DIENBlock(HistoryBlock):
         Returns:
           ``[B, C, stage_two_mlp_dims[-1]]``.
         """
-        batch = self.embed(inputs, long=None, short=slice(self._config.long_seq_length, None))
+        batch = self.embed(inputs)
         final, auxiliary = self._evolution(
             batch.target, batch.short, batch.short_mask, self.auxiliary_input(batch, training)
         )
@@ -60,14 +82,18 @@ class DIENBlock(HistoryBlock):
         return by_candidate(self._mlp, features, training)
 
 
-def build(schema: Schema, config: DIENConfig) -> HistoryModel:
+tables = history_tables
+
+
+def build(schema: Schema, config: DIENConfig, sharding: Sharding = LOCAL) -> HistoryModel:
     """Builds DIEN for a dataset.
 
     Args:
       schema: of the dataset, see `dataloading.features`.
       config: of the model.
+      sharding: where the tables' rows live.
 
     Returns:
       A model from a batch to float32 logits ``[B, C]``.
     """
-    return assemble(DIENBlock(**body_arguments(schema, config)), schema, config)
+    return assemble(DIENBlock(**body_arguments(schema, config, sharding)), schema, config)

@@ -11,7 +11,15 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
-from models.base import HistoryBlock, HistoryModel, assemble, body_arguments, by_candidate
+from embeddings.config import LOCAL, Sharding
+from models.base import (
+    HistoryBlock,
+    HistoryModel,
+    assemble,
+    body_arguments,
+    by_candidate,
+    history_tables,
+)
 from models.blocks.attention import ActivationUnit, masked_softmax
 from models.blocks.mlp import prelu_mlp
 from models.config import DINConfig
@@ -35,6 +43,11 @@ class DINBlock(HistoryBlock):
         self._unit = ActivationUnit(name="attention") if config.interaction != "dot" else None
         self._mlp = prelu_mlp(config.stage_two_mlp_dims, config.dropout_rate, "classifier")
 
+    @property
+    def slots(self) -> tuple[slice | None, slice | None]:
+        """All slots are one sequence."""
+        return slice(None), None
+
     def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Represents every candidate.
 
@@ -45,7 +58,7 @@ class DINBlock(HistoryBlock):
         Returns:
           ``[B, C, stage_two_mlp_dims[-1]]``.
         """
-        batch = self.embed(inputs, long=slice(None), short=None)
+        batch = self.embed(inputs)
         items, _ = self.split_event(batch.long)  # [B, T, E]
         if self._unit is None:
             scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, T]
@@ -59,14 +72,18 @@ class DINBlock(HistoryBlock):
         return by_candidate(self._mlp, features, training)
 
 
-def build(schema: Schema, config: DINConfig) -> HistoryModel:
+tables = history_tables
+
+
+def build(schema: Schema, config: DINConfig, sharding: Sharding = LOCAL) -> HistoryModel:
     """Builds DIN for a dataset.
 
     Args:
       schema: of the dataset, see `dataloading.features`.
       config: of the model.
+      sharding: where the tables' rows live.
 
     Returns:
       A model from a batch to float32 logits ``[B, C]``.
     """
-    return assemble(DINBlock(**body_arguments(schema, config)), schema, config)
+    return assemble(DINBlock(**body_arguments(schema, config, sharding)), schema, config)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from embeddings.config import LOCAL, Sharding
+from embeddings.types import TableSpec
 from models.config import HistoryModelConfig
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ class ModelEntry:
     """A model by name.
 
     Attributes:
-      module: module with a function `build(schema, config)`. It imports TensorFlow, so it is
+      module: module with functions `build(schema, config, sharding)` and `tables(schema, config)`.
+        It imports TensorFlow, so it is
         imported when the model is built: `train.py --help` and a mistyped option answer at once.
       config_class: dataclass of the model's options.
     """
@@ -27,20 +30,31 @@ class ModelEntry:
     module: str
     config_class: type[HistoryModelConfig]
 
-    def __call__(self, schema: Schema, config: HistoryModelConfig) -> HistoryModel:
+    def __call__(
+        self, schema: Schema, config: HistoryModelConfig, sharding: Sharding = LOCAL
+    ) -> HistoryModel:
         """Builds the model.
 
         Args:
           schema: of the dataset.
           config: an instance of `config_class`.
+          sharding: where the tables' rows live.
 
         Raises:
           TypeError: if `config` is that of another model.
         """
+        model: HistoryModel = self._module(config).build(schema, config, sharding)
+        return model
+
+    def tables(self, schema: Schema, config: HistoryModelConfig) -> list[TableSpec]:
+        """The model's embedding tables, before it is built; arguments as of a call."""
+        tables: list[TableSpec] = self._module(config).tables(schema, config)
+        return tables
+
+    def _module(self, config: HistoryModelConfig) -> Any:
         if not isinstance(config, self.config_class):
             raise TypeError(
                 f"{self.module} takes a {self.config_class.__name__}, received a "
                 f"{type(config).__name__}."
             )
-        model: HistoryModel = importlib.import_module(self.module).build(schema, config)
-        return model
+        return importlib.import_module(self.module)

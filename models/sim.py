@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
+from embeddings.config import LOCAL, Sharding
 from errors import UserError
 from models.base import (
     Embedded,
@@ -24,8 +25,10 @@ from models.base import (
     click_cross_entropy,
     column,
     history,
+    history_tables,
 )
 from models.blocks.attention import masked_softmax
+from models.blocks.auxiliary import count_steps
 from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 from models.blocks.linear import linear
 from models.blocks.mlp import prelu_mlp
@@ -72,6 +75,20 @@ class SIMBlock(HistoryBlock):
             UNITS_PER_DIM * config.embedding_dim, config.aux_mlp_dims, name="evolution"
         )
 
+    @property
+    def slots(self) -> tuple[slice | None, slice | None]:
+        """The long sequence is searched, the short one read."""
+        split = self._config.long_seq_length
+        return slice(None, split), slice(split, None)
+
+    def loss_counts(
+        self, inputs: Mapping[str, tf.Tensor], labels: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """The auxiliary loss is a mean over steps; see `HistoryBlock`."""
+        short = self.mask(inputs)[:, self._config.long_seq_length :]  # [B, S]
+        steps = count_steps(tf.transpose(short))
+        return super().loss_counts(inputs, labels) | {"aux_loss": steps}
+
     def build(self, input_shape: Any) -> None:
         """Creates what a call without targets or negatives would not reach."""
         # By a call: building Merlin's dense layer leaves the one inside it without weights
@@ -104,13 +121,15 @@ class SIMBlock(HistoryBlock):
         Returns:
           ``[B, C, stage_two_mlp_dims[-1]]``.
         """
-        split = self._config.long_seq_length
-        batch = self.embed(inputs, long=slice(None, split), short=slice(split, None))
+        batch = self.embed(inputs)
         searched, attended, mean = self._search(batch, inputs)
         if (training or testing) and targets is not None:
             stage_one = tf.concat([batch.target, searched, batch.user], -1)
             logits = self._stage_one_head(by_candidate(self._stage_one, stage_one, training))
-            self.add_loss(STAGE_WEIGHT * tf.reduce_mean(click_cross_entropy(targets, logits)))
+            losses = STAGE_WEIGHT * click_cross_entropy(targets, logits)  # [B, C]
+            # Not reduce_mean, which makes NaN of a process's empty part of a batch.
+            rows = tf.cast(tf.size(losses), tf.float32)
+            self.add_loss(tf.math.divide_no_nan(tf.reduce_sum(losses), rows))
         final, auxiliary = self._evolution(
             batch.target, batch.short, batch.short_mask, self.auxiliary_input(batch, training)
         )
@@ -164,12 +183,16 @@ class SIMBlock(HistoryBlock):
         return tf.expand_dims(target, 2) == tf.expand_dims(events, 1)
 
 
-def build(schema: Schema, config: SIMConfig) -> HistoryModel:
+tables = history_tables
+
+
+def build(schema: Schema, config: SIMConfig, sharding: Sharding = LOCAL) -> HistoryModel:
     """Builds SIM for a dataset.
 
     Args:
       schema: of the dataset, see `dataloading.features`.
       config: of the model.
+      sharding: where the tables' rows live.
 
     Returns:
       A model from a batch to float32 logits ``[B, C]``.
@@ -177,7 +200,7 @@ def build(schema: Schema, config: SIMConfig) -> HistoryModel:
     Raises:
       UserError: if hard search is wanted and there is no such category feature.
     """
-    body = SIMBlock(**body_arguments(schema, config))
+    body = SIMBlock(**body_arguments(schema, config, sharding))
     return assemble(body, schema, config, head_weight=STAGE_WEIGHT)
 
 

@@ -6,8 +6,11 @@ tests of command lines and configuration stay fast.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,3 +208,95 @@ def precision() -> Iterator[Callable[[str], None]]:
     before = tf.keras.mixed_precision.global_policy()
     yield tf.keras.mixed_precision.set_global_policy
     tf.keras.mixed_precision.set_global_policy(before)
+
+
+class ThreadWorld:
+    """A rank among several that are threads of this process: a `training.world.World`.
+
+    What ranks say must be what the interface allows (JSON, arrays of one type), and all must call
+    the same collective.
+    """
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, slots: list[Any]) -> None:
+        self.rank = self.local_rank = rank
+        self.size = self.local_size = size
+        self._barrier, self._slots = barrier, slots
+
+    def gather(self, value: Any) -> list[Any]:
+        return [json.loads(text) for text in self._told("gather", json.dumps(value))]
+
+    def concatenate(self, rows: np.ndarray) -> np.ndarray:
+        arrays = self._told("concatenate", rows)
+        assert len({(array.dtype, array.shape[1:]) for array in arrays}) == 1
+        return np.concatenate(arrays)
+
+    def sum(self, tensors: Sequence[Any], wire_dtype: str = "float32") -> Sequence[Any]:
+        import tensorflow as tf
+
+        told = self._told(f"sum in {wire_dtype}", [tensor.numpy() for tensor in tensors])
+        assert len({tuple((a.dtype, a.shape) for a in arrays) for arrays in told}) == 1
+        return [tf.constant(np.sum(terms, 0, terms[0].dtype)) for terms in zip(*told, strict=True)]
+
+    def sum_in_order(self, rows: Any) -> Any:
+        import tensorflow as tf
+
+        told = self._told("sum in order", rows.numpy())
+        assert len({(array.dtype, array.shape) for array in told}) == 1
+        total = np.zeros(told[0].shape[1], np.float32)
+        for row in np.concatenate(told):
+            total = total + row
+        return tf.constant(total)
+
+    def broadcast(self, variables: Sequence[Any]) -> None:
+        told = self._told("broadcast", [variable.numpy() for variable in variables])
+        for variable, value in zip(variables, told[0], strict=True):
+            variable.assign(value)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def _told(self, what: str, value: Any) -> list[Any]:
+        self._slots[self.rank] = (what, value)
+        self._barrier.wait()
+        told = list(self._slots)
+        self._barrier.wait()
+        assert {name for name, _ in told} == {what}, "ranks call different collectives"
+        return [value for _, value in told]
+
+
+@pytest.fixture(scope="session")
+def in_ranks() -> Callable[[int, Callable[[Any], Any]], list[Any]]:
+    """Runs `work(world)` on each of several ranks at once; gives what it returned, by rank.
+
+    TensorFlow's graphs would not see the other threads: `eagerly` runs `tf.function`s without.
+    """
+
+    def run(ranks: int, work: Callable[[Any], Any]) -> list[Any]:
+        barrier, slots = threading.Barrier(ranks, timeout=120), [None] * ranks
+
+        def guarded(rank: int) -> Any:
+            try:
+                return work(ThreadWorld(rank, ranks, barrier, slots))
+            except BaseException:
+                barrier.abort()  # nobody waits for a rank that has failed
+                raise
+
+        with ThreadPoolExecutor(ranks) as pool:
+            futures = [pool.submit(guarded, rank) for rank in range(ranks)]
+        errors = [future.exception() for future in futures]
+        causes = [e for e in errors if e and not isinstance(e, threading.BrokenBarrierError)]
+        if causes:
+            raise causes[0]
+        return [future.result() for future in futures]
+
+    return run
+
+
+@pytest.fixture
+def eagerly() -> Iterator[None]:
+    """Runs `tf.function`s as plain Python, for one test."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

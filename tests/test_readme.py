@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -23,12 +24,25 @@ def test_parameters_are_listed_as_the_code_has_them():
     assert parameter_table(RunConfig, configs) in (ROOT / "docs/parameters.md").read_text()
 
 
+def options_after(program: str, text: str) -> set[str]:
+    """Options on the lines, continued ones included, that name a program."""
+    lines = re.findall(rf"^[^#\n]*{re.escape(program)}((?:[^\n\\]|\\\n)*)", text, re.MULTILINE)
+    return {option for line in lines for option in re.findall(r"--(\w+)", line)}
+
+
 def test_options_and_benchmarks_of_the_commands_exist():
-    known = (ROOT / "docs/parameters.md").read_text()
-    commands = re.findall(r"^[^#\n]*train\.py((?:[^\n\\]|\\\n)*)", README, re.MULTILINE)
-    options = {option for command in commands for option in re.findall(r"--(\w+)", command)}
-    assert options
-    assert not {name for name in options if f"`{name}`" not in known} - {"help", "config"}
+    parameters = (ROOT / "docs/parameters.md").read_text()
+    of_train = {*re.findall(r"^\|[^|]*\| `(\w+)`", parameters, re.MULTILINE), "help", "config"}
+    launcher = ast.parse((ROOT / "scripts/lib/run_model.py").read_text())
+    of_launcher = set(re.findall(r"--(\w+)", ast.get_docstring(launcher) or ""))
+    assert {"epochs", "help"} < of_train
+    assert {"np", "hosts"} < of_launcher
+    code = "\n".join(re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+    assert options_after("train.py", code)
+    assert options_after("train.py", code) <= of_train
+    assert options_after("run_model.sh", code)
+    for program in ("train.py", "run_model.sh"):  # in sentences, too, which may name both
+        assert options_after(program, README) <= of_train | of_launcher
     assert set(re.findall(r"-m benchmarks (\w+)", README)) <= set(BENCHMARKS)
 
 

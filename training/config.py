@@ -41,9 +41,9 @@ REMOVED: dict[str, str] = {
         "with one thread a core; --intra_op_parallelism sets the step's threads"
     ),
     "affinity": (
-        "processes are bound to cores by what starts them: `taskset` or `numactl` before the "
-        "command, or the launcher's own options; --intra_op_parallelism and "
-        "--inter_op_parallelism set the number of threads"
+        "processes are bound to cores by what starts them: scripts/run_model.sh binds each to its "
+        "share of the machine's; --intra_op_parallelism and --inter_op_parallelism set the number "
+        "of threads"
     ),
 }
 """Parameters of the older command line that are absent here -> what replaces them."""
@@ -103,9 +103,9 @@ class RunConfig:
     )
 
     # --- training
-    optimizer: Literal["adam", "lazy_adam", "adagrad", "sgd"] = dataclasses.field(
-        default="adam", metadata=_option("training", "Optimizer to use")
-    )
+    optimizer: Literal[
+        "adam", "lazy_adam", "adagrad", "rowwise_adagrad", "sgd", "momentum", "ftrl"
+    ] = dataclasses.field(default="adam", metadata=_option("training", "Optimizer to use"))
     lr: float = dataclasses.field(
         default=0.01, metadata=_option("training", "Learning rate for the optimizer selected")
     )
@@ -172,6 +172,81 @@ class RunConfig:
     eval_train: bool = dataclasses.field(
         default=False,
         metadata=_option("training", "Evaluate on the training set as well (flag)"),
+    )
+
+    # --- several processes
+    backend: Literal["local", "horovod", "sok"] | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "several processes",
+            "Where table rows live; none: local with one process, horovod with several",
+        ),
+    )
+    plan: Path | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "several processes", "Plan of `python -m embeddings plan`; none: one is made"
+        ),
+    )
+    planner: Literal["cost", "largest_first"] = dataclasses.field(
+        default="cost", metadata=_option("several processes", "How a plan is made")
+    )
+    strategies: tuple[str, ...] | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "several processes",
+            "Sharding strategies that the planner may use, of data_parallel, table_wise, row_wise, "
+            "column_wise; none: all",
+        ),
+    )
+    placements: tuple[str, ...] | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "several processes",
+            "Tables that the planner is to place so, such as item_id=row_wise,user_id=table_wise:1",
+        ),
+    )
+    memory: str | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "several processes",
+            "What tables and their optimizer state may take on each rank, such as 80GB; none: not "
+            "limited",
+        ),
+    )
+    wire_dtype: Literal["float32", "bfloat16", "float16"] = dataclasses.field(
+        default="float32",
+        metadata=_option(
+            "several processes", "Type in which embedding vectors and their gradients travel"
+        ),
+    )
+    gradient_wire_dtype: Literal["float32", "bfloat16", "float16"] = dataclasses.field(
+        default="float32",
+        metadata=_option("several processes", "Type in which dense gradients travel"),
+    )
+    prefetch_ids: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "several processes",
+            "Exchange the ids of the next batch while this one is computed (flag)",
+        ),
+    )
+    micro_batches: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "several processes",
+            "Cut each training batch into N parts, shared by all processes, and add their "
+            "gradients up in order: bit for bit the same on every number of processes that "
+            "divides N, in the memory of one part",
+            none=(0,),
+        ),
+    )
+    shard_histories: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "several processes",
+            "Each process loads the histories of its users only, and trains on them (flag)",
+        ),
     )
 
     # --- results
@@ -269,7 +344,7 @@ class RunConfig:
             self._at_least(name, 1)
         for name in (
             *("repeat_count", "eval_every", "checkpoint_every", "benchmark_steps"),
-            *("inter_op_parallelism", "intra_op_parallelism"),
+            *("inter_op_parallelism", "intra_op_parallelism", "micro_batches"),
         ):
             self._at_least(name, 1)
         for name in (
@@ -293,6 +368,7 @@ class RunConfig:
             raise UserError(f"seed: expected less than 2**32, received {self.seed}.")
         self._check_mode()
         self._check_outputs()
+        self._check_plan()
 
     def _check_outputs(self) -> None:
         if self.export_dir is not None:
@@ -316,6 +392,31 @@ class RunConfig:
             )
         if self.eval_train and self.mode == "inference":
             raise UserError("eval_train: expected with --mode train or evaluate. Remove it.")
+
+    def _check_plan(self) -> None:
+        if self.micro_batches is not None:
+            for name in ("prefetch_ids", "shard_histories"):
+                if getattr(self, name):
+                    raise UserError(
+                        f"micro_batches: expected without --{name}, received both. Remove one."
+                    )
+            if self.gradient_wire_dtype != "float32":
+                raise UserError(
+                    "gradient_wire_dtype: expected float32 with --micro_batches, whose sums are "
+                    f"exact to the bit, received {self.gradient_wire_dtype}. Remove one of them."
+                )
+        for name in ("planner", "strategies", "placements"):
+            default = next(f.default for f in dataclasses.fields(self) if f.name == name)
+            if self.plan is not None and getattr(self, name) != default:
+                raise UserError(
+                    f"{name}: expected without --plan, which says already where tables lie. Remove "
+                    f"one of them."
+                )
+        for entry in self.placements or ():
+            if "=" not in entry:
+                raise UserError(
+                    f"placements: expected entries such as item_id=row_wise, received {entry!r}."
+                )
 
     def _check_mode(self) -> None:
         if self.mode != "inference" and self.random_weights:

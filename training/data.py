@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 from dataloading.features import table_rows
-from dataloading.histories import Histories, read_dataset_info
+from dataloading.histories import Histories, ItemCounts, read_dataset_info
 from dataloading.materialised import MaterialisedDataset
+from dataloading.parts import WHOLE, Part
 from dataloading.sources import BatchSource, MaterialisedSource, ResidentSource, is_materialised
 from dataloading.windows import WindowConfig
 from errors import UserError
 from training.config import RunConfig
+from training.world import SOLO, World
 
 CONTINUED = (
     *("seed", "global_batch_size", "drop_remainder", "repeat_count"),
     *("negatives", "repeatable", "optimizer", "lr", "weight_decay", "amp", "xla"),
+    *("shard_histories", "micro_batches"),
 )
 """Options that a continued run must share with its beginning to end where it would have."""
 
@@ -40,19 +44,26 @@ class WindowOptions(Protocol):
         """Whether training needs a negative for each short slot."""
 
 
-def open_source(run: RunConfig, options: WindowOptions) -> BatchSource:
+def open_source(run: RunConfig, options: WindowOptions, world: World = SOLO) -> BatchSource:
     """Opens `run.dataset_dir`, of either kind.
 
     Args:
       run: its seed chosen.
       options: of the model.
+      world: the processes that train together; each opens its part.
 
     Raises:
       UserError: if the directory is no dataset, or does not suit the options.
     """
     if run.seed is None:
         raise ValueError("The run's seed must be chosen before its data is opened.")
-    repeats = run.repeat_count or 1
+    repeats, part = run.repeat_count or 1, Part(world.rank, world.size)
+    cuts, left = divmod(run.micro_batches or world.size, world.size)
+    if left:
+        raise UserError(
+            f"micro_batches: expected a multiple of the {world.size} processes, received "
+            f"{run.micro_batches}."
+        )
     if is_materialised(run.dataset_dir):
         _check_materialised(run, options)
         dataset = MaterialisedDataset(
@@ -70,6 +81,8 @@ def open_source(run: RunConfig, options: WindowOptions) -> BatchSource:
             auxiliary_negatives=options.auxiliary_negatives,
             prefetch_train=run.prefetch_train_size,
             prefetch_test=run.prefetch_test_size,
+            part=part,
+            micro_batches=cuts,
         )
     windows = WindowConfig(
         max_seq_length=options.max_seq_length,
@@ -79,15 +92,35 @@ def open_source(run: RunConfig, options: WindowOptions) -> BatchSource:
         time_features=options.time_features,
         repeatable=run.repeatable,
     )
+    own_users = run.shard_histories and world.size > 1
+    histories = Histories.load(run.dataset_dir, part if own_users else WHOLE)
     return ResidentSource(
-        Histories.load(run.dataset_dir),
+        histories,
         windows,
         seed=run.seed,
         batch_size=run.global_batch_size,
         drop_remainder=run.drop_remainder,
         repeat_count=repeats,
         test_negatives=run.test_negatives,
+        part=part,
+        micro_batches=cuts,
+        counts=_counts_of_all(histories, world) if own_users else None,
+        most=functools.partial(_largest, world),
     )
+
+
+def _largest(world: World, number: int) -> int:
+    largest: int = max(world.gather(number))
+    return largest
+
+
+def _counts_of_all(histories: Histories, world: World) -> ItemCounts:
+    """How often items occur among all processes' events."""
+    import tensorflow as tf
+
+    own = histories.item_counts()
+    training, every = world.sum([tf.constant(own.training), tf.constant(own.all)])
+    return ItemCounts(training.numpy(), every.numpy())
 
 
 def _check_materialised(run: RunConfig, options: WindowOptions) -> None:
@@ -102,6 +135,10 @@ def _check_materialised(run: RunConfig, options: WindowOptions) -> None:
             raise UserError(
                 f"{name}: materialised samples bring their negatives along. Leave --{name} out."
             )
+    if run.shard_histories:
+        raise UserError(
+            "shard_histories: materialised samples hold no histories. Leave --shard_histories out."
+        )
     if run.eval_split != "test":
         raise UserError(
             f"eval_split: materialised samples have train and test, received {run.eval_split}."

@@ -47,6 +47,7 @@ UNITS: dict[str, str | None] = {
     "latency_p90": "ms",
     "latency_p95": "ms",
     "latency_p99": "ms",
+    "sent_bytes_a_step": "bytes",
     "time": "s",
     "time_to_train": "s",
     "train_loss": None,

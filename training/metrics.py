@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from errors import UserError
+from training.world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +275,35 @@ class ScoreAccumulator:
             return None
         pairs = zip(self._weights, self._labels, strict=True)
         return np.concatenate([np.ones(len(n), np.float32) if w is None else w for w, n in pairs])
+
+    def of_all(self, world: World) -> ScoreAccumulator:
+        """The rows of all ranks together, on every rank. A collective.
+
+        Args:
+          world: the ranks, each with the scores of its own rows, maybe none.
+
+        Raises:
+          ValueError: if some ranks have groups and others do not.
+        """
+        if world.size == 1:
+            return self
+        told = world.gather([len(self), bool(self._groups), self.weights() is not None])
+        grouped = {has_groups for rows, has_groups, _ in told if rows}
+        if len(grouped) > 1:
+            raise ValueError("groups must be given on every rank, or on none")
+        everybody = ScoreAccumulator()
+        everybody._labels = [world.concatenate(self.labels())]
+        everybody._logits = [world.concatenate(self.logits())]
+        if True in grouped:
+            own = np.zeros(0, np.int64) if not self._groups else self.groups()
+            everybody._groups = [world.concatenate(np.asarray(own, np.int64))]
+        weights = self.weights()
+        if any(has_weights for _, _, has_weights in told):
+            own_weights = np.ones(len(self), np.float32) if weights is None else weights
+            everybody._weights = [world.concatenate(own_weights)]
+        else:
+            everybody._weights = [None]
+        return everybody
 
     def result(self) -> Evaluation:
         """AUC, GAUC and log loss of everything collected.

@@ -1,29 +1,34 @@
 """One step of all of a model's variables: dense ones by Keras, tables row by row.
 
-The two sets are disjoint and together complete, which is checked. State and names are laid out for
-checkpoints: tables and their slots by table name, dense variables by layer.
+The two sets are disjoint and together complete, which is checked. State is named for checkpoints:
+that of tables by table name, that of dense variables by layer.
 """
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from embeddings.collection import EmbeddingCollection
-from embeddings.optimizers import TABLE_OPTIMIZERS
+from embeddings.optimizers import TABLE_OPTIMIZERS, TableOptimizer
+from errors import UserError
+from training.state import State, collections_of, dense_states, slot_states
+from training.world import SOLO, World
 
 # Keras' optimizers of 2.11 and later; Merlin's `compile` would swap in the legacy ones.
 DENSE_OPTIMIZERS = {
     "adam": tf.keras.optimizers.Adam,
     "lazy_adam": tf.keras.optimizers.Adam,
     "adagrad": tf.keras.optimizers.Adagrad,
+    "rowwise_adagrad": tf.keras.optimizers.Adagrad,
     "sgd": tf.keras.optimizers.SGD,
+    "momentum": functools.partial(tf.keras.optimizers.SGD, momentum=0.9),
+    "ftrl": tf.keras.optimizers.Ftrl,
 }
 
-MODEL_PREFIXES = ("table/", "model/")
-"""First parts of the names that `model_state` gives."""
+Gradients = Sequence["tf.Tensor | tf.IndexedSlices | None"]
 
 
 class Optimizer(tf.Module):
@@ -31,6 +36,7 @@ class Optimizer(tf.Module):
 
     `adam` and `lazy_adam` are one here: dense variables get Adam, tables its lazy form (seed 000's
     `adam` decays the moments of every row in every step, which costs a pass over the whole table).
+    A table whose spec names an optimizer gets that one.
     """
 
     def __init__(
@@ -39,6 +45,9 @@ class Optimizer(tf.Module):
         learning_rate: float,
         weight_decay: float,
         model: tf.keras.Model,
+        *,
+        world: World = SOLO,
+        wire_dtype: str = "float32",
     ) -> None:
         """Creates the optimizer and its state.
 
@@ -47,22 +56,39 @@ class Optimizer(tf.Module):
           learning_rate: of dense variables and tables alike.
           weight_decay: decoupled; of tables, only in the rows of the step.
           model: whose variables exist already.
+          world: the processes that train together.
+          wire_dtype: type in which dense gradients travel between them.
 
         Raises:
           ValueError: if a variable would be updated twice, or not at all.
         """
         super().__init__()
+        self._world, self._wire_dtype = world, wire_dtype
         self._learning_rate = tf.Variable(learning_rate, trainable=False, dtype=tf.float32)
-        self.tables = _tables(model)
-        held = {id(variable) for variable in self.tables.values()}
+        self._collections = collections_of(model)
+        # By place, since collections may use the same names.
+        self._tables = [
+            (number, name_of_variable, variable)
+            for number, collection in enumerate(self._collections)
+            for name_of_variable, variable in collection.backend.variables.items()
+        ]
+        held = {id(variable) for _, _, variable in self._tables}
         self.dense = [v for v in model.trainable_variables if id(v) not in held]
         self.check_covers(model)
         self._dense_optimizer = DENSE_OPTIMIZERS[name](
             learning_rate=learning_rate, weight_decay=weight_decay or None
         )
         self._dense_optimizer.build(self.dense)
-        self._table_optimizer = TABLE_OPTIMIZERS[name](self._learning_rate, weight_decay)
-        self._table_optimizer.build(self.tables)
+        self._table_optimizers: list[dict[str, TableOptimizer]] = []
+        for collection in self._collections:
+            wanted = sorted({table.optimizer or name for table in collection.tables})
+            by_name = {w: TABLE_OPTIMIZERS[w](self._learning_rate, weight_decay) for w in wanted}
+            _refuse_split_rows(collection, by_name, name)
+            for kept_in, variable in collection.backend.variables.items():
+                of_table = by_name[collection.backend.optimizer_of(kept_in) or name]
+                of_table.build({kept_in: variable})
+            self._table_optimizers.append(by_name)
+        self._name = name
 
     def check_covers(self, model: tf.keras.Model) -> None:
         """Checks that every trainable variable is updated, and only once.
@@ -86,69 +112,98 @@ class Optimizer(tf.Module):
 
     @property
     def variables_to_differentiate(self) -> Sequence[tf.Variable]:
-        """Dense variables, then tables; `apply` takes gradients in this order."""
-        return [*self.dense, *self.tables.values()]
+        """Dense variables, then tables; `reduced` and `apply` take gradients in this order."""
+        return [*self.dense, *(variable for _, _, variable in self._tables)]
 
-    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> None:
+    def reduced(self, gradients: Gradients) -> Gradients:
+        """Sums gradients over all processes: dense ones, and those of tables that all hold.
+
+        The only place where dense gradients meet; those of sharded tables have travelled to their
+        owners when the lookup was differentiated.
+
+        Args:
+          gradients: one for each of `variables_to_differentiate`, of this process's share of the
+            loss. None (the loss does not depend on the variable) stays None.
+        """
+        dense = gradients[: len(self.dense)]
+        given = [
+            tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
+            for gradient, variable in zip(dense, self.dense)
+            if gradient is not None
+        ]
+        summed = iter(self._world.sum(given, self._wire_dtype))
+        tables = list(gradients[len(self.dense) :])
+        for number, collection in enumerate(self._collections):
+            places = {
+                name: place
+                for place, (of, name, _) in enumerate(self._tables)
+                if of == number and tables[place] is not None
+            }
+            reduced = collection.backend.reduce_gradients(
+                {name: tables[place] for name, place in places.items()}
+            )
+            for name, gradient in reduced.items():
+                tables[places[name]] = gradient
+        return [*(None if g is None else next(summed) for g in dense), *tables]
+
+    def split(self, gradients: Gradients) -> tuple[list[tf.Tensor], dict[str, tf.IndexedSlices]]:
+        """Dense gradients, zeros where there are none, and those of one collection's tables."""
+        dense = [
+            tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+            for gradient, variable in zip(gradients[: len(self.dense)], self.dense)
+        ]
+        tables = zip(self._tables, gradients[len(self.dense) :])
+        return dense, {name: g for (_, name, _), g in tables if g is not None}
+
+    def joined(self, flat: tf.Tensor, tables: Mapping[str, tf.IndexedSlices]) -> Gradients:
+        """Gradients as `apply` takes them, from what `split` gave, the dense ones joined."""
+        sizes = [variable.shape.num_elements() for variable in self.dense]
+        dense = [
+            tf.reshape(part, variable.shape)
+            for part, variable in zip(tf.split(flat, sizes), self.dense)
+        ]
+        return [*dense, *(tables.get(name) for _, name, _ in self._tables)]
+
+    def apply(self, gradients: Gradients) -> None:
         """Updates all variables.
 
         Args:
-          gradients: one for each of `variables_to_differentiate`. None (the loss does not depend
-            on the variable) leaves it alone.
+          gradients: of `reduced`.
         """
-        dense = gradients[: len(self.dense)]
-        tables = dict(zip(self.tables, gradients[len(self.dense) :]))
+        dense, tables = gradients[: len(self.dense)], gradients[len(self.dense) :]
         step = tf.cast(self.iterations + 1, tf.float32)
-        self._table_optimizer.apply(
-            {name: g for name, g in tables.items() if g is not None}, self.tables, step
-        )
+        for (number, name, variable), gradient in zip(self._tables, tables):
+            if gradient is not None:
+                wanted = self._collections[number].backend.optimizer_of(name) or self._name
+                optimizer = self._table_optimizers[number][wanted]
+                optimizer.apply({name: gradient}, {name: variable}, step)
         self._dense_optimizer.apply_gradients(
             [(g, v) for g, v in zip(dense, self.dense) if g is not None]
         )
 
-    def state(self) -> dict[str, tf.Variable]:
-        """The optimizer's variables by name, for checkpoints."""
-        named = {
-            f"optimizer/{table}/{slot}": variable
-            for table, slots in self._table_optimizer.slots.items()
-            for slot, variable in slots.items()
-        }
+    def states(self) -> dict[str, State]:
+        """The optimizer's state by name, for checkpoints."""
+        states: dict[str, State] = {}
+        for collection, by_name in zip(self._collections, self._table_optimizers):
+            of_table = {t.name: by_name[t.optimizer or self._name] for t in collection.tables}
+            states |= slot_states(collection, of_table)
         # Keras numbers its slots by variable; the learning rate is configuration, not state.
         slots = [v for v in self._dense_optimizer.variables if "learning_rate" not in v.name]
-        return named | unique_names("optimizer/dense", slots)
+        return states | dense_states("optimizer/dense", slots)
 
 
-def model_state(model: tf.keras.Model) -> dict[str, tf.Variable]:
-    """A model's variables by name, for checkpoints: ``table/NAME`` and ``model/LAYER/...``."""
-    tables = _tables(model)
-    held = {id(variable) for variable in tables.values()}
-    others = [v for v in model.weights if id(v) not in held]
-    return {f"table/{n}": v for n, v in tables.items()} | unique_names("model", others)
-
-
-def unique_names(prefix: str, variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
-    """Names variables independently of what else the process has built.
-
-    Keras numbers layers over the process ("dense_7"), so a resumed run would look for other names
-    than were saved. The numbers are dropped, and equal names numbered in the model's own order.
-    """
-    named: dict[str, tf.Variable] = {}
-    for variable in variables:
-        plain = re.sub(r"_\d+(?=/|$)", "", variable.name.partition(":")[0])
-        name, copies = f"{prefix}/{plain}", 1
-        while name in named:
-            copies += 1
-            name = f"{prefix}/{plain}.{copies}"
-        named[name] = variable
-    return named
-
-
-def _tables(model: tf.keras.Model) -> Mapping[str, tf.Variable]:
-    tables: dict[str, tf.Variable] = {}
-    for module in model.submodules:
-        if isinstance(module, EmbeddingCollection):
-            for name, variable in module.table_variables.items():
-                if name in tables:
-                    raise ValueError(f"Two embedding collections hold a table named {name!r}.")
-                tables[name] = variable
-    return tables
+def _refuse_split_rows(
+    collection: EmbeddingCollection, optimizers: Mapping[str, TableOptimizer], default: str
+) -> None:
+    """Refuses optimizers that need whole rows for tables of which no rank holds any."""
+    dims = {table.name: table.dim for table in collection.tables}
+    names = {table.name: table.optimizer or default for table in collection.tables}
+    for part in collection.backend.held:
+        table = part.shard.table
+        by_row = "row" in optimizers[names[table]].slot_kinds.values()
+        if by_row and len(part.shard.columns) != dims[table]:
+            raise UserError(
+                f"optimizer: {names[table]} keeps one value a row and needs whole rows, but table "
+                f"{table!r} is sharded column-wise. Use another strategy for it, or an optimizer "
+                "such as adagrad."
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -116,3 +116,20 @@ class PerformanceMeter:
             results[f"latency_p{percentile}"] = float(np.percentile(milliseconds, percentile))
         results["time"] = self._measuring_since - self._started + measured
         return results
+
+
+def combined(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The figures of processes that each did a part of every step.
+
+    Args:
+      figures: `PerformanceMeter.results` of each, which counted its own samples.
+
+    Returns:
+      The same figures: throughputs added up, of times the longest.
+    """
+    return {
+        name: sum(f[name] for f in figures)
+        if name == "throughput"
+        else max(f[name] for f in figures)
+        for name in figures[0]
+    }

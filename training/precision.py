@@ -41,19 +41,17 @@ class LossScale(tf.Module):
         inverse = 1.0 / self.scale
         return [_map_values(g, lambda values: values * inverse) for g in gradients]
 
-    def update(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Adapts the scale to unscaled gradients.
+    def update(self, finite: tf.Tensor) -> None:
+        """Adapts the scale.
 
-        Returns:
-          bool []: whether all are finite, so that the step may be taken.
+        Args:
+          finite: bool [], whether all gradients of the step were, in all processes.
         """
-        finite = all_finite(gradients)
         good = tf.where(finite, self.good_steps + 1, 0)
         grow = good >= self._growth_steps
         factor = tf.where(finite, tf.where(grow, 2.0, 1.0), 0.5)
         self.scale.assign(tf.maximum(self.scale * factor, 1.0))
         self.good_steps.assign(tf.where(grow, tf.constant(0, tf.int64), good))
-        return finite
 
 
 def all_finite(gradients: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
+from errors import UserError
 from training.config import RunConfig
 
 
@@ -23,11 +24,12 @@ def prepare_environment(config: RunConfig) -> None:
         os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_auto_jit=2 --tf_xla_cpu_global_jit".strip()
 
 
-def set_up_tensorflow(config: RunConfig) -> None:
-    """Configures threads, devices, precision and seeds; call before any tensor is made.
+def set_up_tensorflow(config: RunConfig, local_rank: int = 0) -> None:
+    """Configures threads, devices and precision; call before any tensor is made.
 
     Args:
-      config: of the run, its seed chosen.
+      config: of the run.
+      local_rank: which of its node's processes this is; each has the GPU of that number.
     """
     import tensorflow as tf
 
@@ -40,9 +42,15 @@ def set_up_tensorflow(config: RunConfig) -> None:
     if config.intra_op_parallelism is not None:
         tf.config.threading.set_intra_op_parallelism_threads(config.intra_op_parallelism)
     gpus = tf.config.list_physical_devices("GPU")
+    if gpus and local_rank >= len(gpus):
+        raise UserError(
+            f"This machine has {len(gpus)} GPUs, and process {local_rank} of it, from 0, was "
+            "started. Start one process for each GPU."
+        )
+    if gpus:
+        gpus = gpus[local_rank : local_rank + 1]
+        tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if config.amp:
         tf.keras.mixed_precision.set_global_policy(amp_policy(has_gpu=bool(gpus)))
-    if config.seed is not None:
-        tf.keras.utils.set_random_seed(config.seed)

@@ -6,11 +6,10 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import merlin.models.tf as mm
-import numpy as np
 import tensorflow as tf
 
 from dataloading.sources import BatchSource
@@ -18,15 +17,16 @@ from errors import UserError
 from fs import atomic_file
 from training.checkpoint import Checkpoint, CheckpointStore, RowBlocks
 from training.config import RunConfig
+from training.gathering import build_variables
 from training.logging import RunLogger
 from training.metrics import RocCurve, ScoreAccumulator
-from training.optimizers import MODEL_PREFIXES, Optimizer, model_state
-from training.performance import PerformanceMeter
+from training.optimizers import Optimizer
+from training.performance import PerformanceMeter, combined
 from training.precision import LossScale
 from training.signals import TERMINATED_EXIT_STATUS, TerminationRequest, catch_sigterm
+from training.state import MODEL_PREFIXES, State, collections_of, model_states, whole
 from training.steps import Steps
-
-_ROWS_A_BLOCK = 1 << 18  # of a table in a checkpoint: 16 MB at D = 16, so that memory stays flat
+from training.world import SOLO, World, agree
 
 
 @dataclasses.dataclass
@@ -49,8 +49,8 @@ class Outcome:
     """What a run found.
 
     Attributes:
-      summary: figures by name, as logged.
-      roc: ROC curve by split, of the last evaluation.
+      summary: figures by name, as logged; the same on every rank.
+      roc: ROC curve by split, of the last evaluation; on rank 0.
     """
 
     summary: Mapping[str, Any]
@@ -58,7 +58,10 @@ class Outcome:
 
 
 class Trainer:
-    """Trains, evaluates and scores with one model on one source of batches."""
+    """Trains, evaluates and scores with one model on one source of batches.
+
+    Where several processes train together, each has a trainer and calls the same methods.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Trainer:
         model_identity: Mapping[str, Any],
         run_identity: Mapping[str, Any],
         checkpoint: Checkpoint | None = None,
+        world: World = SOLO,
     ) -> None:
         """Builds the model's variables and, if asked to, restores them.
 
@@ -79,6 +83,7 @@ class Trainer:
           model_identity: what a checkpoint must agree on to be used, for JSON.
           run_identity: what it must agree on besides to be continued.
           checkpoint: to continue (mode train), or to take the model from.
+          world: the processes that train together.
 
         Raises:
           UserError: if the checkpoint belongs to another model, dataset or configuration.
@@ -86,16 +91,33 @@ class Trainer:
         self._model = model
         self._source = source
         self._config = config
+        self._world = world
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
         source.eval_steps(config.eval_split)  # a split that is not there fails now
         self._build()
         self._optimizer = None
         if config.mode == "train":  # its state is as large as the tables, or twice as large
-            self._optimizer = Optimizer(config.optimizer, config.lr, config.weight_decay, model)
+            self._optimizer = Optimizer(
+                config.optimizer,
+                config.lr,
+                config.weight_decay,
+                model,
+                world=world,
+                wire_dtype=config.gradient_wire_dtype,
+            )
         fp16 = tf.keras.mixed_precision.global_policy().compute_dtype == "float16"
         self._loss_scale = LossScale() if fp16 else None
-        self._steps = Steps(model, self._optimizer, source, self._loss_scale)
+        self._steps = Steps(
+            model,
+            self._optimizer,
+            source,
+            self._loss_scale,
+            world=world,
+            prefetch_ids=config.prefetch_ids,
+            in_parts=config.micro_batches is not None,
+        )
         self.position = Position()
+        self._traffic_since = (0, 0)  # bytes, steps
         self._resumed_from = checkpoint
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -114,12 +136,13 @@ class Trainer:
         began = time.perf_counter()
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
+        self._traffic()  # counts from here
         with catch_sigterm() as termination:
             while self.position.epoch < self._config.epochs:
                 meter.start()
-                for feed in self._source.train_feeds(self.position.epoch, self.position.step):
-                    self._train_step(feed, log, meter)
-                    if termination:
+                feeds = self._source.train_feeds(self.position.epoch, self.position.step)
+                for feed, result in self._steps.train(feeds, lambda: bool(termination)):
+                    if self._took_step(feed, result, log, meter):
                         self._save(store)
                         raise SystemExit(TERMINATED_EXIT_STATUS)
                     every = self._config.checkpoint_every
@@ -129,6 +152,7 @@ class Trainer:
                 self.position.epoch, self.position.step = done + 1, 0
                 self._save(store)  # first: an evaluation that is killed must not cost the epoch
                 figures = meter.results() if meter.measured_steps else {}
+                figures |= self._traffic()
                 if self._evaluation_is_due():
                     evaluation = self.evaluate(log, termination)
                     figures |= evaluation.summary
@@ -146,8 +170,8 @@ class Trainer:
         meter = self._benchmark_meter()
         meter.start()
         while not meter.completed:
-            for feed in self._source.train_feeds(self.position.epoch, 0):
-                self._train_step(feed, log, meter)
+            for feed, result in self._steps.train(self._source.train_feeds(self.position.epoch, 0)):
+                self._took_step(feed, result, log, meter)
                 if meter.completed:
                     break
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
@@ -169,8 +193,14 @@ class Trainer:
         roc: dict[str, RocCurve] = {}
         for split in (self._config.eval_split, *(["train"] if self._config.eval_train else [])):
             scores = self.scores(split, log, termination)
-            figures |= scores.result().as_dict(f"{split}_")
-            roc[split] = scores.roc()
+
+            def measure(split: str = split, scores: ScoreAccumulator = scores) -> dict[str, Any]:
+                if self._world.rank != 0:
+                    return {}
+                roc[split] = scores.roc()
+                return scores.result().as_dict(f"{split}_")
+
+            figures |= agree(self._world, measure)[0]
         return Outcome(figures, roc)
 
     def inference(self, log: RunLogger) -> tuple[Outcome, ScoreAccumulator]:
@@ -199,12 +229,13 @@ class Trainer:
             first_pass = False
             if meter.steps is None:
                 break
-        return Outcome(meter.results(), {}), scores
+        figures = combined(self._world.gather(meter.results()))
+        return Outcome(figures, {}), scores.of_all(self._world)
 
     def scores(
         self, split: str, log: RunLogger, termination: TerminationRequest | None = None
     ) -> ScoreAccumulator:
-        """Scores a split once; arguments and errors as of `evaluate`."""
+        """Scores a split once: the scores of all ranks; arguments and errors as of `evaluate`."""
         scores = ScoreAccumulator()
         with log.track(f"evaluating {split}", self._source.eval_steps(split)) as advance:
             for feed in self._source.eval_feeds(split):
@@ -212,7 +243,7 @@ class Trainer:
                 advance(1)
                 if termination:
                     raise SystemExit(TERMINATED_EXIT_STATUS)
-        return scores
+        return scores.of_all(self._world)
 
     def _add_scores(self, scores: ScoreAccumulator | None, split: str, feed: Any) -> int:
         """Scores a batch, adds it to `scores` if there are any, and returns its rows."""
@@ -223,14 +254,17 @@ class Trainer:
         return int(rows.size)
 
     def _build(self) -> None:
-        """Creates the model's variables by scoring two histories."""
-        feed = next(iter(self._source.train_feeds(0, 0)))
-        features, _ = self._source.train_batch(feed)
-        self._model({name: tf.convert_to_tensor(value[:2]) for name, value in features.items()})
+        """Creates the model's variables; those that all ranks hold are alike."""
+        build_variables(self._model, self._source)
+        tables = {id(v) for c in collections_of(self._model) for v in c.backend.variables.values()}
+        self._world.broadcast([v for v in self._model.variables if id(v) not in tables])
 
-    def _train_step(self, feed: Any, log: RunLogger, meter: PerformanceMeter) -> None:
-        result = {name: value.numpy().item() for name, value in self._steps.train(feed).items()}
-        rows, finite = result.pop("rows"), result.pop("finite")
+    def _took_step(
+        self, feed: Any, tensors: Mapping[str, tf.Tensor], log: RunLogger, meter: PerformanceMeter
+    ) -> bool:
+        """Books a step; returns whether the run is to stop."""
+        result = {name: value.numpy().item() for name, value in tensors.items()}
+        rows, finite, stop = result.pop("rows"), result.pop("finite"), result.pop("stop")
         speed = meter.step(rows)
         position = self.position
         if not finite or not math.isfinite(result["total_loss"]):
@@ -239,12 +273,14 @@ class Trainer:
             log.step(position.epoch, position.step, {**result, "samples/s": speed})
         position.step += 1
         position.total_steps += 1
+        return bool(stop)
 
     def _not_finite(self, feed: Any, loss: float) -> UserError:
         """The error of a step that broke the model; writes which samples the step had."""
         samples = self._source.describe(feed)
         self._config.results_dir.mkdir(parents=True, exist_ok=True)
-        path = self._config.results_dir / "bad_batch.json"
+        suffix = "" if self._world.size == 1 else f".{self._world.rank}"
+        path = self._config.results_dir / f"bad_batch{suffix}.json"
         with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(samples))
         shown = "; ".join(f"{name}={values[:3]}" for name, values in samples.items())
@@ -257,6 +293,19 @@ class Trainer:
     def _benchmark_meter(self) -> PerformanceMeter:
         return PerformanceMeter(self._config.benchmark_warmup_steps, self._config.benchmark_steps)
 
+    def _traffic(self) -> dict[str, float]:
+        """Bytes of table rows, ids and gradients that all ranks sent, a step since the last call.
+
+        Empty if nothing travels.
+        """
+        sent = sum(sum(c.backend.sent_bytes.values()) for c in collections_of(self._model))
+        steps = self.position.total_steps
+        since, self._traffic_since = self._traffic_since, (sent, steps)
+        if self._world.size == 1 or steps == since[1]:
+            return {}
+        mine = (sent - since[0]) / (steps - since[1])
+        return {"sent_bytes_a_step": sum(self._world.gather(mine))}
+
     def _evaluation_is_due(self) -> bool:
         every, epoch = self._config.eval_every, self.position.epoch
         return epoch == self._config.epochs or (every is not None and epoch % every == 0)
@@ -265,31 +314,44 @@ class Trainer:
         if self._config.save_checkpoint_path is None:
             return None
         store = CheckpointStore(
-            self._config.save_checkpoint_path, keep=self._config.keep_checkpoints
+            self._config.save_checkpoint_path,
+            keep=self._config.keep_checkpoints,
+            world=self._world,
         )
         store.begin(self._resumed_from)
         return store
 
-    def _state(self) -> dict[str, tf.Variable]:
+    def _states(self) -> dict[str, State]:
         """Everything that training changes, by name."""
-        state = model_state(self._model)
+        states = model_states(self._model)
         if self._optimizer is not None:
-            state |= self._optimizer.state()
+            states |= self._optimizer.states()
         if self._optimizer is not None and self._loss_scale is not None:
-            state["loss_scale/scale"] = self._loss_scale.scale
-            state["loss_scale/good_steps"] = self._loss_scale.good_steps
-        return state
+            states["loss_scale/scale"] = whole(self._loss_scale.scale)
+            states["loss_scale/good_steps"] = whole(self._loss_scale.good_steps)
+        return states
 
     def _save(self, store: CheckpointStore | None) -> None:
         if store is not None:
-            tensors = {name: _blocks(variable) for name, variable in self._state().items()}
-            meta = {**self._identity, "position": dataclasses.asdict(self.position)}
-            store.save(self.position.total_steps, tensors, meta)
+            store.save(self.position.total_steps, self.pieces(), self.meta)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Facts that a checkpoint of now would carry."""
+        return {**self._identity, "position": dataclasses.asdict(self.position)}
+
+    def pieces(self) -> dict[str, list[RowBlocks]]:
+        """What this rank would write of a checkpoint of now, by tensor."""
+        return {
+            name: state.pieces()
+            for name, state in self._states().items()
+            if self._world.rank == 0 or not state.replicated
+        }
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Restores everything to continue a run; only the model to use it."""
-        state = self._state()
-        expected: dict[str, Any] = {name: _blocks(variable) for name, variable in state.items()}
+        states = self._states()
+        expected: dict[str, Any] = {name: state.spec for name, state in states.items()}
         identity = dict(self._identity)
         if self._optimizer is None:
             identity.pop("run")
@@ -297,21 +359,6 @@ class Trainer:
             expected |= {name: checkpoint.specs[name] for name in others}
         checkpoint.require_meta(identity)
         checkpoint.require_tensors(expected)
-        for name, variable in state.items():
-            variable.assign(checkpoint[name])
+        for name, state in states.items():
+            state.restore(name, checkpoint)
         self.position = Position(**checkpoint.meta["position"])
-
-
-def _blocks(variable: tf.Variable) -> RowBlocks:
-    """A variable for a checkpoint, read block by block."""
-    shape = tuple(variable.shape)
-    dtype = np.dtype(variable.dtype.as_numpy_dtype)
-
-    def blocks() -> Iterator[np.ndarray[Any, Any]]:
-        if not shape:
-            yield variable.numpy()
-            return
-        for start in range(0, shape[0], _ROWS_A_BLOCK):
-            yield variable[start : start + _ROWS_A_BLOCK].numpy()
-
-    return RowBlocks(shape, dtype, blocks)

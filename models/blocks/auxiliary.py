@@ -69,12 +69,22 @@ class AuxiliaryNet(tf.keras.layers.Layer):
             hidden = layer(hidden)
         logits = tf.squeeze(tf.cast(self._logit(hidden), tf.float32), -1)  # [2, S - 1, B]
         loss = tf.nn.softplus(-logits[0]) + tf.nn.softplus(logits[1])  # [S - 1, B]
-        valid = tf.cast(mask[:-1] & mask[1:], tf.float32)
+        valid = _valid_steps(mask)
         return tf.math.divide_no_nan(tf.reduce_sum(loss * valid), tf.reduce_sum(valid))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "dims": self._dims}
+
+
+def count_steps(mask: tf.Tensor) -> tf.Tensor:
+    """How many steps the loss is the mean of: float32 [], from the bool mask ``[S, B]``."""
+    return tf.reduce_sum(_valid_steps(mask))
+
+
+def _valid_steps(mask: tf.Tensor) -> tf.Tensor:
+    """1 where a step and its successor exist, else 0: float32 ``[S - 1, B]``."""
+    return tf.cast(mask[:-1] & mask[1:], tf.float32)
 
 
 def _without_first(sequence: tf.Tensor) -> tf.Tensor:

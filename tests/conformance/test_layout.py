@@ -15,6 +15,8 @@ REGISTRIES = [
     ("models", "MODELS"),
     ("benchmarks", "BENCHMARKS"),
     ("embeddings.backends", "BACKENDS"),
+    ("embeddings.planners", "PLANNERS"),
+    ("embeddings.sharding", "STRATEGIES"),
 ]
 EACH_REGISTRY = pytest.mark.parametrize(("module", "name"), REGISTRIES)
 
@@ -27,11 +29,11 @@ def test_registry_is_a_dict_of_lower_case_names(module: str, name: str) -> None:
     assert all(key.isidentifier() and key == key.lower() for key in registry)
 
 
-@pytest.mark.parametrize("package", ["models", "embeddings/backends"])
+@pytest.mark.parametrize("package", ["models", "embeddings/backends", "embeddings/sharding"])
 def test_every_file_of_the_package_is_registered_or_shared(package: str) -> None:
-    """A model or backend that nobody registered cannot be chosen, and conformance skips it."""
-    name = {"models": "MODELS", "embeddings/backends": "BACKENDS"}[package]
+    """What nobody registered cannot be chosen, and conformance skips it."""
     module = package.replace("/", ".")
+    name = dict(REGISTRIES)[module]
     registered = set(getattr(importlib.import_module(module), name))
     shared = {"__init__", "base", "config", "registry", "losses"}
     files = {path.stem for path in (ROOT / package).glob("*.py")}
@@ -42,7 +44,8 @@ def test_every_file_of_the_package_is_registered_or_shared(package: str) -> None
 def test_command_lines_answer_help_without_tensorflow() -> None:
     """Heavy imports wait until there is work, so --help and bad arguments answer at once."""
 
-    for command in (["-m", "workflows"], ["-m", "benchmarks"], ["train.py"]):
+    packages = ("workflows", "embeddings", "benchmarks")
+    for command in (*(["-m", package] for package in packages), ["train.py"]):
         if command[0] == "train.py" and not (ROOT / "train.py").exists():
             continue
         code = [sys.executable, "-X", "importtime", *command, "--help"]

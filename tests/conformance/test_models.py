@@ -211,6 +211,67 @@ def test_empty_histories_give_finite_losses_and_gradients(built, make_batch, nam
             assert np.isfinite(tf.convert_to_tensor(gradient)).all()
 
 
+@EACH
+@pytest.mark.parametrize("time", [False, True])
+def test_a_batch_of_no_rows_has_losses_of_0_and_finite_gradients(
+    make_model, make_batch, name, time
+):
+    """What a rank trains on that has no share of a batch, while the others do have one."""
+    model = make_model(name, time_features=time)
+    batch, labels = make_batch([], time=time)
+    with tf.GradientTape() as tape:
+        logits = model(tensors(batch), targets=tf.constant(labels), training=True)
+        (output,) = model.model_outputs
+        losses = [output.default_loss(tf.constant(labels), logits), *model.losses]
+        total = tf.add_n([tf.cast(loss, tf.float32) for loss in losses])
+    assert logits.shape == [0, 2]
+    assert len(losses) == 1 + len(model.body.added_losses)
+    np.testing.assert_array_equal(losses, np.zeros(len(losses)))
+    gradients = tape.gradient(total, model.trainable_variables)
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        if gradient is not None:
+            np.testing.assert_array_equal(
+                tf.convert_to_tensor(gradient), np.zeros(variable.shape), err_msg=variable.name
+            )
+
+
+@EACH
+@pytest.mark.parametrize("time", [False, True])
+def test_the_ids_of_a_batch_are_those_that_a_call_looks_up(make_model, make_batch, name, time):
+    """`lookups` lets ids travel a step ahead; the call must then find what it needs."""
+    model = make_model(name, time_features=time)
+    batch, labels = make_batch(LENGTHS, time=time)
+    plain = training_loss(model, batch, labels)
+    embeddings = model.body.embeddings
+    with embeddings.ahead(embeddings.route(model.body.lookups(tensors(batch)))):
+        np.testing.assert_array_equal(training_loss(model, batch, labels), plain)
+    own = {n: v for n, v in model.body.lookups(tensors(batch)).items() if "/" not in n}
+    assert set(own) == {"user_id", "country", "item_id", "category_id"}
+    for feature, ids in own.items():
+        np.testing.assert_array_equal(np.ravel(ids), np.ravel(batch[feature]))
+
+
+@EACH
+def test_every_added_loss_says_of_how_many_terms_it_is_the_mean(built, make_batch, name):
+    model = built(name)
+    batch, labels = make_batch(LENGTHS)
+    counts = model.body.loss_counts(tensors(batch), tf.constant(labels))
+    assert set(counts) == set(model.body.added_losses)
+    valid = batch["item_id_history"][:, L:] > 0  # [B, S]
+    expected = {"gsu_loss": labels.size, "aux_loss": (valid[:, 1:] & valid[:, :-1]).sum()}
+    assert {n: float(c) for n, c in counts.items()} == {n: expected[n] for n in counts}
+
+
+@EACH
+def test_tables_are_known_before_the_model_is_built(built, make_schema, name):
+    for time in (False, True):
+        config = config_of(name, time_features=time)
+        tables = MODELS[name].tables(make_schema(), config)
+        assert tuple(tables) == MODELS[name](make_schema(), config).body.embeddings.tables
+    with pytest.raises(TypeError, match="received a HistoryModelConfig"):
+        MODELS[name].tables(make_schema(), HistoryModelConfig())
+
+
 # --- graphs and precision ---
 
 

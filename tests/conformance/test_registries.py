@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from embeddings.config import LOCAL
 from models import MODELS
 from models.registry import ModelEntry
 
@@ -27,13 +28,15 @@ def test_every_module_with_build_is_a_registered_model():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_s_module_has_its_name_and_takes_schema_and_config(name):
+def test_a_model_s_module_has_its_name_and_takes_schema_config_and_sharding(name):
     entry = MODELS[name]
     assert isinstance(entry, ModelEntry)
     assert entry.module == f"models.{name}"
     assert dataclasses.is_dataclass(entry.config_class)
-    build = importlib.import_module(entry.module).build
-    assert list(inspect.signature(build).parameters) == ["schema", "config"]
+    module = importlib.import_module(entry.module)
+    assert list(inspect.signature(module.build).parameters) == ["schema", "config", "sharding"]
+    assert inspect.signature(module.build).parameters["sharding"].default == LOCAL
+    assert list(inspect.signature(module.tables).parameters) == ["schema", "config"]
 
 
 def test_models_do_not_share_options_classes():
@@ -43,6 +46,7 @@ def test_models_do_not_share_options_classes():
 
 def test_every_backend_is_registered():
     from embeddings.backends import BACKENDS
+    from embeddings.backends.base import Backend
 
     found = set()
     for path in (ROOT / "embeddings" / "backends").glob("*.py"):
@@ -51,12 +55,12 @@ def test_every_backend_is_registered():
             found |= {
                 cls
                 for _, cls in inspect.getmembers(module, inspect.isclass)
-                if cls.__module__ == module.__name__ and cls.__name__.endswith("Backend")
+                if cls.__module__ == module.__name__ and issubclass(cls, Backend)
             }
-    assert found == set(BACKENDS.values())
+    assert found - {Backend} == set(BACKENDS.values())
     for name, backend in BACKENDS.items():
         assert backend.__module__ == f"embeddings.backends.{name}"
-        assert all(hasattr(backend, member) for member in ("build", "lookup", "variables"))
+        assert not backend.__abstractmethods__
 
 
 def test_every_table_optimizer_has_a_dense_one_and_is_registered():

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import dataloading.histories
 from dataloading.histories import Histories, Split
+from dataloading.parts import WHOLE, Part
 from errors import UserError
 
 
@@ -63,6 +65,82 @@ def test_load_gives_what_was_written(
 
 def test_load_accepts_a_string(dataset):
     assert Histories.load(str(dataset)).num_users == 5
+
+
+# --- parts ---
+
+LENGTHS = (20, 7, 3, 3, 12, 5, 9, 4, 3, 30, 6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("files", [1, 3, 11])
+@pytest.mark.parametrize("at_a_time", [1, 2, 5, 1 << 14])
+def test_a_part_has_every_rth_user_whatever_the_files(
+    make_histories, write_dataset, tmp_path, monkeypatch, ranks, files, at_a_time
+):
+    """Reading stops within row groups and starts anew with each file; the count of users must not.
+
+    The last ranks of 20 have none of the 11 users.
+    """
+    monkeypatch.setattr(dataloading.histories, "_USERS_AT_A_TIME", at_a_time)
+    whole = make_histories(lengths=LENGTHS, validation=1)
+    directory = write_dataset(whole, tmp_path / "data", files=files)
+    for file in (directory / "histories").iterdir():
+        pq.write_table(pq.read_table(file), file, row_group_size=3)
+    for rank in range(ranks):
+        part = Histories.load(directory, Part(rank, ranks))
+        users = np.arange(len(LENGTHS))[rank::ranks]
+        assert part.part == (WHOLE if ranks == 1 else Part(rank, ranks))
+        assert part.num_users == len(users)
+        for name, values in whole.user_features.items():
+            np.testing.assert_array_equal(part.user_features[name], values[users])
+            assert part.user_features[name].dtype == np.int32
+        lengths = np.array(LENGTHS)[users]
+        np.testing.assert_array_equal(np.diff(part.offsets), lengths)
+        events = [e for u in users for e in range(whole.offsets[u], whole.offsets[u + 1])]
+        events = np.array(events, np.int64)
+        for name, values in whole.item_features.items():
+            np.testing.assert_array_equal(part.item_features[name], values[events])
+            assert part.item_features[name].dtype == np.int32
+        np.testing.assert_array_equal(part.timestamps, whole.timestamps[events])
+        # What describes the whole dataset is whole on every rank.
+        for name, values in whole.catalogue.items():
+            np.testing.assert_array_equal(part.catalogue[name], values)
+        assert part.split == whole.split
+        assert part.features == whole.features
+
+
+@pytest.mark.parametrize("validation", [0, 1])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 20])
+def test_item_counts_of_the_parts_add_up(
+    make_histories, write_dataset, tmp_path, validation, ranks
+):
+    histories = make_histories(lengths=LENGTHS, items=12, validation=validation)
+    directory = write_dataset(histories, tmp_path / "data")
+    counts = [Histories.load(directory, Part(r, ranks)).item_counts() for r in range(ranks)]
+    training, every = (sum(getattr(c, name) for c in counts) for name in ("training", "all"))
+    items = histories.item_features["item_id"]
+    held_out = np.zeros(len(items), bool)
+    for end in histories.offsets[1:]:
+        held_out[end - 1 - validation : end] = True
+    for place, item in enumerate(histories.catalogue["item_id"]):
+        assert every[place] == (items == item).sum()
+        assert training[place] == ((items == item) & ~held_out).sum()
+    assert every.dtype == training.dtype == np.int64
+    assert every.sum() == len(items)
+
+
+def test_item_counts_follow_the_catalogues_order(make_histories):
+    histories = make_histories(items=12)
+    order = np.random.default_rng(0).permutation(len(histories.catalogue["item_id"]))
+    shuffled = {name: values[order] for name, values in histories.catalogue.items()}
+    shuffled_counts = dataclasses.replace(histories, catalogue=shuffled).item_counts()
+    counts = histories.item_counts()
+    np.testing.assert_array_equal(shuffled_counts.all, counts.all[order])
+    np.testing.assert_array_equal(shuffled_counts.training, counts.training[order])
+
+
+# --- damage ---
 
 
 def test_a_directory_without_dataset_json_is_no_dataset(dataset):

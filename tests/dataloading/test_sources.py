@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
+from dataloading.histories import Histories
 from dataloading.materialised import MaterialisedDataset
+from dataloading.parts import Part
 from dataloading.sources import MaterialisedSource, ResidentSource, is_materialised
 from dataloading.windows import WindowBuilder, WindowConfig
 from errors import UserError
@@ -196,3 +198,187 @@ def test_kind_of_a_directory(materialised, make_histories, write_dataset, tmp_pa
     assert is_materialised(materialised.path)
     assert not is_materialised(write_dataset(make_histories(), tmp_path / "histories"))
     assert not is_materialised(tmp_path / "nowhere")
+
+
+# --- several processes ---
+
+
+def joined(batches):
+    """Batches one after another, as one."""
+    features = {n: np.concatenate([f[n] for f, _ in batches]) for n in batches[0][0]}
+    return features, np.concatenate([labels for _, labels in batches])
+
+
+def steps_of(source, split):
+    """Feeds of an epoch, or of a split, and how each becomes a batch."""
+    if split is None:
+        return [source.train_batch(feed) for feed in source.train_feeds(1, 0)]
+    return [source.eval_batch(split, feed) for feed in source.eval_feeds(split)]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 9])
+@pytest.mark.parametrize("split", [None, "train", "test"])
+def test_resident_ranks_share_every_batch(resident, ranks, split):
+    """Of the 5 users tested and of the last batch of 3, not every rank of 9 has one."""
+    whole = steps_of(resident(repeat_count=2), split)
+    by_rank = [
+        steps_of(resident(repeat_count=2, part=Part(rank, ranks)), split) for rank in range(ranks)
+    ]
+    assert {len(batches) for batches in by_rank} == {len(whole)}
+    for step, expected in enumerate(whole):
+        assert_same(joined([batches[step] for batches in by_rank]), expected)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 9])
+@pytest.mark.parametrize("split", [None, "test"])
+def test_materialised_ranks_share_every_batch(materialised, ranks, split):
+    whole = steps_of(materialised(), split)
+    by_rank = [steps_of(materialised(part=Part(rank, ranks)), split) for rank in range(ranks)]
+    assert {len(batches) for batches in by_rank} == {len(whole)}
+    for step, expected in enumerate(whole):
+        assert_same(joined([batches[step] for batches in by_rank]), expected)
+        rows = [len(batches[step][1]) for batches in by_rank]
+        assert max(rows) - min(rows) <= 1
+
+
+@pytest.mark.parametrize("kind", ["resident", "materialised"])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
+def test_micro_batches_are_the_same_whoever_has_them(request, kind, ranks):
+    """Six parts a batch, shared by any number of ranks: also by as many as there are parts."""
+    make = request.getfixturevalue(kind)
+    expected = [step_parts(make(micro_batches=6), step) for step in range(make().train_steps())]
+    whole = steps_of(make(), None)
+    for step, parts in enumerate(expected):
+        found = []
+        for rank in range(ranks):
+            source = make(part=Part(rank, ranks), micro_batches=6 // ranks)
+            own = step_parts(source, step)
+            assert len(own) == 6 // ranks
+            found += own
+        for part, same in zip(found, parts, strict=True):
+            assert_same(part, same)
+        assert_same(joined(found), whole[step])
+
+
+def step_parts(source, step):
+    feed = list(source.train_feeds(1, 0))[step]
+    return [source.train_batch(part) for part in source.parts_of(feed)]
+
+
+def test_a_shared_batch_is_described_by_those_who_have_it(resident, materialised):
+    for make, name in ((resident, "user_id"), (materialised, "uid")):
+        for rank in range(3):
+            source = make(part=Part(rank, 3))
+            (feed, *_) = source.train_feeds(0, 0)
+            users = np.ravel(source.train_batch(feed)[0][name]).tolist()
+            assert source.describe(feed)[name] == users
+
+
+LENGTHS = (20, 7, 3, 3, 12, 9, 4, 30)
+
+
+@pytest.fixture
+def sharded(make_histories, write_dataset, tmp_path, in_ranks):
+    """The sources of all ranks, each with the histories of its users only."""
+    whole = make_histories(lengths=LENGTHS)
+    directory = write_dataset(whole, tmp_path / "data")
+
+    def make(ranks, **options):
+        def source(world):
+            part = Part(world.rank, ranks)
+            return ResidentSource(
+                Histories.load(directory, part),
+                CONFIG,
+                **{"seed": 3, "batch_size": 16, **options},
+                part=part,
+                counts=whole.item_counts(),
+                most=lambda number: max(world.gather(number)),
+            )
+
+        return in_ranks(ranks, lambda world: evaluated(source(world)))
+
+    def evaluated(source):
+        source.eval_steps("test")  # a collective, so that the tests can ask each rank alone later
+        return source
+
+    make.whole = whole
+    return make
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_sharded_ranks_agree_on_steps_and_visit_all_they_have_once(sharded, ranks, repeats):
+    sources = sharded(ranks, repeat_count=repeats)
+    users = [range(rank, len(LENGTHS), ranks) for rank in range(ranks)]
+    samples = [sum(LENGTHS[u] - 2 for u in of_rank) for of_rank in users]
+    rows = [8 * (rank + 1) // ranks - 8 * rank // ranks for rank in range(ranks)]
+    most = max(-(-n // size) for n, size in zip(samples, rows, strict=True))
+    for source, of_rank, n, size in zip(sources, users, samples, rows, strict=True):
+        assert source.train_steps() == most * repeats
+        batches = steps_of(source, None)
+        assert len(batches) == most * repeats
+        for one_pass in range(repeats):
+            part = batches[one_pass * most : (one_pass + 1) * most]
+            lengths = [len(labels) for _, labels in part]
+            assert sum(lengths) == n
+            assert max(lengths) <= size
+            assert lengths == sorted(lengths, reverse=True)  # empty ones at the end
+            seen = np.concatenate([features["user_id"] for features, _ in part])
+            expected = np.repeat([u + 1 for u in of_rank], [LENGTHS[u] - 2 for u in of_rank])
+            np.testing.assert_array_equal(np.sort(seen), np.sort(expected))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5, 8])
+def test_sharded_ranks_test_every_user_once(sharded, ranks):
+    sources = sharded(ranks, test_negatives=2)
+    assert len({source.eval_steps("test") for source in sources}) == 1
+    seen = []
+    for source in sources:
+        batches = steps_of(source, "test")
+        assert len(batches) == source.eval_steps("test")
+        seen += np.concatenate([features["user_id"] for features, _ in batches]).tolist()
+    assert sorted(seen) == list(range(1, len(LENGTHS) + 1))
+
+
+def test_a_sharded_rank_without_users_has_as_many_steps_as_the_others(
+    make_histories, write_dataset, tmp_path, in_ranks
+):
+    whole = make_histories(lengths=[20, 9])
+    directory = write_dataset(whole, tmp_path / "data")
+
+    def work(world):
+        part = Part(world.rank, world.size)
+        source = ResidentSource(
+            Histories.load(directory, part),
+            CONFIG,
+            seed=3,
+            batch_size=8,
+            part=part,
+            counts=whole.item_counts(),
+            most=lambda number: max(world.gather(number)),
+        )
+        trained = [len(labels) for _, labels in steps_of(source, None)]
+        return trained, [len(labels) for _, labels in steps_of(source, "test")]
+
+    (first, tested), (second, _), (third, none) = in_ranks(3, work)
+    assert len(first) == len(second) == len(third)
+    assert (sum(first), sum(second), sum(third)) == (18, 7, 0)
+    assert (sum(tested), sum(none)) == (1, 0)
+    assert len(tested) == len(none) == 1
+
+
+def test_sharded_drop_remainder_is_agreed_on(sharded):
+    """Some ranks have less than one batch; the steps are those of the rank that has most."""
+    sources = sharded(5, drop_remainder=True, batch_size=40)
+    users = [range(rank, len(LENGTHS), 5) for rank in range(5)]
+    whole = max(sum(LENGTHS[u] - 2 for u in of_rank) // 4 for of_rank in users)
+    assert {source.train_steps() for source in sources} == {whole}
+    with pytest.raises(UserError, match="fewer than one batch"):
+        sharded(2, drop_remainder=True, batch_size=400)
+
+
+def test_a_sharded_batch_has_room_for_every_rank(sharded):
+    text = "expected at least 10 rows, a positive and its negative for each process, received 8"
+    with pytest.raises(UserError, match=text):
+        sharded(5, batch_size=8)
+    assert len(sharded(5, batch_size=10)) == 5

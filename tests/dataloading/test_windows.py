@@ -10,6 +10,7 @@ import scipy.stats
 import tensorflow as tf
 
 from dataloading.histories import Histories, Split
+from dataloading.parts import Part
 from dataloading.windows import WindowBuilder, WindowConfig, time_gap_bucket
 from errors import UserError
 
@@ -68,11 +69,12 @@ def negative_pool(histories, distribution, *, training):
     return {name: values[kept] for name, values in histories.item_features.items()}
 
 
-def reference(histories, config, samples, key, candidates, auxiliary):
+def reference(histories, config, samples, key, candidates, auxiliary, pool=None):
     """Features and labels of samples [(number, user, position)]."""
     seed, purpose, epoch = key
     T, S = config.max_seq_length, config.short_seq_length
-    pool = negative_pool(histories, config.negatives, training=purpose == "train")
+    if pool is None:
+        pool = negative_pool(histories, config.negatives, training=purpose == "train")
     rows = len(pool["item_id"])
     batch = len(samples)
     features = {
@@ -451,6 +453,138 @@ def test_an_item_feature_more_and_no_user_features(make_histories, make_schema):
     for suffix in ("", "_history", "_negatives"):
         item, brand = features[f"item_id{suffix}"].numpy(), features[f"brand{suffix}"].numpy()
         np.testing.assert_array_equal(brand, np.where(item > 0, item * 7 % 5 + 1, 0))
+
+
+# --- histories of this process's users only ---
+
+
+@pytest.fixture
+def shards(make_histories, write_dataset, tmp_path):
+    """The whole histories, a builder for each rank's users, and everybody's counts."""
+
+    def make(ranks, config, change=lambda whole: whole, **options):
+        whole = change(make_histories(**{"lengths": [20, 7, 3, 3, 12], **options}))
+        directory = write_dataset(whole, tmp_path / f"data{ranks}{config.negatives}")
+        parts = [Histories.load(directory, Part(rank, ranks)) for rank in range(ranks)]
+        counts = whole.item_counts()
+        return whole, [WindowBuilder(part, config, counts) for part in parts], counts
+
+    return make
+
+
+def targets_of(targets, rank, ranks):
+    """The targets of a rank's users."""
+    return [(user, position) for user, position in targets if user % ranks == rank]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+@pytest.mark.parametrize("negatives", ["popularity", "uniform"])
+def test_every_training_sample_of_every_rank_equals_the_reference(shards, ranks, negatives):
+    """Of 7 ranks, two have no users; and their samples' negatives are drawn by global numbers."""
+    config = small(negatives=negatives, time_features=True)
+    whole, builders, counts = shards(ranks, config)
+    pool = whole.catalogue
+    if negatives == "popularity":  # an item as often as it occurs among everybody's training events
+        pool = {name: np.repeat(values, counts.training) for name, values in pool.items()}
+    seen = 0
+    for rank, builder in enumerate(builders):
+        targets = targets_of(training_targets(whole), rank, ranks)
+        assert builder.num_samples("train") == len(targets)
+        seen += len(targets)
+        for step in range(-(-len(targets) // 7)):
+            numbers = builder.train_numbers(SEED, 3, step, 14).numpy()
+            samples = [(number * ranks + rank, *targets[number]) for number in numbers]
+            key = (SEED, "train", 3)
+            expected = reference(whole, config, samples, key, 2, auxiliary=True, pool=pool)
+            assert_batches_equal(builder.train_batch(SEED, 3, step, 14), expected)
+    assert seen == len(training_targets(whole))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+@pytest.mark.parametrize("negatives", ["popularity", "uniform"])
+def test_every_test_sample_of_every_rank_equals_the_reference(shards, ranks, negatives):
+    config = small(negatives=negatives)
+    whole, builders, counts = shards(ranks, config)
+    pool = whole.catalogue
+    if negatives == "popularity":
+        pool = {name: np.repeat(values, counts.all) for name, values in pool.items()}
+    for rank, builder in enumerate(builders):
+        targets = targets_of(held_out_targets(whole, from_last=1), rank, ranks)
+        samples = [(user, user, position) for user, position in targets]
+        key = (SEED, "evaluate/test", 0)
+        expected = reference(whole, config, samples, key, 4, auxiliary=False, pool=pool)
+        assert_batches_equal(builder.eval_batch("test", SEED, 0, 1000, 3), expected)
+
+
+def test_uniform_evaluation_negatives_do_not_depend_on_who_has_the_user(shards):
+    config = small(negatives="uniform")
+    whole, builders, _ = shards(3, config)
+    expected, _ = WindowBuilder(whole, config).eval_batch("test", SEED, 0, 1000, 9)
+    for rank, builder in enumerate(builders):
+        found, _ = builder.eval_batch("test", SEED, 0, 1000, 9)
+        np.testing.assert_array_equal(found["item_id"], expected["item_id"][rank::3])
+
+
+def test_no_two_ranks_draw_alike(shards):
+    """As they would if each numbered its own samples only."""
+    _, builders, _ = shards(2, small(), lengths=[20, 20])
+    drawn = [b.train_batch(SEED, 0, 0, 36)[0]["item_id_negatives"].numpy() for b in builders]
+    assert (drawn[0] != drawn[1]).mean() > 0.5
+
+
+def of_separate_tastes(histories):
+    """Users of even number know items 1 to 6, the others 7 to 12; some items more than others."""
+    user = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
+    liked = np.random.default_rng(3).random(histories.num_events) ** 2 * 6
+    item = (1 + liked + 6 * (user % 2)).astype(np.int32)
+    distinct = np.unique(item)
+    assert len(distinct) == 12
+    return dataclasses.replace(
+        histories,
+        item_features={"item_id": item, "category_id": item % 5 + 1},
+        catalogue={"item_id": distinct, "category_id": distinct % 5 + 1},
+    )
+
+
+@pytest.mark.parametrize("stream", ["candidates", "auxiliary"])
+def test_popular_negatives_follow_everybodys_events_not_the_ranks(shards, stream):
+    config = WindowConfig(max_seq_length=10, long_seq_length=0)
+    whole, builders, counts = shards(2, config, of_separate_tastes, lengths=[40, 9, 40, 30])
+    expected = counts.all if stream == "candidates" else counts.training
+    items = whole.item_features["item_id"]
+    assert [np.unique(items[:40]).max(), np.unique(items[40:49]).min()] == [6, 7]
+    for builder in builders:
+        if stream == "candidates":
+            drawn = builder.eval_batch("test", SEED, 0, 10**6, 2000)[0]["item_id"][:, 1:].numpy()
+        else:
+            batch = tf.function(lambda epoch, b=builder: b.train_batch(SEED, epoch, 0, 1000)[0])
+            parts = [batch(tf.constant(e, tf.int64))["item_id_negatives"] for e in range(40)]
+            drawn = np.concatenate(parts)
+        observed = np.bincount(drawn[drawn > 0], minlength=13)[1:]
+        assert len(observed) == 12
+        assert observed.sum() > 3000
+        share = expected / expected.sum() * observed.sum()
+        assert scipy.stats.chisquare(observed, share).pvalue > 1e-3
+        # The test can tell: items taken alike do not fit.
+        assert scipy.stats.chisquare(observed).pvalue < 1e-6
+
+
+def test_a_rank_without_users_has_empty_batches(shards):
+    whole, builders, _ = shards(7, small(time_features=True))
+    expected, _ = WindowBuilder(whole, small(time_features=True)).train_batch(SEED, 0, 0, 10)
+    for builder in builders[5:]:
+        assert builder.num_samples("train") == builder.num_samples("test") == 0
+        with pytest.raises(UserError, match="has 0 rows"):
+            builder.train_steps(10)
+        assert builder.eval_steps("test", 10) == 0
+        compiled = tf.function(lambda step, b=builder: b.train_batch(SEED, 0, step, 10))
+        for step in (0, 4):
+            features, labels = compiled(tf.constant(step, tf.int64))
+            assert labels.shape == [0, 2]
+            assert set(features) == set(expected)
+            for name, values in expected.items():
+                assert features[name].shape == [0, *values.shape[1:]], name
+        assert builder.eval_batch("test", SEED, 0, 10)[1].shape == [0, 2]
 
 
 # --- time ---

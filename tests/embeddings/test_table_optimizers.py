@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embeddings.optimizers import SGD, TABLE_OPTIMIZERS, Adagrad, LazyAdam, sum_duplicates
+from embeddings.optimizers import (
+    FTRL,
+    SGD,
+    TABLE_OPTIMIZERS,
+    Adagrad,
+    LazyAdam,
+    Momentum,
+    sum_duplicates,
+)
+from embeddings.types import OPTIMIZER_STATE
 
 ROWS, D, LR = 7, 3, 0.1
 STEPS = [[1, 4, 1, 1, 6], [4], [], [0, 1, 2, 2, 0], [6, 6]]
@@ -40,7 +49,34 @@ def lazy_adam(w, g, state, t):
     return w - rate * state["m"] / (np.sqrt(state["v"]) + 1e-7)
 
 
-FORMULAS = {"sgd": sgd, "adagrad": adagrad, "lazy_adam": lazy_adam, "adam": lazy_adam}
+def momentum(w, g, state, t):
+    state["v"] = 0.9 * state.get("v", 0) - LR * g
+    return w + state["v"]
+
+
+def rowwise_adagrad(w, g, state, t):
+    state["a"] = state.get("a", 0.1) + (g**2).mean()
+    return w - LR * g / (np.sqrt(state["a"]) + 1e-7)
+
+
+def ftrl(w, g, state, t):
+    """Algorithm 1 of the paper, where sqrt(n) starts above 0 and l1 = l2 = beta = 0."""
+    n = state.get("n", 0.1)
+    sigma = (np.sqrt(n + g**2) - np.sqrt(n)) / LR
+    state["z"] = state.get("z", 0) + g - sigma * w
+    state["n"] = n + g**2
+    return -LR / np.sqrt(state["n"]) * state["z"]
+
+
+FORMULAS = {
+    "sgd": sgd,
+    "momentum": momentum,
+    "adagrad": adagrad,
+    "rowwise_adagrad": rowwise_adagrad,
+    "adam": lazy_adam,
+    "lazy_adam": lazy_adam,
+    "ftrl": ftrl,
+}
 
 
 def run(optimizer, tables, gradients_by_step, compiled):
@@ -94,7 +130,7 @@ def test_rows_that_no_gradient_names_keep_weights_and_state(name):
     run(optimizer, {"item": table}, [{"item": slices([3, 5], np.ones((2, D)))}], False)
     before = table.numpy()
     slots = {n: v.numpy() for n, v in optimizer.slots["item"].items()}
-    assert set(slots) == set(optimizer.slot_names)
+    assert set(slots) == set(optimizer.slot_kinds)
     run(optimizer, {"item": table}, [{"item": slices([5, 5], np.ones((2, D)))}], False)
     others = np.arange(ROWS) != 5
     np.testing.assert_array_equal(table.numpy()[others], before[others])
@@ -115,18 +151,49 @@ def test_a_table_without_gradient_is_left_alone(name):
     np.testing.assert_array_equal(tables["b"], before)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("rows", [0, ROWS], ids=["no rows held", "rows held"])
+@pytest.mark.parametrize("name", TABLE_OPTIMIZERS)
+def test_a_gradient_without_rows_changes_nothing(name, rows, compiled):
+    table = tf.Variable(RNG.normal(size=(rows, D)), dtype=tf.float32)
+    optimizer = TABLE_OPTIMIZERS[name](tf.Variable(LR), 0.5)
+    optimizer.build({"item": table})
+    before = [v.numpy() for v in (table, *optimizer.slots["item"].values())]
+    run(optimizer, {"item": table}, [{"item": slices([], np.zeros((0, D)))}] * 2, compiled)
+    after = [v.numpy() for v in (table, *optimizer.slots["item"].values())]
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", TABLE_OPTIMIZERS)
+def test_state_is_as_large_as_planning_takes_it_to_be(name):
+    assert set(TABLE_OPTIMIZERS) == set(OPTIMIZER_STATE)
+    optimizer = TABLE_OPTIMIZERS[name](tf.Variable(LR))
+    optimizer.build({"item": tf.Variable(tf.zeros([ROWS, D]))})
+    held = sum(slot.shape.num_elements() for slot in optimizer.slots["item"].values())
+    a_weight, a_row = OPTIMIZER_STATE[name]
+    assert held == ROWS * D * a_weight + ROWS * a_row
+    for slot, kind in optimizer.slot_kinds.items():
+        width = {"weight": D, "row": 1}[kind]
+        assert optimizer.slots["item"][slot].shape == [ROWS, width]
+
+
 @pytest.mark.parametrize(
     ("name", "keras"),
     [
         ("sgd", tf.keras.optimizers.SGD(LR)),
+        ("momentum", tf.keras.optimizers.SGD(LR, momentum=0.9)),
         ("adagrad", tf.keras.optimizers.Adagrad(LR)),
         ("adam", tf.keras.optimizers.Adam(LR)),
+        ("ftrl", tf.keras.optimizers.Ftrl(LR)),
     ],
 )
-def test_with_every_row_in_every_step_it_is_keras_dense_optimizer(name, keras):
+@pytest.mark.parametrize("decay", [0.0, 0.3], ids=["", "decay"])
+def test_with_every_row_in_every_step_it_is_keras_dense_optimizer(name, keras, decay):
     table = tf.Variable(RNG.normal(size=(ROWS, D)), dtype=tf.float32)
     other = tf.Variable(table)
-    optimizer = TABLE_OPTIMIZERS[name](tf.Variable(LR))
+    keras = type(keras).from_config({**keras.get_config(), "weight_decay": decay or None})
+    optimizer = TABLE_OPTIMIZERS[name](tf.Variable(LR), decay)
     optimizer.build({"item": table})
     gradients = [RNG.normal(size=(ROWS, D)).astype(np.float32) for _ in range(4)]
     order = RNG.permutation(ROWS)
@@ -159,6 +226,57 @@ def test_options_of_adagrad_and_adam():
     adam.build({"item": table})
     run(adam, {"item": table}, [{"item": slices([1], 3 * np.ones((1, D)))}], False)
     np.testing.assert_allclose(table[1], np.full(D, 1 - LR * 3 / (3 + 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "keras"),
+    [
+        (
+            {"l1": 0.05, "l2": 0.4, "beta": 1.0},
+            {
+                "l1_regularization_strength": 0.05,
+                "l2_regularization_strength": 0.4,
+                "beta": 1.0,
+            },
+        ),
+        (
+            {"learning_rate_power": -0.7, "initial_accumulator": 0.3},
+            {"learning_rate_power": -0.7, "initial_accumulator_value": 0.3},
+        ),
+    ],
+)
+def test_options_of_ftrl_are_keras(ours, keras):
+    table = tf.Variable(RNG.normal(size=(ROWS, D)), dtype=tf.float32)
+    other = tf.Variable(table)
+    optimizer, reference = FTRL(tf.Variable(LR), **ours), tf.keras.optimizers.Ftrl(LR, **keras)
+    optimizer.build({"item": table})
+    for t in range(1, 5):
+        gradient = RNG.normal(size=(ROWS, D)).astype(np.float32) / 10
+        step = {"item": slices(range(ROWS), gradient)}
+        optimizer.apply(step, {"item": table}, tf.constant(float(t)))
+        reference.apply_gradients([(tf.constant(gradient), other)])
+    np.testing.assert_allclose(table, other, rtol=1e-5, atol=1e-6)
+    if "l1" in ours:  # it makes weights exactly 0, some but not all
+        assert 0 < (table.numpy() == 0).sum() < ROWS * D
+
+
+@pytest.mark.parametrize(
+    "options", [{"learning_rate_power": 0.5}, {"l1": -1.0}, {"beta": -1.0}], ids=str
+)
+def test_ftrl_refuses_options_out_of_range(options):
+    with pytest.raises(ValueError, match="received"):
+        FTRL(tf.constant(LR), **options)
+
+
+def test_momentum_is_lazy():
+    """Two steps on a row with others between are two steps in a row."""
+    tables = [tf.Variable(tf.ones([ROWS, D])) for _ in range(2)]
+    for table, between in zip(tables, ([], [[4]] * 3), strict=True):
+        optimizer = Momentum(tf.constant(LR), momentum=0.5)
+        optimizer.build({"item": table})
+        steps = [slices(ids, np.ones((len(ids), D))) for ids in ([2], *between, [2])]
+        run(optimizer, {"item": table}, [{"item": step} for step in steps], False)
+        np.testing.assert_allclose(table[2], np.full(D, 1 - LR - 1.5 * LR), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])

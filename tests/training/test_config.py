@@ -150,6 +150,17 @@ def test_a_command_line_of_the_seed_is_read():
             "Use --mode inference",
         ),
         ({"checkpoint_every": 10}, "Give --save_checkpoint_path DIR"),
+        ({"micro_batches": 0}, "micro_batches: expected 1 or more"),
+        ({"micro_batches": 2, "prefetch_ids": True}, "micro_batches: .* without --prefetch_ids"),
+        ({"micro_batches": 2, "shard_histories": True}, "without --shard_histories"),
+        (
+            {"micro_batches": 2, "gradient_wire_dtype": "bfloat16"},
+            "gradient_wire_dtype: expected float32 with --micro_batches.*received bfloat16",
+        ),
+        ({"plan": Path("p"), "planner": "largest_first"}, "planner: expected without --plan"),
+        ({"plan": Path("p"), "strategies": ("row_wise",)}, "strategies: expected without --plan"),
+        ({"plan": Path("p"), "placements": ("a=row_wise",)}, "placements: expected without --plan"),
+        ({"placements": ("item_id",)}, "entries such as item_id=row_wise, received 'item_id'"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(values, text):
@@ -162,11 +173,15 @@ def test_values_that_make_sense_are_accepted():
     config(mode="evaluate", load_checkpoint_path=Path("c"))
     config(checkpoint_every=10, save_checkpoint_path=Path("c"))
     config(benchmark_warmup_steps=0, weight_decay=0.1)
+    config(micro_batches=6, wire_dtype="bfloat16")
+    config(plan=Path("p"), wire_dtype="float16", memory="80GB")
+    config(placements=("a=row_wise", "b=table_wise:1"), strategies=("row_wise", "data_parallel"))
 
 
 def test_every_option_has_help_and_a_scope():
     scopes = {
         *("model", "datasets", "training", "results", "run mode", "reproducibility"),
+        "several processes",
     }
     for option in options_of(RunConfig).values():
         assert option.help and option.scope in scopes, option.name

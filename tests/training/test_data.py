@@ -1,15 +1,19 @@
-"""What a run may ask of materialised samples."""
+"""What a run may ask of its data, and how several processes open it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from errors import UserError
 from models import SIMConfig
 from training.config import RunConfig
 from training.data import open_source
+from training.world import SOLO
+
+LENGTHS = (20, 7, 3, 3, 12, 9)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +24,7 @@ from training.data import open_source
         ({"test_negatives": 5}, {}, "test_negatives: materialised samples bring"),
         ({"repeatable": True}, {}, "repeatable: materialised samples bring"),
         ({"eval_split": "validation"}, {}, "eval_split: materialised samples have train and test"),
+        ({"shard_histories": True}, {}, "shard_histories: materialised samples hold no histories"),
     ],
 )
 def test_what_only_histories_can_serve_is_refused(tmp_path: Path, run, options, text):
@@ -27,3 +32,78 @@ def test_what_only_histories_can_serve_is_refused(tmp_path: Path, run, options, 
     config = RunConfig(model_type="sim", dataset_dir=tmp_path, seed=0, **run)
     with pytest.raises(UserError, match=text):
         open_source(config, SIMConfig(**options))
+
+
+@pytest.fixture
+def dataset(make_histories, write_dataset, tmp_path):
+    histories = make_histories(lengths=LENGTHS, items=30)
+    return histories, write_dataset(histories, tmp_path / "data")
+
+
+def open_with(dataset_dir: Path, world, **options):
+    run = RunConfig(
+        model_type="sim", dataset_dir=dataset_dir, seed=0, global_batch_size=16, **options
+    )
+    return open_source(run, SIMConfig(max_seq_length=5, long_seq_length=3), world)
+
+
+def users_of(source) -> list[list[int]]:
+    """Users of an epoch's batches."""
+    feeds = source.train_feeds(0, 0)
+    return [source.train_batch(feed)[0]["user_id"].numpy().tolist() for feed in feeds]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_share_batches_of_everybodys_histories(dataset, in_ranks, ranks):
+    histories, directory = dataset
+    whole = users_of(open_with(directory, SOLO))
+    by_rank = in_ranks(ranks, lambda world: users_of(open_with(directory, world)))
+    for step, expected in enumerate(whole):
+        assert [user for batches in by_rank for user in batches[step]] == expected
+    assert sum(map(len, whole)) == histories.num_events - 2 * len(LENGTHS)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_load_their_own_users_and_draw_from_everybodys_items(dataset, in_ranks, ranks):
+    histories, directory = dataset
+
+    def work(world):
+        source = open_with(directory, world, shard_histories=True)
+        drawn = set()
+        for epoch in range(30):
+            for feed in source.train_feeds(epoch, 0):
+                drawn |= set(source.train_batch(feed)[0]["item_id"].numpy()[:, 1].tolist())
+        return users_of(source), drawn
+
+    held_out = histories.offsets[1:] - 1
+    training = set(np.delete(histories.item_features["item_id"], held_out).tolist())
+    answers = in_ranks(ranks, work)
+    assert len({len(batches) for batches, _ in answers}) == 1
+    for rank, (batches, drawn) in enumerate(answers):
+        seen = [user for batch in batches for user in batch]
+        own = range(rank, len(LENGTHS), ranks)
+        assert sorted(seen) == sorted(u + 1 for u in own for _ in range(LENGTHS[u] - 2))
+        assert drawn == training
+
+
+@pytest.mark.parametrize(("ranks", "micro_batches"), [(2, 4), (3, 3), (1, 5)])
+def test_micro_batches_are_shared_evenly(dataset, in_ranks, ranks, micro_batches):
+    _, directory = dataset
+
+    def parts(world):
+        source = open_with(directory, world, micro_batches=micro_batches)
+        (feed, *_) = source.train_feeds(0, 0)
+        return [source.train_batch(p)[0]["user_id"].numpy().tolist() for p in source.parts_of(feed)]
+
+    found = in_ranks(ranks, parts)
+    assert [len(own) for own in found] == [micro_batches // ranks] * ranks
+    joined = [user for own in found for part in own for user in part]
+    assert joined == users_of(open_with(directory, SOLO))[0]
+
+
+def test_micro_batches_that_ranks_cannot_share_evenly_are_refused(dataset, in_ranks):
+    def work(world):
+        with pytest.raises(UserError, match="expected a multiple of the 3 processes, received 4"):
+            open_with(dataset[1], world, micro_batches=4)
+
+    in_ranks(3, work)

@@ -8,6 +8,7 @@ from sklearn import metrics as oracle
 
 from errors import UserError
 from training.metrics import ScoreAccumulator, auc, group_auc, log_loss, roc_curve
+from training.world import SOLO
 
 
 def random_rows(seed: int, n: int, distinct: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -215,3 +216,87 @@ def test_auc_and_group_auc_of_two_million_rows_take_seconds():
     auc(labels, scores)
     group_auc(labels, scores, groups)
     assert time.process_time() - start < 10
+
+
+# --- several processes ---
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_scores_of_all_ranks_are_those_of_one_process_to_the_last_digit(
+    in_ranks, ranks, grouped, weighted
+):
+    """Uneven shares, one rank without rows, batches that cut across ranks, and ties."""
+    labels, scores = random_rows(21, 1001, 4)
+    users = np.random.default_rng(22).integers(0, 90, 1001).astype(np.int32)
+    weights = np.random.default_rng(23).uniform(0.5, 2, 1001).astype(np.float32)
+    shares = np.array_split(np.arange(1001), ranks - 1)
+    shares.insert(1, np.zeros(0, int))
+
+    def given(rows):
+        columns = {"groups": users[rows]} if grouped else {}
+        return columns | ({"weights": weights[rows]} if weighted else {})
+
+    whole = ScoreAccumulator()
+    whole.update(labels, scores, **given(slice(None)))
+
+    def work(world):
+        scored = ScoreAccumulator()
+        for rows in np.array_split(shares[world.rank], 3):
+            scored.update(labels[rows], scores[rows], **given(rows))
+        return scored.of_all(world)
+
+    expected = whole.result()
+    for together in in_ranks(ranks, work):
+        assert together.result() == expected
+        np.testing.assert_array_equal(np.sort(together.logits()), np.sort(scores))
+        assert (together.weights() is None) == (not weighted)
+        assert (together.groups() is None) == (not grouped)
+        assert together.roc().auc == whole.roc().auc
+
+
+def test_a_rank_that_has_scored_nothing_need_not_know_of_groups_or_weights(in_ranks):
+    labels, scores = random_rows(24, 50, 4)
+    users = np.arange(50) // 5
+
+    def work(world):
+        scored = ScoreAccumulator()
+        if world.rank == 1:
+            scored.update(labels[:20], scores[:20], users[:20])
+        if world.rank == 2:  # its rows of weight 1 meet others that have weights
+            scored.update(labels[20:], scores[20:], users[20:], weights=np.full(30, 2.5))
+        return scored.of_all(world).result()
+
+    weights = np.where(np.arange(50) < 20, 1, 2.5)
+    for found in in_ranks(4, work):
+        assert found.rows == 50
+        assert found.auc == auc(labels, scores, weights)
+        assert found.gauc == group_auc(labels, scores, users, weights)
+
+
+def test_groups_on_some_ranks_only_are_refused_on_all(in_ranks):
+    def work(world):
+        scored = ScoreAccumulator()
+        groups = {"groups": [1, 1]} if world.rank == 1 else {}
+        scored.update([0, 1], [0.0, 1.0], **groups)
+        with pytest.raises(ValueError, match="groups must be given on every rank, or on none"):
+            scored.of_all(world)
+        return True
+
+    assert in_ranks(2, work) == [True, True]
+
+
+def test_scores_of_all_in_one_process_are_its_own():
+    scored = ScoreAccumulator()
+    assert scored.of_all(SOLO) is scored
+
+
+def test_nothing_scored_on_any_rank_is_refused_like_nothing_scored(in_ranks):
+    def work(world):
+        everybody = ScoreAccumulator().of_all(world)
+        with pytest.raises(UserError, match="received 0 rows"):
+            everybody.result()
+        return len(everybody)
+
+    assert in_ranks(3, work) == [0, 0, 0]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from embeddings.collection import EmbeddingCollection
-from embeddings.types import TableSpec
-from training.optimizers import (
-    DENSE_OPTIMIZERS,
-    MODEL_PREFIXES,
-    Optimizer,
-    model_state,
-    unique_names,
-)
+from embeddings.config import LOCAL, Sharding
+from embeddings.types import Placement, Plan, TableSpec
+from errors import UserError
+from training.checkpoint import CheckpointStore, open_checkpoint
+from training.optimizers import DENSE_OPTIMIZERS, Optimizer
+from training.state import MODEL_PREFIXES, model_states, unique_names
 
 ROWS, D, LR = 6, 3, 0.05
 RNG = np.random.default_rng(0)
@@ -23,10 +23,15 @@ RNG = np.random.default_rng(0)
 class Scorer(tf.keras.Model):
     """One table, two dense layers and a counter that is not trained."""
 
-    def __init__(self, table="item"):
+    def __init__(self, optimizer=None, strategy=None):
         super().__init__()
-        tables = [TableSpec(table, ROWS, D), TableSpec(f"{table}_unused", 2, D)]
-        self.embeddings = EmbeddingCollection(tables, {"id": table})
+        tables = (TableSpec("item", ROWS, D, optimizer=optimizer), TableSpec("item_unused", 2, D))
+        sharding = LOCAL
+        if strategy is not None:
+            owners = (0,) if strategy in ("table_wise", "column_wise") else ()
+            placements = tuple(Placement(table.name, strategy, owners) for table in tables)
+            sharding = Sharding("horovod", Plan(1, tables, placements))
+        self.embeddings = EmbeddingCollection(tables, {"id": "item"}, sharding=sharding)
         self.hidden = tf.keras.layers.Dense(4, activation="tanh")
         self.logit = tf.keras.layers.Dense(1)
         self.calls = tf.Variable(0, trainable=False, dtype=tf.int64, name="calls")
@@ -35,9 +40,9 @@ class Scorer(tf.keras.Model):
         return self.logit(self.hidden(self.embeddings({"id": ids})["id"]))
 
 
-def make(ids=range(ROWS)):
-    model = Scorer()
-    model(tf.constant(list(ids)))
+def make(**options):
+    model = Scorer(**options)
+    model(tf.range(ROWS))
     return model
 
 
@@ -57,6 +62,7 @@ def test_with_every_row_in_every_step_it_is_keras(name, decay):
     theirs.set_weights(ours.get_weights())
     optimizer = Optimizer(name, LR, decay, ours)
     keras = DENSE_OPTIMIZERS[name](LR, weight_decay=decay or None)
+    accumulator = np.full([ROWS, 1], 0.1)
     for _ in range(4):
         order = RNG.permutation(ROWS)
         ids, targets = tf.constant(order), tf.constant(RNG.normal(size=(ROWS, 1)), tf.float32)
@@ -65,6 +71,14 @@ def test_with_every_row_in_every_step_it_is_keras(name, decay):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(theirs(ids) - targets))
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
+        if name == "rowwise_adagrad":  # Keras has none, so its tables are NumPy's
+            table = theirs.embeddings.table_variables["item"]
+            (place,) = (i for i, v in enumerate(variables) if v is table)
+            gradient = gradients.pop(place).numpy()
+            accumulator += np.square(gradient).mean(1, keepdims=True)
+            rows = table.numpy() * (1 - LR * decay)
+            table.assign(rows - LR * gradient / (np.sqrt(accumulator) + 1e-7))
+            variables.pop(place)
         keras.apply_gradients(zip(gradients, variables, strict=True))
     assert optimizer.iterations == 4
     for found, expected in zip(ours.weights, theirs.weights, strict=True):
@@ -91,8 +105,10 @@ def test_every_trainable_variable_is_covered_once():
     optimizer = Optimizer("adam", LR, 0.0, model)
     covered = [id(v) for v in optimizer.variables_to_differentiate]
     assert sorted(covered) == sorted(id(v) for v in model.trainable_variables)
-    assert set(optimizer.tables) == {"item", "item_unused"}
-    assert not {id(v) for v in optimizer.dense} & {id(v) for v in optimizer.tables.values()}
+    tables = model.embeddings.table_variables
+    assert set(tables) == {"item", "item_unused"}
+    assert covered == [*map(id, optimizer.dense), *map(id, tables.values())]
+    assert len(optimizer.dense) == 4
 
 
 def test_a_variable_that_would_not_be_updated_is_refused():
@@ -131,8 +147,115 @@ def test_variables_without_gradient_are_left_alone():
         np.testing.assert_array_equal(weight, value)
 
 
+def test_a_table_may_have_an_optimizer_of_its_own():
+    """Its table takes plain steps of gradient descent, the rest of the model Adam's."""
+    model = make(optimizer="sgd")
+    optimizer = Optimizer("adam", LR, 0.0, model)
+    ids, targets = tf.constant([1, 4]), tf.constant([[1.0], [-1.0]])
+    rows = model.embeddings.table_variables["item"]
+    dense = [v.numpy() for v in optimizer.dense]
+    for _ in range(2):
+        before = rows.numpy()
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(ids) - targets))
+        gradients = tape.gradient(loss, optimizer.variables_to_differentiate)
+        slices = tf.convert_to_tensor(gradients[len(optimizer.dense)]).numpy()
+        optimizer.apply(gradients)
+        np.testing.assert_allclose(rows, before - LR * slices, rtol=1e-6, atol=1e-7)
+        if optimizer.iterations == 1:  # Adam's first step is the learning rate, whatever the slope
+            moved = [np.abs(v - b).max() for v, b in zip(optimizer.dense, dense, strict=True)]
+            np.testing.assert_allclose(moved, LR, rtol=1e-3)
+    names = set(optimizer.states())
+    assert not any(name.startswith("optimizer/item/") for name in names)
+    assert {"optimizer/item_unused/m", "optimizer/item_unused/v"} <= names
+
+
+class TwoRanks:
+    """A world whose other rank has the same gradients, which counts what it is asked."""
+
+    rank, size, local_rank, local_size = 0, 2, 0, 2
+
+    def __init__(self):
+        self.calls = []
+
+    def sum(self, tensors, wire_dtype="float32"):
+        self.calls.append((len(tensors), wire_dtype))
+        return [2 * tensor for tensor in tensors]
+
+
+def test_dense_gradients_are_summed_once_and_all_together():
+    model, world = make(), TwoRanks()
+    optimizer = Optimizer("sgd", LR, 0.0, model, world=world, wire_dtype="bfloat16")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(model(tf.range(ROWS))))
+    given = tape.gradient(loss, optimizer.variables_to_differentiate)
+    given[1] = None  # of a variable that the loss does not depend on
+    reduced = optimizer.reduced(given)
+    assert world.calls == [(3, "bfloat16")]
+    assert len(reduced) == len(given)
+    for number, (found, gradient) in enumerate(zip(reduced, given, strict=True)):
+        if gradient is None:
+            assert found is None
+        elif number < len(optimizer.dense):
+            np.testing.assert_array_equal(found, 2 * gradient)
+        else:
+            assert found is gradient  # a table's: what the backend said, here nothing
+
+
+@pytest.mark.parametrize("strategy", ["data_parallel", "table_wise", "row_wise", "column_wise"])
+@pytest.mark.parametrize("name", DENSE_OPTIMIZERS)
+def test_one_process_of_horovod_trains_as_the_local_backend(name, strategy):
+    pytest.importorskip("horovod.tensorflow")
+    steps = [tf.constant(RNG.integers(0, ROWS, 5)) for _ in range(3)]
+    tensors = []
+    for sharded in (None, strategy):
+        tf.keras.utils.set_random_seed(2)
+        model = make(strategy=sharded)
+        optimizer = Optimizer(name, LR, 0.01, model)
+        for ids in steps:
+            step_of(model, optimizer, ids, tf.cast(ids[:, tf.newaxis], tf.float32))
+        tensors.append(values_of(model_states(model) | optimizer.states()))
+    assert set(tensors[0]) == set(tensors[1])
+    for tensor, expected in tensors[0].items():
+        np.testing.assert_allclose(
+            tensors[1][tensor], expected, rtol=1e-5, atol=1e-6, err_msg=tensor
+        )
+
+
+def test_an_optimizer_that_needs_whole_rows_refuses_pieces_of_them():
+    model = make()
+    (part, *_) = model.embeddings.backend.held
+    half = dataclasses.replace(part, shard=dataclasses.replace(part.shard, columns=range(2)))
+
+    class Halves(type(model.embeddings.backend)):
+        held = (half,)
+
+    model.embeddings.backend.__class__ = Halves
+    with pytest.raises(
+        UserError, match=r"rowwise_adagrad keeps one value a row .* table 'item' is sharded column"
+    ):
+        Optimizer("rowwise_adagrad", LR, 0.0, model)
+    Optimizer("adagrad", LR, 0.0, model)
+
+
+def values_of(states):
+    """Whole tensors by name; one process holds all of their parts."""
+    tensors = {}
+    for name, state in states.items():
+        tensors[name] = np.full(state.shape, -99, state.dtype)
+        for part in state.parts:
+            block = np.concatenate([np.atleast_1d(b) for b in part.blocks()])
+            if not state.shape:
+                tensors[name] = block[0]
+            elif part.columns is None:
+                tensors[name][list(part.rows)] = block
+            else:
+                tensors[name][np.ix_(list(part.rows), list(part.columns))] = block
+    return tensors
+
+
 def names(model, optimizer):
-    return sorted(model_state(model)), sorted(optimizer.state())
+    return sorted(model_states(model)), sorted(optimizer.states())
 
 
 def test_names_do_not_depend_on_what_the_process_built_before():
@@ -154,14 +277,19 @@ def test_names_do_not_depend_on_what_the_process_built_before():
 def test_state_holds_every_variable_once():
     model = make()
     optimizer = Optimizer("adam", LR, 0.0, model)
-    state = model_state(model)
-    assert sorted(id(v) for v in state.values()) == sorted(id(w) for w in model.weights)
+    states = model_states(model)
+    held = [id(part.variable) for state in states.values() for part in state.parts]
+    assert sorted(held) == sorted(id(w) for w in model.weights)
+    for state in states.values():
+        (part,) = state.parts
+        assert state.shape == tuple(part.variable.shape)
     # Adam: m and v of 4 dense variables and 2 tables, and the counter.
-    assert len(optimizer.state()) == 2 * 6 + 1
-    assert len({id(v) for v in optimizer.state().values()}) == 2 * 6 + 1
+    of_optimizer = optimizer.states()
+    assert len(of_optimizer) == 2 * 6 + 1
+    assert len({id(p.variable) for s in of_optimizer.values() for p in s.parts}) == 2 * 6 + 1
 
 
-def test_restored_state_continues_exactly():
+def test_restored_state_continues_exactly(tmp_path):
     ids, targets = tf.constant([1, 4, 1]), tf.constant([[1.0], [-1.0], [1.0]])
     first = make()
     optimizer = Optimizer("adam", LR, 0.01, first)
@@ -169,9 +297,12 @@ def test_restored_state_continues_exactly():
         step_of(first, optimizer, ids, targets)
     second = make()
     resumed = Optimizer("adam", LR, 0.01, second)
-    saved = {n: v.numpy() for n, v in {**model_state(first), **optimizer.state()}.items()}
-    for name, variable in {**model_state(second), **resumed.state()}.items():
-        variable.assign(saved[name])
+    pieces = {n: s.pieces() for n, s in (model_states(first) | optimizer.states()).items()}
+    saved = open_checkpoint(CheckpointStore(tmp_path).save(3, pieces, {}))
+    states = model_states(second) | resumed.states()
+    assert set(saved) == set(states)
+    for name, state in states.items():
+        state.restore(name, saved)
     for model, opt in ((first, optimizer), (second, resumed)):
         for _ in range(2):
             step_of(model, opt, ids, targets)

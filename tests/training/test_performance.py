@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from errors import UserError
-from training.performance import PerformanceMeter
+from training.performance import PerformanceMeter, combined
 
 
 class Clock:
@@ -75,3 +75,18 @@ def test_nothing_measured_is_an_error_that_says_what_to_do():
     run(meter, clock, [1] * 20)
     with pytest.raises(UserError, match=r"20 steps were run.*Lower --benchmark_warmup_steps"):
         meter.results()
+
+
+def test_processes_that_share_every_step_add_up_what_they_did_in_the_same_time():
+    figures = []
+    for samples, durations in ((10, [2, 1, 3]), (30, [2, 1, 5])):
+        clock = Clock()
+        meter = PerformanceMeter(warmup_steps=1, clock=clock)
+        run(meter, clock, durations, samples)
+        figures.append(meter.results())
+    together = combined(figures)
+    assert together["throughput"] == 20 / 4 + 60 / 6
+    assert together["latency_mean"] == 3000.0
+    assert together["time"] == 8.0
+    assert set(together) == set(figures[0])
+    assert combined(figures[:1]) == figures[0]

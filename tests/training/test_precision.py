@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from training.precision import LossScale, amp_policy
+from training.precision import LossScale, all_finite, amp_policy
 
 GOOD = tf.constant([1.0, 2.0])
 BAD = {"inf": np.inf, "-inf": -np.inf, "nan": np.nan}
@@ -40,31 +40,41 @@ def test_scaled_loss_and_unscaled_gradients(dtype):
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_gradient_that_is_not_finite_halves_the_scale(value, sparse):
-    scale = LossScale(initial=16.0, growth_steps=5)
-    assert scale.update([GOOD, None])
+def test_a_gradient_that_is_not_finite_is_found(value, sparse):
+    assert all_finite([GOOD, None])
     bad = tf.constant([[1.0, value]])
     gradient = tf.IndexedSlices(bad, tf.constant([3]), [9, 2]) if sparse else bad
-    assert not scale.update([GOOD, None, gradient])
-    assert scale.scale == 8.0
-    assert scale.good_steps == 0
+    assert not all_finite([GOOD, None, gradient])
+    assert not all_finite([gradient])
+
+
+def test_gradients_of_no_row_are_finite():
+    none = tf.zeros([0, 2])
+    assert all_finite([none, tf.IndexedSlices(none, tf.zeros([0], tf.int32))])
+
+
+def test_a_step_that_is_not_finite_halves_the_scale():
+    scale = LossScale(initial=16.0, growth_steps=5)
+    scale.update(tf.constant(True))
+    assert (scale.scale, scale.good_steps) == (16.0, 1)
+    scale.update(tf.constant(False))
+    assert (scale.scale, scale.good_steps) == (8.0, 0)
 
 
 def test_the_scale_doubles_after_enough_good_steps():
     scale = LossScale(initial=4.0, growth_steps=3)
     seen = []
-    for gradient in [GOOD] * 7:
-        assert scale.update([gradient])
+    for _ in range(7):
+        scale.update(tf.constant(True))
         seen.append(float(scale.scale))
     assert seen == [4, 4, 8, 8, 8, 16, 16]
 
 
 def test_an_overflow_starts_the_count_again():
     scale = LossScale(initial=4.0, growth_steps=3)
-    inf = tf.constant([np.inf])
     seen = []
-    for gradient in [GOOD, GOOD, inf, GOOD, GOOD, GOOD]:
-        scale.update([gradient])
+    for finite in [True, True, False, True, True, True]:
+        scale.update(tf.constant(finite))
         seen.append(float(scale.scale))
     assert seen == [4, 4, 2, 2, 2, 4]
 
@@ -72,7 +82,7 @@ def test_an_overflow_starts_the_count_again():
 def test_the_scale_never_falls_below_1():
     scale = LossScale(initial=2.0)
     for _ in range(5):
-        scale.update([tf.constant([np.nan])])
+        scale.update(tf.constant(False))
     assert scale.scale == 1.0
 
 
@@ -101,7 +111,9 @@ def test_in_a_graph_a_bad_step_is_skipped():
         with tf.GradientTape() as tape:
             loss = scale.scaled(factor * weight)
         gradients = scale.unscaled([tape.gradient(loss, weight)])
-        if scale.update(gradients):
+        finite = all_finite(gradients)
+        scale.update(finite)
+        if finite:
             weight.assign_sub(0.1 * gradients[0])
 
     step(tf.constant(2.0))

@@ -80,7 +80,13 @@ def quiet(directory: Path, **more: Any) -> RunLogger:
 
 
 def state(trained: Any) -> dict[str, np.ndarray]:
-    return {name: variable.numpy() for name, variable in trained._state().items()}
+    """Every tensor of a run in one process: all of its parts are whole."""
+    tensors = {}
+    for name, found in trained._states().items():
+        (part,) = found.parts
+        tensors[name] = part.variable.numpy()
+        assert tensors[name].shape == found.shape
+    return tensors
 
 
 def interrupt_after(trained: Any, steps: int) -> None:
@@ -179,16 +185,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     trained = trainer(
         dataset, results_dir=tmp_path, save_checkpoint_path=tmp_path / "saved", checkpoint_every=1
     )
-    original = trained._train_step
+    original = trained._source.train_feeds
 
-    def poisoned(*arguments: Any) -> None:
-        if trained.position.total_steps == 2:
-            trained._model.trainable_variables[-1].assign(
-                trained._model.trainable_variables[-1] * np.nan
-            )
-        original(*arguments)
+    def feeds(epoch: int, first_step: int) -> Iterator[Any]:
+        weight = trained._model.trainable_variables[-1]
+        for feed in original(epoch, first_step):
+            if trained.position.total_steps == 2:
+                weight.assign(weight * np.nan)
+            yield feed
 
-    trained._train_step = poisoned
+    trained._source.train_feeds = feeds
     with (
         quiet(tmp_path) as log,
         pytest.raises(UserError, match=r"loss is nan.*epoch 0, step 2.*user_id=.*Lower --lr"),

@@ -1,0 +1,57 @@
+"""The shardings of one process, over which the tests of the collection run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from embeddings.config import LOCAL, Sharding
+from embeddings.sharding import STRATEGIES
+from embeddings.types import Placement, Plan, TableSpec
+
+# The names of the backends stand here, since importing BACKENDS would import TensorFlow;
+# test_collection.py says that none is missing.
+SHARDINGS = ("local", *(f"horovod/{strategy}" for strategy in STRATEGIES), "horovod/mixed", "sok")
+
+
+def plan_of(tables: Sequence[TableSpec], mix: str, ranks: int) -> Plan:
+    """Every table by one strategy, or ("mixed") each by another; owners take turns."""
+    names = list(STRATEGIES)
+    placements = []
+    for number, table in enumerate(tables):
+        strategy = names[(number + 1) % len(names)] if mix == "mixed" else mix
+        owners: tuple[int, ...] = ()
+        if strategy == "table_wise":
+            owners = (number % ranks,)
+        elif strategy == "column_wise":
+            pieces = min(ranks, table.dim)
+            owners = tuple((number + piece) % ranks for piece in range(pieces))
+        placements.append(Placement(table.name, strategy, owners))
+    return Plan(ranks, tuple(tables), tuple(placements))
+
+
+@pytest.fixture(scope="session")
+def make_plan() -> Callable[[Sequence[TableSpec], str, int], Plan]:
+    return plan_of
+
+
+@pytest.fixture(scope="session", params=SHARDINGS)
+def sharding_of(request: pytest.FixtureRequest) -> Callable[[Sequence[TableSpec]], Sharding]:
+    """Makes the sharding of tables in one process; `backend` and `strategy` are its attributes."""
+    backend, _, mix = request.param.partition("/")
+    if backend == "sok":
+        pytest.skip("sok needs a GPU and Sparse Operation Kit; tests/embeddings/test_sok.py")
+    if backend == "horovod":
+        pytest.importorskip("horovod.tensorflow").init()
+
+    def make(tables: Sequence[TableSpec]) -> Sharding:
+        return LOCAL if backend == "local" else Sharding(backend, plan_of(tables, mix, ranks=1))
+
+    make.backend, make.strategy = backend, mix
+    return make
+
+
+@pytest.fixture(scope="session")
+def all_shardings() -> tuple[str, ...]:
+    return SHARDINGS

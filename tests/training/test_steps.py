@@ -1,0 +1,379 @@
+"""The shares of ranks add up to the batch: losses, gradients and flags, against one process."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from embeddings.collection import EmbeddingCollection
+from embeddings.types import TableSpec
+from errors import UserError
+from models import MODELS
+from training.optimizers import Optimizer
+from training.precision import LossScale
+from training.steps import Steps
+
+LENGTHS = [9, 0, 3, 7, 1, 8, 2, 9, 5, 0, 6, 4, 9]
+SPLITS = {1: [13], 2: [9, 4], 3: [7, 0, 6], 4: [1, 5, 0, 7]}  # rows by rank
+EACH = pytest.mark.parametrize("name", MODELS)
+WORLDS = pytest.mark.parametrize("ranks", SPLITS)
+
+pytestmark = pytest.mark.usefixtures("eagerly")
+
+
+class Batches:
+    """A few batches, or some rows of each, as a source; its feeds are their numbers."""
+
+    group_feature = "user_id"
+
+    def __init__(self, batches, rows=slice(None), parts=1):
+        self._batches, self._rows, self._parts = batches, rows, parts
+
+    def train_feeds(self):
+        yield from range(len(self._batches))
+
+    def train_batch(self, feed):
+        number, part = feed if isinstance(feed, tuple) else (feed, None)
+        features, labels = self._batches[number]
+        rows = np.arange(len(labels))[self._rows]
+        if part is not None:
+            rows = np.array_split(rows, self._parts)[part]
+        return {n: tf.constant(v[rows]) for n, v in features.items()}, tf.constant(labels[rows])
+
+    def parts_of(self, feed):
+        return [(feed, part) for part in range(self._parts)]
+
+    def eval_batch(self, split, feed):
+        assert split == "test"
+        features, labels = self.train_batch(feed)
+        return {n: v for n, v in features.items() if not n.endswith("_negatives")}, labels
+
+
+@pytest.fixture
+def make(make_schema, make_batch):
+    """Makes copies of a model, alike in every weight."""
+
+    def model_of(name, copies, **options):
+        config = MODELS[name].config_class(
+            **{"embedding_dim": 3, "max_seq_length": 9, "long_seq_length": 5, **options}
+        )
+        batch, _ = make_batch([1])
+        models = []
+        for _ in range(copies):
+            tf.keras.utils.set_random_seed(5)
+            model = MODELS[name](make_schema(), config)
+            model({n: v for n, v in batch.items() if not n.endswith("_negatives")})
+            models.append(model)
+        return models
+
+    return model_of
+
+
+def rows_of(ranks, rank):
+    bounds = np.concatenate([[0], np.cumsum(SPLITS[ranks])])
+    return slice(int(bounds[rank]), int(bounds[rank + 1]))
+
+
+def recorded(optimizer):
+    """Makes the optimizer keep what it is to apply, rather than to apply it."""
+    kept = []
+    optimizer.apply = kept.append
+    return kept
+
+
+def dense_of(gradients, variables):
+    return [
+        np.zeros(v.shape) if g is None else tf.convert_to_tensor(g).numpy()
+        for g, v in zip(gradients, variables, strict=True)
+    ]
+
+
+def step(model, source, world=None, **options):
+    """One step: its result, and the gradients it would apply, those of tables last."""
+    more = {} if world is None else {"world": world}
+    optimizer = Optimizer("sgd", 0.1, 0.0, model, **more)
+    kept = recorded(optimizer)
+    steps = Steps(model, optimizer, source, options.pop("loss_scale", None), **more, **options)
+    ((_, result),) = steps.train(iter([0]))
+    variables = optimizer.variables_to_differentiate
+    return (
+        {name: value.numpy() for name, value in result.items()},
+        dense_of(kept[0], variables),
+        len(optimizer.dense),
+    )
+
+
+def by_hand(model, batch):
+    """Losses and gradients of a batch without Steps: what the model says, added up."""
+    features, labels = ({n: tf.constant(v) for n, v in batch[0].items()}, tf.constant(batch[1]))
+    (output,) = model.model_outputs
+    with tf.GradientTape() as tape:
+        logits = model(features, targets=labels, training=True)
+        losses = [output.default_loss(labels, logits), *model.losses]
+        total = tf.add_n(losses)
+    names = ["head_loss", *model.body.added_losses]
+    tables = list(model.body.embeddings.table_variables.values())
+    held = {id(table) for table in tables}
+    variables = [v for v in model.trainable_variables if id(v) not in held] + tables
+    found = {name: float(loss) for name, loss in zip(names, losses, strict=True)}
+    gradients = dense_of(tape.gradient(total, variables), variables)
+    return {**found, "total_loss": float(total)}, gradients
+
+
+@EACH
+@WORLDS
+def test_shares_add_up_to_the_losses_and_gradients_of_the_batch(
+    make, make_batch, in_ranks, name, ranks
+):
+    """Ranks' means differ in what they are means of: rows, and steps of the auxiliary loss."""
+    batch = make_batch(LENGTHS)
+    *models, whole = make(name, ranks + 1)
+    losses, gradients = by_hand(whole, batch)
+
+    def work(world):
+        return step(models[world.rank], Batches([batch], rows_of(ranks, world.rank)), world)
+
+    answers = in_ranks(ranks, work)
+    for result, _, _ in answers:
+        assert set(result) == {*losses, "rows", "finite", "stop"}
+        for loss, expected in losses.items():
+            assert result[loss] == pytest.approx(expected, rel=1e-6), loss
+        assert (result["rows"], result["finite"], result["stop"]) == (26, True, 0)
+    for number, expected in enumerate(gradients):
+        found = [gradients[number] for _, gradients, _ in answers]
+        dense = answers[0][2]
+        # Dense gradients are summed over the ranks; here, each rank has tables of its own.
+        total = found[0] if number < dense else np.sum(found, 0)
+        np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-7)
+        if number < dense:
+            assert all(np.array_equal(values, found[0]) for values in found)
+
+
+def test_without_added_names_losses_are_numbered_and_weighted_by_rows(in_ranks):
+    class Plain(tf.keras.Model):
+        """Adds the mean of its logits as a loss, and does not say what it is."""
+
+        def __init__(self):
+            super().__init__()
+            self.embeddings = EmbeddingCollection([TableSpec("a", 5, 1)], {"a": "a"}, seed=2)
+            self.model_outputs = (
+                types.SimpleNamespace(default_loss=tf.keras.losses.MeanSquaredError()),
+            )
+
+        @property
+        def first(self):
+            return self
+
+        def call(self, inputs, targets=None, training=False):
+            logits = self.embeddings({"a": inputs["a"]})["a"]
+            if training:
+                self.add_loss(
+                    tf.math.divide_no_nan(
+                        tf.reduce_sum(logits), tf.cast(tf.size(logits), tf.float32)
+                    )
+                )
+            return logits
+
+    ids = np.array([1, 2, 4, 4, 0], np.int32)
+    batch = {"a": ids}, np.arange(5, dtype=np.float32)[:, np.newaxis]
+    models = [Plain() for _ in range(3)]
+    for model in models:
+        model({"a": tf.constant(ids)})
+    logits = models[0].embeddings.table_variables["a"].numpy()[ids]
+    shares = [slice(0, 1), slice(1, 1), slice(1, 5)]
+
+    def work(world):
+        return step(models[world.rank], Batches([batch], shares[world.rank]), world)
+
+    for result, _, _ in in_ranks(3, work):
+        assert result["head_loss"] == pytest.approx(np.square(logits - batch[1]).mean(), rel=1e-6)
+        assert result["added_loss_0"] == pytest.approx(logits.mean(), rel=1e-5)
+        total = result["head_loss"] + result["added_loss_0"]
+        assert result["total_loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_every_rank_hears_how_many_want_to_stop(make, make_batch, in_ranks):
+    models, batch = make("din", 3), make_batch(LENGTHS)
+
+    def work(world):
+        model = models[world.rank]
+        optimizer = Optimizer("sgd", 0.0, 0.0, model, world=world)
+        source = Batches([batch] * 3, rows_of(3, world.rank))
+        steps = Steps(model, optimizer, source, None, world=world)
+        asked = iter([False, world.rank == 1, world.rank != 1])
+        return [int(r["stop"]) for _, r in steps.train(source.train_feeds(), lambda: next(asked))]
+
+    assert in_ranks(3, work) == [[0, 1, 2]] * 3
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_gradient_that_is_not_finite_on_one_rank_is_so_for_all(
+    make, make_batch, in_ranks, scaled
+):
+    """With loss scaling all skip the step and halve their scale; without, the trainer stops."""
+    models, batch = make("din", 3), make_batch(LENGTHS)
+    scales = [LossScale(initial=8.0) for _ in range(3)]
+    kept = [model.get_weights() for model in models]
+
+    def work(world):
+        model, scale = models[world.rank], scales[world.rank] if scaled else None
+        optimizer = Optimizer("sgd", 0.1, 0.0, model, world=world)
+        source = Batches([batch] * 2, rows_of(3, world.rank))
+        steps = Steps(model, optimizer, source, scale, world=world)
+        head = steps._head_loss
+        poison = [world.rank == 2, False]
+
+        @tf.custom_gradient
+        def poisoned(loss):
+            return loss, lambda upstream: upstream * np.nan
+
+        def loss(labels, logits):
+            value = head(labels, logits)
+            return poisoned(value) if poison.pop(0) else value
+
+        steps._head_loss = loss
+        results = steps.train(source.train_feeds())
+        _, first = next(results)
+        after_first = model.get_weights()
+        second = next(results)[1] if scaled else None
+        return bool(first["finite"]), after_first, second and bool(second["finite"])
+
+    for rank, (first, weights, second) in enumerate(in_ranks(3, work)):
+        assert not first
+        if scaled:
+            assert second
+            assert scales[rank].scale == 4.0
+            for found, before in zip(weights, kept[rank], strict=True):
+                np.testing.assert_array_equal(found, before)
+            moved = zip(models[rank].get_weights(), kept[rank], strict=True)
+            assert any((found != before).any() for found, before in moved)
+
+
+def trained(model, batches, **options):
+    tf.config.run_functions_eagerly(False)  # as a run does it
+    optimizer = Optimizer("adagrad", 0.1, 0.0, model)
+    source = Batches(batches, parts=options.pop("parts", 1))
+    steps = Steps(model, optimizer, GraphBatches(source), None, **options)
+    feeds, losses = [], []
+    for feed, result in steps.train(source_feeds(source)):
+        feeds.append(feed)
+        losses.append({name: value.numpy() for name, value in result.items()})
+    return feeds, losses, model.get_weights()
+
+
+class GraphBatches:
+    """Feeds that are the batches: a graph takes no number for one."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def train_batch(self, feed):
+        return feed
+
+    def parts_of(self, feed):
+        features, labels = feed
+        cuts = np.array_split(np.arange(len(labels)), self._source._parts)
+        return [
+            ({n: tf.gather(v, c) for n, v in features.items()}, labels[c[0] : c[-1] + 1])
+            for c in cuts
+        ]
+
+
+def source_feeds(source):
+    return (source.train_batch(number) for number in source.train_feeds())
+
+
+@EACH
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_ids_that_travel_ahead_change_nothing(make, make_batch, name, count):
+    batches = [make_batch(LENGTHS, seed=seed) for seed in range(count)]
+    plain, ahead = make(name, 2)
+    feeds, losses, weights = trained(plain, batches)
+    ahead_feeds, ahead_losses, ahead_weights = trained(ahead, batches, prefetch_ids=True)
+    assert len(feeds) == len(ahead_feeds) == count
+    for feed, ahead_feed in zip(feeds, ahead_feeds, strict=True):
+        np.testing.assert_array_equal(ahead_feed[1], feed[1])
+    for found, expected in zip(ahead_losses, losses, strict=True):
+        assert found == pytest.approx(expected, rel=1e-6)
+    for found, expected in zip(ahead_weights, weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@EACH
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_batch_in_parts_is_the_batch(make, make_batch, name, parts):
+    batches = [make_batch(LENGTHS, seed=seed) for seed in range(3)]
+    plain, cut = make(name, 2)
+    _, losses, weights = trained(plain, batches)
+    _, cut_losses, cut_weights = trained(cut, batches, in_parts=True, parts=parts)
+    for found, expected in zip(cut_losses, losses, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    for found, expected in zip(cut_weights, weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@EACH
+def test_in_parts_the_result_has_the_same_bits_on_any_number_of_ranks(
+    make, make_batch, in_ranks, name
+):
+    """Six parts in turn, on 1, 2, 3 or 6 ranks; tables are the backend's, see tests/distributed."""
+    batch = make_batch([*LENGTHS, 5, 9, 1, 2, 3])  # 18 histories, 3 a part
+    found = []
+    for ranks in (1, 2, 3, 6):
+        models = make(name, ranks)
+
+        def work(world, ranks=ranks, models=models):
+            share = 18 // ranks
+            rows = slice(world.rank * share, (world.rank + 1) * share)
+            source = Batches([batch], rows, parts=6 // ranks)
+            result, gradients, dense = step(models[world.rank], source, world, in_parts=True)
+            return result, gradients[:dense]
+
+        found += in_ranks(ranks, work)
+    first_result, first_gradients = found[0]
+    assert len(first_gradients) > 4
+    for result, gradients in found[1:]:
+        assert result == first_result
+        for gradient, expected in zip(gradients, first_gradients, strict=True):
+            np.testing.assert_array_equal(gradient, expected)
+
+
+def test_evaluation_gives_labels_logits_and_groups(make, make_batch):
+    (model,) = make("din", 1)
+    batch = make_batch(LENGTHS)
+    source = Batches([batch], slice(0, 4))
+    labels, logits, groups = Steps(model, None, source, None).evaluate("test", 0)
+    features, _ = source.eval_batch("test", 0)
+    np.testing.assert_array_equal(labels, batch[1][:4])
+    np.testing.assert_allclose(logits, model(features), rtol=1e-6)
+    np.testing.assert_array_equal(groups, batch[0]["user_id"][:4])
+    source.group_feature = None
+    assert Steps(model, None, source, None).evaluate("test", 0)[2] is None
+
+
+def test_evaluation_of_a_rank_without_rows(make, make_batch):
+    (model,) = make("sim", 1)
+    source = Batches([make_batch(LENGTHS)], slice(0, 0))
+    labels, logits, groups = Steps(model, None, source, None).evaluate("test", 0)
+    assert labels.shape == logits.shape == [0, 2]
+    assert groups.shape == [0]
+
+
+def test_training_needs_an_optimizer(make, make_batch):
+    (model,) = make("din", 1)
+    steps = Steps(model, None, Batches([make_batch(LENGTHS)]), None)
+    with pytest.raises(ValueError, match="need an optimizer"):
+        next(steps.train(iter([0])))
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("prefetch_ids", "prefetch_ids"), ("in_parts", "micro_batches")]
+)
+def test_a_model_that_does_not_say_which_ids_it_looks_up_is_refused(make, option, name):
+    (model,) = make("din", 1)
+    silent = types.SimpleNamespace(first=object(), model_outputs=model.model_outputs)
+    with pytest.raises(UserError, match=rf"{name}: .*\(`lookups`\).*Leave --{name} out"):
+        Steps(silent, None, None, None, **{option: True})
