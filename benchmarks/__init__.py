@@ -10,7 +10,9 @@ from __future__ import annotations
 BENCHMARKS = {
     "accuracy": "benchmarks.accuracy",
     "loader": "benchmarks.loader",
+    "sharding": "benchmarks.sharding",
     "sim_inference": "benchmarks.sim_inference",
     "sim_train": "benchmarks.sim_train",
     "synthetic": "benchmarks.synthetic",
+    "world_size": "benchmarks.world_size",
 }

@@ -1,0 +1,200 @@
+"""What sharding SIM's tables costs: speed by ranks, bytes exchanged, and weak scaling."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness import Report, Timing, interleave
+
+if TYPE_CHECKING:
+    from benchmarks.rank_groups import RankGroup
+
+QUESTION = "What does sharding cost: samples/s on 1, 2 and 4 ranks, bytes, weak scaling?"
+
+_WORKER = "benchmarks.sharding_worker"
+_TARGET = 0.85  # weak-scaling efficiency (issue B, section E)
+_WARMUP_STEPS = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this benchmark's options."""
+    parser.add_argument(
+        "--users", type=int, help="users to generate (default: Amazon Books' 105925; quick 20000)"
+    )
+    parser.add_argument(
+        "--batch_per_rank",
+        type=int,
+        help="rows of a rank's part of a batch in weak scaling; of four ranks' in the other "
+        "measurement (default 4096; quick 2048)",
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", help="default 1 2 4; quick 1 2")
+    parser.add_argument(
+        "--strategy",
+        default="row_wise",
+        choices=["row_wise", "data_parallel"],
+        help="of all tables",
+    )
+    parser.add_argument(
+        "--wire_dtype", default="float32", choices=["float32", "bfloat16", "float16"]
+    )
+    parser.add_argument("--prefetch_ids", action="store_true", help="as in train.py")
+    parser.add_argument("--steps", type=int, help="steps of a measurement (default 8; quick 4)")
+    parser.add_argument("--rounds", type=int, help="measurements of each (default 5; quick 3)")
+    parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Times training steps of groups of processes in turn, all on this machine.
+
+    Args:
+      args: as from `add_arguments`, with `quick`.
+    """
+    from benchmarks.data import cached, generate_histories
+
+    quick = args.quick
+    users = args.users or (20_000 if quick else 105_925)
+    batch = args.batch_per_rank or (2048 if quick else 4096)
+    ranks = args.ranks or ([1, 2] if quick else [1, 2, 4])
+    dataset = generate_histories(cached("histories", {"users": users}, args.cache_dir), users=users)
+    config = {
+        "dataset_dir": str(dataset),
+        "strategy": args.strategy,
+        "wire_dtype": args.wire_dtype,
+        "prefetch_ids": args.prefetch_ids,
+        "warmup_steps": _WARMUP_STEPS,
+    }
+    sizes = {
+        "steps": args.steps or (4 if quick else 8),
+        "rounds": args.rounds or (3 if quick else 5),
+    }
+    strong = _strong(config, ranks, 4 * batch, **sizes)
+    weak = _weak(config, batch, **sizes)
+    return _report(strong, weak, args, batch, {**config, "users": users, **sizes})
+
+
+def _report(
+    strong: dict[int, dict[str, Any]],
+    weak: dict[str, Timing],
+    args: argparse.Namespace,
+    batch: int,
+    config: dict[str, Any],
+) -> Report:
+    efficiency = weak["2 ranks"].over(weak["1 rank"]) / 2
+    rows: list[list[object]] = []
+    for number, found in strong.items():
+        rows.append(
+            [
+                f"{number} ranks, {4 * batch:,} rows in all",
+                found["rate"].median,
+                found["sent"] / 1e6,
+                found["undeduplicated"] / 1e6,
+                found["all_reduce"] / 1e6,
+                1e3 * found["exchange_seconds"],
+                f"{100 * found['exchange_seconds'] / found['step_seconds']:.0f} %",
+            ]
+        )
+    for name, timing in weak.items():
+        rows.append([f"{name}, a core and {batch:,} rows each", timing.median, *[None] * 5])
+    figures: dict[str, Any] = {
+        "samples_per_second": {str(n): found["rate"].as_dict() for n, found in strong.items()},
+        "weak_samples_per_second": {name: timing.as_dict() for name, timing in weak.items()},
+        "by_ranks": {
+            str(n): {key: value for key, value in found.items() if key != "rate"}
+            for n, found in strong.items()
+        },
+    }
+    return Report(
+        title=f"SIM with tables {args.strategy}, Amazon Books cardinalities",
+        columns=[
+            "processes",
+            "samples/s",
+            "MB a step",
+            "without dedup",
+            "dense all-reduce",
+            "lookup ms",
+            "of the step",
+        ],
+        rows=rows,
+        config={**config, "batch_per_rank": batch},
+        figures=figures,
+        ratios={"weak_scaling_efficiency": efficiency},
+        notes=[
+            f"Weak scaling, 2 ranks against 1, one core each: {efficiency:.3f} (target {_TARGET}).",
+            "MB are sent by all ranks together in a step; what a rank sends to itself is left out. "
+            "Dense all-reduce: what a ring sends for whole-table gradients, as NVIDIA's SIM has "
+            "them. Lookup: ids out, vectors back, gradients out, alone; on one rank, a gather.",
+        ],
+    )
+
+
+def _strong(
+    config: dict[str, Any], ranks: list[int], batch: int, *, steps: int, rounds: int
+) -> dict[int, dict[str, Any]]:
+    """The same global batch on different numbers of ranks, all cores for everybody."""
+    found: dict[int, dict[str, Any]] = {n: {} for n in ranks}
+    with contextlib.ExitStack() as stack:
+        groups = {n: stack.enter_context(_group(n, config, batch, None)) for n in ranks}
+
+        def contender(number: int) -> Any:
+            def work() -> int:
+                answer = groups[number].call({"do": "train", "steps": steps})
+                found[number].update(
+                    sent=answer["sent"] / steps, step_seconds=answer["seconds"] / steps
+                )
+                return int(answer["rows"])
+
+            return work
+
+        rates = interleave({str(n): contender(n) for n in ranks}, rounds=rounds, warmup=1)
+        for number, group in groups.items():
+            exchange = group.call({"do": "exchange", "steps": steps})
+            undeduplicated = group.call({"do": "without_deduplication", "steps": 2})
+            found[number] |= {
+                "rate": rates[str(number)],
+                "exchange_seconds": exchange["seconds"] / steps,
+                "undeduplicated": undeduplicated["sent"] / 2,
+                "all_reduce": 2 * (number - 1) * 4 * _parameters(config),
+            }
+    return found
+
+
+def _weak(config: dict[str, Any], batch: int, *, steps: int, rounds: int) -> dict[str, Timing]:
+    """Twice the ranks for twice the batch, a core for each."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise RuntimeError("Weak scaling needs two cores.")
+    with contextlib.ExitStack() as stack:
+        groups = {
+            "1 rank": stack.enter_context(_group(1, config, batch, [cores[:1]])),
+            "2 ranks": stack.enter_context(_group(2, config, 2 * batch, [cores[:1], cores[1:2]])),
+        }
+
+        def contender(group: RankGroup) -> Any:
+            return lambda: int(group.call({"do": "train", "steps": steps})["rows"])
+
+        contenders = {name: contender(group) for name, group in groups.items()}
+        rates = interleave(contenders, rounds=rounds, warmup=1)
+    return rates
+
+
+def _group(
+    ranks: int, config: dict[str, Any], batch: int, cores: list[list[int]] | None
+) -> RankGroup:
+    from benchmarks.rank_groups import RankGroup
+
+    one_process = {"prefetch_ids": False} if ranks == 1 else {}
+    return RankGroup(ranks, _WORKER, {**config, **one_process, "batch": batch}, cores)
+
+
+def _parameters(config: dict[str, Any]) -> int:
+    """Weights of all tables."""
+    from dataloading.features import table_rows
+    from dataloading.histories import Histories
+    from models.config import SIMConfig
+
+    rows = table_rows(Histories.load(config["dataset_dir"]).schema)
+    return sum(rows.values()) * SIMConfig().embedding_dim

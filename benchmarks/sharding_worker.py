@@ -1,0 +1,148 @@
+"""One rank of the `sharding` benchmark: SIM, ready to train steps when told."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rank_groups import answer, commands, rank_config
+
+
+def main(directory: Path) -> None:
+    """Serves the commands of a group of ranks."""
+    config = rank_config(directory, int(os.environ.get("HOROVOD_RANK", "0")))  # before the threads
+    from training.distributed import start_world
+
+    world = start_world()
+    worker = Worker(config, world)
+    worker.train(config["warmup_steps"])
+    world.gather(None)
+    if world.rank == 0:
+        answer(directory, "ready", {})
+    for number, command in commands(directory):
+        found = getattr(worker, command["do"])(command["steps"])
+        world.gather(None)
+        if world.rank == 0:
+            answer(directory, f"answer-{number}", found)
+
+
+class Worker:
+    """SIM on one rank's part of the batches."""
+
+    def __init__(self, config: Mapping[str, Any], world: Any) -> None:
+        """Builds it.
+
+        Args:
+          config: dataset_dir, batch (rows, all ranks together), strategy, wire_dtype,
+            prefetch_ids.
+          world: the ranks.
+        """
+        import tensorflow as tf
+
+        from dataloading.histories import Histories
+        from dataloading.parts import Part
+        from dataloading.sources import ResidentSource
+        from dataloading.windows import WindowConfig
+        from embeddings.config import Sharding
+        from embeddings.types import Placement, Plan
+        from models import MODELS
+        from models.config import SIMConfig
+        from training.gathering import build_variables
+        from training.optimizers import Optimizer
+        from training.steps import Steps
+
+        self._world = world
+        histories = Histories.load(config["dataset_dir"])
+        self._source = ResidentSource(
+            histories,
+            WindowConfig(),
+            seed=0,
+            batch_size=config["batch"],
+            part=Part(world.rank, world.size),
+        )
+        options, sharding = SIMConfig(), Sharding()
+        self.tables = MODELS["sim"].tables(histories.schema, options)
+        if world.size > 1:
+            placements = tuple(Placement(t.name, config["strategy"]) for t in self.tables)
+            plan = Plan(world.size, tuple(self.tables), placements)
+            sharding = Sharding("horovod", plan, config["wire_dtype"])
+        tf.keras.utils.set_random_seed(0)
+        self._model = MODELS["sim"](histories.schema, options, sharding)
+        build_variables(self._model, self._source)
+        self._collection = self._model.body.embeddings
+        optimizer = Optimizer("adam", 0.01, 0.0, self._model, world=world)
+        steps = Steps(
+            self._model,
+            optimizer,
+            self._source,
+            None,
+            world=world,
+            prefetch_ids=config["prefetch_ids"],
+        )
+        self._steps = steps.train(self._feeds())
+        self._lookup = tf.function(self._look_up, reduce_retracing=True, autograph=False)
+
+    def train(self, steps: int) -> dict[str, Any]:
+        """Trains steps; seconds, rows (of all ranks) and bytes sent by all ranks."""
+        before = self._sent()
+        began, rows = time.perf_counter(), 0
+        for _, result in itertools.islice(self._steps, steps):
+            float(result["total_loss"])
+            rows += int(result["rows"])
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "rows": rows, "sent": self._sent() - before}
+
+    def exchange(self, steps: int) -> dict[str, Any]:
+        """Looks up what steps look up, there and back, and nothing else; seconds."""
+        feeds = list(itertools.islice(self._feeds(), steps))
+        self._lookup(feeds[0])
+        self._world.gather(None)
+        began = time.perf_counter()
+        for feed in feeds:
+            float(self._lookup(feed))
+        return {"seconds": time.perf_counter() - began}
+
+    def without_deduplication(self, steps: int) -> dict[str, Any]:
+        """Bytes that all ranks would send if every id travelled as often as it occurs."""
+        total = 0
+        for feed in itertools.islice(self._feeds(), steps):
+            features, _ = self._source.train_batch(feed)
+            by_feature = self._model.body.lookups(features)
+            tables = self._collection.get_config()["feature_tables"]
+            dims = {table.name: table.dim for table in self.tables}
+            for feature, ids in by_feature.items():
+                elsewhere = np.sum(ids.numpy() % self._world.size != self._world.rank)
+                total += int(elsewhere) * (4 + 2 * 4 * dims[tables[feature]])
+        return {"sent": sum(self._world.gather(total))}
+
+    def _feeds(self) -> Any:
+        return itertools.chain.from_iterable(
+            self._source.train_feeds(epoch, 0) for epoch in itertools.count()
+        )
+
+    def _look_up(self, feed: Any) -> Any:
+        import tensorflow as tf
+
+        features, _ = self._source.train_batch(feed)
+        variables = list(self._collection.backend.variables.values())
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            vectors = self._collection(self._model.body.lookups(features))
+            total = tf.add_n([tf.reduce_sum(v) for v in vectors.values()])
+        gradients = tape.gradient(total, variables)
+        return total + tf.add_n([tf.reduce_sum(g.values) for g in gradients])
+
+    def _sent(self) -> int:
+        own = sum(self._collection.backend.sent_bytes.values())
+        return sum(self._world.gather(own))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,205 @@
+"""Models, batches and plans of the equality tests, alike in the oracle's process and in the ranks.
+
+Loaded by path from both, so it imports nothing of the tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from embeddings.collection import EmbeddingCollection
+from embeddings.config import Sharding
+from embeddings.sharding import STRATEGIES
+from embeddings.types import Placement, Plan, TableSpec
+from models import MODELS
+from models.base import ClickLoss
+from models.config import SIMConfig
+
+STEPS = 5
+ROWS_A_RANK = {1: (13,), 2: (9, 4), 3: (7, 0, 6), 4: (5, 0, 7, 1)}  # of a batch of 13
+MIXES = (*STRATEGIES, "mixed")
+
+BAG_TABLES = (
+    TableSpec("words", rows=23, dim=4),
+    TableSpec("site", rows=11, dim=6),
+    TableSpec("tiny", rows=3, dim=4),  # fewer rows than ranks
+    TableSpec("tags", rows=17, dim=6),
+)
+BAGS = {"title": "words", "body": "words", "site": "site", "tiny": "tiny", "tags": "tags"}
+COMBINERS = {"title": "mean", "body": "sum", "tiny": "sqrtn", "tags": "mean"}
+
+SIM_OPTIONS = SIMConfig(
+    embedding_dim=5,  # divides by no number of ranks
+    max_seq_length=9,
+    long_seq_length=5,
+    k=2,
+    stage_one_mlp_dims=(6,),
+    stage_two_mlp_dims=(7, 4),
+    aux_mlp_dims=(6, 4),
+)
+
+
+class BagModel(tf.keras.Model):
+    """A DLRM-like model: bags and single ids, concatenated, through two layers to a logit."""
+
+    def __init__(self, sharding: Sharding) -> None:
+        super().__init__()
+        self.embeddings = EmbeddingCollection(
+            BAG_TABLES, BAGS, combiners=COMBINERS, sharding=sharding, seed=5
+        )
+        self._hidden = tf.keras.layers.Dense(6, activation="tanh")
+        self._logit = tf.keras.layers.Dense(1)
+        self.model_outputs = (types.SimpleNamespace(default_loss=ClickLoss()),)
+
+    @property
+    def first(self):
+        return self
+
+    def lookups(self, inputs):
+        return dict(inputs)
+
+    def call(self, inputs, targets=None, training=False):
+        del targets, training
+        vectors = self.embeddings(inputs)
+        return self._logit(self._hidden(tf.concat([vectors[name] for name in sorted(BAGS)], 1)))
+
+
+def bag_batch(rng: np.random.Generator, rows: range) -> tuple[dict, np.ndarray]:
+    """Rows of a batch of 13: empty bags, repeated ids, reserved ids."""
+
+    def bags(table: int, longest: int) -> list[list[int]]:
+        lengths = rng.integers(0, longest + 1, 13)
+        lengths[3] = 0
+        ids = [rng.integers(0, BAG_TABLES[table].rows, n).tolist() for n in lengths]
+        ids[5] = [2, 2, 2]  # out of vocabulary, three times
+        return ids
+
+    ragged = {"title": bags(0, 4), "body": bags(0, 6), "tiny": bags(2, 2)}
+    for name in ("title", "tiny"):
+        ragged[name][5] = ragged[name][5][:2]
+    site = rng.integers(0, BAG_TABLES[1].rows, 13).astype(np.int32)
+    tags = rng.integers(0, BAG_TABLES[3].rows, (13, 4)).astype(np.int32)
+    tags[4] = 0  # all padding
+    labels = rng.integers(0, 2, (13, 1)).astype(np.float32)
+    part = slice(rows.start, rows.stop)
+    features = {
+        name: tf.RaggedTensor.from_row_lengths(
+            tf.constant([i for bag in bags_of[part] for i in bag], tf.int32),
+            tf.constant([len(bag) for bag in bags_of[part]], tf.int64),
+        )
+        for name, bags_of in ragged.items()
+    }
+    features |= {"site": tf.constant(site[part]), "tags": tf.constant(tags[part])}
+    return features, tf.constant(labels[part])
+
+
+def sim_schema(make_schema: Callable):
+    """A schema with a table of three rows."""
+    return make_schema({"user_id": 7, "country": 3}, {"item_id": 40, "category_id": 6})
+
+
+def sim_batch(rng: np.random.Generator, rows: range) -> tuple[dict, np.ndarray]:
+    """Rows of a batch of 13 histories: empty ones, full ones, repeated events."""
+    lengths = rng.integers(0, 10, 13)
+    lengths[2], lengths[6] = 0, 9
+    valid = np.arange(9) >= 9 - lengths[:, np.newaxis]
+    item, events, drawn = (rng.integers(1, 40, shape) for shape in ((13, 2), (13, 9), (13, 4)))
+    category_of = rng.integers(1, 6, 40)
+    features = {"user_id": rng.integers(1, 7, 13), "country": rng.integers(1, 3, 13)}
+    for name, of in (("item_id", np.arange(40)), ("category_id", category_of)):
+        features[name] = of[item]
+        features[f"{name}_history"] = of[events] * valid
+        features[f"{name}_negatives"] = of[drawn] * valid[:, 5:]
+    labels = np.zeros((13, 2), np.float32)
+    labels[:, 0] = 1
+    part = slice(rows.start, rows.stop)
+    return {n: tf.constant(v[part], tf.int32) for n, v in features.items()}, tf.constant(
+        labels[part]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model, how to make it, and its batches."""
+
+    tables: Callable[[], tuple[TableSpec, ...]]
+    build: Callable[[Sharding], tf.keras.Model]
+    batch: Callable[[np.random.Generator, range], tuple[dict, np.ndarray]]
+
+
+def cases(make_schema: Callable) -> dict[str, Case]:
+    """The models by name."""
+    schema = sim_schema(make_schema)
+    return {
+        "bags": Case(lambda: BAG_TABLES, BagModel, bag_batch),
+        "sim": Case(
+            lambda: tuple(MODELS["sim"].tables(schema, SIM_OPTIONS)),
+            lambda sharding: MODELS["sim"](schema, SIM_OPTIONS, sharding),
+            sim_batch,
+        ),
+    }
+
+
+def plan(tables: tuple[TableSpec, ...], mix: str, ranks: int) -> Plan:
+    """Every table by one strategy, or each by another."""
+    names = list(STRATEGIES)
+    placements = []
+    for number, table in enumerate(tables):
+        strategy = names[(number + 1) % len(names)] if mix == "mixed" else mix
+        owners: tuple[int, ...] = ()
+        if strategy == "table_wise":
+            owners = (number % ranks,)
+        elif strategy == "column_wise":
+            pieces = min(ranks, table.dim)
+            owners = tuple((number + piece) % ranks for piece in range(pieces))
+        placements.append(Placement(table.name, strategy, owners))
+    return Plan(ranks, tables, tuple(placements))
+
+
+class Batches:
+    """One rank's part of a few batches, as a source."""
+
+    group_feature = None
+
+    def __init__(self, case: Case, rank: int, ranks: int, steps: int = STEPS) -> None:
+        bounds = np.concatenate([[0], np.cumsum(ROWS_A_RANK[ranks])])
+        self.rows = range(int(bounds[rank]), int(bounds[rank + 1]))
+        self._batches = [case.batch(np.random.default_rng(n), self.rows) for n in range(steps)]
+
+    def train_feeds(self, epoch: int = 0, first_step: int = 0) -> Iterator:
+        del epoch
+        yield from self._batches[first_step:]
+
+    def train_batch(self, feed):
+        return feed
+
+    def eval_batch(self, split, feed):
+        del split
+        return feed
+
+
+class BatchesInParts(Batches):
+    """The same batches, each cut into as many parts on every number of ranks that divides them."""
+
+    PARTS = 4
+
+    def __init__(self, case: Case, rank: int, ranks: int, steps: int = STEPS) -> None:
+        super().__init__(case, rank, ranks, steps)
+        own = self.PARTS // ranks
+        bounds = [13 * part // self.PARTS for part in range(self.PARTS + 1)]
+        parts = range(rank * own, (rank + 1) * own)
+        self._batches = [
+            [
+                case.batch(np.random.default_rng(n), range(bounds[part], bounds[part + 1]))
+                for part in parts
+            ]
+            for n in range(steps)
+        ]
+
+    def parts_of(self, feed):
+        return feed
