@@ -68,7 +68,7 @@ def run_on(world: World, run: RunConfig, options: Any) -> None:
     run = dataclasses.replace(run, seed=world.gather(choose_seed(run, checkpoint))[0])
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, options, world)
-    identity = run_identity(run, source)
+    identity = run_identity(run, world.size)
     require_same(world, identity)  # each host has its own copy of the data, maybe another one
     sharding, plan = choose_sharding(
         run, MODELS[run.model_type].tables(source.schema, options), world

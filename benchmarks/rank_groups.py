@@ -39,7 +39,7 @@ class RankGroup:
 
         Args:
           ranks: how many (R); one runs without Horovod.
-          module: run with ``-m`` and the control directory; it calls `serve`.
+          module: run with ``-m`` and the control directory; it uses the functions below.
           config: for the module.
           cores: that each rank may use; None: all.
         """

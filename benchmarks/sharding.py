@@ -33,12 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ranks", type=int, nargs="+", help="default 1 2 4; quick 1 2")
     parser.add_argument(
-        "--strategy",
-        default="row_wise",
-        choices=["row_wise", "data_parallel"],
-        help="of all tables",
-    )
-    parser.add_argument(
         "--wire_dtype", default="float32", choices=["float32", "bfloat16", "float16"]
     )
     parser.add_argument("--prefetch_ids", action="store_true", help="as in train.py")
@@ -62,7 +56,6 @@ def run(args: argparse.Namespace) -> Report:
     dataset = generate_histories(cached("histories", {"users": users}, args.cache_dir), users=users)
     config = {
         "dataset_dir": str(dataset),
-        "strategy": args.strategy,
         "wire_dtype": args.wire_dtype,
         "prefetch_ids": args.prefetch_ids,
         "warmup_steps": _WARMUP_STEPS,
@@ -108,7 +101,7 @@ def _report(
         },
     }
     return Report(
-        title=f"SIM with tables {args.strategy}, Amazon Books cardinalities",
+        title="SIM with row-wise tables, Amazon Books cardinalities",
         columns=[
             "processes",
             "samples/s",

@@ -40,8 +40,7 @@ class Worker:
         """Builds it.
 
         Args:
-          config: dataset_dir, batch (rows, all ranks together), strategy, wire_dtype,
-            prefetch_ids.
+          config: dataset_dir, batch (rows, all ranks together), wire_dtype, prefetch_ids.
           world: the ranks.
         """
         import tensorflow as tf
@@ -59,6 +58,7 @@ class Worker:
         from training.steps import Steps
 
         self._world = world
+        self._wire_bytes = tf.as_dtype(config["wire_dtype"]).size
         histories = Histories.load(config["dataset_dir"])
         self._source = ResidentSource(
             histories,
@@ -70,7 +70,7 @@ class Worker:
         options, sharding = SIMConfig(), Sharding()
         self.tables = MODELS["sim"].tables(histories.schema, options)
         if world.size > 1:
-            placements = tuple(Placement(t.name, config["strategy"]) for t in self.tables)
+            placements = tuple(Placement(t.name, "row_wise") for t in self.tables)
             plan = Plan(world.size, tuple(self.tables), placements)
             sharding = Sharding("horovod", plan, config["wire_dtype"])
         tf.keras.utils.set_random_seed(0)
@@ -101,12 +101,13 @@ class Worker:
 
     def exchange(self, steps: int) -> dict[str, Any]:
         """Looks up what steps look up, there and back, and nothing else; seconds."""
-        feeds = list(itertools.islice(self._feeds(), steps))
-        self._lookup(feeds[0])
+        feeds = itertools.islice(self._feeds(), steps)
+        batches = [self._model.body.lookups(self._source.train_batch(feed)[0]) for feed in feeds]
+        self._lookup(batches[0])
         self._world.gather(None)
         began = time.perf_counter()
-        for feed in feeds:
-            float(self._lookup(feed))
+        for ids in batches:
+            float(self._lookup(ids))
         return {"seconds": time.perf_counter() - began}
 
     def without_deduplication(self, steps: int) -> dict[str, Any]:
@@ -119,7 +120,7 @@ class Worker:
             dims = {table.name: table.dim for table in self.tables}
             for feature, ids in by_feature.items():
                 elsewhere = np.sum(ids.numpy() % self._world.size != self._world.rank)
-                total += int(elsewhere) * (4 + 2 * 4 * dims[tables[feature]])
+                total += int(elsewhere) * (4 + 2 * self._wire_bytes * dims[tables[feature]])
         return {"sent": sum(self._world.gather(total))}
 
     def _feeds(self) -> Any:
@@ -127,14 +128,13 @@ class Worker:
             self._source.train_feeds(epoch, 0) for epoch in itertools.count()
         )
 
-    def _look_up(self, feed: Any) -> Any:
+    def _look_up(self, ids: Any) -> Any:
         import tensorflow as tf
 
-        features, _ = self._source.train_batch(feed)
         variables = list(self._collection.backend.variables.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            vectors = self._collection(self._model.body.lookups(features))
+            vectors = self._collection(ids)
             total = tf.add_n([tf.reduce_sum(v) for v in vectors.values()])
         gradients = tape.gradient(total, variables)
         return total + tf.add_n([tf.reduce_sum(g.values) for g in gradients])

@@ -149,8 +149,8 @@ def _add_choice(group: Any) -> None:
     group.add_argument(
         "--reserve_first_rank",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="largest_first: no tables on rank 0, which has the bottom MLP (default: yes)",
+        default=False,
+        help="largest_first: no tables on rank 0, to leave it to a bottom MLP, as seed 004 does",
     )
 
 

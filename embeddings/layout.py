@@ -70,6 +70,7 @@ class Layout:
           ValueError: if it is not.
         """
         self.ranks = plan.ranks
+        self._largest_table = max((table.rows for table in plan.tables), default=0)
         shards = shards_of(plan)
         optimizers = {table.name: table.optimizer for table in plan.tables}
         exchanged = {p.table: STRATEGIES[p.strategy].exchanged for p in plan.placements}
@@ -103,8 +104,8 @@ class Layout:
 
     @property
     def needs_int64(self) -> bool:
-        """Whether a rank has more rows than int32 can number."""
-        return any(sum(rows) > _INT32_MAX for rows in self._rows)
+        """Whether int32 cannot number a table's rows, or those of a rank."""
+        return self._largest_table > _INT32_MAX or any(sum(r) > _INT32_MAX for r in self._rows)
 
     def held(self, rank: int) -> Sequence[tuple[Group, Shard, int]]:
         """The parts that a rank holds: group, shard, and first row in the group's variable."""

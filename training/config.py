@@ -236,8 +236,8 @@ class RunConfig:
         metadata=_option(
             "several processes",
             "Cut each training batch into N parts, shared by all processes, and add their "
-            "gradients up in order: bit for bit the same on every number of processes that "
-            "divides N, in the memory of one part",
+            "gradients up in order: the same to the bit on every number of processes that "
+            "divides N (with equally many threads each, and no dropout), in the memory of one part",
             none=(0,),
         ),
     )
@@ -394,6 +394,14 @@ class RunConfig:
             raise UserError("eval_train: expected with --mode train or evaluate. Remove it.")
 
     def _check_plan(self) -> None:
+        if self.mode != "train":
+            for name in ("prefetch_ids", "micro_batches", "gradient_wire_dtype"):
+                default = next(f.default for f in dataclasses.fields(self) if f.name == name)
+                if getattr(self, name) != default:
+                    raise UserError(
+                        f"{name}: expected with --mode train only, received --mode {self.mode}. "
+                        f"Remove --{name}."
+                    )
         if self.micro_batches is not None:
             for name in ("prefetch_ids", "shard_histories"):
                 if getattr(self, name):
@@ -412,8 +420,8 @@ class RunConfig:
                     f"{name}: expected without --plan, which says already where tables lie. Remove "
                     f"one of them."
                 )
-        for entry in self.placements or ():
-            if "=" not in entry:
+        for number, entry in enumerate(self.placements or ()):
+            if "=" not in entry and (number == 0 or not entry.isdecimal()):
                 raise UserError(
                     f"placements: expected entries such as item_id=row_wise, received {entry!r}."
                 )

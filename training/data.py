@@ -19,7 +19,7 @@ from training.world import SOLO, World
 CONTINUED = (
     *("seed", "global_batch_size", "drop_remainder", "repeat_count"),
     *("negatives", "repeatable", "optimizer", "lr", "weight_decay", "amp", "xla"),
-    *("shard_histories", "micro_batches"),
+    *("shard_histories", "micro_batches", "wire_dtype", "gradient_wire_dtype"),
 )
 """Options that a continued run must share with its beginning to end where it would have."""
 
@@ -150,12 +150,18 @@ def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource)
     return {"model_type": run.model_type, **options, "tables": table_rows(source.schema)}
 
 
-def run_identity(run: RunConfig, source: BatchSource) -> dict[str, Any]:
-    """What a checkpoint must agree on to be continued: the order of the data, and the update."""
+def run_identity(run: RunConfig, ranks: int = 1) -> dict[str, Any]:
+    """What a checkpoint must agree on to be continued: the order of the data, and the update.
+
+    Args:
+      run: its seed chosen.
+      ranks: how many processes train together; it counts where they divide the users.
+    """
     content: Any
     if is_materialised(run.dataset_dir):
         files = sorted(run.dataset_dir.glob("*/*.parquet"))
         content = {str(f.relative_to(run.dataset_dir)): f.stat().st_size for f in files}
     else:
         content = read_dataset_info(run.dataset_dir)["content_hash"]
-    return {"dataset": content, **{name: getattr(run, name) for name in CONTINUED}}
+    shared = {"ranks": ranks} if run.shard_histories else {}
+    return {"dataset": content, **shared, **{name: getattr(run, name) for name in CONTINUED}}

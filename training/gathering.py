@@ -22,6 +22,13 @@ def build_variables(model: tf.keras.Model, source: BatchSource) -> None:
     model({name: tf.convert_to_tensor(value[:2]) for name, value in features.items()})
 
 
+def use_streams_of(model: tf.keras.Model, rank: int) -> None:
+    """Gives what draws random numbers in a model the streams of a rank."""
+    for module in model.submodules:
+        if hasattr(module, "stream"):
+            module.stream = rank
+
+
 def with_whole_model(
     model: tf.keras.Model,
     make_local: Callable[[], tf.keras.Model],
@@ -32,19 +39,22 @@ def with_whole_model(
 ) -> None:
     """Does something on rank 0 with a copy of the model that has all tables in one process.
 
-    The tables pass through a file, so that rank 0 needs memory for one copy of them, no more.
+    The tables pass through a file; rank 0 needs memory for all of them beside its own part.
 
     Args:
       model: sharded; each rank has its part.
       make_local: builds the same model without sharding.
       source: of batches for the model.
-      directory: for the file, in a place that all ranks see; it exists.
+      directory: for the file, in a place that all ranks see; created if need be.
       world: the ranks, each of which calls this function.
       work: what to do.
     """
 
     def prepare() -> str | None:
-        return tempfile.mkdtemp(prefix=".gather-", dir=directory) if world.rank == 0 else None
+        if world.rank != 0:
+            return None
+        directory.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(prefix=".gather-", dir=directory)
 
     temporary = agree(world, prepare)[0]
     try:

@@ -7,6 +7,7 @@ counted in integers, so the same scores give the same AUC to the last digit what
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -159,7 +160,8 @@ def log_loss(labels: ArrayLike, logits: ArrayLike, weights: ArrayLike | None = N
         raise UserError("log loss needs at least one row of weight above 0, received none.")
     x = logit.astype(np.float64)
     losses = np.maximum(x, 0) - x * label + np.log1p(np.exp(-np.abs(x)))
-    return float((losses * weight).sum() / weight.sum())
+    # Sorted: a sum that does not depend on the rows' order.
+    return float(np.sort(losses * weight).sum() / weight.sum())
 
 
 def roc_curve(
@@ -277,7 +279,9 @@ class ScoreAccumulator:
         return np.concatenate([np.ones(len(n), np.float32) if w is None else w for w, n in pairs])
 
     def of_all(self, world: World) -> ScoreAccumulator:
-        """The rows of all ranks together, on every rank. A collective.
+        """The rows of all ranks together, batch by batch and rank by rank. A collective.
+
+        Every rank gets them all, and needs their memory.
 
         Args:
           world: the ranks, each with the scores of its own rows, maybe none.
@@ -288,19 +292,21 @@ class ScoreAccumulator:
         if world.size == 1:
             return self
         told = world.gather([len(self), bool(self._groups), self.weights() is not None])
+        sizes = world.gather([len(labels) for labels in self._labels])
+        order = _order_of_batches(sizes)
         grouped = {has_groups for rows, has_groups, _ in told if rows}
         if len(grouped) > 1:
             raise ValueError("groups must be given on every rank, or on none")
         everybody = ScoreAccumulator()
-        everybody._labels = [world.concatenate(self.labels())]
-        everybody._logits = [world.concatenate(self.logits())]
+        everybody._labels = [world.concatenate(self.labels())[order]]
+        everybody._logits = [world.concatenate(self.logits())[order]]
         if True in grouped:
             own = np.zeros(0, np.int64) if not self._groups else self.groups()
-            everybody._groups = [world.concatenate(np.asarray(own, np.int64))]
+            everybody._groups = [world.concatenate(np.asarray(own, np.int64))[order]]
         weights = self.weights()
         if any(has_weights for _, _, has_weights in told):
             own_weights = np.ones(len(self), np.float32) if weights is None else weights
-            everybody._weights = [world.concatenate(own_weights)]
+            everybody._weights = [world.concatenate(own_weights)[order]]
         else:
             everybody._weights = [None]
         return everybody
@@ -328,6 +334,23 @@ class ScoreAccumulator:
           UserError: if nothing was collected, or one class only.
         """
         return roc_curve(self.labels(), self.logits(), self.weights(), max_points=max_points)
+
+
+def _order_of_batches(sizes: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Places of rows in the order of the batches, of rows that lie by rank.
+
+    Args:
+      sizes: of each rank's part of each batch.
+    """
+    begins = np.cumsum([0, *(sum(of_rank) for of_rank in sizes)])
+    batches = max(len(of_rank) for of_rank in sizes)
+    parts = []
+    for batch in range(batches):
+        for rank, of_rank in enumerate(sizes):
+            if batch < len(of_rank):
+                parts.append(np.arange(begins[rank], begins[rank] + of_rank[batch]))
+                begins[rank] += of_rank[batch]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def _doubled_areas(

@@ -115,7 +115,9 @@ class Optimizer(tf.Module):
         """Dense variables, then tables; `reduced` and `apply` take gradients in this order."""
         return [*self.dense, *(variable for _, _, variable in self._tables)]
 
-    def reduced(self, gradients: Gradients) -> Gradients:
+    def reduced(
+        self, gradients: Gradients, beside: Sequence[tf.Tensor] = ()
+    ) -> tuple[Gradients, Sequence[tf.Tensor]]:
         """Sums gradients over all processes: dense ones, and those of tables that all hold.
 
         The only place where dense gradients meet; those of sharded tables have travelled to their
@@ -124,6 +126,10 @@ class Optimizer(tf.Module):
         Args:
           gradients: one for each of `variables_to_differentiate`, of this process's share of the
             loss. None (the loss does not depend on the variable) stays None.
+          beside: float32 tensors to be summed in the same message.
+
+        Returns:
+          The gradients, and what was `beside` them, summed.
         """
         dense = gradients[: len(self.dense)]
         given = [
@@ -131,7 +137,12 @@ class Optimizer(tf.Module):
             for gradient, variable in zip(dense, self.dense)
             if gradient is not None
         ]
-        summed = iter(self._world.sum(given, self._wire_dtype))
+        if self._wire_dtype == "float32":
+            both = self._world.sum([*beside, *given])
+            told, summed = both[: len(beside)], iter(both[len(beside) :])
+        else:  # what travels beside gradients must not be rounded as they are
+            told = self._world.sum(beside) if beside else ()
+            summed = iter(self._world.sum(given, self._wire_dtype))
         tables = list(gradients[len(self.dense) :])
         for number, collection in enumerate(self._collections):
             places = {
@@ -144,7 +155,7 @@ class Optimizer(tf.Module):
             )
             for name, gradient in reduced.items():
                 tables[places[name]] = gradient
-        return [*(None if g is None else next(summed) for g in dense), *tables]
+        return [*(None if g is None else next(summed) for g in dense), *tables], told
 
     def split(self, gradients: Gradients) -> tuple[list[tf.Tensor], dict[str, tf.IndexedSlices]]:
         """Dense gradients, zeros where there are none, and those of one collection's tables."""

@@ -13,7 +13,7 @@ from embeddings.sizes import format_size, parse_size
 from embeddings.types import Plan, TableSpec, Topology
 from errors import UserError
 from training.config import RunConfig
-from training.world import World
+from training.world import World, require_same
 
 _WIRE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -35,13 +35,24 @@ def choose_sharding(
       UserError: if the options contradict each other or the world, or no plan fits.
     """
     backend = run.backend or ("local" if world.size == 1 else "horovod")
+    if world.size == 1:
+        _refuse_what_one_process_ignores(run, backend)
+    if backend == "sok" and run.micro_batches is not None:
+        raise UserError(
+            "micro_batches: expected with --backend horovod, received sok, whose kernels add "
+            "gradients up in no fixed order. Leave one of them out."
+        )
     topology = Topology(
         ranks=world.size,
         memory=None if run.memory is None else parse_size(run.memory, "memory"),
-        ranks_per_node=world.local_size,
+        ranks_per_node=min(world.gather(world.local_size)),  # or ranks would plan differently
     )
     if backend == "local":
-        _refuse_what_one_process_ignores(run, world)
+        if world.size > 1:
+            raise UserError(
+                f"backend: local keeps all tables in one process, and {world.size} were started. "
+                "Leave --backend out; --strategies data_parallel gives every process a copy."
+            )
         if topology.memory is not None:
             _plan(run, tables, topology)  # refuses what does not fit
         return Sharding(), ""
@@ -50,31 +61,56 @@ def choose_sharding(
         plan,
         topology,
         batch_rows=run.global_batch_size,
-        optimizer=run.optimizer,
+        optimizer=_optimizer(run),
         wire_bytes=_WIRE_BYTES[run.wire_dtype],
     )
-    return Sharding(backend, plan, run.wire_dtype), description
+    sharding = Sharding(backend, plan, run.wire_dtype)
+    require_same(world, {"plan": sharding.as_config()})  # a file may differ from host to host
+    return sharding, description
 
 
 def _plan(run: RunConfig, tables: Sequence[TableSpec], topology: Topology) -> Plan:
     if run.plan is not None:
         plan = load_plan(run.plan)
         check_plan(plan, tables, topology.ranks, optimizer=run.optimizer)
-        _check_memory(plan, topology, run.optimizer)
         # The run knows its tables better than the plan's author did.
-        return Plan(plan.ranks, tuple(tables), tuple(plan.placement(t.name) for t in tables))
-    pairs = [entry.partition("=") for entry in run.placements or ()]
+        placements = tuple(plan.placement(table.name) for table in tables)
+        plan = Plan(plan.ranks, tuple(tables), placements)
+        _check_memory(plan, topology, _optimizer(run))
+        return plan
+    strategies = run.strategies
+    if run.backend == "sok" and strategies is None:
+        strategies = ("table_wise", "row_wise")  # what SOK can do
     return plan_tables(
         tables,
         topology,
         batch_rows=run.global_batch_size,
-        optimizer=run.optimizer,
+        optimizer=_optimizer(run),
         planner=run.planner,
-        strategies=run.strategies,
-        overrides={name: wanted for name, _, wanted in pairs},
+        strategies=strategies,
+        overrides=_overrides(run.placements or ()),
         wire_bytes=_WIRE_BYTES[run.wire_dtype],
         reserve_first_rank=False,
     )
+
+
+def _optimizer(run: RunConfig) -> str:
+    """The optimizer whose state takes memory beside the tables: none, unless the run trains."""
+    return run.optimizer if run.mode == "train" else "sgd"
+
+
+def _overrides(entries: Sequence[str]) -> dict[str, str]:
+    """Placements by table, from ``["user_id=table_wise:1", "item_id=column_wise:0", "2"]``.
+
+    The command line splits at commas, those between ranks included.
+    """
+    joined: list[str] = []
+    for entry in entries:
+        if "=" in entry:
+            joined.append(entry)
+        else:
+            joined[-1] += f",{entry}"
+    return {name: wanted for name, _, wanted in (entry.partition("=") for entry in joined)}
 
 
 def _check_memory(plan: Plan, topology: Topology, optimizer: str) -> None:
@@ -93,21 +129,17 @@ def _check_memory(plan: Plan, topology: Topology, optimizer: str) -> None:
         )
 
 
-def _refuse_what_one_process_ignores(run: RunConfig, world: World) -> None:
-    if world.size > 1:
-        raise UserError(
-            f"backend: local keeps all tables in one process, and {world.size} were started. Leave "
-            "--backend out; --strategies data_parallel gives every process a copy."
-        )
-    ignored = {
-        "plan": run.plan is not None,
-        "strategies": run.strategies is not None,
-        "placements": run.placements is not None,
-        "wire_dtype": run.wire_dtype != "float32",
-        "gradient_wire_dtype": run.gradient_wire_dtype != "float32",
-        "prefetch_ids": run.prefetch_ids,
-        "shard_histories": run.shard_histories,
-    }
+def _refuse_what_one_process_ignores(run: RunConfig, backend: str) -> None:
+    ignored = {"gradient_wire_dtype": run.gradient_wire_dtype != "float32"}
+    if backend == "local":
+        ignored |= {
+            "plan": run.plan is not None,
+            "planner": run.planner != "cost",
+            "strategies": run.strategies is not None,
+            "placements": run.placements is not None,
+            "wire_dtype": run.wire_dtype != "float32",
+            "prefetch_ids": run.prefetch_ids,
+        }
     for name, given in ignored.items():
         if given:
             raise UserError(

@@ -43,7 +43,11 @@ class Part:
             return
         stop = self.start + len(self.rows)
         for begin in range(self.start, stop, _ROWS_A_BLOCK):
-            yield self.variable[begin : min(begin + _ROWS_A_BLOCK, stop)].numpy()
+            # Gathered: a slice of a variable copies all of it first, once its rows have been
+            # scattered to (resource_var.h, copy_on_read_mode).
+            yield tf.gather(
+                self.variable, tf.range(begin, min(begin + _ROWS_A_BLOCK, stop))
+            ).numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,8 @@ class State:
                 continue
             begin = part.start
             for block in checkpoint.blocks(name, part.rows, part.columns, _ROWS_A_BLOCK):
-                part.variable[begin : begin + len(block)].assign(block)
+                rows = tf.range(begin, begin + len(block))
+                part.variable.scatter_update(tf.IndexedSlices(block, rows))
                 begin += len(block)
 
 

@@ -178,10 +178,10 @@ class Steps:
         counts = self._loss_counts(batch)
         totals = dict(zip(counts, self._world.sum(list(counts.values()))))
         shares, gradients = self._gradients(batch, counts, totals)
-        gradients = self._unscaled(optimizer.reduced(gradients))
         told = [*shares.values(), *_facts(batch, all_finite(gradients), stop)]
-        result = _result(list(shares), self._world.sum(told))
-        self._apply(gradients, result["finite"])
+        gradients, summed = optimizer.reduced(gradients, told)
+        result = _result(list(shares), summed)
+        self._apply(self._unscaled(gradients), result["finite"])
         return result
 
     def _count_part(self, feed: Any) -> tf.Tensor:

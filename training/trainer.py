@@ -17,7 +17,7 @@ from errors import UserError
 from fs import atomic_file
 from training.checkpoint import Checkpoint, CheckpointStore, RowBlocks
 from training.config import RunConfig
-from training.gathering import build_variables
+from training.gathering import build_variables, use_streams_of
 from training.logging import RunLogger
 from training.metrics import RocCurve, ScoreAccumulator
 from training.optimizers import Optimizer
@@ -105,7 +105,9 @@ class Trainer:
                 world=world,
                 wire_dtype=config.gradient_wire_dtype,
             )
-        fp16 = tf.keras.mixed_precision.global_policy().compute_dtype == "float16"
+        # Gradients of a mean over a large batch are too small for half precision as they are.
+        computed = tf.keras.mixed_precision.global_policy().compute_dtype
+        fp16 = "float16" in (computed, config.wire_dtype, config.gradient_wire_dtype)
         self._loss_scale = LossScale() if fp16 else None
         self._steps = Steps(
             model,
@@ -136,10 +138,10 @@ class Trainer:
         began = time.perf_counter()
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
-        self._traffic()  # counts from here
         with catch_sigterm() as termination:
             while self.position.epoch < self._config.epochs:
                 meter.start()
+                self._traffic()  # evaluation's is not training's
                 feeds = self._source.train_feeds(self.position.epoch, self.position.step)
                 for feed, result in self._steps.train(feeds, lambda: bool(termination)):
                     if self._took_step(feed, result, log, meter):
@@ -255,6 +257,7 @@ class Trainer:
 
     def _build(self) -> None:
         """Creates the model's variables; those that all ranks hold are alike."""
+        use_streams_of(self._model, self._world.rank)
         build_variables(self._model, self._source)
         tables = {id(v) for c in collections_of(self._model) for v in c.backend.variables.values()}
         self._world.broadcast([v for v in self._model.variables if id(v) not in tables])
@@ -357,6 +360,11 @@ class Trainer:
             identity.pop("run")
             others = (n for n in checkpoint if not n.startswith(MODEL_PREFIXES))
             expected |= {name: checkpoint.specs[name] for name in others}
+        run = identity.get("run", {})
+        if "ranks" in run and checkpoint.meta["position"]["step"] == 0:
+            # Between two epochs, whoever has which users starts anew.
+            run = {**run, "ranks": checkpoint.meta.get("run", {}).get("ranks")}
+            identity = {**identity, "run": run}
         checkpoint.require_meta(identity)
         checkpoint.require_tensors(expected)
         for name, state in states.items():

@@ -82,7 +82,9 @@ class HorovodBackend(Backend):
     def reduce_gradients(self, gradients: Gradients, *, distinct: bool = False) -> Gradients:
         """Gathers the gradients of replicated groups; the others have arrived already.
 
-        Every process gets the same rows in the same order, and so takes the same step.
+        Every process gets the same rows in the same order, and so takes the same step (on CPU; a
+        GPU adds up the gradients of one row in any order, so that copies may differ in the last
+        bit there).
         """
         replicated = {group.name for group in self._layout.groups if not group.exchanged}
         return {

@@ -12,7 +12,13 @@ class ResumableDropout(tf.keras.layers.Layer):
     """Dropout from a counter-based generator; the counter is a weight and so in the checkpoint.
 
     Keras' own layer draws from a stateful generator that no checkpoint holds.
+
+    Attributes:
+      stream: processes that share a batch must have different ones, or row i of each would lose
+        the same values. Set it before the first call.
     """
+
+    stream: int = 0
 
     def __init__(self, rate: float, seed: int = 0, **kwargs: Any) -> None:
         """Creates the layer.
@@ -37,7 +43,8 @@ class ResumableDropout(tf.keras.layers.Layer):
         """Drops in training; returns ``[...]`` as it came otherwise."""
         if not training:
             return inputs
-        key = tf.stack([tf.constant(self._seed, tf.int64), self._counter.assign_add(1)])
+        seed = tf.constant(self._seed + (self.stream << 32), tf.int64)
+        key = tf.stack([seed, self._counter.assign_add(1)])
         return tf.nn.experimental.stateless_dropout(inputs, rate=self._rate, seed=key)
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -62,7 +62,7 @@ def gradients_of(model, optimizer, source, world) -> dict[str, np.ndarray]:
     batch = next(source.train_feeds())
     counts = steps._loss_counts(batch)
     totals = dict(zip(counts, world.sum(list(counts.values())), strict=True))
-    reduced = optimizer.reduced(steps._gradients(batch, counts, totals)[1])
+    reduced, _ = optimizer.reduced(steps._gradients(batch, counts, totals)[1])
     kept = {v.ref(): tf.identity(v) for v in variables}
     for variable, gradient in zip(variables, reduced, strict=True):
         variable.assign(tf.zeros_like(variable) if gradient is None else gradient_of(gradient))

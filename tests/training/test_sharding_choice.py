@@ -195,7 +195,6 @@ def test_the_local_backend_is_for_one_process(run):
         {"wire_dtype": "bfloat16"},
         {"gradient_wire_dtype": "float16"},
         {"prefetch_ids": True},
-        {"shard_histories": True},
     ],
 )
 def test_options_that_one_process_would_ignore_are_refused(run, options):

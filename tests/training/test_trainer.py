@@ -68,7 +68,7 @@ def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
         source,
         run,
         model_identity=model_identity(run, {}, source),
-        run_identity=run_identity(run, source),
+        run_identity=run_identity(run),
         checkpoint=None if checkpoint is None else Checkpoint(find_checkpoint(checkpoint)),
     )
 

@@ -1,0 +1,205 @@
+"""scripts/run_model.sh: what it makes of options, how it binds ranks, what it passes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from errors import UserError
+from training.bulletin import Bulletin, NoLauncherError
+
+ROOT = Path(__file__).resolve().parents[2]
+START_RANK = ROOT / "scripts" / "lib" / "start_rank.sh"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """scripts/lib/run_model.py."""
+    spec = importlib.util.spec_from_file_location("run_model", ROOT / "scripts/lib/run_model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_model"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("written", "ranks", "train"),
+    [
+        ("--data_path d", 1, "--dataset_dir d"),
+        ("--data_path=d --gpus 4", 4, "--dataset_dir d"),
+        ("--np 2 --gpus 2 --batch_size 64", 2, "--global_batch_size 64"),
+        ("--amp 1 --xla 0 --benchmark 1 --drop_remainder 0", 1, "--amp --benchmark"),
+        ("--amp --benchmark --xla true", 1, "--amp --benchmark --xla"),
+        ("--hosts h1:4,h2:4 --mode train", 8, "--mode train"),
+        ("--hosts h1:4,h2:4 --np 5", 5, ""),
+        ("--mode train --lr=0.1 --plan p", 1, "--mode train --lr=0.1 --plan p"),
+        ("--np 2 -- --np 3 --amp 1", 2, "--np 3 --amp 1"),
+    ],
+)
+def test_options_of_nvidias_script_and_of_train(script, written, ranks, train):
+    request = script.read(written.split())
+    assert (request.ranks, request.train) == (ranks, train.split())
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("--np", "--np: expected a value, received none"),
+        ("--data_path --np 2", "--data_path: expected a value, received none"),
+        ("--np 0", "--np: expected a number of processes of 1 or more, received 0"),
+        ("--np two", "received two"),
+        ("--np 2 --gpus 3", "--gpus: received 2 processes, then 3"),
+        ("--amp 2", "--amp: expected 0 or 1, received 2"),
+        ("--bind socket", "--bind: expected cores or none, received socket"),
+        ("--hosts h1", "--hosts: expected HOST:SLOTS,HOST:SLOTS, such as node1:4,node2:4"),
+        ("--hosts h1:4,h2:0", "received 'h2:0'"),
+        ("--hosts h1:2,h2:2 --np 5", "--np: expected at most the 4 slots of --hosts"),
+    ],
+)
+def test_mistakes_say_what_was_expected(script, written, says):
+    with pytest.raises(UserError) as caught:
+        _ = script.read(written.split()).ranks
+    assert says in str(caught.value)
+
+
+def test_the_command_line_answers_at_once_from_anywhere(launch, tmp_path):
+    def run(*words: str):
+        return launch.run_model(*words, cwd=tmp_path)
+
+    helped = run("--help")
+    assert helped.status == 0
+    assert "usage: scripts/run_model.sh --data_path DIR" in helped.stdout
+    removed = run("--np", "2", "--data_path", "d", "--prebatch_train_size", "16384")
+    assert removed.status == 2
+    assert removed.stderr.startswith("error: --prebatch_train_size is not needed here: ")
+    mistyped = run("--np", "2", "--data_path", "d", "--epoch", "3")
+    assert mistyped.status == 2
+    assert "--epochs" in mistyped.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_is_train_itself(launch, tmp_path):
+    result = launch.run_model("--np", "1", "--data_path", "nothing", cwd=tmp_path)
+    assert result.status == 2
+    assert result.stderr.startswith("error: nothing is not a dataset")
+    assert "run_model:" not in result.stderr
+
+
+def bound_cores(local_rank: int, local_size: int, how: str = "cores", **more: str) -> list[int]:
+    """The cores on which a command of one rank may run."""
+    code = "import os; print(*sorted(os.sched_getaffinity(0)))"
+    environment = {"HOROVOD_LOCAL_RANK": str(local_rank), "HOROVOD_LOCAL_SIZE": str(local_size)}
+    out = subprocess.run(
+        [START_RANK, how, sys.executable, "-c", code],
+        env={**os.environ, **environment, **more},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return [int(word) for word in out.split()]
+
+
+def test_ranks_share_the_cores_that_they_may_use():
+    allowed = os.sched_getaffinity(0)
+    ranks = len(allowed)
+    shares = [bound_cores(rank, ranks) for rank in range(ranks)]
+    assert sorted(core for share in shares for core in share) == sorted(allowed)
+    assert all(len(share) == 1 for share in shares)
+    assert bound_cores(0, 1) == sorted(allowed)
+    assert bound_cores(1, 2, "none") == sorted(allowed)
+    # More ranks than cores: no core is anybody's own.
+    assert bound_cores(0, ranks + 1) == sorted(allowed)
+
+
+def test_a_rank_keeps_its_status_and_hears_sigterm():
+    environment = {**os.environ, "HOROVOD_LOCAL_RANK": "0", "HOROVOD_LOCAL_SIZE": "1"}
+
+    def start(command: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [START_RANK, "cores", "bash", "-c", command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    assert start("exit 7").wait(10) == 7
+    killed = start("kill -KILL $$")
+    assert killed.wait(10) == 137
+    assert killed.communicate() == ("", "")
+    trap = start("trap 'echo saved; exit 143' TERM; echo ready; while :; do sleep 0.05; done")
+    assert trap.stdout.readline() == "ready\n"
+    trap.terminate()
+    assert trap.communicate(timeout=10)[0] == "saved\n"
+    assert trap.returncode == 143
+
+
+def test_a_program_that_fails_and_one_that_ends_well(launch, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "rank = os.environ['HOROVOD_RANK']\n"
+        "print('out of', rank)\n"
+        "if sys.argv[1:] == [rank]:\n"
+        "    sys.exit(5)\n"
+        "time.sleep(20 * bool(sys.argv[1:]))\n"
+    )
+    well = launch.run_script(2, program)
+    assert (well.status, well.stderr) == (0, "")
+    assert sorted(well.stdout.splitlines()) == ["[1] out of 1", "out of 0"]
+    failed = launch.run_script(2, program, "1")
+    assert failed.status == 5
+    assert failed.stderr.splitlines()[-1] == "run_model: rank 1 ended with status 5"
+    assert "Traceback" not in failed.stderr  # horovodrun's
+    assert "horovodrun" not in failed.stdout
+
+
+def test_notes_outlive_who_wrote_them(monkeypatch):
+    from horovod.runner.http.http_server import RendezvousServer
+
+    server = RendezvousServer()
+    port = server.start()
+    server.init([])
+    monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", "127.0.0.1")
+    monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_PORT", str(port))
+    bulletin = Bulletin.of_this_process()
+    assert bulletin is not None
+    assert bulletin.get("error") is None
+    bulletin.put("error", {"rank": 1, "text": "ü"})
+    assert bulletin.get("error") == {"rank": 1, "text": "ü"}
+    with pytest.raises(TimeoutError, match="here-1"):
+        bulletin.meet(0, 2, seconds=0.2)
+    bulletin.put("here-1", {})
+    bulletin.meet(0, 2, seconds=0.2)
+    bulletin.meet(1, 2, seconds=0.2)
+    server._httpd.shutdown()
+    server._httpd.server_close()
+    with pytest.raises(NoLauncherError):
+        bulletin.get("error")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "address", "refused"),
+    [
+        ("10.0.0.1", "127.0.1.1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("127.0.0.1", "127.0.1.1", False),
+    ],
+)
+def test_a_machine_whose_name_means_itself_is_refused(monkeypatch, launcher, address, refused):
+    from training import distributed
+
+    monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", launcher)
+    monkeypatch.setattr(distributed.socket, "gethostbyname", lambda name: address)
+    if not refused:
+        distributed._check_own_name()
+        return
+    with pytest.raises(UserError, match=r"means 127\.0\.1\.1 on it.*Correct it in /etc/hosts"):
+        distributed._check_own_name()
