@@ -1,0 +1,67 @@
+"""train.py, and something goes wrong on one rank at one step.
+
+usage: faulty.py REPOSITORY FAULT RANK STEP [argument of train.py...]
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import time
+
+REPOSITORY, FAULT, RANK, STEP = sys.argv[1:5]
+sys.argv = [f"{REPOSITORY}/train.py", *sys.argv[5:]]
+sys.path.insert(0, REPOSITORY)
+HERE = os.environ["HOROVOD_RANK"] == RANK
+
+
+def at_step() -> None:
+    """What goes wrong in training."""
+    from errors import UserError
+
+    if FAULT == "memory":
+        raise MemoryError("no memory for a batch of 3 TB")
+    if FAULT == "mistake":
+        raise UserError("this machine's clock stands still. Wind it.")
+    if FAULT == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if FAULT == "hang":
+        time.sleep(3600)
+
+
+def break_training() -> None:
+    """Makes the trainer of this process fail."""
+    from training.trainer import Trainer
+
+    took_step = Trainer._took_step
+
+    def faulty(self, *arguments):
+        if self.position.total_steps == int(STEP):
+            at_step()
+        return took_step(self, *arguments)
+
+    Trainer._took_step = faulty
+
+
+def main() -> None:
+    """Prepares the fault and trains."""
+    from training import distributed
+
+    start_world = distributed.start_world
+
+    def started():
+        world = start_world()  # first: importing Merlin, as the trainer does, connects the ranks
+        break_training()
+        return world
+
+    if HERE and FAULT == "no_dataset":
+        os.chdir("/")  # a relative --dataset_dir is not there
+    elif HERE:
+        distributed.start_world = started
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Whole runs on several ranks: what they train, save, continue, score and export.
+
+Runs on different numbers of ranks add float32 numbers up in another order, and Adam divides by the
+square root of what may be almost nothing: their weights agree to 1e-5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
+
+MANY_RUNS = Path(__file__).parent / "many_runs.py"
+LENGTHS = (9, 5)  # of the window: all slots, those of the long sequence
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Reviews that went through the real workflow, without which nothing can be exported."""
+    from workflows.base import run_dataset
+
+    rng = np.random.default_rng(0)
+    directory = tmp_path_factory.mktemp("data")
+    raw = directory / "raw"
+    raw.mkdir()
+    reviews = [
+        {"reviewerID": f"U{user}", "asin": f"B{rng.integers(60)}", "unixReviewTime": 10**9 + event}
+        for user in range(61)
+        for event in range(rng.integers(5, 15))
+    ]
+    items = [{"asin": f"B{item}", "categories": [["All", f"C{item % 5}"]]} for item in range(60)]
+    for name, rows in (("reviews", reviews), ("meta", items)):
+        (raw / f"{name}_Test.json").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    run_dataset("amazon", raw, directory / "dataset", min_interactions=5, workers=0)
+    return directory / "dataset"
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Where the runs of this file are, each in a directory of its name."""
+
+    root: Path
+    dataset: Path
+    tiny: tuple[str, ...]
+
+    def words(self, name: str, *more: object, saves: bool = False) -> list[str]:
+        """Arguments of train.py."""
+        words = ["--dataset_dir", self.dataset, "--results_dir", self.root / name, *self.tiny]
+        if saves:
+            words += ["--save_checkpoint_path", self.root / name / "saved"]
+        return [str(word) for word in (*words, *more)]
+
+    def saved(self, name: str, epoch: int | None = None) -> Path:
+        """A run's checkpoint after `epoch` epochs; the last one without."""
+        directory = self.root / name / "saved"
+        if epoch is None:
+            return find_checkpoint(directory)
+        return sorted(directory.glob("step-*"))[epoch - 1]
+
+    def checkpoint(self, name: str, epoch: int | None = None) -> Checkpoint:
+        return open_checkpoint(self.saved(name, epoch))
+
+    def scores(self, name: str) -> np.ndarray:
+        """Users, labels and logits of an inference run, in the order of users."""
+        table = pq.read_table(self.root / name / "scores.parquet").to_pandas()
+        table = table.sort_values(["group", "label", "logit"])
+        return table[["group", "label", "logit"]].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def runs(launch, dataset, tmp_path_factory) -> Runs:
+    """Runs on 1, 2, 3 and again 1 ranks, each of which continues some that came before."""
+    runs = Runs(tmp_path_factory.mktemp("runs"), dataset, launch.TINY_DIN)
+
+    def execute(ranks: int, make: Callable[[], list[list[str]]]) -> None:
+        file = runs.root / f"runs-{len(list(runs.root.glob('runs-*')))}.json"
+        file.write_text(json.dumps(make()))
+        words = (str(launch.ROOT), str(file))
+        with (
+            launch.start_script(ranks, MANY_RUNS, *words)
+            if ranks > 1
+            else launch.Started(sys.executable, MANY_RUNS, *words)
+        ) as started:
+            result = started.finish(600)
+        assert result.status == 0, result.stderr
+
+    execute(1, lambda: [runs.words("one", "--epochs", 2, saves=True)])
+    execute(2, lambda: of_two_ranks(runs))
+    continued = ("--load_checkpoint_path", runs.saved("two", 1), "--epochs", 2)
+    execute(3, lambda: [runs.words("two-three", *continued, saves=True)])
+    execute(1, lambda: after_three_ranks(runs))
+    return runs
+
+
+def of_two_ranks(runs: Runs) -> list[list[str]]:
+    """Everything that two ranks are to do."""
+    one = ("--load_checkpoint_path", runs.saved("one"))
+    first = ("--load_checkpoint_path", runs.saved("one", 1))
+    within = ("--strategies", "row_wise", "--memory", "20kB", "--wire_dtype", "bfloat16")
+    exported = ("--export_dir", runs.root / "two-exported")
+    return [
+        runs.words("two", "--epochs", EPOCHS, *exported, saves=True),
+        runs.words("one-two", *first, "--epochs", 2, saves=True),
+        runs.words("prefetched", "--epochs", 1, "--prefetch_ids", saves=True),
+        runs.words("bfloat16", "--epochs", 1, *within, saves=True),
+        runs.words("sharded", "--epochs", 1, "--shard_histories", saves=True),
+        runs.words("evaluated-by-two", "--mode", "evaluate", *one),
+        runs.words("inferred-by-two", "--mode", "inference", *one),
+    ]
+
+
+def after_three_ranks(runs: Runs) -> list[list[str]]:
+    """What one rank makes of other ranks' checkpoints."""
+    three = ("--load_checkpoint_path", runs.saved("two-three"))
+    return [
+        runs.words("two-three-one", *three, "--epochs", EPOCHS, saves=True),
+        *(
+            runs.words(
+                f"inferred-{name}",
+                *("--mode", "inference", "--load_checkpoint_path", runs.saved(name)),
+            )
+            for name in ("one", "two")
+        ),
+    ]
+
+
+def assert_close(one: Checkpoint, other: Checkpoint, tolerance: float = 1e-5) -> None:
+    """Holds weights and optimizer state equal, and the place where the runs stand."""
+    assert one.meta["position"] == other.meta["position"]
+    assert set(one) == set(other)
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=tolerance, rtol=0, err_msg=name)
+
+
+def test_a_run_does_not_depend_on_the_number_of_ranks(runs):
+    for epoch in (1, 2):
+        assert_close(runs.checkpoint("one", epoch), runs.checkpoint("two", epoch))
+
+
+@pytest.mark.parametrize(
+    ("continued", "whole", "epoch"),
+    [("one-two", "one", 2), ("two-three", "two", 2), ("two-three-one", "two", 3)],
+)
+def test_a_run_continues_on_another_number_of_ranks(runs, continued, whole, epoch):
+    assert_close(runs.checkpoint(continued), runs.checkpoint(whole, epoch))
+
+
+def test_prefetched_ids_change_nothing(runs):
+    # Not bit for bit: TensorFlow fuses other operations of the graph that does both.
+    assert_close(runs.checkpoint("two", 1), runs.checkpoint("prefetched"))
+
+
+def test_half_the_bytes_and_a_memory_limit(launch, runs):
+    plain = launch.losses(runs.root / "two" / "log.json")
+    half = launch.losses(runs.root / "bfloat16" / "log.json")
+    assert half != plain[: len(half)]
+    # bfloat16 keeps 8 bits of a number, and a vector on which it rounds otherwise trains otherwise.
+    np.testing.assert_allclose(half, plain[: len(half)], rtol=1e-2)
+
+
+def test_sharded_histories_train_and_evaluate_every_user(launch, runs):
+    sharded = launch.summary_of(runs.root / "sharded" / "log.json")
+    assert sharded["test_rows"] == launch.summary_of(runs.root / "two" / "log.json")["test_rows"]
+    # Adam's second moment of a user's row is above 0 if the user was ever trained on.
+    trained, expected = (
+        (runs.checkpoint(name, 1)["optimizer/user_id/v"] > 0).any(1) for name in ("sharded", "two")
+    )
+    assert (trained == expected).all()
+    assert trained.sum() == 61
+
+
+def test_evaluation_is_exact(launch, runs):
+    one = launch.summary_of(runs.root / "one" / "log.json")
+    two = launch.summary_of(runs.root / "evaluated-by-two" / "log.json")
+    for name in ("test_auc", "test_gauc", "test_log_loss", "test_rows", "test_gauc_groups"):
+        assert two[name] == pytest.approx(one[name], abs=1e-6), name
+
+
+def test_inference_scores_every_row_once(runs):
+    one, two = runs.scores("inferred-one"), runs.scores("inferred-by-two")
+    assert len(two) == len(one)
+    np.testing.assert_allclose(two, one, atol=1e-6)
+
+
+def test_the_export_of_two_ranks_predicts_as_their_checkpoint(runs):
+    from dataloading.histories import Histories
+    from dataloading.windows import WindowBuilder, WindowConfig
+    from serving.bundle import Bundle
+
+    windows = WindowBuilder(Histories.load(runs.dataset), WindowConfig(*LENGTHS))
+    rows = 2 * windows.num_samples("test")
+    batch, _ = windows.eval_batch("test", 0, 0, rows, 1)
+    inputs = {name: value.numpy() for name, value in batch.items()}
+    logits, _ = Bundle.load(runs.root / "two-exported").predict(inputs)
+    users = np.repeat(inputs["user_id"], 2)
+    labels = np.tile([1, 0], len(inputs["user_id"]))
+    found = np.stack([users, labels, logits.ravel()], 1)
+    found = found[np.lexsort(found.T[::-1])]
+    np.testing.assert_allclose(found, runs.scores("inferred-two"), atol=1e-6)
+
+
+def test_what_does_not_fit_whole_is_refused_with_advice(launch, runs):
+    words = runs.words("refused", "--strategies", "table_wise", "--memory", "3kB")
+    result = launch.run_model("--np", "2", *words)
+    assert result.status == 2
+    assert "Traceback" not in result.stderr
+    assert "error: " in result.stderr
+    assert "row_wise" in result.last_error
+    assert "--memory" in result.last_error or "memory" in result.last_error
+    assert result.stderr.count("run_model: rank ") == 1
