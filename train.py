@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     prepare_environment(run)
     world = start_world()
     with world.together():
-        set_up_tensorflow(run, world.local_rank)
+        set_up_tensorflow(run, world)
         run_on(world, run, options)
 
 

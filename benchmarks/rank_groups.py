@@ -54,7 +54,12 @@ class RankGroup:
             horovodrun = str(Path(sys.executable).parent / "horovodrun")
             hosts = ["-np", str(ranks), "-H", f"localhost:{ranks}", "--gloo"]
             command = [horovodrun, *hosts, *command]
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+        # Who is stopped must not take the others, or be taken, for frozen (Gloo's default is 30 s).
+        environment = {
+            **os.environ,
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": "600",
+        }
         self._process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, env=environment
         )

@@ -19,8 +19,11 @@ def main(directory: Path) -> None:
     """Serves the commands of a group of ranks."""
     config = rank_config(directory, int(os.environ.get("HOROVOD_RANK", "0")))  # before the threads
     from training.distributed import start_world
+    from training.process import stop_spinning
 
     world = start_world()
+    if world.size > 1:
+        stop_spinning()  # as train.py does
     worker = Worker(config, world)
     worker.train(config["warmup_steps"])
     world.gather(None)

@@ -40,12 +40,14 @@ class Job:
       ranks: how many processes.
       hosts: where, as horovodrun reads it: "h1:4,h2:4"; None: all on this machine.
       bind: cores: each process runs on its share of its machine's cores; none: on any.
+      interface: network interface that all machines have; None: horovodrun looks for one.
     """
 
     command: Sequence[str]
     ranks: int
     hosts: str | None = None
     bind: Literal["cores", "none"] = "cores"
+    interface: str | None = None
 
 
 def run_job(job: Job) -> int:
@@ -75,6 +77,7 @@ def run_job(job: Job) -> int:
 def _start(job: Job, announcement: str) -> subprocess.Popen[str]:
     hosts = [] if job.hosts is None else ["-H", job.hosts, "--disable-cache"]
     # The cache would hold for an hour which machines could be reached, and through what.
+    interface = [] if job.interface is None else ["--network-interfaces", job.interface]
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "2",  # horovodrun imports TensorFlow to look for Horovod
         **os.environ,
@@ -83,7 +86,7 @@ def _start(job: Job, announcement: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", str(job.ranks)),
-            *(*hosts, str(START_RANK), job.bind, *job.command),
+            *(*hosts, *interface, str(START_RANK), job.bind, *job.command),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ import warnings
 
 from errors import UserError
 from training.config import RunConfig
+from training.world import SOLO, World
 
 
 def prepare_environment(config: RunConfig) -> None:
@@ -24,12 +25,15 @@ def prepare_environment(config: RunConfig) -> None:
         os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_auto_jit=2 --tf_xla_cpu_global_jit".strip()
 
 
-def set_up_tensorflow(config: RunConfig, local_rank: int = 0) -> None:
+def set_up_tensorflow(config: RunConfig, world: World = SOLO) -> None:
     """Configures threads, devices and precision; call before any tensor is made.
 
     Args:
       config: of the run.
-      local_rank: which of its node's processes this is; each has the GPU of that number.
+      world: the processes that train together; each has the GPU of its number on its node.
+
+    Raises:
+      UserError: if this process has no GPU where others of its node have.
     """
     import tensorflow as tf
 
@@ -41,7 +45,9 @@ def set_up_tensorflow(config: RunConfig, local_rank: int = 0) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(config.inter_op_parallelism)
     if config.intra_op_parallelism is not None:
         tf.config.threading.set_intra_op_parallelism_threads(config.intra_op_parallelism)
-    gpus = tf.config.list_physical_devices("GPU")
+    if world.size > 1:
+        stop_spinning()
+    gpus, local_rank = tf.config.list_physical_devices("GPU"), world.local_rank
     if gpus and local_rank >= len(gpus):
         raise UserError(
             f"This machine has {len(gpus)} GPUs, and process {local_rank} of it, from 0, was "
@@ -54,3 +60,19 @@ def set_up_tensorflow(config: RunConfig, local_rank: int = 0) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
     if config.amp:
         tf.keras.mixed_precision.set_global_policy(amp_policy(has_gpu=bool(gpus)))
+
+
+def stop_spinning() -> None:
+    """Lets TensorFlow's idle threads sleep; call before any tensor is made.
+
+    They spin while they wait, on the cores that Horovod's thread needs for what they wait for:
+    with one core a rank, two ranks trained 1.4 times as fast without. TensorFlow 2 has no public
+    switch for it (`ConfigProto.Experimental.disable_thread_spinning`; the context merges its own
+    settings into this one, tensorflow/python/eager/context.py, `Context.config`).
+    """
+    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.eager import context
+
+    settings = config_pb2.ConfigProto()
+    settings.experimental.disable_thread_spinning = True
+    context.context()._config = settings

@@ -4,6 +4,8 @@
   --hosts H1:N1,H2:N2   machines and how many processes each may have; ssh must reach them without
                         a password, and they see this checkout, its .venv, the dataset and the
                         directories for results under the same paths
+  --network_interface I the one by which the machines reach each other; it has the same name on all
+                        of them (default: one is looked for)
   --bind cores|none     cores (default): each process runs on its share of its machine's cores
 
 Options of NVIDIA's SIM script; each has train.py's default:
@@ -56,12 +58,14 @@ class Request:
       np: processes; None: not said.
       hosts: as horovodrun reads it; None: this machine.
       bind: see `training.launch.Job`.
+      interface: see `training.launch.Job`.
       train: arguments of train.py.
     """
 
     np: int | None = None
     hosts: str | None = None
     bind: Literal["cores", "none"] = "cores"
+    interface: str | None = None
     train: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -97,7 +101,7 @@ def read(arguments: Sequence[str]) -> Request:
                 value = rest.pop(0)
             request.train += switch(name, value or "1")
             continue
-        if name not in ("np", "gpus", "hosts", "bind", *RENAMED):
+        if name not in ("np", "gpus", "hosts", "bind", "network_interface", *RENAMED):
             request.train.append(argument)
             continue
         if not equals:
@@ -111,6 +115,8 @@ def read(arguments: Sequence[str]) -> Request:
         elif name == "hosts":
             slots_of(value)
             request.hosts = value
+        elif name == "network_interface":
+            request.interface = value
         elif value in ("cores", "none"):
             request.bind = cast(Literal["cores", "none"], value)
         else:
@@ -163,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
     if ranks == 1 and request.hosts is None:
         sys.stdout.flush()
         os.execv(command[0], command)
-    return run_job(Job(command, ranks, request.hosts, request.bind))
+    return run_job(Job(command, ranks, request.hosts, request.bind, request.interface))
 
 
 if __name__ == "__main__":

@@ -66,13 +66,13 @@ class TwoHosts:
 
     Attributes:
       how: what makes them two.
-      hosts: for --hosts.
+      options: of run_model.sh.
       here: what to put before a command so that it runs on the first.
       path: PATH with an ssh that reaches the second.
     """
 
     how: str
-    hosts: str
+    options: tuple[str, ...]
     here: tuple[str, ...]
     path: str
 
@@ -142,7 +142,9 @@ def two_hosts(tmp_path: Path) -> Iterator[TwoHosts]:
             subprocess.run([*first, "true"], check=True, capture_output=True)
         except (OSError, subprocess.SubprocessError):
             write_ssh("")
-            yield TwoHosts("addresses", "127.0.0.2:1,127.0.0.3:1", (), path)
+            options = ("--hosts", "127.0.0.2:1,127.0.0.3:1", "--network_interface", "lo")
+            yield TwoHosts("addresses", options, (), path)
             return
         write_ssh(shlex.join(second))
-        yield TwoHosts("namespaces", ",".join(f"{a}:1" for a in ADDRESSES), first, path)
+        options = ("--hosts", ",".join(f"{address}:1" for address in ADDRESSES))
+        yield TwoHosts("namespaces", options, first, path)

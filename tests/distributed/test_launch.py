@@ -40,6 +40,7 @@ def script() -> ModuleType:
         ("--hosts h1:4,h2:4 --mode train", 8, "--mode train"),
         ("--hosts h1:4,h2:4 --np 5", 5, ""),
         ("--mode train --lr=0.1 --plan p", 1, "--mode train --lr=0.1 --plan p"),
+        ("--np 2 --network_interface eth1 --seed 3", 2, "--seed 3"),
         ("--np 2 -- --np 3 --amp 1", 2, "--np 3 --amp 1"),
     ],
 )

@@ -21,7 +21,7 @@ def test_two_machines_train_as_one_does_and_end_together(launch, dataset, two_ho
     assert together.status == 0, together.stderr
 
     across = launch.Started(
-        *(*two_hosts.here, launch.RUN_MODEL, "--hosts", two_hosts.hosts),
+        *(*two_hosts.here, launch.RUN_MODEL, *two_hosts.options),
         *(*arguments("two"), "--epochs", "1000"),
         PATH=two_hosts.path,
     )
