@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Report, Timing, interleave
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.rank_groups import RankGroup
 
 QUESTION = "What does sharding cost: samples/s on 1, 2 and 4 ranks, bytes, weak scaling?"
@@ -35,8 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wire_dtype", default="float32", choices=["float32", "bfloat16", "float16"]
     )
-    parser.add_argument("--prefetch_ids", action="store_true", help="as in train.py")
-    parser.add_argument("--steps", type=int, help="steps of a measurement (default 8; quick 4)")
+    parser.add_argument(
+        "--prefetch_ids",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="as in train.py (default: with it)",
+    )
+    parser.add_argument("--steps", type=int, help="steps of a measurement (default 16; quick 4)")
     parser.add_argument("--rounds", type=int, help="measurements of each (default 5; quick 3)")
     parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
 
@@ -61,7 +70,7 @@ def run(args: argparse.Namespace) -> Report:
         "warmup_steps": _WARMUP_STEPS,
     }
     sizes = {
-        "steps": args.steps or (4 if quick else 8),
+        "steps": args.steps or (4 if quick else 16),
         "rounds": args.rounds or (3 if quick else 5),
     }
     strong = _strong(config, ranks, 4 * batch, **sizes)
@@ -77,6 +86,7 @@ def _report(
     config: dict[str, Any],
 ) -> Report:
     efficiency = weak["2 ranks"].over(weak["1 rank"]) / 2
+    apart = weak["2 apart"].over(weak["1 rank"]) / 2
     rows: list[list[object]] = []
     for number, found in strong.items():
         rows.append(
@@ -114,9 +124,11 @@ def _report(
         rows=rows,
         config={**config, "batch_per_rank": batch},
         figures=figures,
-        ratios={"weak_scaling_efficiency": efficiency},
+        ratios={"weak_scaling_efficiency": efficiency, "without_exchange": apart},
         notes=[
-            f"Weak scaling, 2 ranks against 1, one core each: {efficiency:.3f} (target {_TARGET}).",
+            f"Weak scaling, 2 ranks against 1, one core each: {efficiency:.3f} (target {_TARGET}). "
+            f"Two processes that exchange nothing and do not wait for each other: {apart:.3f}, "
+            "which is what the machine leaves of a core when the other one is busy.",
             "MB are sent by all ranks together in a step; what a rank sends to itself is left out. "
             "Dense all-reduce: what a ring sends for whole-table gradients, as NVIDIA's SIM has "
             "them. Lookup: ids out, vectors back, gradients out, alone; on one rank, a gather.",
@@ -128,26 +140,22 @@ def _strong(
     config: dict[str, Any], ranks: list[int], batch: int, *, steps: int, rounds: int
 ) -> dict[int, dict[str, Any]]:
     """The same global batch on different numbers of ranks, all cores for everybody."""
-    found: dict[int, dict[str, Any]] = {n: {} for n in ranks}
+    found: dict[int, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         groups = {n: stack.enter_context(_group(n, config, batch, None)) for n in ranks}
 
         def contender(number: int) -> Any:
-            def work() -> int:
-                answer = groups[number].call({"do": "train", "steps": steps})
-                found[number].update(
-                    sent=answer["sent"] / steps, step_seconds=answer["seconds"] / steps
-                )
-                return int(answer["rows"])
-
-            return work
+            return lambda: int(groups[number].call({"do": "train", "steps": steps})["rows"])
 
         rates = interleave({str(n): contender(n) for n in ranks}, rounds=rounds, warmup=1)
         for number, group in groups.items():
+            counted = group.call({"do": "counted", "steps": steps})
             exchange = group.call({"do": "exchange", "steps": steps})
             undeduplicated = group.call({"do": "without_deduplication", "steps": 2})
-            found[number] |= {
+            found[number] = {
                 "rate": rates[str(number)],
+                "sent": counted["sent"] / steps,
+                "step_seconds": counted["seconds"] / steps,
                 "exchange_seconds": exchange["seconds"] / steps,
                 "undeduplicated": undeduplicated["sent"] / 2,
                 "all_reduce": 2 * (number - 1) * 4 * _parameters(config),
@@ -156,7 +164,7 @@ def _strong(
 
 
 def _weak(config: dict[str, Any], batch: int, *, steps: int, rounds: int) -> dict[str, Timing]:
-    """Twice the ranks for twice the batch, a core for each."""
+    """Twice the ranks for twice the batch, a core for each; and two that know nothing of it."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise RuntimeError("Weak scaling needs two cores.")
@@ -165,11 +173,16 @@ def _weak(config: dict[str, Any], batch: int, *, steps: int, rounds: int) -> dic
             "1 rank": stack.enter_context(_group(1, config, batch, [cores[:1]])),
             "2 ranks": stack.enter_context(_group(2, config, 2 * batch, [cores[:1], cores[1:2]])),
         }
+        other = stack.enter_context(_group(1, config, batch, [cores[1:2]]))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
 
-        def contender(group: RankGroup) -> Any:
-            return lambda: int(group.call({"do": "train", "steps": steps})["rows"])
+        def train(group: RankGroup) -> int:
+            return int(group.call({"do": "train", "steps": steps})["rows"])
 
-        contenders = {name: contender(group) for name, group in groups.items()}
+        contenders: dict[str, Callable[[], int]] = {
+            name: partial(train, group) for name, group in groups.items()
+        }
+        contenders["2 apart"] = lambda: sum(pool.map(train, (groups["1 rank"], other)))
         rates = interleave(contenders, rounds=rounds, warmup=1)
     return rates
 
