@@ -2,7 +2,8 @@
 
 Three ways to the same samples: windows built in the graph from resident histories, the
 materialised form of these histories through Arrow, and the same files through merlin-dataloader
-(a few rows, as it converts them to Python lists and back).
+(a few rows, as it converts them to Python lists and back). Tabular data is asked for by name:
+`benchmarks.loader_tabular`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 QUESTION = "How many training samples a second does each data layout give, and at how many bytes?"
 
 LAYOUTS = ("histories", "materialised", "merlin")
+TABULAR = "tabular"
 
 # The project's targets on 2 cores (issue A, section C).
 _TARGET_WINDOWS = 150_000
@@ -33,16 +35,24 @@ _TARGET_BYTES_RATIO = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this benchmark's options."""
     parser.add_argument(
-        "--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="what to measure"
+        "--layout",
+        nargs="+",
+        choices=(*LAYOUTS, TABULAR),
+        default=list(LAYOUTS),
+        help="what to measure; tabular data by itself",
     )
     parser.add_argument(
         "--dataset_dir",
         type=Path,
-        help="histories to use, written by python -m workflows; generated if absent",
+        help="histories (or tabular data) to use, written by python -m workflows; generated if "
+        "absent",
     )
     parser.add_argument("--users", type=int, help="users to generate (default 50000; quick 5000)")
     parser.add_argument(
-        "--rows", type=int, help="rows to materialise (default 400000; quick 60000)"
+        "--rows",
+        type=int,
+        help="rows to materialise (default 400000; quick 60000), or of tabular data (default "
+        "4194304; quick 1048576)",
     )
     parser.add_argument("--global_batch_size", type=int, default=16384, help="rows of a batch")
     parser.add_argument("--max_seq_length", type=int, default=100, help="history slots (T)")
@@ -60,6 +70,15 @@ def run(args: argparse.Namespace) -> Report:
     Raises:
       UserError: if the dataset cannot be read, or has fewer rows than a batch.
     """
+    if TABULAR in args.layout:
+        if args.layout != [TABULAR]:
+            raise UserError(
+                f"--layout {TABULAR} has data of its own, so it cannot be compared with "
+                f"{[name for name in args.layout if name != TABULAR]}. Measure it by itself."
+            )
+        from benchmarks.loader_tabular import run_tabular
+
+        return run_tabular(args)
     from benchmarks.data import cached, generate_histories
     from benchmarks.harness import interleave
     from dataloading.histories import Histories
