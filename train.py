@@ -19,18 +19,20 @@ from models import MODELS
 from serving.export import check_export_target, export_bundle
 from training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from training.cli import parse_run, save_yaml
-from training.config import REMOVED, RunConfig
+from training.config import EVALUATION_MODES, RunConfig
 from training.distributed import start_world
 from training.logging import RunLogger, read_log
 from training.process import prepare_environment, set_up_tensorflow
+from training.removed import REMOVED
 from training.report import write_report, write_scores
 from training.world import World, require_same
 
 # What needs TensorFlow, which takes seconds to import and reads the environment that
 # `prepare_environment` sets, is imported where it is used: --help and mistakes answer at once.
 if TYPE_CHECKING:
+    import merlin.models.tf as mm
+
     from dataloading.sources import BatchSource
-    from models.base import HistoryModel
     from training.trainer import Outcome, Trainer
 
 
@@ -98,7 +100,7 @@ def run_on(world: World, run: RunConfig, options: Any) -> None:
             log.message(f"{world.size} processes\n{plan}")
         if checkpoint is not None:
             log.message(f"loaded {checkpoint.path} ({trainer.position})")
-        outcome = execute(trainer, run, log, world)
+        outcome = execute(trainer, run, options, log, world)
         log.summary(outcome.summary)
     if world.rank == 0:
         directory = write_report(
@@ -116,7 +118,7 @@ def run_on(world: World, run: RunConfig, options: Any) -> None:
 
 
 def export(
-    model: HistoryModel, source: BatchSource, run: RunConfig, options: Any, world: World
+    model: mm.Model, source: BatchSource, run: RunConfig, options: Any, world: World
 ) -> None:
     """Exports the model: on one process as it is, a sharded one after putting it together."""
     if run.export_dir is None:
@@ -146,12 +148,18 @@ def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:
     return secrets.randbelow(1 << 31)
 
 
-def execute(trainer: Trainer, run: RunConfig, log: RunLogger, world: World) -> Outcome:
+def execute(
+    trainer: Trainer, run: RunConfig, options: Any, log: RunLogger, world: World
+) -> Outcome:
     """Does what the mode says."""
-    if run.mode == "evaluate":
+    if run.mode in EVALUATION_MODES:
         return trainer.evaluate(log)
     if run.mode == "train":
         return trainer.benchmark(log) if run.benchmark else trainer.train(log)
+    if run.mode == "inference_benchmark":
+        from training.data import open_benchmark_sources
+
+        return trainer.inference_benchmark(open_benchmark_sources(run, options, world), log)
     outcome, scores = trainer.inference(log)
     if not run.benchmark and world.rank == 0:
         path = write_scores(run.results_dir / "scores.parquet", scores)

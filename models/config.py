@@ -13,9 +13,11 @@ class HistoryModelConfig:
     """Options that every model over histories has; defaults are seed 000's.
 
     Attributes:
+      layout: what the model reads.
       auxiliary_negatives: whether training needs a negative for each short slot.
     """
 
+    layout: ClassVar[str] = "histories"
     auxiliary_negatives: ClassVar[bool] = False
 
     embedding_dim: int = dataclasses.field(

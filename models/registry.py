@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from embeddings.config import LOCAL, Sharding
 from embeddings.types import TableSpec
-from models.config import HistoryModelConfig
 
 if TYPE_CHECKING:
+    import merlin.models.tf as mm
     from merlin.schema import Schema
 
-    from models.base import HistoryModel
+    from models.config import HistoryModelConfig
+    from models.tabular_config import TabularModelConfig
+
+    ModelConfig = HistoryModelConfig | TabularModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +25,16 @@ class ModelEntry:
 
     Attributes:
       module: module with functions `build(schema, config, sharding)` and `tables(schema, config)`.
-        It imports TensorFlow, so it is
-        imported when the model is built: `train.py --help` and a mistyped option answer at once.
-      config_class: dataclass of the model's options.
+        It imports TensorFlow, so it is imported when the model is built: `train.py --help` and a
+        mistyped option answer at once.
+      config_class: dataclass of the model's options. Its `layout` says what data the model reads,
+        and its `run_defaults`, if any, what defaults of the run it changes.
     """
 
     module: str
-    config_class: type[HistoryModelConfig]
+    config_class: type[ModelConfig]
 
-    def __call__(
-        self, schema: Schema, config: HistoryModelConfig, sharding: Sharding = LOCAL
-    ) -> HistoryModel:
+    def __call__(self, schema: Schema, config: ModelConfig, sharding: Sharding = LOCAL) -> mm.Model:
         """Builds the model.
 
         Args:
@@ -43,15 +45,15 @@ class ModelEntry:
         Raises:
           TypeError: if `config` is that of another model.
         """
-        model: HistoryModel = self._module(config).build(schema, config, sharding)
+        model: mm.Model = self._module(config).build(schema, config, sharding)
         return model
 
-    def tables(self, schema: Schema, config: HistoryModelConfig) -> list[TableSpec]:
+    def tables(self, schema: Schema, config: ModelConfig) -> list[TableSpec]:
         """The model's embedding tables, before it is built; arguments as of a call."""
         tables: list[TableSpec] = self._module(config).tables(schema, config)
         return tables
 
-    def _module(self, config: HistoryModelConfig) -> Any:
+    def _module(self, config: ModelConfig) -> Any:
         if not isinstance(config, self.config_class):
             raise TypeError(
                 f"{self.module} takes a {self.config_class.__name__}, received a "

@@ -239,7 +239,8 @@ def parse_run(
     """Reads a command line into the run's config and the config of the model it names.
 
     `run_class` must have a field `model_type`; its choices are the keys of `model_configs` and
-    the first of them is the default. Once it is known, that model's dataclass adds its options. An
+    the first of them is the default. Once it is known, that model's dataclass adds its options, and
+    its `run_defaults` (option -> value), if it has any, take the place of the run's defaults. An
     option that only other models have is refused with their names.
 
     Args:
@@ -260,7 +261,8 @@ def parse_run(
     run_options = _run_options(run_class, model_configs)
     models = {name: options_of(cls, scope="model") for name, cls in model_configs.items()}
     if _wants_help(argv):
-        print(_run_help(run_options, models, prog, description), end="")
+        shown = _with_defaults_of_models(run_options, model_configs)
+        print(_run_help(shown, models, prog, description), end="")
         raise SystemExit(0)
 
     written, _ = _read_argv(argv, {"model_type": run_options["model_type"]})
@@ -272,6 +274,8 @@ def parse_run(
     if "model_type" in written:
         chosen = run_options["model_type"].read(written["model_type"], "--model_type")
 
+    for name, value in _defaults_of(model_configs[chosen], run_options).items():
+        run_options[name] = dataclasses.replace(run_options[name], default=value)
     known = {*run_options, *models[chosen]}
     foreign: dict[str, str] = {}
     for name in dict.fromkeys(name for options in models.values() for name in options):
@@ -326,7 +330,8 @@ def parameter_table(run_class: type, model_configs: Mapping[str, type]) -> str:
     run_options = _run_options(run_class, model_configs)
     models = {name: options_of(cls, scope="model") for name, cls in model_configs.items()}
     lines = ["| Scope | Parameter | Description | Default |", "|---|---|---|---|"]
-    for option, owners in _with_owners(run_options, models):
+    shown = _with_defaults_of_models(run_options, model_configs)
+    for option, owners in _with_owners(shown, models):
         text = option.help.replace("|", "\\|")
         if option.choices and option.name != "model_type":
             text += f" ({', '.join(option.choices)})"
@@ -344,6 +349,37 @@ def _run_options(run_class: type, model_configs: Mapping[str, type]) -> dict[str
         first = next(iter(model_configs))
         options["model_type"] = dataclasses.replace(model_type, default=first)
     return options
+
+
+def _defaults_of(model_config: type, run_options: Mapping[str, Option]) -> Mapping[str, Any]:
+    """The defaults of the run's options that a model brings: its config class's `run_defaults`.
+
+    Raises:
+      TypeError: if the run has no such option: a mistake in the class, not of the user.
+    """
+    defaults: Mapping[str, Any] = getattr(model_config, "run_defaults", {})
+    unknown = sorted(set(defaults) - set(run_options))
+    if unknown:
+        raise TypeError(f"{model_config.__name__}.run_defaults: the run has no {unknown[0]!r}")
+    return defaults
+
+
+def _with_defaults_of_models(
+    run_options: Mapping[str, Option], model_configs: Mapping[str, type]
+) -> dict[str, Option]:
+    """The run's options as they are shown: with the defaults that models bring."""
+    shown = dict(run_options)
+    for name, option in run_options.items():
+        models: dict[str, list[str]] = {}
+        for model, config in model_configs.items():
+            own = _defaults_of(config, run_options)
+            if name in own and own[name] != option.default:
+                models.setdefault(option.show(own[name]), []).append(model)
+        if models:
+            others = [f"{value} for {', '.join(named)}" for value, named in models.items()]
+            text = "; ".join([option.show(option.default), *others])
+            shown[name] = dataclasses.replace(option, default=text)
+    return shown
 
 
 def _build(

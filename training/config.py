@@ -1,10 +1,11 @@
 """The configuration of a run: every parameter that does not belong to one model.
 
 Names and defaults are those of NVIDIA's SIM for TensorFlow 2 (its README's parameter tables and its
-`main.py`) wherever the meaning survives; `REMOVED` says what became of the others. Where those
-tables write a sentinel (-1, 0, "") for "absent", the value here is None, and the sentinel is still
-read. Options of a model (embedding_dim, dropout_rate, ...) are the fields of that model's own
-config dataclass; `training.cli.parse_run` puts the two together.
+`main.py`), and of its DLRM for TensorFlow 2 and PyTorch, wherever the meaning survives;
+`training.removed` says what became of the others. Where those tables write a sentinel (-1, 0, "")
+for "absent", the value here is None, and the sentinel is still read. Options of a model
+(embedding_dim, dropout_rate, ...) are the fields of that model's own config dataclass;
+`training.cli.parse_run` puts the two together.
 """
 
 from __future__ import annotations
@@ -15,38 +16,8 @@ from typing import Any, Literal
 
 from errors import UserError
 
-REMOVED: dict[str, str] = {
-    "feature_spec": (
-        "the dataset describes itself, by schema.pbtxt and dataset.json (materialised samples: by "
-        "metadata.json) in --dataset_dir"
-    ),
-    "prebatch_train_size": (
-        "histories stay in memory and each batch is built from them, so there are no prebatched "
-        "files; --global_batch_size alone sets the batch size"
-    ),
-    "prebatch_test_size": (
-        "histories stay in memory and each batch is built from them, so there are no prebatched "
-        "files; --global_batch_size alone sets the batch size"
-    ),
-    "train_dataset_size": (
-        "the number of training samples follows from the dataset; `python -m workflows describe "
-        "DIR` prints it"
-    ),
-    "disable_cache": (
-        "histories are loaded once and stay in memory, so no sample is cached (or computed from "
-        "a file twice)"
-    ),
-    "num_parallel_calls": (
-        "batches are built inside the training step, and materialised samples are decoded by Arrow "
-        "with one thread a core; --intra_op_parallelism sets the step's threads"
-    ),
-    "affinity": (
-        "processes are bound to cores by what starts them: scripts/run_model.sh binds each to its "
-        "share of the machine's; --intra_op_parallelism and --inter_op_parallelism set the number "
-        "of threads"
-    ),
-}
-"""Parameters of the older command line that are absent here -> what replaces them."""
+EVALUATION_MODES = ("evaluate", "test")
+"""Two names of one mode: those of seed 000 and of seed 004."""
 
 
 def _option(scope: str, help: str, **more: Any) -> dict[str, Any]:
@@ -95,6 +66,23 @@ class RunConfig:
         ),
     )
 
+    dataset_subset: float | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "datasets",
+            "Train on the first part of the training set, from 0 to 1 (tabular data only); none: "
+            "all of it",
+        ),
+    )
+    shuffle_batch_order: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "datasets",
+            "Shuffle tabular training data anew in each epoch, as histories always are; without "
+            "it, it is read as it lies on disk (flag)",
+        ),
+    )
+
     number_of_user_features: int = dataclasses.field(
         default=1,
         metadata=_option(
@@ -123,12 +111,61 @@ class RunConfig:
             "Rows (labels) in a batch of training, evaluation and inference, over all processes",
         ),
     )
+    warmup_steps: int = dataclasses.field(
+        default=0,
+        metadata=_option(
+            "training", "Number of first steps in which the learning rate grows linearly to --lr"
+        ),
+    )
+    warmup_factor: int = dataclasses.field(
+        default=0,
+        metadata=_option(
+            "training", "The warm-up begins at 1 - 2**-N of --lr: with 0 near nothing"
+        ),
+    )
+    decay_start_step: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "training", "Step after which the learning rate decays; none: after the warm-up"
+        ),
+    )
+    decay_steps: int = dataclasses.field(
+        default=0,
+        metadata=_option("training", "Number of steps of the polynomial decay; 0: no decay"),
+    )
+    decay_power: float = dataclasses.field(
+        default=2.0,
+        metadata=_option("training", "Power of the polynomial decay"),
+    )
+    decay_end_lr: float = dataclasses.field(
+        default=0.0,
+        metadata=_option("training", "Learning rate at the end of the decay"),
+    )
+    max_steps: int | None = dataclasses.field(
+        default=None,
+        metadata=_option("training", "Stop training after this many steps", none=(0, -1)),
+    )
+    test_freq: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "training", "Evaluate after every N steps as well as after epochs", none=(0,)
+        ),
+    )
+    test_after: float = dataclasses.field(
+        default=0.0,
+        metadata=_option("training", "Evaluate only once this many epochs are done, such as 0.5"),
+    )
+    auc_threshold: float | None = dataclasses.field(
+        default=None,
+        metadata=_option("training", "Stop training once an evaluation has reached this AUC"),
+    )
     amp: bool = dataclasses.field(
         default=False,
-        metadata=_option(
-            "training",
-            "Mixed precision: bf16 on CPU, fp16 with dynamic loss scaling on GPU (flag)",
-        ),
+        metadata=_option("training", "Mixed precision: bf16 on CPU, fp16 on GPU (flag)"),
+    )
+    loss_scale: float | None = dataclasses.field(
+        default=None,
+        metadata=_option("training", "Static scale of fp16 losses; none: it adapts (dynamic)"),
     )
     xla: bool = dataclasses.field(
         default=False, metadata=_option("training", "Compile the step with XLA (flag)")
@@ -290,11 +327,25 @@ class RunConfig:
     )
 
     # --- run mode
-    mode: Literal["train", "evaluate", "inference"] = dataclasses.field(
-        default="train",
+    mode: Literal["train", "evaluate", "test", "inference", "inference_benchmark"] = (
+        dataclasses.field(
+            default="train",
+            metadata=_option(
+                "run mode",
+                "Train and evaluate; evaluate (or test) a checkpoint; score and measure the speed; "
+                "or measure it for each of inference_benchmark_batch_sizes",
+            ),
+        )
+    )
+    inference_benchmark_batch_sizes: tuple[int, ...] = dataclasses.field(
+        default=(1, 64, 4096),
         metadata=_option(
-            "run mode", "Train and evaluate, evaluate a checkpoint, or score and measure the speed"
+            "run mode", "Rows of the batches that --mode inference_benchmark measures"
         ),
+    )
+    inference_benchmark_steps: int = dataclasses.field(
+        default=200,
+        metadata=_option("run mode", "Number of steps to measure for each of these batch sizes"),
     )
     random_weights: bool = dataclasses.field(
         default=False,
@@ -340,25 +391,33 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("test_negatives", "epochs", "log_every", "keep_checkpoints"):
-            self._at_least(name, 1)
         for name in (
+            *("test_negatives", "epochs", "log_every", "keep_checkpoints", "global_batch_size"),
             *("repeat_count", "eval_every", "checkpoint_every", "benchmark_steps"),
             *("inter_op_parallelism", "intra_op_parallelism", "micro_batches"),
+            *("max_steps", "test_freq", "inference_benchmark_steps"),
         ):
             self._at_least(name, 1)
         for name in (
             *("prefetch_train_size", "prefetch_test_size", "benchmark_warmup_steps"),
-            *("weight_decay", "seed", "number_of_user_features"),
+            *("weight_decay", "seed", "number_of_user_features", "test_after"),
+            *("warmup_steps", "warmup_factor", "decay_start_step", "decay_steps", "decay_end_lr"),
         ):
             self._at_least(name, 0)
-        if self.lr <= 0:
-            raise UserError(f"lr: expected a number above 0, received {self.lr}.")
-        if self.global_batch_size < 2 or self.global_batch_size % 2:
+        for name in ("lr", "decay_power", "loss_scale", "dataset_subset", "auc_threshold"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name}: expected a number above 0, received {value}.")
+        for name in ("dataset_subset", "auc_threshold"):
+            value = getattr(self, name)
+            if value is not None and value > 1:
+                raise UserError(f"{name}: expected at most 1, received {value}.")
+        if min(self.inference_benchmark_batch_sizes, default=0) < 1:
             raise UserError(
-                f"global_batch_size: expected an even number of at least 2 (each training sample "
-                f"is a positive row and a negative one), received {self.global_batch_size}."
+                "inference_benchmark_batch_sizes: expected numbers of at least 1 such as 1,64, "
+                f"received {self.inference_benchmark_batch_sizes}."
             )
+        self._check_schedule()
         if not self.log_filename or Path(self.log_filename).name != self.log_filename:
             raise UserError(
                 f"log_filename: expected the name of a file in results_dir, received "
@@ -369,6 +428,22 @@ class RunConfig:
         self._check_mode()
         self._check_outputs()
         self._check_plan()
+
+    def _check_schedule(self) -> None:
+        start = self.decay_start_step
+        if start is not None and not self.decay_steps:
+            raise UserError(
+                f"decay_start_step: expected together with --decay_steps, received {start} alone."
+            )
+        if start is not None and start < self.warmup_steps:
+            raise UserError(
+                f"decay_start_step: expected the {self.warmup_steps} steps of the warm-up or more, "
+                f"received {start}: the warm-up must end before the decay begins."
+            )
+        if self.decay_end_lr > self.lr:
+            raise UserError(
+                f"decay_end_lr: expected at most --lr ({self.lr}), received {self.decay_end_lr}."
+            )
 
     def _check_outputs(self) -> None:
         if self.export_dir is not None:
@@ -390,7 +465,7 @@ class RunConfig:
                 "save_checkpoint_path: expected with --mode train and without --benchmark, which "
                 "alone save anything. Remove it."
             )
-        if self.eval_train and self.mode == "inference":
+        if self.eval_train and self.mode not in ("train", *EVALUATION_MODES):
             raise UserError("eval_train: expected with --mode train or evaluate. Remove it.")
 
     def _check_plan(self) -> None:
@@ -427,13 +502,14 @@ class RunConfig:
                 )
 
     def _check_mode(self) -> None:
-        if self.mode != "inference" and self.random_weights:
+        inference = self.mode in ("inference", "inference_benchmark")
+        if not inference and self.random_weights:
             raise UserError(
                 f"random_weights: expected with --mode inference only, received --mode "
                 f"{self.mode}. Remove --random_weights."
             )
         if self.mode != "train" and not self.random_weights and self.load_checkpoint_path is None:
-            hint = ", or --random_weights to measure speed only" * (self.mode == "inference")
+            hint = ", or --random_weights to measure speed only" * inference
             raise UserError(
                 f"mode: {self.mode} needs a trained model and received none. Give "
                 f"--load_checkpoint_path DIR{hint}."
@@ -443,9 +519,9 @@ class RunConfig:
                 "random_weights: expected without --load_checkpoint_path, received both. Remove "
                 "one of them."
             )
-        if self.mode == "evaluate" and self.benchmark:
+        if self.mode not in ("train", "inference") and self.benchmark:
             raise UserError(
-                "benchmark: expected with --mode train or inference, received --mode evaluate. "
+                f"benchmark: expected with --mode train or inference, received --mode {self.mode}. "
                 "Use --mode inference, which runs the same forward pass."
             )
         if self.checkpoint_every is not None and self.save_checkpoint_path is None:
@@ -458,10 +534,3 @@ class RunConfig:
         value = getattr(self, name)
         if value is not None and value < least:
             raise UserError(f"{name}: expected {least} or more, received {value}.")
-
-
-def removed_table() -> str:
-    """`REMOVED` as a Markdown table, for the README."""
-    lines = ["| Parameter | Why it is not needed, and what replaces it |", "|---|---|"]
-    lines += [f"| `{name}` | {text[0].upper()}{text[1:]} |" for name, text in REMOVED.items()]
-    return "\n".join(lines) + "\n"

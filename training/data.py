@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from dataloading.features import table_rows
@@ -11,6 +13,10 @@ from dataloading.histories import Histories, ItemCounts, read_dataset_info
 from dataloading.materialised import MaterialisedDataset
 from dataloading.parts import WHOLE, Part
 from dataloading.sources import BatchSource, MaterialisedSource, ResidentSource, is_materialised
+from dataloading.split_binary import is_split_binary
+from dataloading.tabular import TabularSource, is_tabular_data, open_tabular
+from dataloading.tabular_parquet import read_description
+from dataloading.tabular_schema import is_tabular
 from dataloading.windows import WindowConfig
 from errors import UserError
 from training.config import RunConfig
@@ -20,12 +26,26 @@ CONTINUED = (
     *("seed", "global_batch_size", "drop_remainder", "repeat_count"),
     *("negatives", "repeatable", "optimizer", "lr", "weight_decay", "amp", "xla"),
     *("shard_histories", "micro_batches", "wire_dtype", "gradient_wire_dtype"),
+    *("warmup_steps", "warmup_factor", "decay_start_step", "decay_steps", "decay_power"),
+    *("decay_end_lr", "loss_scale", "dataset_subset", "shuffle_batch_order"),
 )
 """Options that a continued run must share with its beginning to end where it would have."""
 
+_HISTORIES_ONLY = (
+    *("negatives", "test_negatives", "repeatable", "shard_histories", "number_of_user_features"),
+)
+_TABULAR_ONLY = ("dataset_subset", "shuffle_batch_order")
 
-class WindowOptions(Protocol):
-    """What a model's options say about its batches."""
+_CONTENT = {"histories": "histories", "tabular": "rows of numbers and ids (tabular data)"}
+"""The layouts in words."""
+
+
+class Options(Protocol):
+    """What a model's options say about its batches; all but `layout` for histories only."""
+
+    @property
+    def layout(self) -> str:
+        """What it reads: "histories" or "tabular"."""
 
     @property
     def max_seq_length(self) -> int:
@@ -44,8 +64,8 @@ class WindowOptions(Protocol):
         """Whether training needs a negative for each short slot."""
 
 
-def open_source(run: RunConfig, options: WindowOptions, world: World = SOLO) -> BatchSource:
-    """Opens `run.dataset_dir`, of either kind.
+def open_source(run: RunConfig, options: Options, world: World = SOLO) -> BatchSource:
+    """Opens `run.dataset_dir`, in the layout that the model reads.
 
     Args:
       run: its seed chosen.
@@ -53,36 +73,99 @@ def open_source(run: RunConfig, options: WindowOptions, world: World = SOLO) -> 
       world: the processes that train together; each opens its part.
 
     Raises:
-      UserError: if the directory is no dataset, or does not suit the options.
+      UserError: if the directory is no dataset, or does not suit the model or the options.
     """
     if run.seed is None:
         raise ValueError("The run's seed must be chosen before its data is opened.")
-    repeats, part = run.repeat_count or 1, Part(world.rank, world.size)
+    found = "tabular" if is_tabular_data(run.dataset_dir) else "histories"
+    if found != options.layout:
+        raise UserError(
+            f"model_type: {run.model_type} reads {_CONTENT[options.layout]}, and "
+            f"{run.dataset_dir} holds {_CONTENT[found]}. Choose another model or dataset."
+        )
     cuts, left = divmod(run.micro_batches or world.size, world.size)
     if left:
         raise UserError(
             f"micro_batches: expected a multiple of the {world.size} processes, received "
             f"{run.micro_batches}."
         )
+    shared: dict[str, Any] = {
+        "seed": run.seed,
+        "batch_size": run.global_batch_size,
+        "drop_remainder": run.drop_remainder,
+        "repeat_count": run.repeat_count or 1,
+        "part": Part(world.rank, world.size),
+        "micro_batches": cuts,
+    }
+    if options.layout == "tabular":
+        return _open_tabular(run, shared)
+    _check_defaults(run, _TABULAR_ONLY, "histories are always shuffled, and used whole")
     if is_materialised(run.dataset_dir):
-        _check_materialised(run, options)
-        dataset = MaterialisedDataset(
-            run.dataset_dir,
-            user_features=run.number_of_user_features,
-            max_seq_length=options.max_seq_length,
-            long_seq_length=options.long_seq_length,
+        return _open_materialised(run, options, shared)
+    return _open_histories(run, options, world, shared)
+
+
+def open_benchmark_sources(
+    run: RunConfig, options: Options, world: World = SOLO
+) -> dict[int, BatchSource]:
+    """The dataset in batches of each size that `--mode inference_benchmark` measures.
+
+    Args:
+      run: its seed chosen.
+      options: of the model.
+      world: the processes that run together.
+    """
+    # Of histories, each positive brings a negative: they come in pairs of rows.
+    pairs = options.layout == "histories" and not is_materialised(run.dataset_dir)
+    return {
+        size: open_source(
+            dataclasses.replace(run, global_batch_size=size + size % 2 if pairs else size),
+            options,
+            world,
         )
-        return MaterialisedSource(
-            dataset,
-            seed=run.seed,
-            batch_size=run.global_batch_size,
-            drop_remainder=run.drop_remainder,
-            repeat_count=repeats,
-            auxiliary_negatives=options.auxiliary_negatives,
-            prefetch_train=run.prefetch_train_size,
-            prefetch_test=run.prefetch_test_size,
-            part=part,
-            micro_batches=cuts,
+        for size in run.inference_benchmark_batch_sizes
+    }
+
+
+def _open_tabular(run: RunConfig, shared: Mapping[str, Any]) -> BatchSource:
+    """Rows of numbers and ids, in our layout or in seed 002's."""
+    _check_defaults(run, _HISTORIES_ONLY, "tabular data has one label a row and no histories")
+    return TabularSource(
+        open_tabular(run.dataset_dir),
+        **shared,
+        prefetch_train=run.prefetch_train_size,
+        prefetch_test=run.prefetch_test_size,
+        shuffle=run.shuffle_batch_order,
+        subset=run.dataset_subset,
+    )
+
+
+def _open_materialised(run: RunConfig, options: Options, shared: Mapping[str, Any]) -> BatchSource:
+    """Samples with their histories, one label a row."""
+    _check_materialised(run, options)
+    dataset = MaterialisedDataset(
+        run.dataset_dir,
+        user_features=run.number_of_user_features,
+        max_seq_length=options.max_seq_length,
+        long_seq_length=options.long_seq_length,
+    )
+    return MaterialisedSource(
+        dataset,
+        **shared,
+        auxiliary_negatives=options.auxiliary_negatives,
+        prefetch_train=run.prefetch_train_size,
+        prefetch_test=run.prefetch_test_size,
+    )
+
+
+def _open_histories(
+    run: RunConfig, options: Options, world: World, shared: Mapping[str, Any]
+) -> BatchSource:
+    """Everybody's histories, or with `--shard_histories` those of this process's users."""
+    if run.global_batch_size % 2:
+        raise UserError(
+            "global_batch_size: expected an even number of at least 2 (each training sample is a "
+            f"positive row and a negative one), received {run.global_batch_size}."
         )
     windows = WindowConfig(
         max_seq_length=options.max_seq_length,
@@ -93,17 +176,12 @@ def open_source(run: RunConfig, options: WindowOptions, world: World = SOLO) -> 
         repeatable=run.repeatable,
     )
     own_users = run.shard_histories and world.size > 1
-    histories = Histories.load(run.dataset_dir, part if own_users else WHOLE)
+    histories = Histories.load(run.dataset_dir, shared["part"] if own_users else WHOLE)
     return ResidentSource(
         histories,
         windows,
-        seed=run.seed,
-        batch_size=run.global_batch_size,
-        drop_remainder=run.drop_remainder,
-        repeat_count=repeats,
+        **shared,
         test_negatives=run.test_negatives,
-        part=part,
-        micro_batches=cuts,
         counts=_counts_of_all(histories, world) if own_users else None,
         most=functools.partial(_largest, world),
     )
@@ -123,18 +201,14 @@ def _counts_of_all(histories: Histories, world: World) -> ItemCounts:
     return ItemCounts(training.numpy(), every.numpy())
 
 
-def _check_materialised(run: RunConfig, options: WindowOptions) -> None:
+def _check_materialised(run: RunConfig, options: Options) -> None:
     """Refuses options that only histories can serve, rather than to ignore them."""
     if options.time_features:
         raise UserError(
             "time_features: materialised samples have no timestamps. Leave --time_features out."
         )
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    for name in ("negatives", "test_negatives", "repeatable"):
-        if getattr(run, name) != defaults[name]:
-            raise UserError(
-                f"{name}: materialised samples bring their negatives along. Leave --{name} out."
-            )
+    names = ("negatives", "test_negatives", "repeatable")
+    _check_defaults(run, names, "materialised samples bring their negatives along")
     if run.shard_histories:
         raise UserError(
             "shard_histories: materialised samples hold no histories. Leave --shard_histories out."
@@ -143,6 +217,14 @@ def _check_materialised(run: RunConfig, options: WindowOptions) -> None:
         raise UserError(
             f"eval_split: materialised samples have train and test, received {run.eval_split}."
         )
+
+
+def _check_defaults(run: RunConfig, names: Sequence[str], reason: str) -> None:
+    """Refuses options that would have no effect."""
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    for name in names:
+        if getattr(run, name) != defaults[name]:
+            raise UserError(f"{name}: {reason}. Leave --{name} out.")
 
 
 def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource) -> dict[str, Any]:
@@ -159,9 +241,19 @@ def run_identity(run: RunConfig, ranks: int = 1) -> dict[str, Any]:
     """
     content: Any
     if is_materialised(run.dataset_dir):
-        files = sorted(run.dataset_dir.glob("*/*.parquet"))
-        content = {str(f.relative_to(run.dataset_dir)): f.stat().st_size for f in files}
+        content = _sizes(run.dataset_dir, "*/*.parquet")
+    elif is_split_binary(run.dataset_dir):
+        content = _sizes(run.dataset_dir, "*/*.bin")
+    elif is_tabular(run.dataset_dir):
+        content = read_description(run.dataset_dir)["content_hash"]
     else:
         content = read_dataset_info(run.dataset_dir)["content_hash"]
     shared = {"ranks": ranks} if run.shard_histories else {}
     return {"dataset": content, **shared, **{name: getattr(run, name) for name in CONTINUED}}
+
+
+def _sizes(directory: Path, pattern: str) -> dict[str, int]:
+    """Sizes of files by name: what there is to tell data without a hash of its content apart."""
+    return {
+        str(f.relative_to(directory)): f.stat().st_size for f in sorted(directory.glob(pattern))
+    }

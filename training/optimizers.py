@@ -14,6 +14,7 @@ import tensorflow as tf
 from embeddings.collection import EmbeddingCollection
 from embeddings.optimizers import TABLE_OPTIMIZERS, TableOptimizer
 from errors import UserError
+from training.schedule import Schedule
 from training.state import State, collections_of, dense_states, slot_states
 from training.world import SOLO, World
 
@@ -42,7 +43,7 @@ class Optimizer(tf.Module):
     def __init__(
         self,
         name: str,
-        learning_rate: float,
+        learning_rate: float | Schedule,
         weight_decay: float,
         model: tf.keras.Model,
         *,
@@ -53,7 +54,7 @@ class Optimizer(tf.Module):
 
         Args:
           name: a key of DENSE_OPTIMIZERS.
-          learning_rate: of dense variables and tables alike.
+          learning_rate: of dense variables and tables alike; a number is the same in every update.
           weight_decay: decoupled; of tables, only in the rows of the step.
           model: whose variables exist already.
           world: the processes that train together.
@@ -64,7 +65,10 @@ class Optimizer(tf.Module):
         """
         super().__init__()
         self._world, self._wire_dtype = world, wire_dtype
-        self._learning_rate = tf.Variable(learning_rate, trainable=False, dtype=tf.float32)
+        self.schedule = (
+            learning_rate if isinstance(learning_rate, Schedule) else Schedule(learning_rate)
+        )
+        self._learning_rate = tf.Variable(self.schedule.base, trainable=False, dtype=tf.float32)
         self._collections = collections_of(model)
         # By place, since collections may use the same names.
         self._tables = [
@@ -76,7 +80,7 @@ class Optimizer(tf.Module):
         self.dense = [v for v in model.trainable_variables if id(v) not in held]
         self.check_covers(model)
         self._dense_optimizer = DENSE_OPTIMIZERS[name](
-            learning_rate=learning_rate, weight_decay=weight_decay or None
+            learning_rate=self.schedule.base, weight_decay=weight_decay or None
         )
         self._dense_optimizer.build(self.dense)
         self._table_optimizers: list[dict[str, TableOptimizer]] = []
@@ -104,6 +108,11 @@ class Optimizer(tf.Module):
                 f"variables once; it has {len(ours)} and misses {missing}. A model must create all "
                 "its weights in the first call, with training or without."
             )
+
+    @property
+    def learning_rate(self) -> tf.Variable:
+        """The rate of the latest update."""
+        return self._learning_rate
 
     @property
     def iterations(self) -> tf.Variable:
@@ -183,6 +192,9 @@ class Optimizer(tf.Module):
         """
         dense, tables = gradients[: len(self.dense)], gradients[len(self.dense) :]
         step = tf.cast(self.iterations + 1, tf.float32)
+        if not self.schedule.constant:
+            self._learning_rate.assign(self.schedule.at(step))
+            self._dense_optimizer.learning_rate.assign(self._learning_rate)
         for (number, name, variable), gradient in zip(self._tables, tables):
             if gradient is not None:
                 wanted = self._collections[number].backend.optimizer_of(name) or self._name

@@ -69,6 +69,10 @@ class PerformanceMeter:
         self._samples = 0
         self._started = self._step_began = self._measuring_since = self._clock()
 
+    def resume(self) -> None:
+        """Goes on after a pause, such as an evaluation within an epoch, which does not count."""
+        self._step_began = self._clock()
+
     def step(self, samples: int) -> float:
         """Ends a step.
 

@@ -15,22 +15,31 @@ def amp_policy(has_gpu: bool) -> str:
 class LossScale(tf.Module):
     """Scales a loss so that fp16 gradients do not underflow (Micikevicius et al. 2018).
 
-    The scale halves when a gradient is not finite, and that step is skipped; it doubles after
-    `growth_steps` good ones. Keras' LossScaleOptimizer does the same for one optimizer; here two
-    (dense and tables) must agree on skipping.
+    A step whose gradients are not finite is skipped. A dynamic scale halves then, and doubles
+    after `growth_steps` good ones; a static one stays (seeds 002 and 004). Keras'
+    LossScaleOptimizer does the same for one optimizer; here two (dense and tables) must agree on
+    skipping.
     """
 
-    def __init__(self, initial: float = 2.0**15, growth_steps: int = 2000) -> None:
+    def __init__(
+        self, initial: float = 2.0**15, growth_steps: int = 2000, *, dynamic: bool = True
+    ) -> None:
         """Creates the state; the defaults are those of Keras' LossScaleOptimizer.
 
         Args:
           initial: first scale.
-          growth_steps: good steps after which the scale doubles.
+          growth_steps: good steps after which a dynamic scale doubles.
+          dynamic: whether the scale adapts.
         """
         super().__init__()
-        self._growth_steps = growth_steps
+        self._growth_steps, self._dynamic = growth_steps, dynamic
         self.scale = tf.Variable(initial, trainable=False, dtype=tf.float32, name="scale")
         self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
+
+    @property
+    def can_fall(self) -> bool:
+        """Whether the scale falls after an overflow, so that later steps can succeed."""
+        return self._dynamic and float(self.scale) > 1.0
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """The loss to differentiate."""
@@ -47,6 +56,8 @@ class LossScale(tf.Module):
         Args:
           finite: bool [], whether all gradients of the step were, in all processes.
         """
+        if not self._dynamic:
+            return
         good = tf.where(finite, self.good_steps + 1, 0)
         grow = good >= self._growth_steps
         factor = tf.where(finite, tf.where(grow, 2.0, 1.0), 0.5)

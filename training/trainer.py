@@ -20,28 +20,15 @@ from training.config import RunConfig
 from training.gathering import build_variables, use_streams_of
 from training.logging import RunLogger
 from training.metrics import RocCurve, ScoreAccumulator
+from training.milestones import Milestones, Position
 from training.optimizers import Optimizer
 from training.performance import PerformanceMeter, combined
 from training.precision import LossScale
+from training.schedule import Schedule
 from training.signals import TERMINATED_EXIT_STATUS, TerminationRequest, catch_sigterm
 from training.state import MODEL_PREFIXES, State, collections_of, model_states, whole
 from training.steps import Steps
 from training.world import SOLO, World, agree
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a run stands.
-
-    Attributes:
-      epoch: from 0; the number of epochs when training is done.
-      step: steps of this epoch that are done.
-      total_steps: steps done in all epochs.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    total_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +86,7 @@ class Trainer:
         if config.mode == "train":  # its state is as large as the tables, or twice as large
             self._optimizer = Optimizer(
                 config.optimizer,
-                config.lr,
+                _schedule(config),
                 config.weight_decay,
                 model,
                 world=world,
@@ -108,7 +95,7 @@ class Trainer:
         # Gradients of a mean over a large batch are too small for half precision as they are.
         computed = tf.keras.mixed_precision.global_policy().compute_dtype
         fp16 = "float16" in (computed, config.wire_dtype, config.gradient_wire_dtype)
-        self._loss_scale = LossScale() if fp16 else None
+        self._loss_scale = _loss_scale(config) if fp16 else None
         self._steps = Steps(
             model,
             self._optimizer,
@@ -135,34 +122,71 @@ class Trainer:
         # Half of a short epoch still leaves something to measure.
         warmup = min(self._config.benchmark_warmup_steps, self._source.train_steps() // 2)
         meter = PerformanceMeter(warmup_steps=warmup)
+        milestones = Milestones(self._config, self._source.train_steps())
         began = time.perf_counter()
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
+        finished = milestones.out_of_steps(self.position)
         with catch_sigterm() as termination:
-            while self.position.epoch < self._config.epochs:
-                meter.start()
-                self._traffic()  # evaluation's is not training's
-                feeds = self._source.train_feeds(self.position.epoch, self.position.step)
-                for feed, result in self._steps.train(feeds, lambda: bool(termination)):
-                    if self._took_step(feed, result, log, meter):
-                        self._save(store)
-                        raise SystemExit(TERMINATED_EXIT_STATUS)
-                    every = self._config.checkpoint_every
-                    if store and every and self.position.total_steps % every == 0:
-                        self._save(store)
+            while self.position.epoch < self._config.epochs and not finished:
+                evaluation = self._train_epoch(store, meter, milestones, log, termination)
                 done = self.position.epoch
-                self.position.epoch, self.position.step = done + 1, 0
+                if self.position.step == self._source.train_steps():
+                    self.position.epoch, self.position.step = done + 1, 0
                 self._save(store)  # first: an evaluation that is killed must not cost the epoch
                 figures = meter.results() if meter.measured_steps else {}
                 figures |= self._traffic()
-                if self._evaluation_is_due():
+                finished = milestones.out_of_steps(self.position)
+                ended = self.position.step == 0
+                if evaluation is None and ended and milestones.evaluation_is_due(self.position):
                     evaluation = self.evaluate(log, termination)
+                if evaluation is not None:
                     figures |= evaluation.summary
+                    finished = finished or milestones.reached(evaluation.summary)
                 log.epoch(done, figures)
             if evaluation is None:  # a finished run, resumed, had no epoch
                 evaluation = self.evaluate(log, termination)
         seconds = time.perf_counter() - began
         return Outcome({**figures, **evaluation.summary, "time_to_train": seconds}, evaluation.roc)
+
+    def _train_epoch(
+        self,
+        store: CheckpointStore | None,
+        meter: PerformanceMeter,
+        milestones: Milestones,
+        log: RunLogger,
+        termination: TerminationRequest,
+    ) -> Outcome | None:
+        """Trains to the end of the epoch, or of the run if that comes first.
+
+        Returns:
+          The evaluation after the last step, if `--test_freq` asked for one.
+
+        Raises:
+          UserError: if a loss is not finite.
+          SystemExit: with status 143, after SIGTERM and a checkpoint.
+        """
+        meter.start()
+        self._traffic()  # evaluation's is not training's
+        evaluation: Outcome | None = None
+        feeds = self._source.train_feeds(self.position.epoch, self.position.step)
+        for feed, result in self._steps.train(feeds, lambda: bool(termination)):
+            evaluation = None
+            if self._took_step(feed, result, log, meter):
+                self._save(store)
+                raise SystemExit(TERMINATED_EXIT_STATUS)
+            every = self._config.checkpoint_every
+            if store and every and self.position.total_steps % every == 0:
+                self._save(store)
+            if milestones.test_is_due(self.position):
+                evaluation = self.evaluate(log, termination)
+                log.step(self.position.epoch, self.position.step - 1, evaluation.summary)
+                meter.resume()
+                if milestones.reached(evaluation.summary):
+                    break
+            if milestones.out_of_steps(self.position):
+                break
+        return evaluation
 
     def benchmark(self, log: RunLogger) -> Outcome:
         """Trains for the configured number of steps, or epochs, and reports their speed.
@@ -234,6 +258,36 @@ class Trainer:
         figures = combined(self._world.gather(meter.results()))
         return Outcome(figures, {}), scores.of_all(self._world)
 
+    def inference_benchmark(self, sources: Mapping[int, BatchSource], log: RunLogger) -> Outcome:
+        """Measures throughput and latency of batches of several sizes.
+
+        Args:
+          sources: of the evaluation split, by the rows of their batches.
+          log: tells what was found of each.
+
+        Returns:
+          Figures of a `PerformanceMeter` by name, in front of it ``batch_<rows>_``.
+        """
+        figures: dict[str, Any] = {}
+        for size, source in sources.items():
+            steps = Steps(self._model, None, source, None, world=self._world)
+            meter = PerformanceMeter(
+                self._config.benchmark_warmup_steps, self._config.inference_benchmark_steps
+            )
+            split = self._config.eval_split
+            meter.start()
+            while not meter.completed:
+                for feed in source.eval_feeds(split):
+                    meter.step(int(steps.evaluate(split, feed)[1].numpy().size))
+                    if meter.completed:
+                        break
+            found = combined(self._world.gather(meter.results()))
+            del found["time"]
+            figures |= {f"batch_{size}_{name}": value for name, value in found.items()}
+            text = "  ".join(f"{name} {value:,.3f}" for name, value in found.items())
+            log.message(f"batches of {size:,} rows (samples/s, ms)  {text}")
+        return Outcome(figures, {})
+
     def scores(
         self, split: str, log: RunLogger, termination: TerminationRequest | None = None
     ) -> ScoreAccumulator:
@@ -270,9 +324,13 @@ class Trainer:
         rows, finite, stop = result.pop("rows"), result.pop("finite"), result.pop("stop")
         speed = meter.step(rows)
         position = self.position
-        if not finite or not math.isfinite(result["total_loss"]):
+        # An overflow is part of dynamic scaling: it skips a step, and is no fault.
+        adapts = self._loss_scale is not None and self._loss_scale.can_fall
+        if not (finite or adapts) or not math.isfinite(result["total_loss"]):
             raise self._not_finite(feed, result["total_loss"])
         if position.total_steps % self._config.log_every == 0:
+            if self._optimizer is not None and not self._optimizer.schedule.constant:
+                result["lr"] = float(self._optimizer.learning_rate)
             log.step(position.epoch, position.step, {**result, "samples/s": speed})
         position.step += 1
         position.total_steps += 1
@@ -308,10 +366,6 @@ class Trainer:
             return {}
         mine = (sent - since[0]) / (steps - since[1])
         return {"sent_bytes_a_step": sum(self._world.gather(mine))}
-
-    def _evaluation_is_due(self) -> bool:
-        every, epoch = self._config.eval_every, self.position.epoch
-        return epoch == self._config.epochs or (every is not None and epoch % every == 0)
 
     def _open_store(self) -> CheckpointStore | None:
         if self._config.save_checkpoint_path is None:
@@ -370,3 +424,21 @@ class Trainer:
         for name, state in states.items():
             state.restore(name, checkpoint)
         self.position = Position(**checkpoint.meta["position"])
+
+
+def _schedule(config: RunConfig) -> Schedule:
+    return Schedule(
+        config.lr,
+        config.warmup_steps,
+        config.warmup_factor,
+        config.decay_start_step,
+        config.decay_steps,
+        config.decay_power,
+        config.decay_end_lr,
+    )
+
+
+def _loss_scale(config: RunConfig) -> LossScale:
+    if config.loss_scale is None:
+        return LossScale()
+    return LossScale(config.loss_scale, dynamic=False)

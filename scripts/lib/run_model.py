@@ -42,8 +42,9 @@ sys.path.insert(0, str(ROOT))
 from errors import UserError  # noqa: E402
 from models import MODELS  # noqa: E402
 from training.cli import parse_run  # noqa: E402
-from training.config import REMOVED, RunConfig  # noqa: E402
+from training.config import RunConfig  # noqa: E402
 from training.launch import Job, run_job  # noqa: E402
+from training.removed import REMOVED  # noqa: E402
 
 RENAMED = {"data_path": "dataset_dir", "batch_size": "global_batch_size"}
 SWITCHES = ("amp", "xla", "benchmark", "drop_remainder")

@@ -1,0 +1,71 @@
+"""DLRM: numbers through an MLP, ids through embeddings, all pairs multiplied, another MLP.
+
+Naumov et al. 2019, "Deep Learning Recommendation Model for Personalization and Recommendation
+Systems"; seeds 002 and 004 for defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+from merlin.schema import Schema
+
+from embeddings.config import LOCAL, Sharding
+from models.blocks.interaction import DotInteraction
+from models.blocks.mlp_relu import ReluMLP
+from models.tabular import TabularBlock, TabularModel, assemble, body_arguments, tabular_tables
+from models.tabular_config import DLRMConfig
+
+
+@tf.keras.utils.register_keras_serializable(package="lookback")
+class DLRMBlock(TabularBlock):
+    """``MLP_top(interact(MLP_bottom(x), e_1, ..., e_M))``, section 2 of the paper.
+
+    The interaction is `DotInteraction`, or the vectors one after another.
+    """
+
+    config_class = DLRMConfig
+    _config: DLRMConfig
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `TabularBlock`, with a `DLRMConfig`."""
+        super().__init__(**kwargs)
+        dot = self._config.interaction_op == "dot"
+        self._interaction = DotInteraction(name="interaction") if dot else None
+        self._top = ReluMLP(self._config.top_mlp_sizes[:-1], name="top_mlp")
+
+    def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Represents every row.
+
+        Args:
+          inputs: a batch, see `dataloading.tabular_schema`.
+
+        Returns:
+          ``[B, top_mlp_sizes[-2]]``.
+        """
+        vectors = self.vectors(inputs)
+        if self._interaction is None:
+            return self._top(tf.concat(vectors, 1))
+        return self._top(self._interaction(vectors))
+
+
+tables = tabular_tables
+
+
+def build(schema: Schema, config: DLRMConfig, sharding: Sharding = LOCAL) -> TabularModel:
+    """Builds DLRM for a dataset.
+
+    Args:
+      schema: of the dataset, see `dataloading.tabular_schema`.
+      config: of the model.
+      sharding: where the tables' rows live.
+
+    Returns:
+      A model from a batch to float32 logits ``[B, 1]``.
+
+    Raises:
+      UserError: if the dataset has no numerical or no categorical column.
+    """
+    return assemble(DLRMBlock(**body_arguments(schema, config, sharding)), schema)

@@ -1,0 +1,262 @@
+"""What models over tabular rows have in common: embedding, bottom MLP, head, loss.
+
+A model is a `merlin.models.tf.Model` of two parts: a block of ours that turns a batch (see
+`dataloading.tabular_schema`) into a representation ``[B, D]`` of each row, and a Merlin
+`BinaryOutput` that turns it into click logits ``[B, 1]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import merlin.models.tf as mm
+import tensorflow as tf
+from merlin.models.tf.core.base import Block
+from merlin.schema import Schema
+
+from dataloading.tabular_schema import CATEGORICAL, NUMERICAL, TabularFeatures
+from embeddings.collection import EmbeddingCollection
+from embeddings.config import LOCAL, Sharding
+from embeddings.tables import tables_from_schema
+from embeddings.types import TableSpec
+from errors import UserError
+from models.base import TARGET, ClickLoss, click_metrics
+from models.blocks.mlp_relu import ReluMLP, bias_initializer
+from models.tabular_config import TabularModelConfig
+
+
+class TabularBlock(Block):
+    """A network body over rows of N numbers and M ids; subclasses write `call`."""
+
+    config_class: ClassVar[type[TabularModelConfig]] = TabularModelConfig
+
+    def __init__(
+        self,
+        features: TabularFeatures,
+        tables: Sequence[TableSpec],
+        feature_tables: Mapping[str, str],
+        config: TabularModelConfig,
+        sharding: Sharding = LOCAL,
+        **kwargs: Any,
+    ) -> None:
+        """Creates the body.
+
+        Args:
+          features: the dataset's columns by role.
+          tables: embedding tables.
+          feature_tables: table of each categorical column.
+          config: of the model.
+          sharding: where the tables' rows live.
+          **kwargs: of `tf.keras.layers.Layer`.
+        """
+        super().__init__(**kwargs)
+        self._features = features
+        self._feature_tables = dict(feature_tables)
+        self._config = config
+        rows = {table.name: table.rows for table in tables}
+        self._rows = [rows[feature_tables[name]] for name in features.categorical]
+        self._bottom = ReluMLP(config.bottom_mlp_sizes, name="bottom_mlp")
+        self.embeddings = EmbeddingCollection(
+            tables, feature_tables, sharding=sharding, name="embeddings"
+        )
+
+    def lookups(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The ids that a call with these inputs looks up in `embeddings`: ``[B]`` a feature.
+
+        Args:
+          inputs: a batch, see `dataloading.tabular_schema`.
+
+        Raises:
+          ValueError: if the ids are not one column for each categorical feature.
+        """
+        names = self._features.categorical
+        ids = _matrix(inputs, CATEGORICAL, len(names))  # [B, M]
+        if self._config.hash_indices:
+            ids = tf.math.floormod(ids, tf.constant([self._rows], ids.dtype))
+        return dict(zip(names, tf.unstack(ids, axis=1)))
+
+    def vectors(self, inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """The bottom MLP's output ``[B, H]``, then the embeddings, M times ``[B, D]``.
+
+        In the compute dtype; arguments and errors as of `lookups`.
+        """
+        bottom = self._bottom(_matrix(inputs, NUMERICAL, len(self._features.numerical)))
+        embedded = self.embeddings(self.lookups(inputs))
+        return [bottom, *(tf.cast(vector, self.compute_dtype) for vector in embedded.values())]
+
+    @property
+    def vectors_width(self) -> int:
+        """Width of all `vectors`, one after another."""
+        embedded = len(self._features.categorical) * self._config.embedding_dim
+        return self._config.bottom_mlp_sizes[-1] + embedded
+
+    @property
+    def output_width(self) -> int:
+        """D, the width of the representation: that of the top MLP's last hidden layer."""
+        return self._config.top_mlp_sizes[-2]
+
+    def compute_output_shape(self, input_shape: Mapping[str, tf.TensorShape]) -> tf.TensorShape:
+        """``[B, D]``; Merlin asks before it builds the head."""
+        return tf.TensorShape([input_shape[CATEGORICAL][0], self.output_width])
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values."""
+        return {
+            **super().get_config(),
+            "features": dataclasses.asdict(self._features),
+            "tables": [dataclasses.asdict(table) for table in self.embeddings.tables],
+            "feature_tables": dict(self._feature_tables),
+            "config": dataclasses.asdict(self._config),
+            "sharding": self.embeddings.sharding.as_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TabularBlock:
+        """Rebuilds the block from `get_config`, JSON's lists in place of tuples included."""
+        config = dict(config)
+        return cls(
+            features=TabularFeatures(**_with_tuples(config.pop("features"))),
+            tables=[TableSpec(**table) for table in config.pop("tables")],
+            config=cls.config_class(**_with_tuples(config.pop("config"))),
+            sharding=Sharding.from_config(config.pop("sharding")),
+            **config,
+        )
+
+
+@tf.keras.utils.register_keras_serializable(package="lookback")
+class RowLogit(tf.keras.layers.Layer):
+    """One logit a row, in float32 under every policy; initial weights as of `ReluMLP`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Creates the head."""
+        super().__init__(**kwargs)
+        self._dense = tf.keras.layers.Dense(
+            1,
+            kernel_initializer="glorot_normal",
+            bias_initializer=bias_initializer(1),
+            dtype="float32",
+            name="logit",
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Creates the weights."""
+        self._dense.build(input_shape)
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Maps ``[B, D]`` to ``[B, 1]``."""
+        return self._dense(tf.cast(inputs, tf.float32))
+
+    def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
+        """``[B, 1]``."""
+        return tf.TensorShape([tf.TensorShape(input_shape)[0], 1])
+
+
+@tf.keras.utils.register_keras_serializable(package="lookback")
+class TabularModel(mm.Model):
+    """A Merlin model whose inputs are matrices, not the schema's columns one by one."""
+
+    def _check_schema_and_inputs_matching(self, inputs: Mapping[str, tf.Tensor]) -> None:
+        # Merlin demands an input for each of the schema's columns (models/base.py:1730). Here the
+        # columns of a role come as one matrix: 2 tensors to move rather than 39.
+        expected = {NUMERICAL, CATEGORICAL}
+        missing, unknown = expected - set(inputs), set(inputs) - expected
+        if missing or unknown:
+            raise ValueError(
+                f"The model takes {sorted(expected)}, matrices [B, N] and [B, M]. Missing: "
+                f"{sorted(missing)}; unknown: {sorted(unknown)}."
+            )
+
+    @property
+    def body(self) -> TabularBlock:
+        """The block in front of the head."""
+        return self.blocks[0]
+
+
+def assemble(body: TabularBlock, schema: Schema) -> TabularModel:
+    """Joins a body and the click head.
+
+    Args:
+      body: from a batch to ``[B, D]``.
+      schema: of the dataset.
+
+    Returns:
+      A model from a batch to float32 logits ``[B, 1]``.
+    """
+    head = mm.BinaryOutput(
+        TARGET, to_call=RowLogit(), default_loss=ClickLoss(), default_metrics_fn=click_metrics
+    )
+    features = TabularFeatures.from_schema(schema)
+    inputs = schema.select_by_name([*features.numerical, *features.categorical])
+    return TabularModel(body, head, schema=inputs)
+
+
+def tabular_tables(schema: Schema, config: TabularModelConfig) -> list[TableSpec]:
+    """The embedding tables of a tabular model.
+
+    Args:
+      schema: of the dataset.
+      config: of the model.
+
+    Returns:
+      One spec a domain, cut to `max_table_size` rows. Each feature looks up one id a row, and rows
+      start uniform in ``±sqrt(1 / rows)`` (`TableSpec.scale`), as in the seeds.
+    """
+    return _tables(schema, config)[0]
+
+
+def body_arguments(
+    schema: Schema, config: TabularModelConfig, sharding: Sharding = LOCAL
+) -> dict[str, Any]:
+    """Arguments of a `TabularBlock` for a dataset with `schema`.
+
+    Raises:
+      UserError: if the dataset has no numerical or no categorical column.
+    """
+    features = TabularFeatures.from_schema(schema)
+    if not features.numerical or not features.categorical:
+        raise UserError(
+            f"The model needs numerical and categorical columns; the dataset has "
+            f"{len(features.numerical)} and {len(features.categorical)}. Use another dataset."
+        )
+    tables, feature_tables = _tables(schema, config)
+    return {
+        "features": features,
+        "tables": tables,
+        "feature_tables": feature_tables,
+        "config": config,
+        "sharding": sharding,
+    }
+
+
+def _tables(schema: Schema, config: TabularModelConfig) -> tuple[list[TableSpec], dict[str, str]]:
+    """The specs, and the table of each categorical column."""
+    tables, feature_tables = tables_from_schema(schema, config.embedding_dim)
+    users = list(feature_tables.values())
+    most = config.max_table_size
+    specs = [
+        dataclasses.replace(
+            table,
+            rows=table.rows if most is None else min(table.rows, most),
+            hotness=(1.0,) * users.count(table.name),
+        )
+        for table in tables
+    ]
+    return specs, feature_tables
+
+
+def _matrix(inputs: Mapping[str, tf.Tensor], name: str, columns: int) -> tf.Tensor:
+    """An input, if it is ``[B, columns]``."""
+    value = inputs[name]
+    if value.shape.rank != 2 or value.shape[1] not in (None, columns):
+        raise ValueError(
+            f"Input {name!r} must be [B, {columns}], a column for each feature in the schema's "
+            f"order; received shape {value.shape}."
+        )
+    return tf.ensure_shape(value, [None, columns])
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

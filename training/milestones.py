@@ -1,0 +1,64 @@
+"""When a run is evaluated, and when it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from training.config import RunConfig
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+      epoch: from 0; the number of epochs when training is done.
+      step: steps of this epoch that are done.
+      total_steps: steps done in all epochs.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+
+
+class Milestones:
+    """What the configuration says about evaluations on the way, and about an early end."""
+
+    def __init__(self, config: RunConfig, steps_an_epoch: int) -> None:
+        """Reads the configuration.
+
+        Args:
+          config: of the run.
+          steps_an_epoch: training steps.
+        """
+        self._config = config
+        self._steps_an_epoch = steps_an_epoch
+
+    def test_is_due(self, position: Position) -> bool:
+        """Whether to evaluate after the step that led here (`--test_freq`)."""
+        every = self._config.test_freq
+        return every is not None and position.total_steps % every == 0 and self._late(position)
+
+    def evaluation_is_due(self, position: Position) -> bool:
+        """Whether to evaluate after the epoch that led here."""
+        every, epoch = self._config.eval_every, position.epoch
+        if epoch == self._config.epochs:
+            return True
+        return every is not None and epoch % every == 0 and self._late(position)
+
+    def out_of_steps(self, position: Position) -> bool:
+        """Whether as many steps are done as the run may have (`--max_steps`)."""
+        most = self._config.max_steps
+        return most is not None and position.total_steps >= most
+
+    def reached(self, figures: Mapping[str, Any]) -> bool:
+        """Whether an evaluation's figures are what the run was for (`--auc_threshold`)."""
+        threshold = self._config.auc_threshold
+        return threshold is not None and figures[f"{self._config.eval_split}_auc"] >= threshold
+
+    def _late(self, position: Position) -> bool:
+        done = position.epoch + position.step / self._steps_an_epoch
+        return done >= self._config.test_after
