@@ -150,8 +150,11 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         rows = self.backend.fetch(route)
         vectors: dict[str, tf.Tensor | tf.RaggedTensor] = {}
         for table, features in by_table.items():
-            sizes = [tf.size(_flat(inputs[feature])) for feature in features]
-            for feature, part in zip(features, tf.split(rows[table], sizes)):
+            parts = [rows[table]]
+            if len(features) > 1:
+                sizes = [tf.size(_flat(inputs[feature])) for feature in features]
+                parts = tf.split(rows[table], sizes)
+            for feature, part in zip(features, parts):
                 vectors[feature] = self._shaped(feature, inputs[feature], part)
         return {feature: vectors[feature] for feature in inputs}
 
@@ -189,6 +192,9 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         joined = {}
         for table, features in self._by_table(inputs).items():
             parts = [_flat(inputs[feature]) for feature in features]
+            if len(parts) == 1:
+                joined[table] = parts[0]
+                continue
             dtype = tf.int64 if any(part.dtype == tf.int64 for part in parts) else tf.int32
             joined[table] = tf.concat([tf.cast(part, dtype) for part in parts], 0)
         return joined
@@ -203,8 +209,10 @@ class EmbeddingCollection(tf.keras.layers.Layer):
             sums = tf.math.unsorted_segment_sum(vectors, bags, ids.nrows())  # [B, D]
             return _combined(sums, counts, combiner)
         dim = self._dims[self._feature_tables[feature]]
-        vector = tf.reshape(vectors, tf.concat([tf.shape(ids), [dim]], 0))
-        vector.set_shape(ids.shape.concatenate([dim]))
+        vector = vectors
+        if ids.shape.rank != 1:
+            vector = tf.reshape(vectors, tf.concat([tf.shape(ids), [dim]], 0))
+            vector.set_shape(ids.shape.concatenate([dim]))
         if combiner is None:
             return vector
         if ids.shape.rank != 2:
@@ -218,7 +226,9 @@ class EmbeddingCollection(tf.keras.layers.Layer):
 
 
 def _flat(ids: Ids) -> tf.Tensor:
-    return ids.flat_values if isinstance(ids, tf.RaggedTensor) else tf.reshape(ids, [-1])
+    if isinstance(ids, tf.RaggedTensor):
+        return ids.flat_values
+    return ids if ids.shape.rank == 1 else tf.reshape(ids, [-1])
 
 
 def _combined(sums: tf.Tensor, counts: tf.Tensor, combiner: str) -> tf.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -18,13 +19,37 @@ from training.schedule import Schedule
 from training.state import State, collections_of, dense_states, slot_states
 from training.world import SOLO, World
 
+
+class PlainSGD(tf.keras.optimizers.Optimizer):
+    """``w -= lr * g``; Keras' SGD (2.12, optimizers/sgd.py) also keeps and adds momenta of 0."""
+
+    def __init__(self, learning_rate: float, weight_decay: float | None = None) -> None:
+        """Creates the optimizer.
+
+        Args:
+          learning_rate: step size.
+          weight_decay: decoupled decay; None is none.
+        """
+        super().__init__(name="SGD", weight_decay=weight_decay, jit_compile=False)
+        self._learning_rate = self._build_learning_rate(learning_rate)
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Updates one variable."""
+        variable.assign_sub(tf.cast(self.learning_rate, variable.dtype) * gradient)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        rate = self._serialize_hyperparameter(self._learning_rate)
+        return {"learning_rate": rate, "weight_decay": self.weight_decay}
+
+
 # Keras' optimizers of 2.11 and later; Merlin's `compile` would swap in the legacy ones.
 DENSE_OPTIMIZERS = {
     "adam": tf.keras.optimizers.Adam,
     "lazy_adam": tf.keras.optimizers.Adam,
     "adagrad": tf.keras.optimizers.Adagrad,
     "rowwise_adagrad": tf.keras.optimizers.Adagrad,
-    "sgd": tf.keras.optimizers.SGD,
+    "sgd": PlainSGD,
     "momentum": functools.partial(tf.keras.optimizers.SGD, momentum=0.9),
     "ftrl": tf.keras.optimizers.Ftrl,
 }

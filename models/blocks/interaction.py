@@ -42,7 +42,7 @@ def first_and_products(
 
     TensorFlow's own gradient has one batched product for each side of ``V V^T`` and scatters the
     triangle element by element. ``V V^T`` is symmetric, so one product with the symmetric gradient
-    does: measured here (26 tables, batch 4,096), the layer's backward pass takes 0.6 times as long.
+    does (a product takes 9 ms of CPU time here for 26 tables, D = 128, batch 4,096).
 
     Args:
       first: ``[B, D]``.
@@ -55,7 +55,7 @@ def first_and_products(
     rows = range(1, features)
     products = tf.matmul(vectors, vectors, transpose_b=True)  # [B, F, F]
     flat = tf.reshape(products, [-1, features * features])
-    # Slices: tf.gather of single columns takes a third longer, its gradient five times as long.
+    # Slices: tf.gather of single columns took a third longer (measured, batch 4,096).
     triangle = [flat[:, row * features : row * features + row] for row in rows]
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

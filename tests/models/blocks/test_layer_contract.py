@@ -20,6 +20,8 @@ from models.blocks.attention import ActivationUnit
 from models.blocks.auxiliary import AuxiliaryNet
 from models.blocks.dropout import ResumableDropout
 from models.blocks.evolution import InterestEvolution
+from models.blocks.interaction import DotInteraction
+from models.blocks.mlp_relu import ReluMLP
 from models.blocks.recurrent import AUGRU, InterestGRU
 
 C, S, D, H = 2, 4, 3, 4
@@ -75,6 +77,8 @@ CASES = {
     ResumableDropout: Case(
         {"rate": 0.5, "seed": 3}, {"inputs": ("B", D)}, lambda layer, x: layer(x), 0
     ),
+    DotInteraction: Case({}, {"a": ("B", D), "b": ("B", D)}, joined, 0),
+    ReluMLP: Case({"sizes": (6, 5)}, {"inputs": ("B", D)}, lambda layer, x: layer(x), 0),
     LogitHead: Case({}, {"inputs": ("B", C, D)}, lambda layer, x: layer(x), 0),
 }
 # The loss and weights among these layers' outputs are float32 under every policy.

@@ -1,0 +1,48 @@
+"""What the benchmarks of DLRM compute beside times."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from benchmarks.dlrm_contenders import Contenders, flops_per_sample, precision
+from benchmarks.dlrm_inference import latencies
+from models.tabular_config import DLRMConfig
+
+SMALL = DLRMConfig(embedding_dim=4, bottom_mlp_sizes=(6, 4), top_mlp_sizes=(8, 1))
+
+
+def test_flops_of_a_sample():
+    """2 a multiplication: layers 3-6-4 and (4 + 3)-8-1, 3 pairs of vectors of 4."""
+    layers = 3 * 6 + 6 * 4 + 7 * 8 + 8 * 1
+    assert flops_per_sample(SMALL, tables=2, numerical=3) == 2 * (layers + 3 * 4)
+    assert flops_per_sample(DLRMConfig(), 26, 13) == pytest.approx(4.83e6, rel=0.01)
+
+
+def test_latencies():
+    """Calls of 0, 1, ..., 100 ms after the warm-up."""
+    ticks = itertools.chain.from_iterable((10 * i, 10 * i + i / 1000) for i in range(101))
+    calls = []
+    found = latencies(
+        lambda: calls.append(1) or 1, 101, warmup=3, clock=lambda ticks=ticks: next(ticks)
+    )
+    assert len(calls) == 104
+    assert found == pytest.approx({"mean": 50, "p90": 90, "p95": 95, "p99": 99})
+
+
+def test_contenders_do_a_batch_a_call():
+    import tensorflow as tf
+
+    contenders = Contenders(SMALL, tables=2, table_rows=9, numerical=3, batch_size=8)
+    functions = [
+        contenders.train_ours(),
+        contenders.train_ours(amp=True),
+        contenders.train_plain(tf.keras.optimizers.legacy.SGD(0.01)),
+        contenders.infer_ours(amp=True),
+        contenders.infer_plain(),
+    ]
+    assert [function() for function in functions] == [8] * 5
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+    with precision(True) as policy:
+        assert tf.keras.mixed_precision.global_policy().name == policy != "float32"

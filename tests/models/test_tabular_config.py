@@ -1,0 +1,78 @@
+"""Options of DLRM and DCNv2: the seeds' defaults, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from errors import UserError
+from models.tabular_config import DCNv2Config, DLRMConfig, TabularModelConfig
+
+CLASSES = (DLRMConfig, DCNv2Config)
+
+
+@pytest.mark.parametrize("config_class", CLASSES)
+def test_defaults_are_the_seeds(config_class):
+    config = config_class()
+    assert config.layout == "tabular"
+    assert config.embedding_dim == 128
+    assert config.bottom_mlp_sizes == (512, 256, 128)
+    assert config.top_mlp_sizes == (1024, 1024, 512, 256, 1)
+    assert not config.hash_indices
+    assert config.max_table_size is None
+    assert all("help" in field.metadata for field in dataclasses.fields(config_class))
+
+
+def test_run_defaults_are_those_of_seed_002s_code():
+    common = {
+        "global_batch_size": 65536,
+        "epochs": 1,
+        "decay_start_step": 48000,
+        "decay_steps": 24000,
+    }
+    assert DLRMConfig.run_defaults == {
+        **common,
+        "optimizer": "sgd",
+        "lr": 24.0,
+        "warmup_steps": 8000,
+    }
+    assert DCNv2Config.run_defaults == {
+        **common,
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "warmup_steps": 100,
+    }
+    assert (DCNv2Config().num_cross_layers, DCNv2Config().cross_layer_projection_dim) == (3, 512)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "options", "message"),
+    [
+        (TabularModelConfig, {"embedding_dim": 0}, "embedding_dim must be at least 1"),
+        (TabularModelConfig, {"bottom_mlp_sizes": ()}, "bottom_mlp_sizes must be widths"),
+        (TabularModelConfig, {"top_mlp_sizes": (8, 2)}, "then 1, the logit"),
+        (TabularModelConfig, {"top_mlp_sizes": (1,)}, "one hidden width"),
+        (TabularModelConfig, {"max_table_size": 5}, "Add --hash_indices"),
+        (TabularModelConfig, {"max_table_size": 0, "hash_indices": True}, "at least 1"),
+        (DLRMConfig, {"embedding_dim": 64}, "--interaction_op cat"),
+        (DLRMConfig, {"interaction_op": "cuda_dot"}, "dot or cat"),
+        (DCNv2Config, {"num_cross_layers": 0}, "num_cross_layers must be at least 1"),
+        (DCNv2Config, {"cross_layer_projection_dim": 0}, "cross_layer_projection_dim"),
+        (DCNv2Config, {"structure": "both"}, "stacked or parallel"),
+    ],
+)
+def test_refuses(config_class, options, message):
+    with pytest.raises(UserError, match=message):
+        config_class(**options)
+
+
+def test_cat_needs_no_equal_widths():
+    assert DLRMConfig(embedding_dim=64, interaction_op="cat").embedding_dim == 64
+
+
+def test_needs_no_tensorflow():
+    code = "import models.tabular_config, sys; print('tensorflow' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
