@@ -1,4 +1,4 @@
-"""``python -m serving {score,sample,describe}``."""
+"""``python -m serving {score,sample,describe,benchmark}``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m serving", description="Scores raw ids with an exported model."
+        prog="python -m serving", description="Scores requests with an exported model."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -57,18 +57,37 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: a table on a terminal, JSON lines elsewhere",
     )
-    sample = _command(commands, "sample", "make requests out of a dataset's users", _sample)
+    sample = _command(commands, "sample", "make requests out of a dataset", _sample)
     sample.add_argument("--dataset_dir", required=True, type=Path, metavar="DIR", help="dataset")
-    sample.add_argument("--users", type=int, default=3, metavar="N", help="requests to make")
-    sample.add_argument(
-        "--candidates",
-        type=int,
-        default=5,
-        metavar="N",
-        help="candidates of each; the first is the item of the user's last event",
-    )
+    # Without defaults of their own, so that those of the other layout are told apart from none.
+    for name, text in (
+        ("users", "requests to make of histories (default: 3)"),
+        (
+            "candidates",
+            "candidates of each; the first is the item of the user's last event (default: 5)",
+        ),
+        ("rows", "requests to make of tabular test rows (default: 3)"),
+    ):
+        sample.add_argument(
+            f"--{name}", type=int, default=argparse.SUPPRESS, metavar="N", help=text
+        )
     sample.add_argument("--seed", type=int, default=0, metavar="N", help="of the random draws")
     _command(commands, "describe", "print what a bundle holds", _describe)
+    benchmark = _command(
+        commands, "benchmark", "measure the latency of the model on random inputs", _benchmark
+    )
+    benchmark.add_argument(
+        "--batch_sizes", type=_sizes, default="1,64,4096", metavar="N,N", help="rows of a batch"
+    )
+    for name, number, text in (
+        ("steps", 200, "batches to measure, of each size"),
+        ("warmup_steps", 20, "batches before them"),
+        ("seed", 0, "of the inputs"),
+    ):
+        benchmark.add_argument(f"--{name}", type=int, default=number, metavar="N", help=text)
+    benchmark.add_argument(
+        "--format", choices=("table", "json"), default="table", help="json: a line for each size"
+    )
     return parser
 
 
@@ -100,15 +119,23 @@ def _score(args: argparse.Namespace) -> None:
             except OSError as error:
                 raise UserError(f"--requests {args.requests}: {error.strerror}.") from error
         from serving.bundle import Bundle
+        from serving.layouts import LAYOUTS
 
         bundle = Bundle.load(args.export_dir)
         output = sys.stdout
         if args.output is not None:
             output = stack.enter_context(_open_output(Path(args.output)))
-        write = _write_table if table else _write_json
+        layout = LAYOUTS[bundle.manifest.layout]
+        number = 0
         for lines in _chunks(source, "standard input" if source is sys.stdin else args.requests):
             for (_, request), scores in zip(lines, _score_lines(bundle, lines), strict=True):
-                write(output, request, bundle, scores)
+                if table:
+                    text = layout.table(number, request, bundle.manifest, scores)
+                else:
+                    answer = layout.answer(request, bundle.manifest, scores)
+                    text = json.dumps(answer, ensure_ascii=False) + "\n"
+                output.write(text)
+                number += 1
             output.flush()
 
 
@@ -151,53 +178,23 @@ def _score_lines(bundle: Bundle, lines: Sequence[tuple[str, Any]]) -> list[Score
         raise UserError(f"{lines[error.index][0]}: {error.detail}") from error
 
 
-def _ranked(request: Any, bundle: Bundle, scores: Scores) -> list[dict[str, Any]]:
-    """The candidates, best first; equal ones in the request's order."""
-    features = [name for name in bundle.manifest.item_features if name in request["candidates"]]
-    order = (-scores.logit).argsort(kind="stable").tolist()
-    return [
-        {
-            **{name: request["candidates"][name][i] for name in features},
-            "probability": float(scores.probability[i]),
-            "logit": float(scores.logit[i]),
-        }
-        for i in order
-    ]
-
-
-def _write_json(output: TextIO, request: Any, bundle: Bundle, scores: Scores) -> None:
-    user = {name: request[name] for name in bundle.manifest.user_features}
-    result = {**user, "candidates": _ranked(request, bundle, scores)}
-    output.write(json.dumps(result, ensure_ascii=False) + "\n")
-
-
-def _write_table(output: TextIO, request: Any, bundle: Bundle, scores: Scores) -> None:
-    user = "  ".join(f"{name} {request[name]}" for name in bundle.manifest.user_features)
-    item_id = bundle.manifest.item_features[0]
-    events = len(request["history"][item_id])
-    ranked = _ranked(request, bundle, scores)
-    columns = [name for name in ranked[0] if name not in ("probability", "logit")]
-    widths = {name: max(len(name), *(len(str(row[name])) for row in ranked)) for name in columns}
-    output.write(f"{user}  ({events} event{'s' * (events != 1)} of history)\n")
-    header = "  ".join(f"{name:<{widths[name]}}" for name in columns)
-    output.write(f"  rank  {header}  probability     logit\n")
-    for rank, row in enumerate(ranked, start=1):
-        cells = "  ".join(f"{row[name]!s:<{widths[name]}}" for name in columns)
-        output.write(f"  {rank:>4}  {cells}  {row['probability']:11.4f}  {row['logit']:8.4f}\n")
-    output.write("\n")
-
-
 def _sample(args: argparse.Namespace) -> None:
-    from serving.sample import sample_requests
+    from serving.layouts import LAYOUTS
+    from serving.manifest import Manifest
 
-    requests = sample_requests(
-        args.export_dir,
-        args.dataset_dir,
-        users=args.users,
-        candidates=args.candidates,
-        seed=args.seed,
-    )
-    for request in requests:
+    manifest = Manifest.read(args.export_dir)
+    layout = LAYOUTS[manifest.layout]
+    counts = {name: n for name, n in vars(args).items() if name in ("users", "candidates", "rows")}
+    foreign = [f"--{name}" for name in counts if name not in layout.sample_options]
+    if foreign:
+        options = ", ".join(f"--{name}" for name in layout.sample_options)
+        raise UserError(
+            f"{', '.join(foreign)}: {args.export_dir} is of layout {manifest.layout!r}, for which "
+            f"the options are {options}."
+        )
+    for request in layout.sample(
+        manifest, args.export_dir, args.dataset_dir, seed=args.seed, **counts
+    ):
         print(json.dumps(request, ensure_ascii=False))
 
 
@@ -214,16 +211,40 @@ def _describe(args: argparse.Namespace) -> None:
     print("dataset     " + ", ".join(f"{k} {v}" for k, v in manifest.dataset.items()))
     ids = "raw (encoded by the bundle)" if manifest.ids == "raw" else "encoded (no workflow)"
     print(f"ids         {ids}")
-    for role, names in (("user", manifest.user_features), ("item", manifest.item_features)):
+    for role, names in manifest.roles.items():
         for name in names:
-            print(f"{role:<12}{name}: {manifest.cardinalities[name]:,} rows")
+            rows = manifest.cardinalities.get(name)
+            print(f"{role:<12}{name}" + (f": {rows:,} rows" if rows is not None else ""))
     print("inputs")
-    letters = dict.fromkeys(manifest.user_features, "B")
     for name, shape in manifest.inputs.items():
-        sizes = letters.get(name) or f"B, {'C' if shape[1] is None else shape[1]}"
-        print(f"              {name} int32 [{sizes}]")
-    print("outputs       logit, probability float32 [B, C]")
+        axes = ["B", *("C" if axis is None else str(axis) for axis in shape[1:])]
+        print(f"              {name} {manifest.input_type(name)} [{', '.join(axes)}]")
+    print(f"outputs       logit, probability float32 {manifest.output_axes}")
     print("versions    " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+    from serving.benchmark import BenchmarkOptions, as_table, measure
+    from serving.bundle import Bundle
+
+    options = BenchmarkOptions(args.batch_sizes, args.steps, args.warmup_steps, args.seed)
+    rows = measure(Bundle.load(args.export_dir), options)
+    if args.format == "json":
+        for row in rows:
+            print(json.dumps(row), flush=True)
+    else:
+        print(as_table(list(rows)))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Whole numbers, separated by commas."""
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected sizes such as 1,64,4096, received {text!r}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A loaded bundle: raw ids in, scores out.
+"""A loaded bundle: raw values in, scores out.
 
 Scoring needs TensorFlow, pandas and pyarrow. It runs the SavedModel's signature, so neither the
 code of the models nor Merlin or NVTabular is imported (nor anything unpickled).
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from errors import UserError
-from serving.encoding import Catalogue, EncodedIds, Encoder, Vocabulary
-from serving.manifest import CATALOGUE_FILE, MODEL_DIRECTORY, SIGNATURE, Manifest
+from serving.layouts import LAYOUTS
+from serving.manifest import MODEL_DIRECTORY, SIGNATURE, Manifest
 from serving.requests import Request, RequestEncoder, RequestError
 
 Float32 = npt.NDArray[np.float32]
@@ -25,12 +25,9 @@ ROWS_A_BATCH = 4096
 """Rows (requests times the most candidates of one) that are scored at once; it bounds memory."""
 
 
-TIME_GAP_INPUT = "time_gap_history"
-
-
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of one request's candidates, in the request's order.
+    """Scores of one request's candidates, in the request's order; a row has one score (C = 1).
 
     Attributes:
       logit: ``[C]``.
@@ -57,11 +54,6 @@ class Bundle:
         # The signature does not keep the variables alive; the loaded object does.
         self._saved_model = saved_model
         self._signature = saved_model.signatures[SIGNATURE]
-        if manifest.time_features:
-            # Only here: it brings Merlin's schema along, which takes a second to import.
-            from dataloading.windows import time_gap_bucket
-
-            self._time_gap_bucket = time_gap_bucket
 
     @classmethod
     def load(cls, directory: str | Path) -> Bundle:
@@ -75,7 +67,7 @@ class Bundle:
         """
         directory = Path(directory)
         manifest = Manifest.read(directory)
-        encoder = load_encoder(directory, manifest)
+        encoder = LAYOUTS[manifest.layout].load_encoder(directory, manifest)
         import tensorflow as tf
 
         try:
@@ -91,7 +83,7 @@ class Bundle:
         """Scores the candidates of every request.
 
         Args:
-          requests: see `serving.requests`. Any number, of any lengths.
+          requests: see `serving.history_requests` and `serving.tabular_requests`. Any number.
 
         Returns:
           The scores of each request.
@@ -106,55 +98,24 @@ class Bundle:
                 batch = self.encoder.encode(requests[start:stop])
             except RequestError as error:
                 raise RequestError(start + error.index, error.detail) from error
-            inputs: dict[str, Any] = dict(batch.inputs)
-            if batch.gaps is not None:
-                padding = inputs[f"{self.manifest.item_features[0]}_history"] == 0
-                inputs[TIME_GAP_INPUT] = np.where(padding, 0, self._time_gap_bucket(batch.gaps))
-            logit, probability = self.predict(inputs)
-            for row, count in enumerate(batch.candidates):
+            logit, probability = self.predict(batch.inputs)
+            for row, count in enumerate(batch.counts):
                 scores.append(Scores(logit[row, :count], probability[row, :count]))
         return scores
 
-    def predict(self, inputs: Mapping[str, npt.NDArray[np.int32]]) -> tuple[Float32, Float32]:
+    def predict(self, inputs: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
         """Scores one encoded batch.
 
         Args:
-          inputs: arrays by name, of the shapes in `manifest.inputs`.
+          inputs: arrays by name, of the shapes in `manifest.inputs` and `manifest.input_type`.
 
         Returns:
-          Logits and probabilities, ``[B, C]``.
+          Logits and probabilities, ``[B, C]``; of rows ``[B, 1]``.
         """
         import tensorflow as tf
 
         outputs = self._signature(**{name: tf.constant(v) for name, v in inputs.items()})
         return outputs["logit"].numpy(), outputs["probability"].numpy()
-
-
-def load_encoder(directory: Path, manifest: Manifest) -> RequestEncoder:
-    """Reads a bundle's vocabularies and catalogue.
-
-    Args:
-      directory: of the bundle.
-      manifest: of the bundle, its files verified.
-    """
-    encoders: dict[str, Encoder] = {}
-    for name in (*manifest.user_features, *manifest.item_features):
-        if manifest.ids == "raw":
-            encoders[name] = Vocabulary.read(directory / manifest.vocabularies[name], name)
-        else:
-            encoders[name] = EncodedIds(manifest.cardinalities[name])
-    catalogue = None
-    if manifest.ids == "raw":
-        rows = manifest.cardinalities[manifest.item_features[0]]
-        catalogue = Catalogue.read(directory / CATALOGUE_FILE, manifest.item_features, rows)
-    return RequestEncoder(
-        user_features=manifest.user_features,
-        item_features=manifest.item_features,
-        max_seq_length=manifest.max_seq_length,
-        time_features=manifest.time_features,
-        encoders=encoders,
-        catalogue=catalogue,
-    )
 
 
 def _batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Raw ids to encoded ids and back, as the saved workflow encodes them, by hash lookup.
+"""Raw ids of histories to encoded ids and back, as the saved workflow has them, by hash lookup.
 
 `nvtabular.Workflow.transform` merges each request with the whole category table: on one row it
 takes 6 ms at 1,000 known ids and 93 ms at a million. A pandas Index takes 0.02 ms. The two give
@@ -132,7 +132,7 @@ class Vocabulary:
             found = str(error)
         raise ValueError(
             f"expected {expected} (or null), as in the data that the workflow was fitted on, "
-            f"received {_excerpt(ids)} ({found})"
+            f"received {excerpt(ids)} ({found})"
         )
 
     def _plain(self, value: Any) -> Any:
@@ -151,11 +151,13 @@ class EncodedIds:
     """Ids that come encoded: only checked.
 
     Args:
-      rows: of the feature's table; row 0 is padding.
+      rows: of the feature's table.
+      lowest: the first row that is an id; 1 where row 0 is padding.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, lowest: int = 1) -> None:
         self._rows = rows
+        self._lowest = lowest
 
     def encode(self, ids: Sequence[Any]) -> Int32:
         """The ids ``[N]`` themselves.
@@ -164,11 +166,12 @@ class EncodedIds:
           ValueError: if they are not integers that are rows of the table.
         """
         values = np.asarray(ids if len(ids) else np.zeros(0, np.int32))
-        integers = values.dtype.kind in "iu" and values.ndim == 1
-        if not integers or not np.all((values >= 1) & (values < self._rows)):
+        # NumPy takes True for 1 among integers.
+        integers = values.dtype.kind in "iu" and values.ndim == 1 and bool not in map(type, ids)
+        if not integers or not np.all((values >= self._lowest) & (values < self._rows)):
             raise ValueError(
-                f"expected encoded ids, integers from 1 to {self._rows - 1} (the bundle was "
-                f"exported without a workflow), received {_excerpt(ids)}"
+                f"expected encoded ids, integers from {self._lowest} to {self._rows - 1} (the "
+                f"bundle was exported without a workflow), received {excerpt(ids)}"
             )
         return values.astype(np.int32)
 
@@ -201,6 +204,7 @@ class Catalogue:
         return self._features[feature][items]
 
 
-def _excerpt(ids: Sequence[Any], shown: int = 3) -> str:
+def excerpt(ids: Sequence[Any], shown: int = 3) -> str:
+    """The first few values, for an error."""
     text = ", ".join(f"{value!r:.40}" for value in list(ids)[:shown])
     return f"[{text}{', ...' if len(ids) > shown else ''}]"

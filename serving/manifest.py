@@ -4,73 +4,87 @@ A bundle is one directory that scoring needs and nothing else::
 
     DIR/
       bundle.json     this file, written last: a directory without it is no bundle
-      model/          SavedModel; signature `serving_default`: ids -> logit, probability
+      model/          SavedModel; signature `serving_default`: inputs -> logit, probability
       schema.pbtxt    of the dataset
-      dataset.json    of the dataset (metadata.json where the samples came materialised)
-      workflow/       the saved NVTabular workflow, and in workflow/encoder/ its vocabularies
-      items.parquet   the catalogue, encoded
+      dataset.json    of the dataset (metadata.json where the samples came materialised,
+                      feature_spec.yaml where the rows came as split-binary files)
+      workflow/       the saved NVTabular workflow; its vocabularies lie in workflow/encoder/
+                      (histories) or workflow/vocabulary/ (tabular)
+      items.parquet   the catalogue, encoded (histories only)
 
-Workflow and catalogue are absent where the samples came materialised: such a bundle scores encoded
-ids. Nothing here needs TensorFlow, NVTabular or Merlin.
+Where the dataset has no workflow (materialised samples, split-binary files, rows generated straight
+to parquet), workflow and catalogue are absent: such a bundle scores encoded inputs. Nothing here
+needs TensorFlow, NVTabular or Merlin.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from errors import UserError
 
 FORMAT = "lookback-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+FIRST_VERSION = 1  # knew one layout and did not name it
 MANIFEST_FILE = "bundle.json"
 MODEL_DIRECTORY = "model"
 SIGNATURE = "serving_default"
 CATALOGUE_FILE = "items.parquet"
+NUMERICAL = "numerical"
+CATEGORICAL = "categorical"
+"""Inputs of tabular models, and their fields in a request."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
-    """Content of bundle.json but for the digests.
+class Manifest(abc.ABC):
+    """Content of bundle.json but for the digests; one subclass a layout.
 
     Attributes:
+      layout: what the model reads, as its config class says.
+      output_axes: of logit and probability.
       model_type: name of the model.
       options: of the model.
-      ids: "raw" if the bundle encodes ids itself, "encoded" if requests must bring them encoded.
-      user_features: names of the user features, each an input ``[B]``.
-      item_features: names of the item features, the id first, each an input ``[B, C]`` and, as
-        ``<name>_history``, one ``[B, T]``.
-      max_seq_length: history slots (T).
-      time_features: whether the model reads time gaps, from `time_gap_history` ``[B, T]``.
-      inputs: shape of each int32 input of the signature, None where any size goes.
+      ids: "raw" if the bundle encodes values itself, "encoded" if requests must bring them encoded.
+      inputs: shape of each input of the signature, None where any size goes.
       cardinalities: rows of each feature's table.
       vocabularies: file of each feature's vocabulary, relative to the bundle.
       dataset: name, content hash and counts of the dataset.
       versions: of what wrote the bundle.
     """
 
+    layout: ClassVar[str]
+    output_axes: ClassVar[str]
+
     model_type: str
     options: Mapping[str, Any]
     ids: Literal["raw", "encoded"]
-    user_features: tuple[str, ...]
-    item_features: tuple[str, ...]
-    max_seq_length: int
-    time_features: bool
     inputs: Mapping[str, tuple[int | None, ...]]
     cardinalities: Mapping[str, int]
     vocabularies: Mapping[str, str]
     dataset: Mapping[str, Any]
     versions: Mapping[str, str]
 
+    @property
+    @abc.abstractmethod
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of the features by role."""
+
+    @abc.abstractmethod
+    def input_type(self, name: str) -> Literal["float32", "int32"]:
+        """Type of an input's values."""
+
     def write(self, directory: Path) -> None:
         """Writes bundle.json, with the digests of all files that are in `directory` now."""
         content: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
+            "layout": self.layout,
             **dataclasses.asdict(self),
             "files": {
                 path.relative_to(directory).as_posix(): {
@@ -84,13 +98,13 @@ class Manifest:
         content["sha256"] = _digest_of(content)
         (directory / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n")
 
-    @classmethod
-    def read(cls, directory: Path) -> Manifest:
+    @staticmethod
+    def read(directory: Path) -> Manifest:
         """Reads bundle.json and compares every file of the bundle with its digest.
 
         Raises:
-          UserError: if the directory is no bundle, is of another version, or is damaged; the text
-            names the file.
+          UserError: if the directory is no bundle, is of another version or layout, or is damaged;
+            the text names the file.
         """
         content = _read(directory)
         for name, expected in content["files"].items():
@@ -102,11 +116,71 @@ class Manifest:
                 raise _damaged(directory, f"{name} has {size} bytes instead of {expected['bytes']}")
             if _sha256(path) != expected["sha256"]:
                 raise _damaged(directory, f"the content of {name} is not what was exported")
-        values = {field.name: content[field.name] for field in dataclasses.fields(cls)}
+        kind = MANIFESTS[content["layout"]]
+        values = {field.name: content[field.name] for field in dataclasses.fields(kind)}
         values["inputs"] = {name: tuple(shape) for name, shape in values["inputs"].items()}
-        for name in ("user_features", "item_features"):
-            values[name] = tuple(values[name])
-        return cls(**values)
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoriesManifest(Manifest):
+    """Of a model over histories; its inputs are ids.
+
+    Attributes:
+      user_features: names of the user features, each an input ``[B]``.
+      item_features: names of the item features, the id first, each an input ``[B, C]`` and, as
+        ``<name>_history``, one ``[B, T]``.
+      max_seq_length: history slots (T).
+      time_features: whether the model reads time gaps, from `time_gap_history` ``[B, T]``.
+    """
+
+    layout = "histories"
+    output_axes = "[B, C]"
+
+    user_features: tuple[str, ...]
+    item_features: tuple[str, ...]
+    max_seq_length: int
+    time_features: bool
+
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """User and item features."""
+        return {"user": self.user_features, "item": self.item_features}
+
+    def input_type(self, name: str) -> Literal["float32", "int32"]:
+        """Ids, all of them."""
+        return "int32"
+
+
+@dataclasses.dataclass(frozen=True)
+class TabularManifest(Manifest):
+    """Of a model over rows of N numbers and M ids.
+
+    Attributes:
+      numerical: names of the numbers, the columns of the input `numerical` ``[B, N]``.
+      categorical: names of the ids, the columns of the input `categorical` ``[B, M]``.
+    """
+
+    layout = "tabular"
+    output_axes = "[B, 1]"
+
+    numerical: tuple[str, ...]
+    categorical: tuple[str, ...]
+
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """Numerical and categorical features, named as the inputs are."""
+        return {NUMERICAL: self.numerical, CATEGORICAL: self.categorical}
+
+    def input_type(self, name: str) -> Literal["float32", "int32"]:
+        """Numbers are float32, ids int32."""
+        return "float32" if name == NUMERICAL else "int32"
+
+
+MANIFESTS: Mapping[str, type[Manifest]] = {
+    "histories": HistoriesManifest,
+    "tabular": TabularManifest,
+}
 
 
 def is_bundle(directory: Path) -> bool:
@@ -116,6 +190,23 @@ def is_bundle(directory: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def require_same_workflow(manifest: Manifest, export_dir: Path, dataset_dir: Path) -> None:
+    """Checks that a dataset was written with a bundle's vocabularies.
+
+    Raises:
+      UserError: if not.
+    """
+    for name in manifest.vocabularies.values():
+        path = dataset_dir / name
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: {path.parent} is not part of a dataset.")
+        if _sha256(path) != _sha256(export_dir / name):
+            raise UserError(
+                f"{dataset_dir} was not written with the workflow in {export_dir} ({name} "
+                "differs). Give the dataset that the model was trained on."
+            )
 
 
 def bundle_bytes(directory: Path) -> int:
@@ -135,13 +226,22 @@ def _read(directory: Path) -> dict[str, Any]:
         found = (content.get("format"), content.get("format_version"))
     except (ValueError, AttributeError) as error:
         raise _damaged(directory, f"{MANIFEST_FILE} is not valid JSON ({error})") from error
-    if found != (FORMAT, FORMAT_VERSION):
+    versions = (FIRST_VERSION, FORMAT_VERSION)
+    if found[0] != FORMAT or found[1] not in versions:
         raise UserError(
-            f"{path}: expected format {FORMAT!r} version {FORMAT_VERSION}, found {found[0]!r} "
-            f"version {found[1]!r}. Export the model again with this version's train.py."
+            f"{path}: expected format {FORMAT!r} version {FIRST_VERSION} or {FORMAT_VERSION}, "
+            f"found {found[0]!r} version {found[1]!r}. Export the model again with this version's "
+            "train.py."
         )
     if content.pop("sha256", None) != _digest_of(content):
         raise _damaged(directory, f"the content of {MANIFEST_FILE} is not what was exported")
+    if found[1] == FIRST_VERSION:
+        content["layout"] = HistoriesManifest.layout
+    if content["layout"] not in MANIFESTS:
+        raise UserError(
+            f"{path}: the layout {content['layout']!r} is unknown; expected "
+            f"{' or '.join(MANIFESTS)}. Use the version of Lookback that exported it."
+        )
     return content
 
 

@@ -1,34 +1,19 @@
-"""Requests to the model's inputs: encoded, cut to windows, padded to one batch.
+"""What requests of every layout have in common: errors by number, encoding to one batch.
 
-A request is a plain dictionary::
-
-    {"user_id": "A2SUAM1J3GNN3B",
-     "history": {"item_id": ["B001", "B007"], "category_id": ["Cables", "Mics"],
-                 "timestamp": [1365465600, 1376006400]},
-     "candidates": {"item_id": ["B002", "B003"], "category_id": ["Mics", "Strings"]},
-     "timestamp": 1393545600}
-
-Every user feature stands by its name. Histories are oldest first and may be empty. An item's other
-features may be left out where the catalogue knows the item. Timestamps are seconds; only a model
-with time features needs them, and then `timestamp`, the moment of the request, has no default: it
-is not ours to guess, and a wrong one moves every score.
+A request is a plain dictionary; `serving.history_requests` and `serving.tabular_requests` say what
+is in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from errors import UserError
-from serving.encoding import Catalogue, Encoder, Int32
-
-HISTORY = "history"
-CANDIDATES = "candidates"
-TIMESTAMP = "timestamp"
 
 Request = Mapping[str, Any]
 
@@ -49,177 +34,46 @@ class RequestError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class EncodedBatch:
-    """Requests as the model takes them, B of them; C is the largest number of candidates.
+    """Requests as the model takes them.
 
     Attributes:
-      inputs: int32: user features ``[B]``, item features ``[B, C]`` (0 beyond a request's own
-        candidates), their histories ``[B, T]`` (0 on the left).
-      gaps: seconds from each event to the request, int64 ``[B, T]``; None without time features.
-      candidates: number of candidates of each request.
+      inputs: of the signature, by name; the first axis is the request.
+      counts: how many scores each request gets.
     """
 
-    inputs: dict[str, Int32]
-    gaps: npt.NDArray[np.int64] | None
-    candidates: tuple[int, ...]
+    inputs: dict[str, npt.NDArray[Any]]
+    counts: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class RequestEncoder:
-    """Encodes requests for one model.
-
-    Attributes:
-      user_features: names.
-      item_features: names, the id first.
-      max_seq_length: history slots (T).
-      time_features: whether the model reads time gaps.
-      encoders: of each feature.
-      catalogue: of the items' other features; None: every request must bring them.
-    """
-
-    user_features: tuple[str, ...]
-    item_features: tuple[str, ...]
-    max_seq_length: int
-    time_features: bool
-    encoders: Mapping[str, Encoder]
-    catalogue: Catalogue | None
+class RequestEncoder(Protocol):
+    """Turns requests of one layout into the inputs of one model."""
 
     def check(self, index: int, request: Request) -> int:
-        """Checks a request's shape, not its ids.
+        """Checks a request's shape, not its values.
 
         Args:
           index: to name it by.
-          request: see the module.
+          request: to check.
 
         Returns:
-          Its number of candidates.
+          How many scores it asks for.
 
         Raises:
           RequestError: saying what was expected and what came.
         """
-        _check_keys(
-            index,
-            "the request",
-            request,
-            needed=(*self.user_features, HISTORY, CANDIDATES),
-            allowed=(TIMESTAMP,),
-        )
-        item_id, *others = self.item_features
-        optional = others if self.catalogue is not None else []
-        needed = [name for name in self.item_features if name not in optional]
-        for part in (HISTORY, CANDIDATES):
-            allowed = [*optional, *([TIMESTAMP] if part == HISTORY else [])]
-            _check_keys(index, part, request[part], needed=needed, allowed=allowed)
-            lists = request[part]
-            for name, values in lists.items():
-                if not _is_list(values):
-                    raise RequestError(
-                        index, f"{part}.{name}: expected a list, received {values!r:.60}"
-                    )
-                if len(values) != len(lists[item_id]):
-                    raise RequestError(
-                        index,
-                        f"{part}.{name} has {len(values)} entries and {part}.{item_id} "
-                        f"{len(lists[item_id])}; they must be equally long.",
-                    )
-        if not len(request[CANDIDATES][item_id]):
-            raise RequestError(index, f"{CANDIDATES}.{item_id} is empty; expected at least one.")
-        return len(request[CANDIDATES][item_id])
 
     def encode(self, requests: Sequence[Request]) -> EncodedBatch:
-        """Encodes requests into one batch.
-
-        Args:
-          requests: at least one; see the module.
+        """Encodes requests, at least one, into one batch.
 
         Raises:
           RequestError: naming the request and the field.
         """
-        counts = tuple(self.check(index, request) for index, request in enumerate(requests))
-        inputs: dict[str, Int32] = {}
-        for name in self.user_features:
-            values = self._encode(name, "", [[request[name]] for request in requests])
-            inputs[name] = np.concatenate(values)
-        T, C = self.max_seq_length, max(counts)
-        for part, width in ((HISTORY, T), (CANDIDATES, C)):
-            encoded = self._encode_items(part, requests)
-            for name, rows in encoded.items():
-                input_name = f"{name}_history" if part == HISTORY else name
-                inputs[input_name] = _padded(rows, width, left=part == HISTORY)
-        gaps = None
-        if self.time_features:
-            found = [self._gaps(index, request) for index, request in enumerate(requests)]
-            gaps = _padded(found, T, left=True)
-        return EncodedBatch(inputs, gaps, counts)
-
-    def _encode_items(self, part: str, requests: Sequence[Request]) -> dict[str, list[Int32]]:
-        """Item features of each request's newest T events, or of all its candidates."""
-        item_id, *others = self.item_features
-        kept = self.max_seq_length if part == HISTORY else None
-
-        def newest(values: Sequence[Any]) -> Sequence[Any]:
-            return values if kept is None else values[-kept:]
-
-        raw = [newest(request[part][item_id]) for request in requests]
-        encoded = {item_id: self._encode(item_id, f"{part}.", raw)}
-        for name in others:
-            lists = [newest(request[part].get(name, ())) for request in requests]
-            values = self._encode(name, f"{part}.", lists)
-            for index, request in enumerate(requests):
-                if name not in request[part]:
-                    items = encoded[item_id][index]
-                    values[index] = self._look_up(index, part, name, items, raw[index])
-            encoded[name] = values
-        return encoded
-
-    def _encode(self, name: str, prefix: str, lists: Sequence[Sequence[Any]]) -> list[Int32]:
-        """Encodes the lists of all requests at once."""
-        encode = self.encoders[name].encode
-        try:
-            joined = encode([value for values in lists for value in values])
-        except ValueError:
-            # Once more one by one, to tell whose it is.
-            for index, values in enumerate(lists):
-                _attempt(index, f"{prefix}{name}", encode, values)
-            raise
-        ends = np.cumsum([len(values) for values in lists])
-        return np.split(joined, ends[:-1])
-
-    def _look_up(self, index: int, part: str, name: str, items: Int32, raw: Sequence[Any]) -> Int32:
-        if self.catalogue is None:
-            raise ValueError("check() demands every feature where there is no catalogue")
-        values = self.catalogue.lookup(name, items)
-        if len(values) and values.min() == 0:
-            unknown = raw[int(np.argmin(values))]
-            raise RequestError(
-                index,
-                f"{part}.{name} is absent, and the catalogue does not know item {unknown!r}. Give "
-                f"{part}.{name}.",
-            )
-        return values
-
-    def _gaps(self, index: int, request: Request) -> npt.NDArray[np.int64]:
-        """Seconds from each of the newest T events to the request."""
-        item_id = self.item_features[0]
-        events = len(request[HISTORY][item_id])
-        if not events:
-            return np.zeros(0, np.int64)
-        for where, value in ((f"{HISTORY}.", request[HISTORY]), ("", request)):
-            if TIMESTAMP not in value:
-                raise RequestError(
-                    index, f"{where}{TIMESTAMP} (seconds) is missing; the model has time features."
-                )
-        now = _seconds(index, TIMESTAMP, [request[TIMESTAMP]])[0]
-        times = _seconds(index, f"{HISTORY}.{TIMESTAMP}", request[HISTORY][TIMESTAMP])
-        if np.any(np.diff(times) < 0):
-            raise RequestError(
-                index, f"{HISTORY}.{TIMESTAMP} decreases; histories are oldest first."
-            )
-        return now - times[-self.max_seq_length :]
 
 
-def _check_keys(
+def check_keys(
     index: int, where: str, value: Any, *, needed: Sequence[str], allowed: Sequence[str]
 ) -> None:
+    """Raises a `RequestError` unless `value` is an object of these keys; `where` names it."""
     if not isinstance(value, Mapping):
         raise RequestError(index, f"{where}: expected an object, received {value!r:.60}")
     missing = [name for name in needed if name not in value]
@@ -233,32 +87,16 @@ def _check_keys(
         )
 
 
-def _is_list(value: Any) -> bool:
+def is_list(value: Any) -> bool:
+    """Whether it is a list, or as good as one."""
     return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
-def _attempt(
+def attempt(
     index: int, field: str, function: Callable[[Sequence[Any]], Any], values: Sequence[Any]
 ) -> None:
+    """Calls a function for its ValueError, which becomes a `RequestError` that names the field."""
     try:
         function(values)
     except ValueError as error:
         raise RequestError(index, f"{field}: {error}.") from error
-
-
-def _seconds(index: int, field: str, values: Any) -> npt.NDArray[np.int64]:
-    found = np.asarray(values)
-    if found.dtype.kind not in "iu" or found.ndim != 1:
-        raise RequestError(index, f"{field}: expected whole seconds, received {values!r:.60}.")
-    return found.astype(np.int64)
-
-
-def _padded(rows: Sequence[npt.NDArray[Any]], width: int, *, left: bool) -> npt.NDArray[Any]:
-    """Rows of different lengths as one array ``[B, width]``, padded with 0 on one side."""
-    padded = np.zeros((len(rows), width), rows[0].dtype)
-    for target, row in zip(padded, rows, strict=True):
-        if left:
-            target[width - len(row) :] = row
-        else:
-            target[: len(row)] = row
-    return padded

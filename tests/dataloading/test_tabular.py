@@ -334,7 +334,7 @@ def cut_off(file):
         ),
         (
             lambda p: (p / "train" / "part-00001.parquet").unlink(),
-            "part-00001.parquet is missing: part-00002.parquet is there",
+            "Files are missing, or not of this dataset",
         ),
         (
             lambda p: (p / "train" / "part-00000.parquet").rename(p / "train" / "a.parquet"),

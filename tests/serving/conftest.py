@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,3 +119,15 @@ def train_sim(
 @pytest.fixture(scope="session")
 def sim_bundle(train_sim: Callable[[bool], Trained]) -> Path:
     return train_sim(False).bundle
+
+
+@pytest.fixture
+def reset_policy() -> Iterator[Callable[[], None]]:
+    """Sets Keras's policy to float32, when called and after the test."""
+    import tensorflow as tf
+
+    def reset() -> None:
+        tf.keras.mixed_precision.set_global_policy("float32")
+
+    yield reset
+    reset()

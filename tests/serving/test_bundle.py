@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -209,8 +211,8 @@ def test_a_damaged_or_foreign_manifest_is_refused(sim_bundle: Path, tmp_path: Pa
         (text[:100], "bundle.json is not valid JSON"),
         ("[]", "bundle.json is not valid JSON"),
         (
-            text.replace('"format_version": 1', '"format_version": 9'),
-            "version 1, found .* version 9",
+            text.replace('"format_version": 2', '"format_version": 9'),
+            "version 1 or 2, found .* version 9",
         ),
     ):
         path.write_text(wrong)
@@ -221,3 +223,35 @@ def test_a_damaged_or_foreign_manifest_is_refused(sim_bundle: Path, tmp_path: Pa
         Bundle.load(damaged)
     with pytest.raises(UserError, match="is not an exported bundle"):
         Bundle.load(tmp_path / "nowhere")
+
+
+def with_changes(bundle: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a bundle whose manifest is changed, and consistent."""
+    shutil.copytree(bundle, copy)
+    content = json.loads((copy / "bundle.json").read_text())
+    del content["sha256"]
+    change(content)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (copy / "bundle.json").write_text(json.dumps({**content, "sha256": digest}))
+    return copy
+
+
+def test_a_bundle_of_the_first_version_is_one_of_histories(
+    sim_bundle: Path, tmp_path: Path, raw: Any
+) -> None:
+    def to_first(content: dict[str, Any]) -> None:
+        del content["layout"]
+        content["format_version"] = 1
+
+    first = with_changes(sim_bundle, tmp_path / "bundle", to_first)
+    request = raw.request("U001", ["B001", "B002"])
+    (found,), (expected,) = (logits(Bundle.load(path), request) for path in (first, sim_bundle))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_unknown_layout_is_refused(sim_bundle: Path, tmp_path: Path) -> None:
+    later = with_changes(
+        sim_bundle, tmp_path / "bundle", lambda content: content.update(layout="graphs")
+    )
+    with pytest.raises(UserError, match="layout 'graphs' is unknown; expected histories or tabul"):
+        Bundle.load(later)

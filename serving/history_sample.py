@@ -1,8 +1,7 @@
-"""Requests with raw ids made from a dataset: for demonstrations, tests and load."""
+"""Requests with raw ids made from a dataset's users: for demonstrations, tests and load."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,27 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from errors import UserError
-from serving.bundle import load_encoder
 from serving.encoding import FIRST_KNOWN, Vocabulary
-from serving.manifest import Manifest
-from serving.requests import CANDIDATES, HISTORY, TIMESTAMP
+from serving.history_requests import CANDIDATES, HISTORY, TIMESTAMP, HistoryRequestEncoder
+from serving.manifest import HistoriesManifest, require_same_workflow
 
 
-def sample_requests(
-    export_dir: Path, dataset_dir: Path, *, users: int, candidates: int, seed: int = 0
+def sample_users(
+    manifest: HistoriesManifest,
+    encoder: HistoryRequestEncoder,
+    export_dir: Path,
+    dataset_dir: Path,
+    *,
+    users: int = 3,
+    candidates: int = 5,
+    seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """Turns users of a dataset into requests that ask for their last event.
 
     Args:
-      export_dir: a bundle that encodes raw ids.
+      manifest: of the bundle.
+      encoder: of the bundle.
+      export_dir: the bundle; it must encode raw ids.
       dataset_dir: the dataset, written with the bundle's workflow.
       users: how many, drawn at random.
       candidates: how many each; the first is the item of the user's last event, the others are
@@ -38,16 +45,9 @@ def sample_requests(
     """
     if users < 1 or candidates < 1:
         raise UserError(f"expected at least 1 user and 1 candidate, received {users}, {candidates}")
-    manifest = Manifest.read(export_dir)
     if manifest.ids != "raw":
         raise UserError(f"{export_dir} was exported without a workflow, so it knows no raw ids.")
-    for name in manifest.vocabularies.values():
-        if _sha256(dataset_dir / name) != _sha256(export_dir / name):
-            raise UserError(
-                f"{dataset_dir} was not written with the workflow in {export_dir} ({name} "
-                "differs). Give the dataset that the model was trained on."
-            )
-    encoder = load_encoder(export_dir, manifest)
+    require_same_workflow(manifest, export_dir, dataset_dir)
     if encoder.catalogue is None:
         raise ValueError("a bundle of raw ids has a catalogue")
     random = np.random.default_rng(seed)
@@ -94,9 +94,3 @@ def _rows(dataset_dir: Path, users: int, random: np.random.Generator) -> Iterato
             first += rows
             if len(inside):
                 yield from file.read_row_group(group).take(inside).to_pylist()
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {path.parent} is not part of a dataset or bundle.")
-    return hashlib.sha256(path.read_bytes()).hexdigest()

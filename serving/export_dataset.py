@@ -1,0 +1,112 @@
+"""The contract of a dataset that a bundle comes from: what of it the bundle describes and holds."""
+
+from __future__ import annotations
+
+import abc
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from errors import UserError
+from serving.manifest import Manifest
+
+# Importing Merlin takes seconds, and train.py checks its target before it sets TensorFlow up.
+if TYPE_CHECKING:
+    from merlin.schema import Schema
+
+DATASET_FILE = "dataset.json"
+WORKFLOW_DIRECTORY = "workflow"
+
+
+class ExportedDataset(abc.ABC):
+    """A dataset of one format.
+
+    Args:
+      directory: of the dataset.
+
+    Attributes:
+      layout: of the models that read it.
+    """
+
+    layout: ClassVar[str]
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    @abc.abstractmethod
+    def recognises(cls, directory: Path) -> bool:
+        """Whether a directory is of this format."""
+
+    @abc.abstractmethod
+    def require(self) -> None:
+        """Checks, before hours of training, that all that a bundle needs is there.
+
+        Raises:
+          UserError: naming what is not.
+        """
+
+    @abc.abstractmethod
+    def schema(self, body: Mapping[str, Any]) -> Schema:
+        """The dataset's schema, as a model with this body (its config) reads it."""
+
+    @abc.abstractmethod
+    def manifest(
+        self, schema: Schema, model_schema: Schema, body: Mapping[str, Any], **common: Any
+    ) -> Manifest:
+        """Describes a bundle.
+
+        Args:
+          schema: of the dataset.
+          model_schema: of the model's inputs.
+          body: config of the model's body.
+          **common: attributes of the manifest that do not depend on the dataset.
+
+        Raises:
+          UserError: if the model is another dataset's, or the dataset's parts contradict each
+            other.
+        """
+
+    @abc.abstractmethod
+    def copy_parts(self, target: Path) -> None:
+        """Copies what the bundle holds of the dataset to the directory `target`."""
+
+    def copy_files(self, target: Path, *names: str) -> None:
+        """Copies files by name."""
+        for name in names:
+            shutil.copyfile(self.directory / name, target / name)
+
+    def copy_workflow(self, target: Path) -> None:
+        """Copies the saved workflow with its vocabularies."""
+        shutil.copytree(
+            self.directory / WORKFLOW_DIRECTORY,
+            target / WORKFLOW_DIRECTORY,
+            copy_function=shutil.copyfile,
+        )
+
+    def require_parts(self, *names: str) -> None:
+        """Checks that files and directories that encoding needs exist."""
+        for name in names:
+            if not (self.directory / name).exists():
+                raise UserError(
+                    f"export_dir: {self.directory} has no {name}, which a bundle needs to encode "
+                    "raw ids. Write the dataset again with `python -m workflows run`."
+                )
+
+    def require_same_tables(self, model: Mapping[str, int], rows: Mapping[str, int]) -> None:
+        """Checks that the tables a model was built for are the dataset's."""
+        if dict(model) != dict(rows):
+            raise UserError(
+                f"The model's tables have {dict(model)} rows and those of {self.directory} "
+                f"{dict(rows)}: it was not made for this dataset."
+            )
+
+    def require_known(self, name: str, file: str, known: int, reserved: int, rows: int) -> None:
+        """Checks that a vocabulary of `known` ids fills a table of `rows`."""
+        if reserved + known != rows:
+            raise UserError(
+                f"{self.directory / file} knows {known} ids, and the schema has {rows} rows for "
+                f"{name!r} ({reserved} of them reserved). Workflow and data do not belong "
+                "together; run the workflow again."
+            )
