@@ -1,18 +1,24 @@
-"""``python -m workflows {generate,run,fit,transform,describe}``."""
+"""``python -m workflows {generate,run,fit,transform,export,describe}``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from errors import UserError
-from workflows import DATASETS, GENERATORS
+from workflows import DATASETS, GENERATORS, TABULAR_DATASETS
 from workflows.base import MIN_INTERACTIONS, Options, Report
 from workflows.cluster import forgo_tensorflow, parse_bytes
+from workflows.tabular_base import TabularOptions
+from workflows.tabular_export import DATASET_TYPES
+
+SIZES = ("memory_limit", "block_size")
+"""Options that are numbers of bytes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,17 +38,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
+        print("error: interrupted; --output was not written", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 141
     return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A kind of datasets, and what does its work.
+
+    Attributes:
+      readers: its datasets.
+      options: class of the options that its datasets share.
+      pipeline: module with `run_dataset`, `fit_dataset` and `transform_dataset`.
+      print_report: prints what a run or a transformation did.
+    """
+
+    readers: Mapping[str, Any]
+    options: Any
+    pipeline: str
+    print_report: Callable[[Report], None]
+
+    def option_names(self, dataset: str) -> set[str]:
+        """Options that a dataset takes."""
+        classes = (self.options, self.readers[dataset])
+        return {field.name for cls in classes for field in dataclasses.fields(cls)}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m workflows",
-        description="Turns raw interactions into histories that train.py reads.",
+        description="Turns raw data into datasets that train.py reads.",
         epilog="Each command has its own --help.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -52,27 +80,35 @@ def _parser() -> argparse.ArgumentParser:
     transform = _command(
         commands, "transform", "new raw data to dataset with a saved workflow", _transform
     )
+    export = _command(commands, "export", "dataset to the layout of other tools", _export)
     describe = _command(commands, "describe", "print what a dataset holds", _describe)
     # Its options are the generator's own, and so is its help: they are parsed in a second step.
     generate = commands.add_parser(
         "generate", help="write raw data of a known structure", add_help=False, allow_abbrev=False
     )
     generate.set_defaults(name="generate")
-    generate.add_argument("--dataset", choices=sorted(GENERATORS), default=min(GENERATORS))
+    generate.add_argument("--dataset", choices=sorted(GENERATORS), default="synthetic")
     for command in (run, fit):
-        command.add_argument("--dataset", required=True, choices=sorted(DATASETS))
+        names = sorted(name for kind in _kinds() for name in kind.readers)
+        command.add_argument("--dataset", required=True, choices=names)
     transform.add_argument(
         "--workflow", required=True, metavar="DIR", help="saved workflow, or dataset that has one"
     )
-    for command in (run, fit, transform):
-        command.add_argument("--input", required=True, metavar="DIR", help="raw files")
-        command.add_argument("--output", required=True, metavar="DIR", help="directory to write")
-        command.add_argument("--overwrite", action="store_true", help="replace --output")
-        _add_common(command, changes_only=command is transform)
+    export.add_argument(
+        "--dataset_type", required=True, choices=sorted(DATASET_TYPES), help="layout to write"
+    )
+    for command, text in ((run, "raw files"), (fit, "raw files"), (transform, "raw files")):
+        _add_paths(command, text)
+        _add_common(command, fits=command is not transform)
+    _add_paths(export, "a tabular dataset")
     for reader in dict.fromkeys(DATASETS.values()):
         for command in (run, fit):
             group = command.add_argument_group(f"options of {_names(reader)}")
             reader.add_arguments(group)  # type: ignore[arg-type]
+    for name, tabular in TABULAR_DATASETS.items():
+        for command in (run, fit):
+            group = command.add_argument_group(f"more options of {name}")
+            tabular.add_arguments(group, _defaults(tabular))
     describe.add_argument("directory", metavar="DIR", help="a dataset")
     return parser
 
@@ -82,79 +118,126 @@ def _command(commands: Any, name: str, text: str, function: Any) -> argparse.Arg
         name,
         help=text,
         description=f"{text[0].upper()}{text[1:]}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        # What is not given is not there, so it is known which options are: see `_options`.
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     command.set_defaults(command=function, name=name)
     return command
 
 
-def _add_common(command: argparse.ArgumentParser, changes_only: bool) -> None:
-    """Options of all datasets; for `transform` the default is what the fit had."""
-    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Options)}
-    if changes_only:
-        defaults = dict.fromkeys(defaults)
-    command.add_argument(
-        "--min_interactions",
-        type=int,
-        default=defaults["min_interactions"],
-        metavar="N",
-        help=f"leave out users with fewer events (seed: {MIN_INTERACTIONS})",
-    )
-    if not changes_only:
-        command.add_argument(
+def _add_paths(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--input", required=True, metavar="DIR", help=what)
+    command.add_argument("--output", required=True, metavar="DIR", help="directory to write")
+    command.add_argument("--overwrite", action="store_true", default=False, help="replace --output")
+
+
+def _add_common(command: argparse.ArgumentParser, fits: bool) -> None:
+    """Options of all datasets of a kind; for `transform` the default is what the fit had."""
+    histories, tabular = _defaults(Options), _defaults(TabularOptions)
+
+    block_size = f"{tabular['block_size'] >> 20}MiB"
+
+    def default(value: object) -> str:
+        return f"default: {value}" if fits else "default: that of the fit"
+
+    both = command.add_argument_group("options of all datasets")
+    if fits:
+        both.add_argument(
             "--frequency_threshold",
             type=int,
-            default=0,
             metavar="N",
-            help="items with fewer events share the out-of-vocabulary index",
+            help="values (items, and features of items) that occur less often share an index "
+            f"(default: {histories['frequency_threshold']}; of tabular datasets "
+            f"{tabular['frequency_threshold']})",
         )
-    command.add_argument(
-        "--validation",
-        action=argparse.BooleanOptionalAction,
-        default=defaults["validation"],
-        help="keep the event before a user's last for validation",
-    )
-    command.add_argument(
+    both.add_argument(
         "--max_bad_lines",
         type=int,
-        default=defaults["max_bad_lines"],
         metavar="N",
-        help="leave out up to N lines that cannot be read, instead of none",
+        help=f"leave out up to N lines that cannot be read ({default(histories['max_bad_lines'])})",
     )
+    group = command.add_argument_group(f"options of {', '.join(DATASETS)}")
+    group.add_argument(
+        "--min_interactions",
+        type=int,
+        metavar="N",
+        help=f"leave out users with fewer events ({default(MIN_INTERACTIONS)}, as the seed's)",
+    )
+    group.add_argument(
+        "--validation",
+        action=argparse.BooleanOptionalAction,
+        help=f"keep the event before a user's last for validation ({default('no')})",
+    )
+    group = command.add_argument_group(f"options of {', '.join(TABULAR_DATASETS)}")
+    if fits:
+        group.add_argument(
+            "--vocabulary",
+            metavar="all|train",
+            help=f"rows to count the values of ({default(tabular['vocabulary'])})",
+        )
+    group.add_argument(
+        "--seed", type=int, metavar="N", help=f"of the shuffle ({default(tabular['seed'])})"
+    )
+    group.add_argument(
+        "--block_size",
+        metavar="SIZE",
+        help=f"text that is read, shuffled and written as one part ({default(block_size)})",
+    )
+    _add_where(command)
+
+
+def _add_where(command: argparse.ArgumentParser) -> None:
     where = command.add_argument_group("where it runs (no influence on the result)")
     where.add_argument(
-        "--workers", type=int, metavar="N", help="processes; 0: this one alone; default: by size"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (of tabular datasets: threads); 0: this one alone; default: by size",
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="an existing Dask cluster")
     where.add_argument("--memory_limit", metavar="SIZE", help="such as 6GB; default: what is free")
     where.add_argument(
-        "--partition_events", type=int, metavar="N", help="default: follows from the memory"
+        "--partition_events",
+        type=int,
+        metavar="N",
+        help=f"of {', '.join(DATASETS)}; default: follows from the memory",
     )
+
+
+def _kinds() -> Iterator[_Kind]:
+    yield _Kind(DATASETS, Options, "workflows.base", _print_histories)
+    yield _Kind(TABULAR_DATASETS, TabularOptions, "workflows.tabular", _print_tabular)
+
+
+def _kind(dataset: str) -> _Kind:
+    for kind in _kinds():
+        if dataset in kind.readers:
+            return kind
+    raise UserError(f"There is no dataset {dataset!r} in this version.")
+
+
+def _defaults(options: Any) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(options)}
 
 
 def _names(reader: Any) -> str:
     return ", ".join(name for name, found in DATASETS.items() if found is reader)
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options given, of all datasets and of the chosen one."""
-    chosen = {}
-    own: set[str] = set()
-    foreign: set[str] = set()
-    for name, reader in DATASETS.items():
-        fields = {field.name for field in dataclasses.fields(reader)}
-        if name == getattr(args, "dataset", None):
-            own = fields
-        foreign |= fields
-    common = {field.name for field in dataclasses.fields(Options)}
+def _options(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
+    """The options given, which must be of the kind and the dataset chosen."""
+    own = _kind(dataset).option_names(dataset)
+    known = {
+        name for kind in _kinds() for entry in kind.readers for name in kind.option_names(entry)
+    }
+    chosen: dict[str, Any] = {}
     for name, value in vars(args).items():
-        if name in foreign - own and value is not None:
-            raise UserError(f"--{name} is no option of the dataset {args.dataset!r}.")
-        if name in common | own and value is not None:
-            chosen[name] = value
-    if args.memory_limit is not None:
-        chosen["memory_limit"] = parse_bytes(args.memory_limit)
+        if name not in known or value is None:
+            continue
+        if name not in own:
+            raise UserError(f"--{name} is no option of the dataset {dataset!r}.")
+        chosen[name] = parse_bytes(value) if name in SIZES else value
     chosen["progress"] = True
     return chosen
 
@@ -164,33 +247,30 @@ def _log(text: str) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from workflows.base import run_dataset
-
-    options = _options(args)
-    report = run_dataset(
+    kind, options = _kind(args.dataset), _options(args, args.dataset)
+    report = importlib.import_module(kind.pipeline).run_dataset(
         args.dataset, args.input, args.output, overwrite=args.overwrite, log=_log, **options
     )
-    _print_report(report)
+    kind.print_report(report)
 
 
 def _fit(args: argparse.Namespace) -> None:
-    from workflows.base import fit_dataset
-
-    options = _options(args)
-    report = fit_dataset(
+    kind, options = _kind(args.dataset), _options(args, args.dataset)
+    report = importlib.import_module(kind.pipeline).fit_dataset(
         args.dataset, args.input, args.output, overwrite=args.overwrite, log=_log, **options
     )
     print(f"workflow: {report.directory}")
 
 
 def _transform(args: argparse.Namespace) -> None:
-    from workflows.base import transform_dataset
+    from workflows.tabular import read_saved_options
 
-    options = _options(args)
-    report = transform_dataset(
+    dataset = read_saved_options(args.workflow)["dataset"]
+    kind, options = _kind(dataset), _options(args, dataset)
+    report = importlib.import_module(kind.pipeline).transform_dataset(
         args.workflow, args.input, args.output, overwrite=args.overwrite, log=_log, **options
     )
-    _print_report(report)
+    kind.print_report(report)
 
 
 def _generate(dataset: str, rest: list[str]) -> None:
@@ -205,13 +285,29 @@ def _generate(dataset: str, rest: list[str]) -> None:
     GENERATORS[dataset].generate(parser.parse_args(rest))
 
 
+def _export(args: argparse.Namespace) -> None:
+    rows = DATASET_TYPES[args.dataset_type](args.input, args.output, overwrite=args.overwrite)
+    print(f"{args.dataset_type}: {args.output}, {rows:,} rows")
+
+
 def _describe(args: argparse.Namespace) -> None:
     from workflows.describe import describe
 
     describe(args.directory)
 
 
-def _print_report(report: Report) -> None:
+def _print_tabular(report: Report) -> None:
+    counts = report.metadata["counts"]
+    rows = ", ".join(f"{split} {counts[split]:,}" for split in ("train", "validation", "test"))
+    bad = sum(counts["bad_lines"].values())
+    print(f"dataset: {report.directory}")
+    print(f"rows: {rows}; rows of all tables: {sum(report.metadata['cardinalities'].values()):,}")
+    if bad:
+        print(f"left out {bad:,} bad lines: {counts['bad_lines']}")
+    print(f"content hash: {report.metadata['content_hash']}")
+
+
+def _print_histories(report: Report) -> None:
     counts = report.metadata["counts"]
     bad = sum(counts["bad_lines"].values())
     unknown = {name: count for name, count in counts["unknown_ids"].items() if count}

@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from errors import UserError
+from workflows import tabular_write
 from workflows.base import read_metadata
 
 
 def describe(directory: str | Path, console: Console | None = None) -> None:
-    """Prints schema, cardinalities, counts, history lengths, split and negatives of a dataset.
+    """Prints schema, cardinalities, counts and options of a dataset.
+
+    Of histories also their lengths, split and negatives.
 
     Args:
       directory: the dataset.
@@ -25,7 +28,8 @@ def describe(directory: str | Path, console: Console | None = None) -> None:
     from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
     directory = Path(directory)
-    metadata = read_metadata(directory)
+    tabular = tabular_write.is_tabular(directory)
+    metadata = (tabular_write.read_metadata if tabular else read_metadata)(directory)
     if not (directory / "schema.pbtxt").exists():
         raise UserError(f"{directory} has no schema.pbtxt. Write the dataset anew.")
     schema = TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
@@ -33,8 +37,9 @@ def describe(directory: str | Path, console: Console | None = None) -> None:
     console.print(f"[bold]{directory}[/bold]: {metadata['dataset']}, {metadata['content_hash']}")
     console.print(_schema_table(schema))
     console.print(_flat_table("counts", metadata["counts"]))
-    console.print(_flat_table("history length (events a user)", metadata["history_length"]))
-    console.print(_split_table(metadata))
+    if not tabular:
+        console.print(_flat_table("history length (events a user)", metadata["history_length"]))
+        console.print(_split_table(metadata))
     console.print(_flat_table("options", metadata["options"]))
 
 

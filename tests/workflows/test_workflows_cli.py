@@ -91,6 +91,8 @@ def test_generated_data_is_read(tmp_path: Path) -> None:
         (["--input", ".", "--user_columns", "age"], "--user_columns is no option of the dataset"),
         (["--input", ".", "--memory_limit", "much"], "'much' is not a size"),
         (["--input", ".", "--min_interactions", "0"], "--min_interactions must be 1 or more"),
+        (["--input", ".", "--numerical", "5"], "--numerical is no option of the dataset 'amazon'"),
+        (["--input", ".", "--seed", "5"], "--seed is no option of the dataset 'amazon'"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
@@ -137,3 +139,70 @@ def test_describe_counts_the_split(tmp_path: Path, make_events: Make, write_revi
     counts = report.metadata["counts"]
     # Every event but a user's first and last is a training target.
     assert f"{counts['events'] - 2 * counts['users']:,}" in console.export_text()
+
+
+def _write_clicks(directory: Path) -> Path:
+    """Three days of two integers and two values a line."""
+    directory.mkdir()
+    for day in range(3):
+        lines = (f"{i % 2}\t{i}\t\t{i % 3:08x}\t{i % 7:08x}\n" for i in range(50 + day))
+        (directory / f"day_{day}").write_text("".join(lines))
+    return directory
+
+
+SMALL_CLICKS = ["--numerical", "2", "--categorical", "2", "--workers", "0"]
+
+
+def test_clicks_go_through_the_same_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = str(_write_clicks(tmp_path / "raw"))
+    run = ["--dataset", "criteo", "--input", raw, *SMALL_CLICKS, "--frequency_threshold", "22"]
+    assert main(["run", *run, "--output", str(tmp_path / "run")]) == 0
+    metadata = json.loads((tmp_path / "run/dataset.json").read_text())
+    printed = capsys.readouterr().out
+    assert "rows: train 101, validation 26, test 26; rows of all tables: 8" in printed
+    assert metadata["content_hash"] in printed
+    # 153 rows: some 51 of each of 3 values; 24, 23, 22 and four times 21 of 7 values.
+    assert metadata["cardinalities"] == {"cat_0": 4, "cat_1": 4}
+    assert main(["fit", *run, "--output", str(tmp_path / "fit")]) == 0
+    same = ["--input", raw, "--output", str(tmp_path / "same"), "--workers", "0"]
+    assert main(["transform", "--workflow", str(tmp_path / "fit"), *same]) == 0
+    assert metadata["content_hash"] in capsys.readouterr().out
+    assert main(["describe", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert metadata["content_hash"] in printed and "frequency_threshold" in printed
+    assert "history" not in printed
+    export = ["export", "--dataset_type", "split_binary", "--input", str(tmp_path / "run")]
+    assert main([*export, "--output", str(tmp_path / "binary")]) == 0
+    assert "153 rows" in capsys.readouterr().out
+    assert (tmp_path / "binary/train/label.bin").stat().st_size == 101
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--min_interactions", "5"], "--min_interactions is no option of the dataset 'criteo'"),
+        (["--no-validation"], "--validation is no option of the dataset 'criteo'"),
+        (["--partition_events", "9"], "--partition_events is no option of the dataset 'criteo'"),
+        (["--category", "Books"], "--category is no option of the dataset 'criteo'"),
+        (["--block_size", "big"], "'big' is not a size"),
+        (["--vocabulary", "some"], "--vocabulary must be all or train"),
+    ],
+)
+def test_mistakes_with_clicks_are_one_line(
+    arguments: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", "--dataset", "criteo", "--input", ".", "--output", str(tmp_path / "out")]
+    assert main([*command, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and text in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_tabular_datasets_are_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "--dataset_type", "split_binary", "--input", str(tmp_path)]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2
+    assert "is not a tabular dataset" in capsys.readouterr().err
