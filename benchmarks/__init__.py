@@ -9,6 +9,10 @@ from __future__ import annotations
 
 BENCHMARKS = {
     "accuracy": "benchmarks.accuracy",
+    "criteo_workflow": "benchmarks.criteo_workflow",
+    "dlrm_accuracy": "benchmarks.dlrm_accuracy",
+    "dlrm_inference": "benchmarks.dlrm_inference",
+    "dlrm_train": "benchmarks.dlrm_train",
     "loader": "benchmarks.loader",
     "sharding": "benchmarks.sharding",
     "sim_inference": "benchmarks.sim_inference",

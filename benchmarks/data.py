@@ -7,6 +7,7 @@ data that can be learned from.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -47,6 +48,31 @@ def cached(kind: str, options: Mapping[str, Any], cache_dir: Path | None = None)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest = hashlib.sha256(json.dumps([kind, options], sort_keys=True, default=str).encode())
     return root / f"{kind}-{digest.hexdigest()[:12]}"
+
+
+def generate_criteo_rows(
+    rows: int, scale: float, cache_dir: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Writes a tabular dataset of T15's shape, once.
+
+    Args:
+      rows: of all splits together.
+      scale: of the table sizes.
+      cache_dir: see `cached`.
+
+    Returns:
+      The dataset, and what its generator knows of it (oracle.json).
+    """
+    from workflows.criteo_tables import ROWS
+    from workflows.synthetic_criteo import SyntheticCriteoConfig, generate_criteo, scaled
+    from workflows.synthetic_criteo_law import CriteoLawConfig
+
+    law = CriteoLawConfig(scaled(ROWS["t15"], scale))
+    directory = cached("criteo_rows", {"law": dataclasses.asdict(law), "rows": rows}, cache_dir)
+    if not (directory / "oracle.json").is_file():
+        generate_criteo(SyntheticCriteoConfig(law, rows=rows, days=10), directory, format="parquet")
+    oracle: dict[str, Any] = json.loads((directory / "oracle.json").read_text())
+    return directory, oracle
 
 
 def generate_histories(

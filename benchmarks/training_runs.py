@@ -10,7 +10,6 @@ from typing import Any
 import tensorflow as tf
 
 from models import MODELS
-from models.config import HistoryModelConfig
 from training.config import RunConfig
 from training.data import open_source
 from training.logging import RunLogger
@@ -18,7 +17,7 @@ from training.metrics import Evaluation
 from training.trainer import Trainer
 
 
-def train_and_evaluate(run: RunConfig, options: HistoryModelConfig) -> Evaluation:
+def train_and_evaluate(run: RunConfig, options: Any) -> Evaluation:
     """Trains as train.py does and evaluates on the test split.
 
     Args:
