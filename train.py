@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     if run.export_dir is not None:
         check_export_target(run.export_dir, run.dataset_dir)
     prepare_environment(run)
-    world = start_world()
+    world = start_world(prefetch_ids=run.prefetch_ids)
     with world.together():
         set_up_tensorflow(run, world)
         run_on(world, run, options)

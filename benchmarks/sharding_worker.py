@@ -21,7 +21,7 @@ def main(directory: Path) -> None:
     from training.distributed import start_world
     from training.process import stop_spinning
 
-    world = start_world()
+    world = start_world(prefetch_ids=config["prefetch_ids"])
     if world.size > 1:
         stop_spinning()  # as train.py does
     worker = Worker(config, world)

@@ -38,20 +38,24 @@ _SECONDS_TO_START = 600.0
 """How long the first process waits for the last to import TensorFlow."""
 
 _CYCLE_MILLISECONDS = "5"
-"""How often Horovod's thread looks for work on CPUs, where it takes turns with the computation.
+"""How often Horovod's thread looks for work on CPUs while ids travel ahead.
 
-Horovod's default is 1 (5 before 0.19), at which asking all others each time took 7 % of a rank's
-only core (measured with two ranks; the exchange of a SIM step itself takes another 5 %).
+It takes turns with the computation there. Horovod's default is 1 (5 before 0.19), at which asking
+all others each time took 7 % of a rank's only core (measured with two ranks, steps of 0.4 s). Steps
+that are short, or wait for their ids, lose more by waiting for the next look than they gain.
 """
 
 _SIGNS_OF_A_LOST_CONNECTION = ("Horovod has been shut down", "gloo/transport/")
 """In the messages of Horovod (operations.cc) and Gloo, which say in which file they arose."""
 
 
-def start_world() -> World:
+def start_world(*, prefetch_ids: bool = False) -> World:
     """The processes that were launched together; SOLO if this one was started alone.
 
     Call it before TensorFlow is used, after the environment is set.
+
+    Args:
+      prefetch_ids: whether the ids of a batch will be exchanged while another is computed.
 
     Raises:
       UserError: if several processes were launched and Horovod is not there, or does not know
@@ -76,7 +80,7 @@ def start_world() -> World:
     except UserError as error:
         watch.tell(error)
         raise
-    if not hvd.nccl_built():
+    if prefetch_ids and not hvd.nccl_built():
         os.environ.setdefault("HOROVOD_CYCLE_TIME", _CYCLE_MILLISECONDS)
     hvd.init()
     if hvd.size() != launched:

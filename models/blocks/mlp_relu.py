@@ -15,8 +15,8 @@ class ReluMLP(tf.keras.layers.Layer):
 
     The initial weights are those of Naumov et al. 2019's code and of seeds 002 and 004.
 
-    `mm.MLPBlock` would compute the same. It is not used because TensorFlow's gradients of ReLU and
-    of the bias are slow beside the products (`relu_dense`), and its layers cannot be built without
+    `mm.MLPBlock` would compute the same. It is not used because TensorFlow's gradient of the
+    bias is slow beside the products (`relu_dense`), and its layers cannot be built without
     a call (merlin/models/tf/blocks/mlp.py, _Dense has no `build`).
     """
 
@@ -78,9 +78,7 @@ def relu_dense(
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
     """``relu(x W + b)``; grappler makes one fused product of it.
 
-    Measured here on ``[4096, 1024]``: the product by the sign takes 0.5 (bf16: 0.4) of the time of
-    TensorFlow's ReluGrad, the product by ones 0.4 of that of BiasAddGrad. An infinite gradient
-    becomes NaN where the ReLU is 0, instead of 0: the step's check finds either.
+    Measured here on ``[4096, 1024]``: the product by ones takes 0.4 of the time of BiasAddGrad.
 
     Args:
       inputs: ``[B, D]``.
@@ -93,7 +91,8 @@ def relu_dense(
     outputs = tf.nn.relu(tf.nn.bias_add(tf.matmul(inputs, kernel), bias))
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        active = upstream * tf.sign(outputs)  # [B, E]
+        # Not a product by the sign: ReluGrad works in place, which made a step 3 % faster.
+        active = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)  # [B, E]
         ones = tf.ones([1, tf.shape(active)[0]], active.dtype)
         return (
             tf.matmul(active, kernel, transpose_b=True),
