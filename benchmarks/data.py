@@ -67,7 +67,8 @@ def generate_criteo_rows(
     from workflows.synthetic_criteo import SyntheticCriteoConfig, generate_criteo, scaled
     from workflows.synthetic_criteo_law import CriteoLawConfig
 
-    law = CriteoLawConfig(scaled(ROWS["t15"], scale))
+    # Ids as popular as here are seen often enough to be learnt from some million rows.
+    law = CriteoLawConfig(scaled(ROWS["t15"], scale), exponents=(1.2,))
     directory = cached("criteo_rows", {"law": dataclasses.asdict(law), "rows": rows}, cache_dir)
     if not (directory / "oracle.json").is_file():
         generate_criteo(SyntheticCriteoConfig(law, rows=rows, days=10), directory, format="parquet")
