@@ -431,11 +431,7 @@ class RunConfig:
 
     def _check_schedule(self) -> None:
         start = self.decay_start_step
-        if start is not None and not self.decay_steps:
-            raise UserError(
-                f"decay_start_step: expected together with --decay_steps, received {start} alone."
-            )
-        if start is not None and start < self.warmup_steps:
+        if self.decay_steps and start is not None and start < self.warmup_steps:
             raise UserError(
                 f"decay_start_step: expected the {self.warmup_steps} steps of the warm-up or more, "
                 f"received {start}: the warm-up must end before the decay begins."

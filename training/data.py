@@ -242,10 +242,10 @@ def run_identity(run: RunConfig, ranks: int = 1) -> dict[str, Any]:
     content: Any
     if is_materialised(run.dataset_dir):
         content = _sizes(run.dataset_dir, "*/*.parquet")
-    elif is_split_binary(run.dataset_dir):
-        content = _sizes(run.dataset_dir, "*/*.bin")
     elif is_tabular(run.dataset_dir):
         content = read_description(run.dataset_dir)["content_hash"]
+    elif is_split_binary(run.dataset_dir):
+        content = _sizes(run.dataset_dir, "*/*.bin")
     else:
         content = read_dataset_info(run.dataset_dir)["content_hash"]
     shared = {"ranks": ranks} if run.shard_histories else {}

@@ -155,6 +155,12 @@ def test_a_command_line_of_the_seed_is_read():
         ({"keep_checkpoints": 0}, "keep_checkpoints: expected 1 or more"),
         ({"test_negatives": 0}, "test_negatives: expected 1 or more"),
         ({"global_batch_size": 0}, "global_batch_size: expected 1 or more"),
+        (
+            {"warmup_steps": 9, "decay_start_step": 8, "decay_steps": 1},
+            "decay_start_step: expected the 9 steps of the warm-up or more, received 8",
+        ),
+        ({"decay_end_lr": 1.0}, "decay_end_lr: expected at most --lr"),
+        ({"auc_threshold": 1.5}, "auc_threshold: expected at most 1"),
         ({"log_filename": "a/b.json"}, "name of a file in results_dir, received 'a/b.json'"),
         ({"log_filename": ""}, "name of a file in results_dir"),
         ({"mode": "evaluate"}, "evaluate needs a trained model.*--load_checkpoint_path DIR"),
