@@ -51,8 +51,8 @@ def main() -> None:
 
     start_world = distributed.start_world
 
-    def started():
-        world = start_world()  # first: importing Merlin, as the trainer does, connects the ranks
+    def started(**options):
+        world = start_world(**options)  # first: importing Merlin, as the trainer does, connects the ranks
         break_training()
         return world
 
