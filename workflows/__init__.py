@@ -14,11 +14,13 @@ from workflows import synthetic, synthetic_criteo
 from workflows.amazon import AmazonReader
 from workflows.base import Reader
 from workflows.criteo import CriteoReader
+from workflows.interactions import InteractionsReader
 from workflows.movielens import MovieLensReader
 from workflows.tabular_base import TabularReader
 
 DATASETS: dict[str, type[Reader]] = {
     "amazon": AmazonReader,
+    "interactions": InteractionsReader,
     "movielens": MovieLensReader,
     "synthetic": AmazonReader,  # its generator writes files of the same format
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 from errors import UserError
 from workflows import DATASETS, GENERATORS, TABULAR_DATASETS
-from workflows.base import MIN_INTERACTIONS, Options, Report
+from workflows.base import MIN_INTERACTIONS, Options, Reader, Report
 from workflows.cluster import forgo_tensorflow, parse_bytes
 from workflows.tabular_base import TabularOptions
 from workflows.tabular_export import DATASET_TYPES
@@ -97,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--dataset_type", required=True, choices=sorted(DATASET_TYPES), help="layout to write"
     )
-    for command, text in ((run, "raw files"), (fit, "raw files"), (transform, "raw files")):
-        _add_paths(command, text)
+    for command in (run, fit, transform):
+        _add_paths(command, "raw files (of interactions also a single one)")
         _add_common(command, fits=command is not transform)
     _add_paths(export, "a tabular dataset")
     for reader in dict.fromkeys(DATASETS.values()):
@@ -163,6 +163,18 @@ def _add_common(command: argparse.ArgumentParser, fits: bool) -> None:
         type=int,
         metavar="N",
         help=f"leave out users with fewer events ({default(MIN_INTERACTIONS)}, as the seed's)",
+    )
+    own = {
+        name: reader.duplicates
+        for name, reader in DATASETS.items()
+        if reader.duplicates != Reader.duplicates
+    }
+    text = "".join(f"; of {name} {value}" for name, value in own.items())
+    group.add_argument(
+        "--duplicates",
+        metavar="keep|first",
+        help="of a user's events with the same item keep all, or the first in time alone "
+        f"({default(Reader.duplicates + text)})",
     )
     group.add_argument(
         "--validation",
@@ -316,6 +328,11 @@ def _print_histories(report: Report) -> None:
         f"kept {counts['users']:,} users, {counts['events']:,} events, {counts['items']:,} items; "
         f"dropped {counts['users_dropped']:,} users with {counts['events_dropped']:,} events"
     )
+    if "duplicate_events" in counts:
+        print(
+            f"dropped {counts['duplicate_events']:,} repeated events (same user and item, later); "
+            f"too few were left of {counts['users_dropped_for_duplicates']:,} of the dropped users"
+        )
     if bad:
         print(f"left out {bad:,} bad lines: {counts['bad_lines']}")
     if unknown:

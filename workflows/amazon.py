@@ -30,6 +30,7 @@ from workflows.ingest import Features, first_of_each
 from workflows.text import (
     BadLineCounter,
     BadLineError,
+    Block,
     Parsed,
     blocks,
     is_utf8,
@@ -106,6 +107,10 @@ class AmazonReader(Reader):
                 f"{directory} has no reviews_{unknown[0]}.json[.gz]. It has: {', '.join(found)}."
             )
         return [found[name] for name in dict.fromkeys(chosen)]
+
+    def parse_block(self, block: Block) -> Parsed:
+        """Reviews of a block."""
+        return self.parse_events(block.read(), block.first)
 
     def parse_events(self, data: bytes, first: bool) -> Parsed:
         """Reviews of a block of lines."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from errors import UserError
 from fs import atomic_directory
@@ -26,12 +26,15 @@ from workflows import columns as names
 from workflows.cluster import Plan, Runner, make_plan, open_runner
 from workflows.columns import Column, history_columns
 from workflows.ingest import Events, Features, ingest
-from workflows.text import BadLineCounter, Parsed, estimate_lines
+from workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
 
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
+TEST_EVENTS = 1  # of each user, the last
 WORKING_DIRECTORY = ".ingest"
 WORKFLOW_DIRECTORY = "workflow"
 DATASET_FILE = "dataset.json"
+
+Duplicates = Literal["keep", "first"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,14 @@ class Reader(abc.ABC):
     Attributes:
       user_features: names of the columns about users, beside their id.
       item_features: names of the columns about items, beside their id.
+      duplicates: what becomes of a user's further events with an item, unless told otherwise.
+      takes_file: whether the input may be a single file instead of a directory.
     """
 
     user_features: ClassVar[tuple[str, ...]] = ()
     item_features: ClassVar[tuple[str, ...]] = ()
+    duplicates: ClassVar[Duplicates] = "keep"
+    takes_file: ClassVar[bool] = False
 
     @staticmethod
     @abc.abstractmethod
@@ -55,23 +62,27 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def event_files(self, directory: Path) -> list[Path]:
-        """The text files of events in `directory`, in order.
+        """The files of events in `directory`, in order.
 
         Raises:
           UserError: if there are none, or it is not clear which.
         """
 
-    @abc.abstractmethod
-    def parse_events(self, data: bytes, first: bool) -> Parsed:
-        """Parses a block of whole lines.
+    def count_events(self, paths: list[Path]) -> int:
+        """About how many events the files hold."""
+        return estimate_lines(paths)
 
-        Args:
-          data: the lines.
-          first: whether they begin their file.
+    def blocks(self, path: Path) -> Iterator[Block]:
+        """Cuts a file to blocks, in order."""
+        return blocks(path)
+
+    @abc.abstractmethod
+    def parse_block(self, block: Block) -> Parsed:
+        """Parses a block.
 
         Returns:
-          a table of `user_id`, `item_id` (string or int64) and `timestamp` (int64, seconds, not
-          negative), without nulls, and the bad lines.
+          a table of `user_id`, `item_id` (string or int64) and `timestamp` (seconds, int64 or
+          float64, not negative), without nulls, and the bad lines.
         """
 
     @abc.abstractmethod
@@ -95,6 +106,9 @@ class Options:
       frequency_threshold: items (and values of item features) with fewer events among the kept
         users share the out-of-vocabulary index; 0 gives each its own.
       validation: whether the event before a user's last is kept for validation.
+      duplicates: of several events of a user with the same item `keep` all, or the `first` in time
+        alone. `min_interactions` counts all; users who have fewer events after it than a split
+        takes (one to train on and those held out) are left out as well. None is the reader's.
       max_bad_lines: how many lines that are not what they should be to leave out.
       workers: processes; None chooses by the input's size, 0 means this process alone.
       scheduler: address of a Dask cluster to use.
@@ -106,6 +120,7 @@ class Options:
     min_interactions: int = MIN_INTERACTIONS
     frequency_threshold: int = 0
     validation: bool = False
+    duplicates: Duplicates | None = None
     max_bad_lines: int = 0
     workers: int | None = None
     scheduler: str | None = None
@@ -124,11 +139,24 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name} must be {least} or more, not {value}.")
+        if self.duplicates not in (None, *get_args(Duplicates)):
+            raise UserError(f"--duplicates must be keep or first, not {self.duplicates!r}.")
+
+    @property
+    def fewest_items(self) -> int | None:
+        """Fewest different items of a user who is kept; None where repeated ones are kept."""
+        return 1 + TEST_EVENTS + self.validation if self.duplicates == "first" else None
 
     @property
     def content(self) -> dict[str, Any]:
         """The options that have a say in the output."""
-        chosen = ("min_interactions", "frequency_threshold", "validation", "max_bad_lines")
+        chosen = (
+            "min_interactions",
+            "frequency_threshold",
+            "validation",
+            "duplicates",
+            "max_bad_lines",
+        )
         return {name: getattr(self, name) for name in chosen}
 
 
@@ -198,7 +226,7 @@ def run_dataset(
 
     Args:
       name: a key of `DATASETS`.
-      input_dir: directory of raw files.
+      input_dir: directory of raw files, or where the reader takes one a file.
       output_dir: the dataset to create.
       overwrite: replace `output_dir` if it exists.
       log: takes a line of text for each thing worth knowing.
@@ -212,7 +240,7 @@ def run_dataset(
     with _prepared(reader, input_dir, output_dir, common, overwrite, log) as job:
         workflow = _fit(job)
         _save(job, workflow, name, own, job.output / WORKFLOW_DIRECTORY)
-        return _transform(job, workflow, name, {**common.content, **own})
+        return _transform(job, workflow, name, {**job.options.content, **own})
 
 
 def fit_dataset(
@@ -278,9 +306,9 @@ def transform_dataset(
         from workflows import ops
 
         workflow = nvt.Workflow.load(str(directory))
-        ops.set_min_interactions(workflow, common.min_interactions)
+        ops.set_filter(workflow, common.min_interactions, job.options.fewest_items)
         _save(job, workflow, name, own, job.output / WORKFLOW_DIRECTORY)
-        return _transform(job, workflow, name, {**common.content, **own})
+        return _transform(job, workflow, name, {**job.options.content, **own})
 
 
 def read_metadata(directory: str | Path) -> dict[str, Any]:
@@ -327,14 +355,20 @@ class _Job:
         return self.output / WORKING_DIRECTORY
 
     def counts(self) -> dict[str, Any]:
+        events = self.events
+        repeated = {
+            "users_dropped_for_duplicates": events.users_short,
+            "duplicate_events": events.events_repeated,
+        }
         return {
-            "users_read": self.events.users,
-            "events_read": self.events.events,
-            "users_dropped": self.events.users - self.events.users_kept,
-            "events_dropped": self.events.events - self.events.events_kept,
-            "users_with_one_event": self.events.users_with_one_event,
+            "users_read": events.users,
+            "events_read": events.events,
+            "users_dropped": events.users - events.users_kept,
+            "events_dropped": events.events - events.events_kept - events.events_repeated,
+            **(repeated if self.options.duplicates == "first" else {}),
+            "users_with_one_event": events.users_with_one_event,
             "bad_lines": dict(sorted(self.bad_lines.reasons.items())),
-            "events_without_features": dict(sorted(self.events.without_features.items())),
+            "events_without_features": dict(sorted(events.without_features.items())),
             **self.extra_counts,
         }
 
@@ -350,11 +384,14 @@ def _prepared(
 ) -> Iterator[_Job]:
     """Checks everything that can be checked, then ingests into the output's temporary directory."""
     directory = Path(input_dir)
-    if not directory.is_dir():
+    if reader.takes_file and not directory.exists():
+        raise UserError(f"--input {directory} does not exist. Give a raw file, or a directory.")
+    if not reader.takes_file and not directory.is_dir():
         raise UserError(f"--input {directory} is not a directory. Give the one with the raw files.")
+    options = dataclasses.replace(options, duplicates=options.duplicates or reader.duplicates)
     columns = reader.columns
     paths = reader.event_files(directory)
-    lines = estimate_lines(paths)
+    lines = reader.count_events(paths)
     plan = make_plan(
         lines,
         workers=options.workers,
@@ -381,21 +418,18 @@ def _prepared(
             features, counts = reader.features(directory, runner, bad_lines)
             events = ingest(
                 paths,
-                reader.parse_events,
+                reader.blocks,
+                reader.parse_block,
                 features,
                 [column.name for column in columns],
                 working,
                 runner,
                 partitions=plan.partitions,
                 min_interactions=options.min_interactions,
+                fewest_items=options.fewest_items,
                 bad_lines=bad_lines,
             )
-            if not events.users_kept:
-                raise UserError(
-                    f"None of the {events.users:,} users has {options.min_interactions} or more "
-                    f"events; the longest history has {events.longest}. Pass a smaller "
-                    "--min_interactions."
-                )
+            _check_users(events, options)
             yield _Job(
                 output,
                 Path(output_dir),
@@ -408,6 +442,22 @@ def _prepared(
                 counts,
                 log,
             )
+
+
+def _check_users(events: Events, options: Options) -> None:
+    if events.users_kept:
+        return
+    if events.users_short:
+        raise UserError(
+            f"None of the {events.users:,} users is left: {events.users_short:,} have "
+            f"{options.min_interactions} or more events, but none of them events with "
+            f"{options.fewest_items} different items, the fewest to split. Pass --duplicates keep "
+            "to keep repeated ones."
+        )
+    raise UserError(
+        f"None of the {events.users:,} users has {options.min_interactions} or more events; the "
+        f"longest history has {events.longest}. Pass a smaller --min_interactions."
+    )
 
 
 def _events_dataset(job: _Job) -> Any:
@@ -434,6 +484,7 @@ def _fit(job: _Job) -> Any:
     workflow = ops.build_workflow(
         job.reader.columns,
         min_interactions=job.options.min_interactions,
+        fewest_items=job.options.fewest_items,
         frequency_threshold=job.options.frequency_threshold,
         vocabulary_directory=job.working,
     )
@@ -496,7 +547,7 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
         "history_length": write.length_summary(totals.lengths),
         "split": {
             "rule": "leave_last_out",
-            "test": 1,
+            "test": TEST_EVENTS,
             "validation": int(job.options.validation),
         },
         "negative_sampling": {

@@ -7,14 +7,18 @@ Two passes, both out of core:
 2. *gather*: each partition takes its row groups out of all files, sorts them by user, time and
    raw item id, joins what is known of users and items, and becomes one parquet file.
 
+Blocks may disagree about a column's type: ids are integers as long as all of them are. Those
+that differ from the common type are split again, as the hash is that of the final id.
+
 Histories are ordered by (hash, raw id) of their user. Partitions are ranges of the hash, so that
 order is the same however many partitions there are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,9 @@ import pyarrow.parquet as pq
 from errors import UserError
 from workflows import columns as names
 from workflows.cluster import Runner
-from workflows.text import BadLineCounter, Block, Parsed, Parser, blocks
+from workflows.text import READ_HERE, BadLineCounter, Block, Parsed, Parser
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 COMPRESSION = "lz4"  # of files that live for minutes: speed before size
 
@@ -60,8 +66,11 @@ class Events:
       events: number of events.
       users: number of users.
       users_with_one_event: how many of them have a single event.
-      users_kept: how many have `min_interactions` or more.
-      events_kept: events of the kept users.
+      users_kept: how many are kept.
+      events_kept: events of the kept users, without the repeated ones.
+      events_repeated: events of the kept users with an item that they had before; 0 where these
+        are kept, too.
+      users_short: users who have `min_interactions` events or more, but of too few items.
       longest: length of the longest history.
       without_features: events whose id the feature table does not have, by feature.
     """
@@ -73,6 +82,8 @@ class Events:
     users_with_one_event: int
     users_kept: int
     events_kept: int
+    events_repeated: int
+    users_short: int
     longest: int
     without_features: dict[str, int] = field(default_factory=dict)
 
@@ -93,12 +104,15 @@ class _Gathered:
     users_with_one_event: int
     users_kept: int
     events_kept: int
+    events_repeated: int
+    users_short: int
     longest: int
     without_features: dict[str, int]
 
 
 def ingest(
     paths: Sequence[Path],
+    blocks: Callable[[Path], Iterator[Block]],
     parser: Parser,
     features: Sequence[Features],
     columns: Sequence[str],
@@ -107,19 +121,23 @@ def ingest(
     *,
     partitions: int,
     min_interactions: int,
+    fewest_items: int | None,
     bad_lines: BadLineCounter,
 ) -> Events:
     """Reads raw events and writes them to `directory`, partitioned by user.
 
     Args:
-      paths: text files of events.
-      parser: for a block of them; gives `user_id`, `item_id` and `timestamp`.
+      paths: files of events.
+      blocks: cuts one of them.
+      parser: for a block; gives `user_id` and `item_id` (string or int64) and `timestamp` (int64
+        or float64; fractions count for the order and are then cut off).
       features: of users and of items.
       columns: names of the columns to write, in order, without `history_id`.
       directory: an existing, empty directory.
       runner: where the tasks run.
       partitions: how many.
       min_interactions: only counted with; no event is left out here.
+      fewest_items: likewise; see `workflows.ops.build_workflow`.
       bad_lines: counts bad lines; `paths` must be new to it.
 
     Raises:
@@ -133,13 +151,14 @@ def ingest(
         split,
         (block for path in paths for block in blocks(path)),
         label="parsing",
-        carries_data=any(path.suffix == ".gz" for path in paths),
+        carries_data=any(path.suffix in READ_HERE for path in paths),
     ):
         bad_lines.add(result.path, result.parsed)
         found.append(result)
     if not any(sum(part.rows) for part in found):
         listed = ", ".join(str(path) for path in paths)
         raise UserError(f"No events in {listed}: the input is empty. Check --input.")
+    found = _of_one_type(found, runner, partitions)
     sources = _row_groups(found, partitions)
     gather = functools.partial(
         _gather_partition,
@@ -147,6 +166,7 @@ def ingest(
         columns=tuple(columns),
         directory=directory,
         min_interactions=min_interactions,
+        fewest_items=fewest_items,
     )
     tasks = [(number, source) for number, source in enumerate(sources) if source]
     parts = list(runner.map(gather, tasks, label="sorting", total=len(tasks)))
@@ -164,6 +184,8 @@ def ingest(
         users_with_one_event=sum(part.users_with_one_event for part in parts),
         users_kept=sum(part.users_kept for part in parts),
         events_kept=sum(part.events_kept for part in parts),
+        events_repeated=sum(part.events_repeated for part in parts),
+        users_short=sum(part.users_short for part in parts),
         longest=max(part.longest for part in parts),
         without_features=without,
     )
@@ -191,14 +213,74 @@ def first_of_each(table: pa.Table, key: str) -> tuple[pa.Table, int]:
     return table.take(pa.array(np.sort(first))), len(table) - len(first)
 
 
+def first_events(
+    history: Ints, time: np.ndarray[Any, Any], item: Ints
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which events are the first in time of their history with their item.
+
+    Args:
+      history: number of each event's history. [N]
+      time: [N]
+      item: a number for each item, from 0 on. [N]
+
+    Returns:
+      [N]
+    """
+    from pandas import Series
+
+    key = history * (int(item.max(initial=0)) + 1) + item
+    same = history[1:] == history[:-1]
+    in_order = (history[1:] >= history[:-1]) & ~(same & (time[1:] < time[:-1]))
+    if in_order.all():  # as ingest leaves them
+        return ~Series(key).duplicated().to_numpy()
+    order = np.lexsort((time, history))
+    first = np.empty(len(key), dtype=np.bool_)
+    first[order] = ~Series(key[order]).duplicated().to_numpy()
+    return first
+
+
 def _split_block(block: Block, parser: Parser, directory: Path, partitions: int) -> _Split:
     """Task of the first pass."""
-    data = block.read()
-    parsed = parser(data, block.first)
-    del data
-    table = parsed.table
+    parsed = parser(block)
     name = f"split-{abs(hash_name(block.path)):016x}-{block.start:016d}.parquet"
     file = directory / name
+    rows = _write_split(parsed.table, file, partitions)
+    parsed.table = parsed.table.slice(0, 0)
+    return _Split(block.path, parsed, file, rows)
+
+
+def _of_one_type(splits: Sequence[_Split], runner: Runner, partitions: int) -> list[_Split]:
+    """Splits again what has other types than the common ones."""
+    schemas = [split.parsed.table.schema for split in splits if any(split.rows)]
+    common = pa.schema(
+        (name, _common_type([schema.field(name).type for schema in schemas]))
+        for name in schemas[0].names
+    )
+    differ = [split for split in splits if any(split.rows) and split.parsed.table.schema != common]
+    if not differ:
+        return list(splits)
+    again = functools.partial(_split_again, schema=common, partitions=partitions)
+    results = runner.map(again, differ, label="one type for all", total=len(differ))
+    replaced = {split.file: split for split in results}
+    return [replaced.get(split.file, split) for split in splits]
+
+
+def _split_again(split: _Split, schema: pa.Schema, partitions: int) -> _Split:
+    """Task between the passes."""
+    table = pq.ParquetFile(split.file).read().cast(schema, safe=False)  # int64 to float64 rounds
+    return dataclasses.replace(split, rows=_write_split(table, split.file, partitions))
+
+
+def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
+    """The type that holds all values: text over int64, float64 over int64."""
+    for wider in (pa.string(), pa.float64()):
+        if wider in types:
+            return wider
+    return types[0]
+
+
+def _write_split(table: pa.Table, file: Path, partitions: int) -> tuple[int, ...]:
+    """Writes a row group for each partition that has rows; gives the number of each one's rows."""
     users = encode_column(table[names.USER_ID])
     # Multiply and shift turns a hash into a range of equal width for each partition.
     high = hash_ids(users.dictionary) >> np.uint64(32)
@@ -213,8 +295,7 @@ def _split_block(block: Block, parser: Parser, directory: Path, partitions: int)
             if count:
                 writer.write_table(table.slice(start, count), row_group_size=count)
             start += count
-    parsed.table = table.slice(0, 0)
-    return _Split(block.path, parsed, file, tuple(rows.tolist()))
+    return tuple(rows.tolist())
 
 
 def hash_name(path: Path) -> int:
@@ -240,11 +321,20 @@ def _gather_partition(
     columns: Sequence[str],
     directory: Path,
     min_interactions: int,
+    fewest_items: int | None,
 ) -> _Gathered:
     """Task of the second pass."""
     number, source = task
     table = pa.concat_tables([pq.ParquetFile(file).read_row_group(group) for file, group in source])
-    table, lengths = _sort_events(table)
+    table = _sort_events(table)
+    history = table[names.HISTORY_ID].to_numpy()
+    lengths = left = np.bincount(history)
+    kept = enough = lengths >= min_interactions
+    if fewest_items is not None:
+        items = encode_column(table[names.ITEM_ID]).indices.to_numpy()
+        first = first_events(history, table[names.TIMESTAMP].to_numpy(), items)
+        left = np.bincount(history[first], minlength=len(lengths))
+        kept = enough & (left >= fewest_items)
     without = {}
     for key, defaults, path in features:
         table, missing = _join(table, key, defaults, path)
@@ -253,21 +343,22 @@ def _gather_partition(
     table = table.select([names.HISTORY_ID, *columns])
     file = directory / f"events-{number:05d}.parquet"
     pq.write_table(table, file, compression=COMPRESSION)
-    kept = lengths >= min_interactions
     return _Gathered(
         file=file,
         events=len(table),
         users=len(lengths),
         users_with_one_event=int((lengths == 1).sum()),
         users_kept=int(kept.sum()),
-        events_kept=int(lengths[kept].sum()),
+        events_kept=int(left[kept].sum()),
+        events_repeated=int((lengths - left)[kept].sum()),
+        users_short=int((enough & ~kept).sum()),
         longest=int(lengths.max()),
         without_features=without,
     )
 
 
-def _sort_events(table: pa.Table) -> tuple[pa.Table, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Sorts by user, time and raw item id; numbers the histories; also gives their lengths."""
+def _sort_events(table: pa.Table) -> pa.Table:
+    """Sorts by user, time and raw item id; numbers the histories; leaves whole seconds."""
     users = encode_column(table[names.USER_ID])
     items = encode_column(table[names.ITEM_ID])
     user_rank = np.lexsort((_ranks(users.dictionary), hash_ids(users.dictionary)))
@@ -275,8 +366,11 @@ def _sort_events(table: pa.Table) -> tuple[pa.Table, np.ndarray[Any, np.dtype[np
     item_rank = _ranks(items.dictionary)[items.indices.to_numpy()]
     order = np.lexsort((item_rank, table[names.TIMESTAMP].to_numpy(), history))
     table = table.take(pa.array(order))
-    table = table.append_column(names.HISTORY_ID, pa.array(history[order], pa.int64()))
-    return table, np.bincount(history)
+    if pa.types.is_floating(table.schema.field(names.TIMESTAMP).type):
+        seconds = pc.floor(table[names.TIMESTAMP]).cast(pa.int64())
+        place = table.column_names.index(names.TIMESTAMP)
+        table = table.set_column(place, names.TIMESTAMP, seconds)
+    return table.append_column(names.HISTORY_ID, pa.array(history[order], pa.int64()))
 
 
 def _join(

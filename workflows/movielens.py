@@ -36,6 +36,7 @@ from workflows.ingest import Features, first_of_each
 from workflows.text import (
     BadLineCounter,
     BadLineError,
+    Block,
     Parsed,
     blocks,
     parse_lines,
@@ -144,6 +145,10 @@ class MovieLensReader(Reader):
     def event_files(self, directory: Path) -> list[Path]:
         """The file of ratings."""
         return [_find(directory, _layout(directory).ratings)]
+
+    def parse_block(self, block: Block) -> Parsed:
+        """Ratings of a block."""
+        return self.parse_events(block.read(), block.first)
 
     def parse_events(self, data: bytes, first: bool) -> Parsed:
         """Ratings of a block of lines, in any of the three layouts."""

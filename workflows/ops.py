@@ -28,7 +28,7 @@ from nvtabular import ops
 
 from workflows import columns as names
 from workflows.columns import Column
-from workflows.ingest import encode_column
+from workflows.ingest import encode_column, first_events
 
 COUNTS_MERGED_AT_ONCE = 8  # NVTabular's own `split_every`
 ENCODER_DIRECTORY = "encoder"
@@ -97,7 +97,9 @@ class Vocabulary(ops.Categorify):
             values = values.combine_chunks()
         if not len(vocabulary):  # then it has no type either
             vocabulary = pa.array([], values.type)
-        if values.type != vocabulary.type:
+        if pa.types.is_string(values.type) and not pa.types.is_string(vocabulary.type):
+            vocabulary = vocabulary.cast(values.type)  # numbers, but among the new ids is text
+        elif values.type != vocabulary.type:
             values = values.cast(vocabulary.type)
         found = pc.index_in(values, value_set=vocabulary)
         indices = found.fill_null(names.OUT_OF_VOCABULARY - names.FIRST_KNOWN).to_numpy()
@@ -123,6 +125,35 @@ class MinInteractions:
         """Whether to keep each row of a frame."""
         counts = df[names.HISTORY_ID].value_counts()
         return df[names.HISTORY_ID].isin(counts[counts >= self.minimum].index)
+
+
+class DifferentInteractions(MinInteractions):
+    """Keeps, of the users who have enough events, the first in time with each item.
+
+    Args:
+      minimum: fewest events of a user who is kept, counted before any is left out.
+      fewest_items: fewest events that a user must have after it.
+    """
+
+    def __init__(self, minimum: int, fewest_items: int) -> None:
+        super().__init__(minimum)
+        self.fewest_items = fewest_items
+
+    def __call__(self, df: Any) -> Any:
+        """Whether to keep each row of a frame."""
+        kept = super().__call__(df) & self._first_events(df)
+        counts = df[names.HISTORY_ID][kept].value_counts()
+        return kept & df[names.HISTORY_ID].isin(counts[counts >= self.fewest_items].index)
+
+    def _first_events(self, df: Any) -> Any:
+        history, item, time = names.HISTORY_ID, names.ITEM_ID, names.TIMESTAMP
+        if not isinstance(df, pd.DataFrame):
+            # Not run by our tests: they have no cuDF.
+            ordered = df[[history, item, time]].sort_values([history, time])
+            return ~ordered.duplicated([history, item]).sort_index()
+        items = encode_column(pa.chunked_array([pa.array(df[item], from_pandas=True)]))
+        codes = items.indices.fill_null(len(items.dictionary)).to_numpy().astype(np.int64)
+        return first_events(df[history].to_numpy(), df[time].to_numpy(), codes)
 
 
 class HistoryLists(ops.Groupby):
@@ -228,6 +259,7 @@ def build_workflow(
     columns: Sequence[Column],
     *,
     min_interactions: int,
+    fewest_items: int | None = None,
     frequency_threshold: int,
     vocabulary_directory: str | os.PathLike[str],
 ) -> nvt.Workflow:
@@ -239,6 +271,8 @@ def build_workflow(
     Args:
       columns: of the histories; every one but the key is a column of the events, too.
       min_interactions: fewest events of a user who is kept.
+      fewest_items: None keeps all events of these users. A number leaves of several events with
+        the same item only the first, and users with so many events or more after that.
       frequency_threshold: fewest events of an item (or value of an item feature) that gets an
         index of its own. Users are not subject to it: `min_interactions` is their threshold.
       vocabulary_directory: where fitting writes the vocabularies.
@@ -250,7 +284,7 @@ def build_workflow(
         if column.is_categorical
     }
     events = [names.HISTORY_ID, *categorical, names.TIMESTAMP]
-    kept = events >> ops.Filter(f=MinInteractions(min_interactions))
+    kept = events >> ops.Filter(f=_filter(min_interactions, fewest_items))
     encoded = kept[categorical] >> Vocabulary(thresholds, vocabulary_directory)
     rest = kept[[names.HISTORY_ID, names.TIMESTAMP]]
     # `a + b` changes `a` where `a` is a sum itself (merlin/dag/node.py); `encoded` is not.
@@ -312,10 +346,16 @@ def user_event_counts(workflow: nvt.Workflow) -> np.ndarray[Any, np.dtype[np.int
     return table.column(0).to_numpy().astype(np.int64)
 
 
-def set_min_interactions(workflow: nvt.Workflow, minimum: int) -> None:
-    """Changes the filter of a loaded workflow."""
+def set_filter(workflow: nvt.Workflow, min_interactions: int, fewest_items: int | None) -> None:
+    """Changes the filter of a loaded workflow; see `build_workflow`."""
     for node in Graph.get_nodes_by_op_type([workflow.output_node], ops.Filter):
-        node.op.f.minimum = minimum
+        node.op.f = _filter(min_interactions, fewest_items)
+
+
+def _filter(min_interactions: int, fewest_items: int | None) -> MinInteractions:
+    if fewest_items is None:
+        return MinInteractions(min_interactions)
+    return DifferentInteractions(min_interactions, fewest_items)
 
 
 def _cut(

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -22,6 +22,9 @@ from errors import UserError
 
 BLOCK_BYTES = 32 << 20
 """Bytes of text a task parses: large enough to hide its fixed costs, small beside memory."""
+
+READ_HERE = (".gz", ".parquet")
+"""Endings of files that this process reads: their blocks carry what they hold."""
 
 BAD_LINES_SHOWN = 5
 EXCERPT = 120
@@ -92,8 +95,8 @@ class Parsed:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
-Parser = Callable[[bytes, bool], Parsed]
-"""(lines of a block, whether they begin the file) -> what they hold. Must pickle."""
+Parser = Callable[[Block], Parsed]
+"""A block -> what it holds. Must pickle."""
 
 
 class BadLineCounter:
@@ -145,11 +148,30 @@ def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
       UserError: if a gzip file is damaged or ends too early.
     """
     if path.suffix == ".gz":
-        yield from _prefetched(_gzip_blocks(path, block_bytes))
+        yield from _prefetched(_gzip_blocks(path, block_bytes, _end_of_lines))
         return
     size = path.stat().st_size
     for start in range(0, size, block_bytes):
         yield Block(path, start, min(start + block_bytes, size), first=start == 0)
+
+
+def record_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Like `blocks`, but no cut is inside a quoted field of CSV, which may hold line feeds.
+
+    Whether a line feed is quoted follows from the number of quotes before it, so this process
+    reads all of the file.
+
+    Raises:
+      UserError: if a gzip file is damaged or ends too early.
+    """
+    if path.suffix == ".gz":
+        yield from _prefetched(_gzip_blocks(path, block_bytes, _end_of_records))
+        return
+    start = 0
+    with path.open("rb") as file:
+        for data in _pieces(file, block_bytes, _end_of_records):
+            yield Block(path, start, start + len(data), first=start == 0)
+            start += len(data)
 
 
 def parse_lines(
@@ -222,7 +244,7 @@ def estimate_lines(paths: Sequence[Path]) -> int:
                 except EOFError:
                     sample = b""
                 except (gzip.BadGzipFile, zlib.error) as error:
-                    raise _damaged(path, 0, error) from error
+                    raise damaged_gzip(path, 0, error) from error
             else:
                 sample = file.read(SAMPLE_BYTES)
             read = min(file.tell(), size)
@@ -230,32 +252,63 @@ def estimate_lines(paths: Sequence[Path]) -> int:
     return int(total)
 
 
-def _gzip_blocks(path: Path, block_bytes: int) -> Iterator[Block]:
-    rest = b""
-    position = 0
-    lines = 0
-    with gzip.open(path, "rb") as file:
-        while True:
-            try:
-                chunk = file.read(block_bytes)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise _damaged(path, lines, error) from error
-            data = rest + chunk
-            cut = data.rfind(b"\n") + 1 if chunk else len(data)
-            data, rest = data[:cut], data[cut:]
-            if data:
-                lines += data.count(b"\n")
-                yield Block(path, position, position + len(data), position == 0, data)
-                position += len(data)
-            if not chunk:
-                return
-
-
-def _damaged(path: Path, lines: int, error: Exception) -> UserError:
+def damaged_gzip(path: Path, lines: int, error: Exception) -> UserError:
+    """What to say of a gzip file that failed with `error` after so many lines."""
     return UserError(
         f"{path} is not a whole gzip file: {error} (after line {lines}). It was probably cut off "
         "while it was copied or downloaded: fetch it again (gzip -t tests it)."
     )
+
+
+def _gzip_blocks(
+    path: Path, block_bytes: int, end_of_lines: Callable[[bytes], int]
+) -> Iterator[Block]:
+    start = 0
+    lines = 0
+    with gzip.open(path, "rb") as file:
+        try:
+            for data in _pieces(file, block_bytes, end_of_lines):
+                lines += data.count(b"\n")
+                yield Block(path, start, start + len(data), start == 0, data)
+                start += len(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise damaged_gzip(path, lines, error) from error
+
+
+def _pieces(
+    file: IO[bytes] | gzip.GzipFile, block_bytes: int, end_of_lines: Callable[[bytes], int]
+) -> Iterator[bytes]:
+    """A file's content in pieces that end where `end_of_lines` says, none of them empty."""
+    rest = b""
+    while True:
+        chunk = file.read(block_bytes)
+        data = rest + chunk
+        ended = len(chunk) < block_bytes
+        end = len(data) if ended else end_of_lines(data)
+        data, rest = data[:end], data[end:]
+        if data:
+            yield data
+        if ended:
+            return
+
+
+def _end_of_lines(data: bytes) -> int:
+    return data.rfind(b"\n") + 1
+
+
+def _end_of_records(data: bytes) -> int:
+    """End of the last line that does not end in a quoted field; `data` begins in none.
+
+    Where there is no such line, the quote is one that opens no field (as of ``7" vinyl``), which
+    whoever parses the lines can tell: then it is the end of the last line.
+    """
+    end = _end_of_lines(data)
+    quotes = data.count(b'"', 0, end)
+    while end and quotes % 2:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        quotes -= data.count(b'"', start, end)
+        end = start
+    return end or _end_of_lines(data)
 
 
 def _prefetched(source: Iterator[Block]) -> Iterator[Block]:

@@ -373,7 +373,7 @@ def test_refusals_leave_nothing_behind(
     refused("the input is empty")
     reviews.write_bytes(b"")
     refused("the input is empty")
-    with pytest.raises(UserError, match=r"no dataset 'books'. Choose of amazon, movielens"):
+    with pytest.raises(UserError, match=r"no dataset 'books'. Choose of amazon, interactions"):
         run_dataset("books", raw, output)
     with pytest.raises(UserError, match="is not a workflow"):
         transform_dataset(raw, raw, output)
