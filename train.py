@@ -19,7 +19,8 @@ from models import MODELS
 from serving.export import check_export_target, export_bundle
 from training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from training.cli import parse_run, save_yaml
-from training.config import EVALUATION_MODES, RunConfig
+from training.config import RunConfig
+from training.config_checks import EVALUATION_MODES
 from training.distributed import start_world
 from training.logging import RunLogger, read_log
 from training.process import prepare_environment, set_up_tensorflow
@@ -124,7 +125,7 @@ def export(
     if run.export_dir is None:
         return
     dataset_dir, export_dir = run.dataset_dir, run.export_dir
-    if model.body.embeddings.sharding == LOCAL:
+    if model.body.embeddings.sharding.backend == LOCAL.backend:
         export_bundle(model, dataset_dir, export_dir)
         return
     from training.gathering import with_whole_model

@@ -98,6 +98,20 @@ class Histories:
         """The feature columns by role."""
         return HistoryFeatures.from_schema(self.schema)
 
+    def require_targets(self) -> None:
+        """Refuses users of whom nothing is left in front of what is held out.
+
+        Raises:
+          UserError: with the shortest history.
+        """
+        held_out = self.split.held_out
+        shortest = int(np.diff(self.offsets).min(initial=held_out + 1))
+        if shortest <= held_out:
+            raise UserError(
+                f"A user has {shortest} interactions; with {held_out} held out each user needs at "
+                f"least {held_out + 1}. Run the workflow with a larger --min_interactions."
+            )
+
     def item_counts(self) -> ItemCounts:
         """Occurrences of each item of the catalogue among these events."""
         item = self.features.item[0]

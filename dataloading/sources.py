@@ -23,6 +23,10 @@ from dataloading.windows import WindowBuilder, WindowConfig
 from errors import UserError
 
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
+"""Features and labels."""
+
+WeightedBatch = tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]
+"""Features, labels, and weights of the labels' shape; 0 for what does not count."""
 
 
 class BatchSource(abc.ABC):
@@ -33,6 +37,8 @@ class BatchSource(abc.ABC):
     """
 
     schema: Schema
+    ranking: bool = False
+    """Whether a row of an evaluation batch is a ranking: candidates, one of which is positive."""
 
     @property
     def group_feature(self) -> str | None:
@@ -55,6 +61,10 @@ class BatchSource(abc.ABC):
         All processes have as many, and together those of the whole batch, in its order.
         """
 
+    def evaluations(self, split: str) -> Sequence[str]:
+        """The evaluations of a split, by names that `eval_steps` and so on take: itself."""
+        return (split,)
+
     @abc.abstractmethod
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split once."""
@@ -68,7 +78,7 @@ class BatchSource(abc.ABC):
         """Turns a feed into a batch, inside the graph."""
 
     @abc.abstractmethod
-    def eval_batch(self, split: str, feed: Any) -> Batch:
+    def eval_batch(self, split: str, feed: Any) -> Batch | WeightedBatch:
         """Turns a feed of `split` into a batch, inside the graph."""
 
     @abc.abstractmethod
@@ -86,6 +96,7 @@ class ResidentSource(BatchSource):
         *,
         seed: int,
         batch_size: int,
+        eval_batch_size: int | None = None,
         eval_seed: int = 0,
         test_negatives: int = 1,
         drop_remainder: bool = False,
@@ -103,6 +114,7 @@ class ResidentSource(BatchSource):
           config: what a window holds.
           seed: of shuffling and training negatives.
           batch_size: rows.
+          eval_batch_size: rows in evaluation; None: as many.
           eval_seed: of evaluation's negatives; not the run's, so that runs compare on the same.
           test_negatives: for each positive of evaluation.
           drop_remainder: leave out a last training batch that is not full.
@@ -127,7 +139,10 @@ class ResidentSource(BatchSource):
                 )
             begin, end = part.bounds(batch_size // 2)
             batch_size, self._part = 2 * (end - begin), WHOLE
+            if eval_batch_size is not None:
+                eval_batch_size = -(-eval_batch_size // part.ranks)
         self._batch_size = batch_size
+        self._eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self._steps = self._agreed_steps(drop_remainder)
         self._repeat_count = repeat_count
 
@@ -164,7 +179,7 @@ class ResidentSource(BatchSource):
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split once."""
         if split not in self._eval_steps:
-            steps = self._windows.eval_steps(split, self._batch_size, self._test_negatives)
+            steps = self._windows.eval_steps(split, self._eval_batch_size, self._test_negatives)
             self._eval_steps[split] = self._most(steps)
         return self._eval_steps[split]
 
@@ -183,7 +198,7 @@ class ResidentSource(BatchSource):
     def eval_batch(self, split: str, feed: tf.Tensor) -> Batch:
         """The batch of a step."""
         return self._windows.eval_batch(
-            split, self._eval_seed, feed, self._batch_size, self._test_negatives, self._part
+            split, self._eval_seed, feed, self._eval_batch_size, self._test_negatives, self._part
         )
 
     def describe(self, feed: tf.Tensor) -> dict[str, list[Any]]:
@@ -203,6 +218,7 @@ class MaterialisedSource(BatchSource):
         *,
         seed: int,
         batch_size: int,
+        eval_batch_size: int | None = None,
         drop_remainder: bool = False,
         repeat_count: int = 1,
         auxiliary_negatives: bool = True,
@@ -217,6 +233,7 @@ class MaterialisedSource(BatchSource):
           dataset: to read.
           seed: of shuffling.
           batch_size: rows.
+          eval_batch_size: rows in evaluation; None: as many.
           drop_remainder: leave out a last training batch that is not full.
           repeat_count: passes over the training set in one epoch, each with its own order.
           auxiliary_negatives: read the negative histories in training.
@@ -231,6 +248,7 @@ class MaterialisedSource(BatchSource):
         self._dataset = dataset
         self._seed = seed
         self._batch_size = batch_size
+        self._eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self._drop_remainder = drop_remainder
         self._repeat_count = repeat_count
         self._auxiliary_negatives = auxiliary_negatives
@@ -275,12 +293,12 @@ class MaterialisedSource(BatchSource):
 
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split once."""
-        return -(-self._dataset.num_rows(split) // self._batch_size)
+        return -(-self._dataset.num_rows(split) // self._eval_batch_size)
 
     def eval_feeds(self, split: str) -> Iterator[Any]:
         """Feeds: arrays of features, and labels."""
         batches = self._dataset.batches(
-            split, self._batch_size, negatives=False, **self._test_reader
+            split, self._eval_batch_size, negatives=False, **self._test_reader
         )
         yield from map(self._share, batches)
 

@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-import splitmix
+from dataloading.draws import draw_below, shuffled
 from dataloading.features import TIME_GAP, TIME_GAP_BUCKETS, history_name, negatives_name
 from dataloading.histories import Histories, ItemCounts
 from dataloading.parts import WHOLE, Part
@@ -110,12 +110,7 @@ class WindowBuilder:
             "validation": histories.num_users if histories.split.validation else 0,
             "test": histories.num_users,
         }
-        # Held-out targets exist only where enough history is left in front of them.
-        if int(lengths.min(initial=held_out + 1)) <= held_out:
-            raise UserError(
-                f"A user has {int(lengths.min())} interactions; with {held_out} held out each user "
-                f"needs at least {held_out + 1}. Run the workflow with a larger --min_interactions."
-            )
+        histories.require_targets()
         self._sample_ends = tf.constant(np.cumsum(targets), tf.int64)
         self._sample_begins = tf.constant(np.cumsum(targets) - targets, tf.int64)
         self._offsets = tf.constant(histories.offsets, tf.int64)
@@ -208,15 +203,7 @@ class WindowBuilder:
         """Numbers ``[B]`` (int64) of the samples in a part of the batch of (seed, epoch, step)."""
         samples = self.num_samples("train")
         index = part.of_batch(step, _pairs(batch_size), samples)
-        key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
-        # One more than wanted: the kernel refuses an empty vector (TensorFlow 2.12,
-        # random_index_shuffle_ops.cc), which is what a process without work has.
-        shuffled = tf.random.experimental.index_shuffle(
-            tf.concat([index, tf.zeros([1], tf.int64)], 0),
-            seed=key,
-            max_index=tf.constant(max(samples - 1, 0), tf.int64),
-        )
-        return shuffled[:-1]
+        return shuffled(seed, epoch, index, samples)
 
     def eval_steps(self, split: str, batch_size: int, negatives: int = 1) -> int:
         """Steps that cover a split once, `negatives` sampled for each positive."""
@@ -308,14 +295,14 @@ class WindowBuilder:
         if self._item_ends:
             # An event among everybody's, which are not here: items take the place of their events.
             ends = self._item_ends[key[1].partition("/")[0]]
-            drawn = _draw(key, stream, numbers, width, ends[-1])
+            drawn = draw_below(key, stream, numbers, width, ends[-1])
             item = tf.searchsorted(ends, tf.reshape(drawn, [-1]), side="right", out_type=tf.int64)
             return tf.reshape(item, tf.shape(drawn))
         if self._config.negatives == "uniform" or key[1] != "train":
             rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
-            return _draw(key, stream, numbers, width, rows)
+            return draw_below(key, stream, numbers, width, rows)
         # Events of training are numbered user by user, held-out ones left out.
-        drawn = _draw(key, stream, numbers, width, self._training_ends[-1])
+        drawn = draw_below(key, stream, numbers, width, self._training_ends[-1])
         flat = tf.reshape(drawn, [-1])
         user = tf.searchsorted(self._training_ends, flat, side="right", out_type=tf.int64)
         return tf.reshape(flat + user * self._split.held_out, tf.shape(drawn))
@@ -348,19 +335,3 @@ def _histories(batch_size: int, negatives: int) -> int:
     if negatives < 1:
         raise UserError(f"test_negatives must be at least 1, received {negatives}.")
     return max(1, batch_size // (1 + negatives))
-
-
-def _draw(
-    key: tuple[int, str, tf.Tensor], stream: str, numbers: tf.Tensor, width: int, rows: tf.Tensor
-) -> tf.Tensor:
-    """Draws indices ``[B, width]`` below `rows`, a function of key, stream, number and column.
-
-    A counter-based generator rather than TensorFlow's stateless ops: it gives each sample numbers
-    of its own, whatever batch or rank the sample falls into.
-    """
-    seed, purpose, epoch = key
-    state = tf.constant(seed + splitmix.stream(f"{purpose}/{stream}"), tf.int64)
-    state = splitmix.mix(splitmix.mix(state) + epoch)  # []
-    state = splitmix.mix(tf.expand_dims(state + numbers, 1))  # [B, 1]
-    state = splitmix.mix(state + splitmix.WEYL * tf.range(width, dtype=tf.int64))  # [B, width]
-    return tf.math.floormod(splitmix.shift_right(state, 1), rows)

@@ -20,11 +20,14 @@ class Sharding:
       plan: where every row lies; None for backends that hold whole tables.
       wire_dtype: type in which vectors and their gradients travel. Rows, optimizer state and
         updates stay float32.
+      joint: whether tables of one width share a variable, so that one gather reads, and one sparse
+        update changes, the rows of all. None leaves it to the backend (`Backend.joins`).
     """
 
     backend: str = "local"
     plan: Plan | None = None
     wire_dtype: str = "float32"
+    joint: bool | None = None
 
     def __post_init__(self) -> None:
         """Validates the type's name.

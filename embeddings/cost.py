@@ -28,7 +28,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.types import OPTIMIZER_STATE, WEIGHT_BYTES, Shard, TableSpec, Topology
+from embeddings.types import (
+    OPTIMIZER_STATE,
+    UPDATES_EVERY_ROW,
+    WEIGHT_BYTES,
+    Shard,
+    TableSpec,
+    Topology,
+)
 from errors import UserError
 
 RESOURCES = (
@@ -314,8 +321,11 @@ def _touched(
       gathered: rows that are read for the lookup, by all who ask.
       workload: of the step.
     """
-    a_weight, a_row = OPTIMIZER_STATE[workload.optimizer_of(table)]
+    optimizer = workload.optimizer_of(table)
+    a_weight, a_row = OPTIMIZER_STATE[optimizer]
     updated = table.expected_distinct(workload.batch_rows)
+    if optimizer in UPDATES_EVERY_ROW:
+        updated = table.rows
     values = gathered * width + 2 * updated * (width * (1 + a_weight) + share * a_row)
     return np.asarray(WEIGHT_BYTES * values, np.float64)
 

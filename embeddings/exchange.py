@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from embeddings.ids import inside
 from embeddings.layout import Layout
 from embeddings.sharding import STRATEGIES
 from embeddings.types import Plan
@@ -109,7 +110,7 @@ class Exchange:
                 legs += self._legs(table, index)
                 places[table] = [index] * len(self._layout.pieces[table])
             else:
-                index = self._inside(table, index)
+                index = inside(table, self._table_rows[table], index)
                 places[table] = [index + self._layout.pieces[table][0].starts[self._rank]]
         if not legs:
             none = tf.zeros([self._layout.ranks, 0], tf.int32)
@@ -156,7 +157,7 @@ class Exchange:
         placement = self._plan.placement(table)
         strategy = STRATEGIES[placement.strategy]
         distinct, position = tf.unique(index)  # [U], [N]
-        distinct = self._inside(table, distinct)
+        distinct = inside(table, self._table_rows[table], distinct)
         legs = []
         for number, (piece, leg) in enumerate(
             zip(
@@ -169,17 +170,6 @@ class Exchange:
             owner = tf.cast(leg.owner, tf.int32)
             legs.append(_Leg(piece.group, table, number, owner, row, position))
         return legs
-
-    def _inside(self, table: str, index: tf.Tensor) -> tf.Tensor:
-        """The ids, if all are the table's: the numbers beyond are rows of the next table."""
-        rows = self._table_rows[table]
-        received = tf.reduce_min(index), "to", tf.reduce_max(index)
-        check = tf.debugging.Assert(
-            tf.reduce_all((index >= 0) & (index < rows)),
-            [f"Table {table!r}: expected ids in [0, {rows}), received", *received],
-        )
-        with tf.control_dependencies([check]):
-            return tf.identity(index)
 
     def _by_owner(self, legs: Sequence[_Leg]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Sorts what is wanted by owner, then group.

@@ -1,9 +1,10 @@
 """Where a plan's shards lie in each rank's memory, and how an id on the wire names a row.
 
 Every rank joins its shards of one width into one variable, a *group*, so that all of them are
-gathered at once. A row on the wire is one integer, its number within its owner: groups follow one
-another, in each group the shards, in each shard the rows. Every rank knows every other's layout,
-as all of it follows from the plan. Pure Python.
+gathered at once; if tables are to stay separate, only its shards of one table. A row on the wire is
+one integer, its number within its owner: groups follow one another, in each group the shards, in
+each shard the rows. Every rank knows every other's layout, as all of it follows from the plan. Pure
+Python.
 """
 
 from __future__ import annotations
@@ -60,11 +61,12 @@ class Layout:
       bases: for each rank, the number on the wire at which each exchanged group begins.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, joint: bool = True) -> None:
         """Lays a plan out.
 
         Args:
           plan: valid.
+          joint: whether tables share groups.
 
         Raises:
           ValueError: if it is not.
@@ -79,7 +81,8 @@ class Layout:
             optimizer, travels = optimizers[shard.table], exchanged[shard.table]
             kind = "rows" if travels else "replicated"
             suffix = f"_{optimizer}" if optimizer else ""
-            name = f"{kind}_{len(shard.columns)}{suffix}"
+            own = "" if joint else f"_{shard.table}"
+            name = f"{kind}_{len(shard.columns)}{suffix}{own}"
             return Group(name, len(shard.columns), optimizer, travels)
 
         groups = dict.fromkeys(group_of(shard) for shard in shards)

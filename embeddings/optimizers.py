@@ -1,12 +1,13 @@
-"""Optimizers of embedding tables: they touch only the rows of the step.
+"""Optimizers of embedding tables: all but one touch only the rows of the step.
 
-Each is a pure update of the step's unique rows. State is one value a weight or one a row, and
-travels with the rows when a table is sharded. Sources: Adam (Kingma & Ba 2015, algorithm 1),
-updated lazily as TensorFlow Addons' LazyAdam: a row's moments decay only in steps that use it;
-Adagrad (Duchi et al. 2011); its row-wise form (Gupta, Bengio & Weston 2014, "Training highly
-multiclass classifiers"; FBGEMM's `EXACT_ROWWISE_ADAGRAD`, with which DLRM trains);
-heavy-ball momentum (Polyak 1964), lazy as Adam's; FTRL-Proximal (McMahan et al. 2013, algorithm 1).
-Defaults are Keras', whose dense optimizers these equal when every row is used in every step.
+Each is a pure update of the step's unique rows; `FullAdam` alone updates all rows, as dense
+optimizers do. State is one value a weight or one a row, and travels with the rows when a table is
+sharded. Sources: Adam (Kingma & Ba 2015, algorithm 1), updated lazily as TensorFlow Addons'
+LazyAdam: a row's moments decay only in steps that use it; Adagrad (Duchi et al. 2011); its
+row-wise form (Gupta, Bengio & Weston 2014, "Training highly multiclass classifiers"; FBGEMM's
+`EXACT_ROWWISE_ADAGRAD`, with which DLRM trains); heavy-ball momentum (Polyak 1964), lazy as
+Adam's; FTRL-Proximal (McMahan et al. 2013, algorithm 1). Defaults are Keras', whose dense
+optimizers these equal when every row is used in every step.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import tensorflow as tf
+
+from errors import UserError
+
+_LARGEST_FUSED = (1 << 31) - 1  # weights: TensorFlow's kernels number them with int32
 
 
 def sum_duplicates(gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
@@ -31,6 +36,68 @@ def sum_duplicates(gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
     return rows, tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
 
 
+def without_rows(table: tf.Variable) -> tf.IndexedSlices:
+    """The gradient ``[rows, D]`` of a step that looks nothing up."""
+    return tf.IndexedSlices(
+        tf.zeros([0, table.shape[1]], table.dtype), tf.zeros([0], tf.int32), tf.shape(table)
+    )
+
+
+def bias_corrected(epsilon: float, beta_2: float, step: tf.Tensor) -> tf.Tensor:
+    """The "epsilon hat" with which section 2's form of Adam equals algorithm 1 with `epsilon`.
+
+    ``m / (1-b1**t) / (sqrt(v / (1-b2**t)) + epsilon)``, its numerator and denominator multiplied
+    by ``sqrt(1-b2**t)``. The two differ where gradients are small, as those of a mean over a large
+    batch are: with b2 = 0.999 the first step divides by ``|g| + epsilon`` here, and by
+    ``|g| + 32 epsilon`` in Keras.
+
+    Args:
+      epsilon: of algorithm 1.
+      beta_2: decay of the second moment.
+      step: float scalar t, from 1.
+    """
+    return epsilon * tf.sqrt(1 - tf.pow(beta_2, step))
+
+
+def fused_adam(
+    variable: tf.Variable,
+    m: tf.Variable,
+    v: tf.Variable,
+    gradient: tf.Tensor,
+    *,
+    learning_rate: tf.Tensor,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float | tf.Tensor,
+    step: tf.Tensor,
+) -> None:
+    """One step of Adam of every weight, in one pass: the form of section 2, as `LazyAdam`.
+
+    Args:
+      variable: any shape.
+      m: first moments, of the variable's shape.
+      v: second moments, likewise.
+      gradient: likewise.
+      learning_rate: step size.
+      beta_1: decay of the first moment.
+      beta_2: decay of the second moment.
+      epsilon: "epsilon hat".
+      step: float scalar, the number of this update, from 1.
+    """
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=m.handle,
+        v=v.handle,
+        beta1_power=tf.pow(beta_1, step),
+        beta2_power=tf.pow(beta_2, step),
+        lr=learning_rate,
+        beta1=beta_1,
+        beta2=beta_2,
+        epsilon=epsilon,
+        grad=gradient,
+    )
+
+
 class TableOptimizer(tf.Module, abc.ABC):
     """Updates the rows of tables from sparse gradients.
 
@@ -41,10 +108,13 @@ class TableOptimizer(tf.Module, abc.ABC):
 
     Attributes:
       slot_kinds: the state by name, one value for each "weight" or for each "row".
+      every_row: whether rows that no gradient names change as well, so that a step without
+        gradient is a step, too.
       slots: variables ``[rows, D]`` or ``[rows, 1]`` by table name, then by slot.
     """
 
     slot_kinds: ClassVar[Mapping[str, Literal["weight", "row"]]] = {}
+    every_row: ClassVar[bool] = False
 
     def __init__(self, learning_rate: tf.Variable, weight_decay: float = 0.0) -> None:
         super().__init__()
@@ -77,7 +147,7 @@ class TableOptimizer(tf.Module, abc.ABC):
         tables: Mapping[str, tf.Variable],
         step: tf.Tensor,
     ) -> None:
-        """Updates the rows that the gradients name.
+        """Updates the rows that the gradients name; of an `every_row` optimizer, all of them.
 
         Args:
           gradients: by table name; indices may repeat, and there may be none.
@@ -219,7 +289,7 @@ class LazyAdam(TableOptimizer):
     Args:
       beta_1: decay of the first moment; the paper's default.
       beta_2: decay of the second moment; the paper's default.
-      epsilon: Keras' default.
+      epsilon: the paper's "epsilon hat", as Keras' and with its default.
     """
 
     slot_kinds: ClassVar = {"m": "weight", "v": "weight"}
@@ -242,11 +312,83 @@ class LazyAdam(TableOptimizer):
         state: dict[str, tf.Tensor],
         step: tf.Tensor,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        m = self._beta_1 * state["m"] + (1 - self._beta_1) * gradient
-        v = self._beta_2 * state["v"] + (1 - self._beta_2) * tf.square(gradient)
+        # Subtracted in float32, where 1 - 0.999 is 1e-5 too small: so is the correction, which
+        # divides by it in the first steps.
+        beta_1, beta_2 = tf.constant(self._beta_1), tf.constant(self._beta_2)
+        m = beta_1 * state["m"] + (1 - beta_1) * gradient
+        v = beta_2 * state["v"] + (1 - beta_2) * tf.square(gradient)
         correction = tf.sqrt(1 - tf.pow(self._beta_2, step)) / (1 - tf.pow(self._beta_1, step))
         weights -= self._learning_rate * correction * m / (tf.sqrt(v) + self._epsilon)
         return weights, {"m": m, "v": v}
+
+
+class FullAdam(LazyAdam):
+    """Adam on every row in every step: algorithm 1 of the paper, to the letter.
+
+    ``m = b1 m + (1-b1) g; v = b2 v + (1-b2) g**2;
+    w -= lr * m / (1-b1**t) / (sqrt(v / (1-b2**t)) + epsilon)``. A row that no gradient names has
+    g = 0: its moments decay, and still move it, and weight decay shrinks it. So do
+    `torch.optim.Adam` with dense gradients and Apex's FusedAdam, with which NVIDIA's NCF trains.
+
+    A step takes one pass over the table and its state, and the memory of one more table, for the
+    gradient; state and checkpoints are `LazyAdam`'s.
+
+    Args:
+      beta_1: decay of the first moment; the paper's default.
+      beta_2: decay of the second moment; the paper's default.
+      epsilon: the paper's, which `bias_corrected` makes of LazyAdam's.
+    """
+
+    every_row = True
+
+    def build(self, tables: Mapping[str, tf.Variable]) -> None:
+        """Creates the state of the given tables.
+
+        Args:
+          tables: variables ``[rows, D]`` by table name.
+
+        Raises:
+          UserError: if one has more weights than one pass can number.
+        """
+        for name, table in tables.items():
+            weights = table.shape.num_elements()
+            if weights > _LARGEST_FUSED:
+                raise UserError(
+                    f"optimizer: full_adam updates at most {_LARGEST_FUSED:,} weights in one "
+                    f"variable, and {name!r} has {weights:,} on this process. Spread tables over "
+                    "more processes, or use lazy_adam."
+                )
+        super().build(tables)
+
+    def apply(
+        self,
+        gradients: Mapping[str, tf.IndexedSlices],
+        tables: Mapping[str, tf.Variable],
+        step: tf.Tensor,
+    ) -> None:
+        """Updates all rows of the tables that have a gradient; see `TableOptimizer`."""
+        for name, gradient in gradients.items():
+            table, slots = tables[name], self.slots[name]
+            if not table.shape[0]:
+                continue  # all rows lie elsewhere; CUDA kernels refuse to start for no weight
+            dense = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, table.shape[0])
+            for variable in (table, slots["m"], slots["v"]):
+                # Whoever gathers or scatters rows makes each dense update of the variable copy it
+                # first (TensorFlow's resource_variable_ops.cc, `copy_on_read_mode`).
+                tf.raw_ops.DisableCopyOnRead(resource=variable.handle)
+            if self._weight_decay:
+                table.assign_sub(self._learning_rate * self._weight_decay * table)
+            fused_adam(
+                table,
+                slots["m"],
+                slots["v"],
+                dense,
+                learning_rate=self._learning_rate,
+                beta_1=self._beta_1,
+                beta_2=self._beta_2,
+                epsilon=bias_corrected(self._epsilon, self._beta_2, step),
+                step=step,
+            )
 
 
 class FTRL(TableOptimizer):
@@ -319,5 +461,6 @@ TABLE_OPTIMIZERS = {
     "rowwise_adagrad": RowwiseAdagrad,
     "adam": LazyAdam,
     "lazy_adam": LazyAdam,
+    "full_adam": FullAdam,
     "ftrl": FTRL,
 }

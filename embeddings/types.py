@@ -13,9 +13,13 @@ OPTIMIZER_STATE: Mapping[str, tuple[int, int]] = {
     "rowwise_adagrad": (0, 1),
     "adam": (2, 0),
     "lazy_adam": (2, 0),
+    "full_adam": (2, 0),
     "ftrl": (2, 0),
 }
 """State of each table optimizer: values kept for each weight, and values kept for each row."""
+
+UPDATES_EVERY_ROW = frozenset({"full_adam"})
+"""Table optimizers that touch the whole table in every step, not only the rows of the batch."""
 
 WEIGHT_BYTES = 4
 """Tables and their optimizer state are float32 everywhere."""

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import merlin.models.tf as mm
 import tensorflow as tf
-from merlin.models.tf.core.base import Block
 from merlin.schema import Schema
 
 from dataloading.features import (
@@ -28,6 +27,7 @@ from embeddings.collection import EmbeddingCollection
 from embeddings.config import LOCAL, Sharding
 from embeddings.tables import tables_from_schema
 from embeddings.types import TableSpec
+from models.block_config import ConfiguredBlock
 from models.config import HistoryModelConfig
 
 TARGET = "click"
@@ -59,7 +59,7 @@ class Embedded(NamedTuple):
     negatives: tf.Tensor
 
 
-class HistoryBlock(Block):
+class HistoryBlock(ConfiguredBlock):
     """A network body over a batch of histories; subclasses write `slots` and `call`.
 
     `added_losses` names, in order, what `call` adds by `add_loss` in training; each is a mean over
@@ -67,6 +67,9 @@ class HistoryBlock(Block):
     """
 
     config_class: ClassVar[type[HistoryModelConfig]] = HistoryModelConfig
+    features_class = HistoryFeatures
+    _features: HistoryFeatures
+    _config: HistoryModelConfig
     added_losses: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -213,31 +216,7 @@ class HistoryBlock(Block):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
-        return {
-            **super().get_config(),
-            "features": dataclasses.asdict(self._features),
-            "tables": [dataclasses.asdict(table) for table in self.embeddings.tables],
-            "feature_tables": self._feature_tables,
-            "config": dataclasses.asdict(self._config),
-            "sharding": self.embeddings.sharding.as_config(),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> HistoryBlock:
-        """Rebuilds the block from `get_config`."""
-        config = dict(config)
-        features = {k: tuple(v) if k != "time" else v for k, v in config.pop("features").items()}
-        fields = {
-            k: tuple(v) if isinstance(v, list | tuple) else v
-            for k, v in config.pop("config").items()
-        }
-        return cls(
-            features=HistoryFeatures(**features),
-            tables=[TableSpec(**table) for table in config.pop("tables")],
-            config=cls.config_class(**fields),
-            sharding=Sharding.from_config(config.pop("sharding")),
-            **config,
-        )
+        return {**super().get_config(), "feature_tables": dict(self._feature_tables)}
 
     def compute_output_shape(self, input_shape: Mapping[str, tf.TensorShape]) -> tf.TensorShape:
         """``[B, C, D]``; Merlin asks before it builds the head."""
@@ -254,10 +233,18 @@ class HistoryBlock(Block):
 class LogitHead(tf.keras.layers.Layer):
     """One logit for each candidate, in float32 under every policy."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Creates the head."""
+    def __init__(self, kernel_initializer: str = "glorot_uniform", **kwargs: Any) -> None:
+        """Creates the head.
+
+        Args:
+          kernel_initializer: of the weights, by Keras' name.
+          **kwargs: of `tf.keras.layers.Layer`.
+        """
         super().__init__(**kwargs)
-        self._dense = tf.keras.layers.Dense(1, dtype="float32", name="logit")
+        self._kernel_initializer = kernel_initializer
+        self._dense = tf.keras.layers.Dense(
+            1, kernel_initializer=kernel_initializer, dtype="float32", name="logit"
+        )
 
     def build(self, input_shape: Any) -> None:
         """Creates the weights."""
@@ -271,6 +258,10 @@ class LogitHead(tf.keras.layers.Layer):
     def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
         """Drops the last dimension."""
         return tf.TensorShape(input_shape)[:-1]
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "kernel_initializer": self._kernel_initializer}
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")

@@ -15,7 +15,7 @@ from merlin.schema import Schema
 
 from embeddings.config import LOCAL, Sharding
 from models.blocks.mlp_relu import ReluMLP
-from models.tabular import TabularBlock, TabularModel, assemble, body_arguments, tabular_tables
+from models.tabular import TabularBlock, TabularModel, build_tabular, tabular_tables
 from models.tabular_config import DCNv2Config
 
 
@@ -66,17 +66,5 @@ tables = tabular_tables
 
 
 def build(schema: Schema, config: DCNv2Config, sharding: Sharding = LOCAL) -> TabularModel:
-    """Builds DCNv2 for a dataset.
-
-    Args:
-      schema: of the dataset, see `dataloading.tabular_schema`.
-      config: of the model.
-      sharding: where the tables' rows live.
-
-    Returns:
-      A model from a batch to float32 logits ``[B, 1]``.
-
-    Raises:
-      UserError: if the dataset has no numerical or no categorical column.
-    """
-    return assemble(DCNv2Block(**body_arguments(schema, config, sharding)), schema)
+    """Builds DCNv2 for a dataset; see `build_tabular`."""
+    return build_tabular(DCNv2Block, schema, config, sharding)

@@ -15,7 +15,7 @@ from merlin.schema import Schema
 from embeddings.config import LOCAL, Sharding
 from models.blocks.interaction import DotInteraction
 from models.blocks.mlp_relu import ReluMLP
-from models.tabular import TabularBlock, TabularModel, assemble, body_arguments, tabular_tables
+from models.tabular import TabularBlock, TabularModel, build_tabular, tabular_tables
 from models.tabular_config import DLRMConfig
 
 
@@ -55,17 +55,5 @@ tables = tabular_tables
 
 
 def build(schema: Schema, config: DLRMConfig, sharding: Sharding = LOCAL) -> TabularModel:
-    """Builds DLRM for a dataset.
-
-    Args:
-      schema: of the dataset, see `dataloading.tabular_schema`.
-      config: of the model.
-      sharding: where the tables' rows live.
-
-    Returns:
-      A model from a batch to float32 logits ``[B, 1]``.
-
-    Raises:
-      UserError: if the dataset has no numerical or no categorical column.
-    """
-    return assemble(DLRMBlock(**body_arguments(schema, config, sharding)), schema)
+    """Builds DLRM for a dataset; see `build_tabular`."""
+    return build_tabular(DLRMBlock, schema, config, sharding)

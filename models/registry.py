@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from merlin.schema import Schema
 
     from models.config import HistoryModelConfig
+    from models.neumf_config import NeuMFConfig
     from models.tabular_config import TabularModelConfig
 
-    ModelConfig = HistoryModelConfig | TabularModelConfig
+    ModelConfig = HistoryModelConfig | NeuMFConfig | TabularModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

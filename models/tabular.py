@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import merlin.models.tf as mm
 import tensorflow as tf
-from merlin.models.tf.core.base import Block
 from merlin.schema import Schema
 
 from dataloading.tabular_schema import CATEGORICAL, NUMERICAL, TabularFeatures
@@ -23,14 +22,18 @@ from embeddings.tables import tables_from_schema
 from embeddings.types import TableSpec
 from errors import UserError
 from models.base import TARGET, ClickLoss, click_metrics
+from models.block_config import ConfiguredBlock
 from models.blocks.mlp_relu import ReluMLP, bias_initializer
 from models.tabular_config import TabularModelConfig
 
 
-class TabularBlock(Block):
+class TabularBlock(ConfiguredBlock):
     """A network body over rows of N numbers and M ids; subclasses write `call`."""
 
     config_class: ClassVar[type[TabularModelConfig]] = TabularModelConfig
+    features_class = TabularFeatures
+    _features: TabularFeatures
+    _config: TabularModelConfig
 
     def __init__(
         self,
@@ -58,6 +61,8 @@ class TabularBlock(Block):
         rows = {table.name: table.rows for table in tables}
         self._rows = [rows[feature_tables[name]] for name in features.categorical]
         self._bottom = ReluMLP(config.bottom_mlp_sizes, name="bottom_mlp")
+        if config.joint_tables is not None:
+            sharding = dataclasses.replace(sharding, joint=config.joint_tables)
         self.embeddings = EmbeddingCollection(
             tables, feature_tables, sharding=sharding, name="embeddings"
         )
@@ -103,26 +108,7 @@ class TabularBlock(Block):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
-        return {
-            **super().get_config(),
-            "features": dataclasses.asdict(self._features),
-            "tables": [dataclasses.asdict(table) for table in self.embeddings.tables],
-            "feature_tables": dict(self._feature_tables),
-            "config": dataclasses.asdict(self._config),
-            "sharding": self.embeddings.sharding.as_config(),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> TabularBlock:
-        """Rebuilds the block from `get_config`, JSON's lists in place of tuples included."""
-        config = dict(config)
-        return cls(
-            features=TabularFeatures(**_with_tuples(config.pop("features"))),
-            tables=[TableSpec(**table) for table in config.pop("tables")],
-            config=cls.config_class(**_with_tuples(config.pop("config"))),
-            sharding=Sharding.from_config(config.pop("sharding")),
-            **config,
-        )
+        return {**super().get_config(), "feature_tables": dict(self._feature_tables)}
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -175,16 +161,27 @@ class TabularModel(mm.Model):
         return self.blocks[0]
 
 
-def assemble(body: TabularBlock, schema: Schema) -> TabularModel:
-    """Joins a body and the click head.
+def build_tabular(
+    block: type[TabularBlock],
+    schema: Schema,
+    config: TabularModelConfig,
+    sharding: Sharding = LOCAL,
+) -> TabularModel:
+    """Builds a tabular model for a dataset: a body and the click head.
 
     Args:
-      body: from a batch to ``[B, D]``.
-      schema: of the dataset.
+      block: the class of the body, from a batch to ``[B, D]``.
+      schema: of the dataset, see `dataloading.tabular_schema`.
+      config: of the model, of the block's `config_class`.
+      sharding: where the tables' rows live.
 
     Returns:
       A model from a batch to float32 logits ``[B, 1]``.
+
+    Raises:
+      UserError: if the dataset has no numerical or no categorical column.
     """
+    body = block(**_body_arguments(schema, config, sharding))
     head = mm.BinaryOutput(
         TARGET, to_call=RowLogit(), default_loss=ClickLoss(), default_metrics_fn=click_metrics
     )
@@ -207,7 +204,7 @@ def tabular_tables(schema: Schema, config: TabularModelConfig) -> list[TableSpec
     return _tables(schema, config)[0]
 
 
-def body_arguments(
+def _body_arguments(
     schema: Schema, config: TabularModelConfig, sharding: Sharding = LOCAL
 ) -> dict[str, Any]:
     """Arguments of a `TabularBlock` for a dataset with `schema`.
@@ -256,7 +253,3 @@ def _matrix(inputs: Mapping[str, tf.Tensor], name: str, columns: int) -> tf.Tens
             f"order; received shape {value.shape}."
         )
     return tf.ensure_shape(value, [None, columns])
-
-
-def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

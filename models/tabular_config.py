@@ -1,9 +1,7 @@
 """What all models over tabular rows can be told. Pure Python, so that command lines answer fast.
 
-Of the options in seeds 002 and 004, two have no counterpart here. `embedding_type`: every lookup is
-already joint. All tables of a step are looked up, and exchanged, together; where rows live in joint
-variables and where each table has its own is the backend's business (`embeddings.backends`), and
-the result is the same. `interaction_op cuda_dot` is `dot`: there is no kernel to choose.
+Of the options in seeds 002 and 004, `interaction_op cuda_dot` has no counterpart here: it is `dot`,
+as there is no kernel to choose.
 """
 
 from __future__ import annotations
@@ -23,6 +21,16 @@ SCHEDULE: Mapping[str, Any] = {
 """What the seeds' DLRM and DCNv2 have in common (their code's defaults, for Criteo's 4 billion
 rows)."""
 
+JOINT: Mapping[str, bool] = {
+    "joint_fused": True,
+    "joint": True,
+    "joint_sparse": True,
+    "separate": False,
+    "multi_table": False,
+}
+"""Spellings of `embedding_type` -> whether tables share variables. Seed 004's joint types differ in
+their kernels, and in whether the gradient is sparse, which here it always is."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TabularModelConfig:
@@ -38,6 +46,15 @@ class TabularModelConfig:
 
     embedding_dim: int = dataclasses.field(
         default=128, metadata={"help": "width of the embedding of a categorical value"}
+    )
+    embedding_type: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "joint_fused (or joint, joint_sparse): the tables of an optimizer share one "
+            "variable, read and updated at once; separate (or multi_table): each has its own; "
+            "none: separate in one process, joint_fused in several. Results and checkpoints are "
+            "the same"
+        },
     )
     bottom_mlp_sizes: tuple[int, ...] = dataclasses.field(
         default=(512, 256, 128),
@@ -63,6 +80,16 @@ class TabularModelConfig:
           UserError: naming the option, what it may be and what came.
         """
         require_at_least_1("embedding_dim", self.embedding_dim)
+        if self.embedding_type == "custom_cuda":
+            raise UserError(
+                "embedding_type custom_cuda chose between two CUDA kernels of NVIDIA's, and there "
+                "are none here. Use joint_fused, which stores tables as they did."
+            )
+        if self.embedding_type is not None and self.embedding_type not in JOINT:
+            raise UserError(
+                f"embedding_type must be one of {', '.join(JOINT)}, or none, received "
+                f"{self.embedding_type!r}."
+            )
         require_widths("bottom_mlp_sizes", self.bottom_mlp_sizes)
         require_widths("top_mlp_sizes", self.top_mlp_sizes)
         if len(self.top_mlp_sizes) < 2 or self.top_mlp_sizes[-1] != 1:
@@ -77,6 +104,11 @@ class TabularModelConfig:
                     f"max_table_size {self.max_table_size} leaves ids without a row. Add "
                     "--hash_indices, or leave --max_table_size out."
                 )
+
+    @property
+    def joint_tables(self) -> bool | None:
+        """Whether tables share variables; None leaves it to the embedding backend."""
+        return None if self.embedding_type is None else JOINT[self.embedding_type]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from errors import UserError
-
-EVALUATION_MODES = ("evaluate", "test")
-"""Two names of one mode: those of seed 000 and of seed 004."""
+from training.config_checks import check_run
 
 
 def _option(scope: str, help: str, **more: Any) -> dict[str, Any]:
@@ -52,6 +49,28 @@ class RunConfig:
     test_negatives: int = dataclasses.field(
         default=1,
         metadata=_option("datasets", "Negatives for each positive in evaluation"),
+    )
+    negative_samples: int = dataclasses.field(
+        default=4,
+        metadata=_option(
+            "datasets", "Negatives for each positive in training (models of users and items only)"
+        ),
+    )
+    exact_negatives: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "datasets",
+            "Draw no training negative that the user has met; without it they are drawn from the "
+            "whole catalogue (models of users and items only; flag)",
+        ),
+    )
+    full_catalogue: bool = dataclasses.field(
+        default=False,
+        metadata=_option(
+            "datasets",
+            "Rank the held-out item among all items that the user has not met, too (models of "
+            "users and items only; flag)",
+        ),
     )
     repeatable: bool = dataclasses.field(
         default=False,
@@ -92,7 +111,7 @@ class RunConfig:
 
     # --- training
     optimizer: Literal[
-        "adam", "lazy_adam", "adagrad", "rowwise_adagrad", "sgd", "momentum", "ftrl"
+        "adam", "lazy_adam", "full_adam", "adagrad", "rowwise_adagrad", "sgd", "momentum", "ftrl"
     ] = dataclasses.field(default="adam", metadata=_option("training", "Optimizer to use"))
     lr: float = dataclasses.field(
         default=0.01, metadata=_option("training", "Learning rate for the optimizer selected")
@@ -100,6 +119,21 @@ class RunConfig:
     weight_decay: float = dataclasses.field(
         default=0.0,
         metadata=_option("training", "Decoupled weight decay of the optimizer selected"),
+    )
+    beta1: float | None = dataclasses.field(
+        default=None,
+        metadata=_option("training", "Decay of Adam's first moment; none: the optimizer's 0.9"),
+    )
+    beta2: float | None = dataclasses.field(
+        default=None,
+        metadata=_option("training", "Decay of Adam's second moment; none: the optimizer's 0.999"),
+    )
+    eps: float | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "training",
+            "What Adam and Adagrad add to the root that they divide by; none: the optimizer's 1e-7",
+        ),
     )
     epochs: int = dataclasses.field(
         default=3, metadata=_option("training", "Train for the following number of epochs")
@@ -109,6 +143,21 @@ class RunConfig:
         metadata=_option(
             "training",
             "Rows (labels) in a batch of training, evaluation and inference, over all processes",
+        ),
+    )
+    valid_batch_size: int | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "training",
+            "Rows in a batch of evaluation and inference; none: as many as global_batch_size",
+        ),
+    )
+    grads_accumulated: int = dataclasses.field(
+        default=1,
+        metadata=_option(
+            "training",
+            "Batches whose gradients are added up for one update, which is that of one batch as "
+            "many times as large",
         ),
     )
     warmup_steps: int = dataclasses.field(
@@ -158,6 +207,18 @@ class RunConfig:
     auc_threshold: float | None = dataclasses.field(
         default=None,
         metadata=_option("training", "Stop training once an evaluation has reached this AUC"),
+    )
+    topk: int = dataclasses.field(
+        default=10,
+        metadata=_option("training", "K of HR@K and NDCG@K (models of users and items only)"),
+    )
+    threshold: float | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "training",
+            "Stop training once an evaluation has reached this HR@K (models of users and items "
+            "only)",
+        ),
     )
     amp: bool = dataclasses.field(
         default=False,
@@ -391,142 +452,15 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in (
-            *("test_negatives", "epochs", "log_every", "keep_checkpoints", "global_batch_size"),
-            *("repeat_count", "eval_every", "checkpoint_every", "benchmark_steps"),
-            *("inter_op_parallelism", "intra_op_parallelism", "micro_batches"),
-            *("max_steps", "test_freq", "inference_benchmark_steps"),
-        ):
-            self._at_least(name, 1)
-        for name in (
-            *("prefetch_train_size", "prefetch_test_size", "benchmark_warmup_steps"),
-            *("weight_decay", "seed", "number_of_user_features", "test_after"),
-            *("warmup_steps", "warmup_factor", "decay_start_step", "decay_steps", "decay_end_lr"),
-        ):
-            self._at_least(name, 0)
-        for name in ("lr", "decay_power", "loss_scale", "dataset_subset", "auc_threshold"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name}: expected a number above 0, received {value}.")
-        for name in ("dataset_subset", "auc_threshold"):
-            value = getattr(self, name)
-            if value is not None and value > 1:
-                raise UserError(f"{name}: expected at most 1, received {value}.")
-        if min(self.inference_benchmark_batch_sizes, default=0) < 1:
-            raise UserError(
-                "inference_benchmark_batch_sizes: expected numbers of at least 1 such as 1,64, "
-                f"received {self.inference_benchmark_batch_sizes}."
-            )
-        self._check_schedule()
-        if not self.log_filename or Path(self.log_filename).name != self.log_filename:
-            raise UserError(
-                f"log_filename: expected the name of a file in results_dir, received "
-                f"{self.log_filename!r}. The directory is --results_dir."
-            )
-        if self.seed is not None and self.seed >= 1 << 32:
-            raise UserError(f"seed: expected less than 2**32, received {self.seed}.")
-        self._check_mode()
-        self._check_outputs()
-        self._check_plan()
+        check_run(self)
 
-    def _check_schedule(self) -> None:
-        start = self.decay_start_step
-        if self.decay_steps and start is not None and start < self.warmup_steps:
-            raise UserError(
-                f"decay_start_step: expected the {self.warmup_steps} steps of the warm-up or more, "
-                f"received {start}: the warm-up must end before the decay begins."
-            )
-        if self.decay_end_lr > self.lr:
-            raise UserError(
-                f"decay_end_lr: expected at most --lr ({self.lr}), received {self.decay_end_lr}."
-            )
+    @property
+    def update_batch_size(self) -> int:
+        """Rows whose gradients go into one update."""
+        return self.global_batch_size * self.grads_accumulated
 
-    def _check_outputs(self) -> None:
-        if self.export_dir is not None:
-            if self.random_weights or self.benchmark:
-                raise UserError(
-                    "export_dir: expected with a trained model, received --random_weights or "
-                    "--benchmark. Remove --export_dir."
-                )
-            target = self.export_dir.absolute()
-            for name in ("results_dir", "save_checkpoint_path"):
-                other = getattr(self, name)
-                if other is not None and target in (other.absolute(), *other.absolute().parents):
-                    raise UserError(
-                        f"export_dir: expected a directory of its own, as an export replaces it "
-                        f"whole; received {self.export_dir}, which is or holds {name} ({other})."
-                    )
-        if self.save_checkpoint_path is not None and (self.mode != "train" or self.benchmark):
-            raise UserError(
-                "save_checkpoint_path: expected with --mode train and without --benchmark, which "
-                "alone save anything. Remove it."
-            )
-        if self.eval_train and self.mode not in ("train", *EVALUATION_MODES):
-            raise UserError("eval_train: expected with --mode train or evaluate. Remove it.")
-
-    def _check_plan(self) -> None:
-        if self.mode != "train":
-            for name in ("prefetch_ids", "micro_batches", "gradient_wire_dtype"):
-                default = next(f.default for f in dataclasses.fields(self) if f.name == name)
-                if getattr(self, name) != default:
-                    raise UserError(
-                        f"{name}: expected with --mode train only, received --mode {self.mode}. "
-                        f"Remove --{name}."
-                    )
-        if self.micro_batches is not None:
-            for name in ("prefetch_ids", "shard_histories"):
-                if getattr(self, name):
-                    raise UserError(
-                        f"micro_batches: expected without --{name}, received both. Remove one."
-                    )
-            if self.gradient_wire_dtype != "float32":
-                raise UserError(
-                    "gradient_wire_dtype: expected float32 with --micro_batches, whose sums are "
-                    f"exact to the bit, received {self.gradient_wire_dtype}. Remove one of them."
-                )
-        for name in ("planner", "strategies", "placements"):
-            default = next(f.default for f in dataclasses.fields(self) if f.name == name)
-            if self.plan is not None and getattr(self, name) != default:
-                raise UserError(
-                    f"{name}: expected without --plan, which says already where tables lie. Remove "
-                    f"one of them."
-                )
-        for number, entry in enumerate(self.placements or ()):
-            if "=" not in entry and (number == 0 or not entry.isdecimal()):
-                raise UserError(
-                    f"placements: expected entries such as item_id=row_wise, received {entry!r}."
-                )
-
-    def _check_mode(self) -> None:
-        inference = self.mode in ("inference", "inference_benchmark")
-        if not inference and self.random_weights:
-            raise UserError(
-                f"random_weights: expected with --mode inference only, received --mode "
-                f"{self.mode}. Remove --random_weights."
-            )
-        if self.mode != "train" and not self.random_weights and self.load_checkpoint_path is None:
-            hint = ", or --random_weights to measure speed only" * inference
-            raise UserError(
-                f"mode: {self.mode} needs a trained model and received none. Give "
-                f"--load_checkpoint_path DIR{hint}."
-            )
-        if self.random_weights and self.load_checkpoint_path is not None:
-            raise UserError(
-                "random_weights: expected without --load_checkpoint_path, received both. Remove "
-                "one of them."
-            )
-        if self.mode not in ("train", "inference") and self.benchmark:
-            raise UserError(
-                f"benchmark: expected with --mode train or inference, received --mode {self.mode}. "
-                "Use --mode inference, which runs the same forward pass."
-            )
-        if self.checkpoint_every is not None and self.save_checkpoint_path is None:
-            raise UserError(
-                "checkpoint_every: expected together with a directory to save to. Give "
-                "--save_checkpoint_path DIR."
-            )
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value is not None and value < least:
-            raise UserError(f"{name}: expected {least} or more, received {value}.")
+    def parts(self, ranks: int) -> int | None:
+        """Into how many parts they are cut, all processes' together; None: they are not."""
+        if self.micro_batches is None and self.grads_accumulated == 1:
+            return None
+        return (self.micro_batches or ranks) * self.grads_accumulated

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from dataloading.features import table_rows
 from dataloading.histories import Histories, ItemCounts, read_dataset_info
+from dataloading.interactions import InteractionSource
 from dataloading.materialised import MaterialisedDataset
 from dataloading.parts import WHOLE, Part
 from dataloading.sources import BatchSource, MaterialisedSource, ResidentSource, is_materialised
@@ -28,6 +29,8 @@ CONTINUED = (
     *("shard_histories", "micro_batches", "wire_dtype", "gradient_wire_dtype"),
     *("warmup_steps", "warmup_factor", "decay_start_step", "decay_steps", "decay_power"),
     *("decay_end_lr", "loss_scale", "dataset_subset", "shuffle_batch_order"),
+    *("negative_samples", "exact_negatives", "grads_accumulated"),
+    *("beta1", "beta2", "eps"),
 )
 """Options that a continued run must share with its beginning to end where it would have."""
 
@@ -36,8 +39,21 @@ _HISTORIES_ONLY = (
 )
 _TABULAR_ONLY = ("dataset_subset", "shuffle_batch_order")
 
+_STORAGE = ("embedding_type",)
+"""Options of models that say how weights lie in memory; a checkpoint does not know it."""
+
+_INTERACTIONS_ONLY = (
+    *("negative_samples", "exact_negatives", "full_catalogue", "topk", "threshold"),
+)
+
+_STORAGE = ("embedding_type",)
+"""Options of models that say how weights lie in memory; a checkpoint does not know it."""
+
 _CONTENT = {"histories": "histories", "tabular": "rows of numbers and ids (tabular data)"}
-"""The layouts in words."""
+"""What directories hold, in words."""
+
+_READ_BY = {"histories": "histories", "interactions": "histories", "tabular": "tabular"}
+"""What each layout reads."""
 
 
 class Options(Protocol):
@@ -45,7 +61,7 @@ class Options(Protocol):
 
     @property
     def layout(self) -> str:
-        """What it reads: "histories" or "tabular"."""
+        """What it makes of its data: "histories", "interactions" or "tabular"."""
 
     @property
     def max_seq_length(self) -> int:
@@ -78,12 +94,13 @@ def open_source(run: RunConfig, options: Options, world: World = SOLO) -> BatchS
     if run.seed is None:
         raise ValueError("The run's seed must be chosen before its data is opened.")
     found = "tabular" if is_tabular_data(run.dataset_dir) else "histories"
-    if found != options.layout:
+    wanted = _READ_BY[options.layout]
+    if found != wanted:
         raise UserError(
-            f"model_type: {run.model_type} reads {_CONTENT[options.layout]}, and "
+            f"model_type: {run.model_type} reads {_CONTENT[wanted]}, and "
             f"{run.dataset_dir} holds {_CONTENT[found]}. Choose another model or dataset."
         )
-    cuts, left = divmod(run.micro_batches or world.size, world.size)
+    cuts, left = divmod(run.parts(world.size) or world.size, world.size)
     if left:
         raise UserError(
             f"micro_batches: expected a multiple of the {world.size} processes, received "
@@ -91,12 +108,16 @@ def open_source(run: RunConfig, options: Options, world: World = SOLO) -> BatchS
         )
     shared: dict[str, Any] = {
         "seed": run.seed,
-        "batch_size": run.global_batch_size,
+        "batch_size": run.update_batch_size,
+        "eval_batch_size": run.valid_batch_size or run.global_batch_size,
         "drop_remainder": run.drop_remainder,
         "repeat_count": run.repeat_count or 1,
         "part": Part(world.rank, world.size),
         "micro_batches": cuts,
     }
+    if options.layout == "interactions":
+        return _open_interactions(run, shared)
+    _check_defaults(run, _INTERACTIONS_ONLY, f"{run.model_type} does not rank users' items")
     if options.layout == "tabular":
         return _open_tabular(run, shared)
     _check_defaults(run, _TABULAR_ONLY, "histories are always shuffled, and used whole")
@@ -115,16 +136,32 @@ def open_benchmark_sources(
       options: of the model.
       world: the processes that run together.
     """
-    # Of histories, each positive brings a negative: they come in pairs of rows.
-    pairs = options.layout == "histories" and not is_materialised(run.dataset_dir)
+    # Batches of training, which nobody asks for, keep the size that can be had of them.
     return {
-        size: open_source(
-            dataclasses.replace(run, global_batch_size=size + size % 2 if pairs else size),
-            options,
-            world,
-        )
+        size: open_source(dataclasses.replace(run, valid_batch_size=size), options, world)
         for size in run.inference_benchmark_batch_sizes
     }
+
+
+def _open_interactions(run: RunConfig, shared: Mapping[str, Any]) -> BatchSource:
+    """Pairs of user and item, of everybody's histories."""
+    _check_defaults(run, _TABULAR_ONLY, "positives are always shuffled, and used whole")
+    names = ("negatives", "shard_histories", "number_of_user_features")
+    _check_defaults(run, names, f"{run.model_type} knows no histories, and draws items uniformly")
+    if is_materialised(run.dataset_dir):
+        raise UserError(
+            f"model_type: {run.model_type} draws its own negatives, and {run.dataset_dir} holds "
+            "materialised samples. Use a dataset that `python -m workflows run` wrote."
+        )
+    return InteractionSource(
+        Histories.load(run.dataset_dir),
+        **shared,
+        negative_samples=run.negative_samples,
+        exact_negatives=run.exact_negatives,
+        repeatable=run.repeatable,
+        test_negatives=run.test_negatives,
+        full_catalogue=run.full_catalogue,
+    )
 
 
 def _open_tabular(run: RunConfig, shared: Mapping[str, Any]) -> BatchSource:
@@ -229,7 +266,8 @@ def _check_defaults(run: RunConfig, names: Sequence[str], reason: str) -> None:
 
 def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource) -> dict[str, Any]:
     """What a checkpoint must agree on to be used: the model, its options, its tables."""
-    return {"model_type": run.model_type, **options, "tables": table_rows(source.schema)}
+    told = {name: value for name, value in options.items() if name not in _STORAGE}
+    return {"model_type": run.model_type, **told, "tables": table_rows(source.schema)}
 
 
 def run_identity(run: RunConfig, ranks: int = 1) -> dict[str, Any]:

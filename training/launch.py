@@ -28,6 +28,12 @@ _SAID_BY_US = "Terminating remaining workers after failure of Process"
 _SIGNS_OF_A_TRACEBACK = ("Traceback (most recent call last)", "Exception in thread")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SECONDS_TO_DRAIN = 10.0
+# horovodrun would import TensorFlow in a process of its own, for 5 seconds, to learn that Horovod
+# was built with Gloo (horovod/common/util.py, gloo_built). If not, each process says so.
+_HOROVODRUN = (
+    "from horovod.runner import launch; launch.gloo_built = lambda verbose: True; "
+    "launch.run_commandline()"
+)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -78,14 +84,10 @@ def _start(job: Job, announcement: str) -> subprocess.Popen[str]:
     hosts = [] if job.hosts is None else ["-H", job.hosts, "--disable-cache"]
     # The cache would hold for an hour which machines could be reached, and through what.
     interface = [] if job.interface is None else ["--network-interfaces", job.interface]
-    environment = {
-        "TF_CPP_MIN_LOG_LEVEL": "2",  # horovodrun imports TensorFlow to look for Horovod
-        **os.environ,
-        "LOOKBACK_ANNOUNCEMENT": announcement,
-    }
+    environment = {**os.environ, "LOOKBACK_ANNOUNCEMENT": announcement}
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", str(job.ranks)),
+            *(sys.executable, "-c", _HOROVODRUN, "--gloo", "-np", str(job.ranks)),
             *(*hosts, *interface, str(START_RANK), job.bind, *job.command),
         ],
         stdout=subprocess.PIPE,

@@ -55,9 +55,18 @@ class Milestones:
         return most is not None and position.total_steps >= most
 
     def reached(self, figures: Mapping[str, Any]) -> bool:
-        """Whether an evaluation's figures are what the run was for (`--auc_threshold`)."""
-        threshold = self._config.auc_threshold
-        return threshold is not None and figures[f"{self._config.eval_split}_auc"] >= threshold
+        """Whether an evaluation's figures are what the run was for.
+
+        That is `--auc_threshold`, or of rankings `--threshold`.
+        """
+        wanted = {
+            "auc": self._config.auc_threshold,
+            f"hr@{self._config.topk}": self._config.threshold,
+        }
+        return any(
+            threshold is not None and figures[f"{self._config.eval_split}_{name}"] >= threshold
+            for name, threshold in wanted.items()
+        )
 
     def _late(self, position: Position) -> bool:
         done = position.epoch + position.step / self._steps_an_epoch

@@ -1,4 +1,4 @@
-"""One step of all of a model's variables: dense ones by Keras, tables row by row.
+"""One step of all of a model's variables: dense ones in Keras' way, tables row by row.
 
 The two sets are disjoint and together complete, which is checked. State is named for checkpoints:
 that of tables by table name, that of dense variables by layer.
@@ -13,7 +13,13 @@ from typing import Any
 import tensorflow as tf
 
 from embeddings.collection import EmbeddingCollection
-from embeddings.optimizers import TABLE_OPTIMIZERS, TableOptimizer
+from embeddings.optimizers import (
+    TABLE_OPTIMIZERS,
+    TableOptimizer,
+    bias_corrected,
+    fused_adam,
+    without_rows,
+)
 from errors import UserError
 from training.schedule import Schedule
 from training.state import State, collections_of, dense_states, slot_states
@@ -35,7 +41,11 @@ class PlainSGD(tf.keras.optimizers.Optimizer):
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Updates one variable."""
-        variable.assign_sub(tf.cast(self.learning_rate, variable.dtype) * gradient)
+        tf.raw_ops.ResourceApplyGradientDescent(
+            var=variable.handle,
+            alpha=tf.cast(self.learning_rate, variable.dtype),
+            delta=tf.convert_to_tensor(gradient, variable.dtype),
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -43,10 +53,79 @@ class PlainSGD(tf.keras.optimizers.Optimizer):
         return {"learning_rate": rate, "weight_decay": self.weight_decay}
 
 
+class FusedAdam(tf.keras.optimizers.Adam):
+    """Keras' Adam, its state and their names included, with one pass over each variable.
+
+    Keras' own (2.12, optimizers/adam.py) goes over variable and moments some ten times.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        weight_decay: float | None = None,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        paper_epsilon: bool = False,
+    ) -> None:
+        """Creates the optimizer.
+
+        Args:
+          learning_rate: step size.
+          weight_decay: decoupled decay; None is none.
+          beta_1: decay of the first moment; the paper's default.
+          beta_2: decay of the second moment; the paper's default.
+          epsilon: Keras' default.
+          paper_epsilon: whether `epsilon` is that of the paper's algorithm 1, as in PyTorch and
+            Apex, not "epsilon hat", as in Keras (`embeddings.optimizers.bias_corrected`).
+        """
+        super().__init__(
+            learning_rate,
+            beta_1,
+            beta_2,
+            epsilon,
+            weight_decay=weight_decay,
+            jit_compile=False,
+            name="Adam",
+        )
+        self._paper_epsilon = paper_epsilon
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        """Updates one variable."""
+        place = self._index_dict[self._var_key(variable)]
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        epsilon = self.epsilon
+        if self._paper_epsilon:
+            epsilon = bias_corrected(epsilon, self.beta_2, step)
+        fused_adam(
+            variable,
+            self._momentums[place],
+            self._velocities[place],
+            tf.convert_to_tensor(gradient, variable.dtype),
+            learning_rate=tf.cast(self.learning_rate, variable.dtype),
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            epsilon=epsilon,
+            step=step,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "learning_rate": self._serialize_hyperparameter(self._learning_rate),
+            "weight_decay": self.weight_decay,
+            "beta_1": self.beta_1,
+            "beta_2": self.beta_2,
+            "epsilon": self.epsilon,
+            "paper_epsilon": self._paper_epsilon,
+        }
+
+
 # Keras' optimizers of 2.11 and later; Merlin's `compile` would swap in the legacy ones.
 DENSE_OPTIMIZERS = {
-    "adam": tf.keras.optimizers.Adam,
-    "lazy_adam": tf.keras.optimizers.Adam,
+    "adam": FusedAdam,
+    "lazy_adam": FusedAdam,
+    "full_adam": functools.partial(FusedAdam, paper_epsilon=True),
     "adagrad": tf.keras.optimizers.Adagrad,
     "rowwise_adagrad": tf.keras.optimizers.Adagrad,
     "sgd": PlainSGD,
@@ -62,7 +141,9 @@ class Optimizer(tf.Module):
 
     `adam` and `lazy_adam` are one here: dense variables get Adam, tables its lazy form (seed 000's
     `adam` decays the moments of every row in every step, which costs a pass over the whole table).
-    A table whose spec names an optimizer gets that one.
+    `full_adam` takes that pass, and is the Adam of seed 003 to the letter. Its epsilon is the
+    paper's, that of the others Keras', with which their seeds train. A table whose spec names an
+    optimizer gets that one, with its defaults.
     """
 
     def __init__(
@@ -74,18 +155,26 @@ class Optimizer(tf.Module):
         *,
         world: World = SOLO,
         wire_dtype: str = "float32",
+        beta1: float | None = None,
+        beta2: float | None = None,
+        eps: float | None = None,
     ) -> None:
         """Creates the optimizer and its state.
 
         Args:
           name: a key of DENSE_OPTIMIZERS.
           learning_rate: of dense variables and tables alike; a number is the same in every update.
-          weight_decay: decoupled; of tables, only in the rows of the step.
+          weight_decay: decoupled; of tables, only in the rows of the step, but of all rows with
+            `full_adam`.
           model: whose variables exist already.
           world: the processes that train together.
           wire_dtype: type in which dense gradients travel between them.
+          beta1: of the named optimizer: decay of Adam's first moment. None is its default.
+          beta2: decay of Adam's second moment, likewise.
+          eps: what Adam and Adagrad add to the root that they divide by, likewise.
 
         Raises:
+          UserError: if the plan splits what an optimizer needs whole, or holds too much at once.
           ValueError: if a variable would be updated twice, or not at all.
         """
         super().__init__()
@@ -104,14 +193,21 @@ class Optimizer(tf.Module):
         held = {id(variable) for _, _, variable in self._tables}
         self.dense = [v for v in model.trainable_variables if id(v) not in held]
         self.check_covers(model)
+        given = {"beta_1": beta1, "beta_2": beta2, "epsilon": eps}
+        options = {option: value for option, value in given.items() if value is not None}
         self._dense_optimizer = DENSE_OPTIMIZERS[name](
-            learning_rate=self.schedule.base, weight_decay=weight_decay or None
+            learning_rate=self.schedule.base, weight_decay=weight_decay or None, **options
         )
         self._dense_optimizer.build(self.dense)
         self._table_optimizers: list[dict[str, TableOptimizer]] = []
         for collection in self._collections:
             wanted = sorted({table.optimizer or name for table in collection.tables})
-            by_name = {w: TABLE_OPTIMIZERS[w](self._learning_rate, weight_decay) for w in wanted}
+            by_name = {
+                w: TABLE_OPTIMIZERS[w](
+                    self._learning_rate, weight_decay, **(options if w == name else {})
+                )
+                for w in wanted
+            }
             _refuse_split_rows(collection, by_name, name)
             for kept_in, variable in collection.backend.variables.items():
                 of_table = by_name[collection.backend.optimizer_of(kept_in) or name]
@@ -213,7 +309,10 @@ class Optimizer(tf.Module):
         """Updates all variables.
 
         Args:
-          gradients: of `reduced`.
+          gradients: of `reduced`. A variable without gradient (None) stays as it is, as in Keras
+            and PyTorch; but a table that `full_adam` updates has gradient 0 then: in which
+            variable its rows lie, and so whether others of them were looked up, depends on the
+            plan, and must not show.
         """
         dense, tables = gradients[: len(self.dense)], gradients[len(self.dense) :]
         step = tf.cast(self.iterations + 1, tf.float32)
@@ -221,9 +320,11 @@ class Optimizer(tf.Module):
             self._learning_rate.assign(self.schedule.at(step))
             self._dense_optimizer.learning_rate.assign(self._learning_rate)
         for (number, name, variable), gradient in zip(self._tables, tables):
+            wanted = self._collections[number].backend.optimizer_of(name) or self._name
+            optimizer = self._table_optimizers[number][wanted]
+            if gradient is None and optimizer.every_row:
+                gradient = without_rows(variable)
             if gradient is not None:
-                wanted = self._collections[number].backend.optimizer_of(name) or self._name
-                optimizer = self._table_optimizers[number][wanted]
                 optimizer.apply({name: gradient}, {name: variable}, step)
         self._dense_optimizer.apply_gradients(
             [(g, v) for g, v in zip(dense, self.dense) if g is not None]

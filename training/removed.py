@@ -35,21 +35,14 @@ REMOVED: dict[str, str] = {
     "base_device": "a GPU is used where TensorFlow finds one; CUDA_VISIBLE_DEVICES= hides them",
     "cpu": "a GPU is used where TensorFlow finds one; CUDA_VISIBLE_DEVICES= hides them",
     "batch_size": "it is --global_batch_size, over all processes",
-    "test_batch_size": (
-        "evaluation takes --global_batch_size rows at once; its metrics do not depend on it"
-    ),
-    "valid_batch_size": (
-        "evaluation takes --global_batch_size rows at once; its metrics do not depend on it"
-    ),
+    "test_batch_size": "it is --valid_batch_size",
     "learning_rate": "it is --lr",
+    "data": "it is --dataset_dir",
     "dataset": "it is --dataset_dir",
     "dataset_path": "it is --dataset_dir",
     "dataset_type": (
         "--dataset_dir says by its files what it holds: `python -m workflows export --dataset_type "
         "split_binary` writes, and train.py reads, NVIDIA's split binary files"
-    ),
-    "embedding_type": (
-        "all tables of a step are looked up together; sharded ones of one width share a variable"
     ),
     "num_numerical_features": "the dataset's schema says it",
     "synthetic_dataset_dir": (
@@ -61,6 +54,8 @@ REMOVED: dict[str, str] = {
     ),
     "log_path": "it is --results_dir and --log_filename",
     "output_dir": "it is --save_checkpoint_path",
+    "checkpoint_dir": "it is --save_checkpoint_path",
+    "local_rank": "horovodrun, or scripts/run_model.sh, tells every process its rank",
     "print_freq": "it is --log_every",
     "restore_checkpoint_path": "it is --load_checkpoint_path",
     "evals_per_epoch": "it is --test_freq, in steps",

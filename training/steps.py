@@ -12,6 +12,7 @@ from dataloading.sources import Batch, BatchSource
 from errors import UserError
 from training.optimizers import Gradients, Optimizer
 from training.precision import LossScale, all_finite
+from training.ranking import ranks_of_positives
 from training.state import collections_of
 from training.world import SOLO, World
 
@@ -136,17 +137,41 @@ class Steps:
           Labels ``[B, C]``, logits ``[B, C]`` and the group of each history ``[B]`` (None if the
           data has no user feature).
         """
-        if split not in self._evaluations:
 
-            def step(feed: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-                features, labels = self._source.eval_batch(split, feed)
-                logits = self._model(features, training=False)
-                group = self._source.group_feature
-                return labels, logits, None if group is None else features[group]
+        def step(feed: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+            features, labels, *_ = self._source.eval_batch(split, feed)
+            logits = self._model(features, training=False)
+            group = self._source.group_feature
+            return labels, logits, None if group is None else features[group]
 
-            self._evaluations[split] = tf.function(step, reduce_retracing=True, autograph=False)
-        scores: tuple[tf.Tensor, tf.Tensor, tf.Tensor | None] = self._evaluations[split](feed)
+        scores: tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
+        scores = self._evaluation(f"scores of {split}", step)(feed)
         return scores
+
+    def rank(self, split: str, feed: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Ranks the candidates of this process's part of one batch of a split.
+
+        Args:
+          split: to which the feed belongs.
+          feed: of a source whose evaluations are rankings.
+
+        Returns:
+          As of `ranks_of_positives`.
+        """
+
+        def step(feed: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            features, labels, *weights = self._source.eval_batch(split, feed)
+            return ranks_of_positives(labels, self._model(features, training=False), *weights)
+
+        found: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+        found = self._evaluation(f"ranks of {split}", step)(feed)
+        return found
+
+    def _evaluation(self, name: str, step: Callable[[Any], Any]) -> Any:
+        """The step, compiled when it is first asked for by this name."""
+        if name not in self._evaluations:
+            self._evaluations[name] = tf.function(step, reduce_retracing=True, autograph=False)
+        return self._evaluations[name]
 
     def _train_batch(self, feed: Any, stop: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._update(self._source.train_batch(feed), stop)

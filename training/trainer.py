@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import merlin.models.tf as mm
@@ -24,6 +24,7 @@ from training.milestones import Milestones, Position
 from training.optimizers import Optimizer
 from training.performance import PerformanceMeter, combined
 from training.precision import LossScale
+from training.ranking import RankAccumulator
 from training.schedule import Schedule
 from training.signals import TERMINATED_EXIT_STATUS, TerminationRequest, catch_sigterm
 from training.state import MODEL_PREFIXES, State, collections_of, model_states, whole
@@ -80,7 +81,8 @@ class Trainer:
         self._config = config
         self._world = world
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
-        source.eval_steps(config.eval_split)  # a split that is not there fails now
+        for split in self._evaluations():
+            source.eval_steps(split)  # a split that is not there fails now
         self._build()
         self._optimizer = None
         if config.mode == "train":  # its state is as large as the tables, or twice as large
@@ -91,6 +93,9 @@ class Trainer:
                 model,
                 world=world,
                 wire_dtype=config.gradient_wire_dtype,
+                beta1=config.beta1,
+                beta2=config.beta2,
+                eps=config.eps,
             )
         # Gradients of a mean over a large batch are too small for half precision as they are.
         computed = tf.keras.mixed_precision.global_policy().compute_dtype
@@ -103,7 +108,7 @@ class Trainer:
             self._loss_scale,
             world=world,
             prefetch_ids=config.prefetch_ids,
-            in_parts=config.micro_batches is not None,
+            in_parts=config.parts(world.size) is not None,
         )
         self.position = Position()
         self._traffic_since = (0, 0)  # bytes, steps
@@ -119,6 +124,7 @@ class Trainer:
           SystemExit: with status 143, after SIGTERM and a checkpoint.
         """
         store = self._open_store()
+        self._warn_of_idle_options(log)
         # Half of a short epoch still leaves something to measure.
         warmup = min(self._config.benchmark_warmup_steps, self._source.train_steps() // 2)
         meter = PerformanceMeter(warmup_steps=warmup)
@@ -194,6 +200,7 @@ class Trainer:
         Evaluates nothing and saves nothing.
         """
         meter = self._benchmark_meter()
+        self._warn_of_idle_options(log)
         meter.start()
         while not meter.completed:
             for feed, result in self._steps.train(self._source.train_feeds(self.position.epoch, 0)):
@@ -217,7 +224,11 @@ class Trainer:
         """
         figures: dict[str, Any] = {}
         roc: dict[str, RocCurve] = {}
-        for split in (self._config.eval_split, *(["train"] if self._config.eval_train else [])):
+        for split in self._evaluations():
+            if self._source.ranking:
+                ranks = self.ranks(split, log, termination)
+                figures |= ranks.result(self._config.topk).as_dict(f"{split}_")
+                continue
             scores = self.scores(split, log, termination)
 
             def measure(split: str = split, scores: ScoreAccumulator = scores) -> dict[str, Any]:
@@ -293,13 +304,42 @@ class Trainer:
     ) -> ScoreAccumulator:
         """Scores a split once: the scores of all ranks; arguments and errors as of `evaluate`."""
         scores = ScoreAccumulator()
+        for feed in self._tracked(split, log, termination):
+            self._add_scores(scores, split, feed)
+        return scores.of_all(self._world)
+
+    def ranks(
+        self, split: str, log: RunLogger, termination: TerminationRequest | None = None
+    ) -> RankAccumulator:
+        """Ranks a split's candidates once, on all ranks; arguments and errors as of `evaluate`."""
+        ranks = RankAccumulator()
+        for feed in self._tracked(split, log, termination):
+            ranks.update(*(value.numpy() for value in self._steps.rank(split, feed)))
+        return ranks.of_all(self._world)
+
+    def _warn_of_idle_options(self, log: RunLogger) -> None:
+        """Says which options this machine gives no meaning to."""
+        if self._config.loss_scale is not None and self._loss_scale is None:
+            log.message(
+                f"warning: loss_scale {self._config.loss_scale:g} has no effect: --amp is bfloat16 "
+                "here, whose gradients need no scale; on a GPU it would be fp16."
+            )
+
+    def _evaluations(self) -> list[str]:
+        """What is evaluated: the splits, each in the ways that the source has."""
+        splits = [self._config.eval_split, *(["train"] if self._config.eval_train else [])]
+        return [name for split in splits for name in self._source.evaluations(split)]
+
+    def _tracked(
+        self, split: str, log: RunLogger, termination: TerminationRequest | None
+    ) -> Iterator[Any]:
+        """Feeds of a split, with their progress; arguments and errors as of `evaluate`."""
         with log.track(f"evaluating {split}", self._source.eval_steps(split)) as advance:
             for feed in self._source.eval_feeds(split):
-                self._add_scores(scores, split, feed)
+                yield feed
                 advance(1)
                 if termination:
                     raise SystemExit(TERMINATED_EXIT_STATUS)
-        return scores.of_all(self._world)
 
     def _add_scores(self, scores: ScoreAccumulator | None, split: str, feed: Any) -> int:
         """Scores a batch, adds it to `scores` if there are any, and returns its rows."""

@@ -48,9 +48,11 @@ class Backend(abc.ABC):
 
     Attributes:
       exchanges: whether ids and vectors travel between processes.
+      joins: whether tables of one width share a variable unless `Sharding.joint` says.
     """
 
     exchanges: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
 
     def __init__(self, tables: Sequence[TableSpec], sharding: Sharding, seed: int) -> None:
         """Prepares the backend; `build` makes the variables.
@@ -72,6 +74,11 @@ class Backend(abc.ABC):
     def variables(self) -> Mapping[str, tf.Variable]:
         """What holds rows, by name: ``[N, d]`` each; empty before `build`."""
         return self._variables
+
+    @property
+    def joint(self) -> bool:
+        """Whether tables of one width share a variable."""
+        return self.joins if self._sharding.joint is None else self._sharding.joint
 
     @property
     @abc.abstractmethod

@@ -23,6 +23,7 @@ class HorovodBackend(Backend):
     """
 
     exchanges = True
+    joins = True
 
     def __init__(self, tables: Sequence[TableSpec], sharding: Sharding, seed: int) -> None:
         """Prepares the backend; see `Backend`.
@@ -35,7 +36,7 @@ class HorovodBackend(Backend):
         self._hvd = _horovod()
         plan = self._plan_of(self._hvd.size())
         self._rank: int = self._hvd.rank()
-        self._layout = Layout(plan)
+        self._layout = Layout(plan, joint=self.joint)
         self._wire_dtype = tf.as_dtype(sharding.wire_dtype)
         self._exchange = Exchange(
             plan, self._layout, self._rank, self._all_to_all, self._wire_dtype

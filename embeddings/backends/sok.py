@@ -54,7 +54,7 @@ class SOKBackend(Backend):
 
         Raises:
           UserError: if SOK, Horovod or a GPU is missing, the plan uses what SOK cannot do, or
-            vectors are to travel in half precision.
+            vectors are to travel in half precision, tables are to be joint.
           ValueError: if the plan is not one for these tables and processes.
         """
         super().__init__(tables, sharding, seed)
@@ -64,6 +64,11 @@ class SOKBackend(Backend):
             raise UserError(
                 f"backend: sok exchanges float32 vectors only, received wire_dtype "
                 f"{sharding.wire_dtype!r}. Leave it out, or {_HOW}."
+            )
+        if self.joint:
+            raise UserError(
+                "backend: sok has a variable for each table (its kernels look all of them up at "
+                f"once), received joint tables. Keep them separate, or {_HOW}."
             )
         self._modes = _modes(plan)
         self._held = [

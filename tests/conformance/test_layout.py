@@ -35,7 +35,8 @@ def test_every_file_of_the_package_is_registered_or_shared(package: str) -> None
     module = package.replace("/", ".")
     name = dict(REGISTRIES)[module]
     registered = set(getattr(importlib.import_module(module), name))
-    shared = {"__init__", "base", "config", "registry", "tabular", "tabular_config"}
+    shared = {"__init__", "base", "block_config", "config", "registry", "tabular"}
+    shared |= {"neumf_config", "tabular_config"}
     files = {path.stem for path in (ROOT / package).glob("*.py")}
     assert registered <= files, "an entry has no file of its name"
     assert files <= registered | shared

@@ -52,7 +52,8 @@ def main() -> None:
     start_world = distributed.start_world
 
     def started(**options):
-        world = start_world(**options)  # first: importing Merlin, as the trainer does, connects the ranks
+        # First: importing Merlin, as the trainer does, connects the ranks.
+        world = start_world(**options)
         break_training()
         return world
 

@@ -1,12 +1,15 @@
 """Runs train.py's main several times in the same ranks: starting them takes longer than the runs.
 
 usage: many_runs.py REPOSITORY RUNS.json     (a list of argument lists)
+
+The last run ends as the program does, so that it may fail.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,11 +21,14 @@ def main() -> None:
     sys.path.insert(0, repository)
     import train
 
-    for arguments in json.loads(Path(runs).read_text()):
+    *first, last = json.loads(Path(runs).read_text())
+    for arguments in first:
         train.main(arguments)
         import tensorflow as tf
 
         tf.keras.backend.clear_session()
+    sys.argv = [f"{repository}/train.py", *last]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
-"""One rank fails, all end: in time, with the error that was first, and nothing is lost."""
+"""One rank fails, all end: in time, with the error that was first, and nothing is lost.
+
+One run is told to end, goes on, is killed, and goes on across two machines (network namespaces,
+horovodrun's own way to get there), to what a run that nothing disturbed arrives at.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,25 +27,86 @@ def in_peace(launch, kills, dataset, tmp_path_factory) -> Path:
     return kills.in_peace(launch, dataset, tmp_path_factory.mktemp("peace"), epochs=1)
 
 
-def test_sigterm_saves_and_sigkill_loses_nothing(launch, kills, dataset, in_peace, tmp_path):
-    words = kills.arguments(launch, dataset, tmp_path, "terminated", epochs=1)
+@dataclasses.dataclass(frozen=True)
+class Terminated:
+    """The run after SIGTERM.
+
+    Attributes:
+      result: what the command left.
+      seconds: until it had ended.
+      left_over: its processes that had not.
+      directory: for what follows; checkpoints are in `saved`.
+      checkpoint: the latest then.
+    """
+
+    result: Any
+    seconds: float
+    left_over: list
+    directory: Path
+    checkpoint: Path
+
+
+@pytest.fixture(scope="module")
+def terminated(launch, kills, dataset, tmp_path_factory) -> Terminated:
+    directory = tmp_path_factory.mktemp("war")
+    words = kills.arguments(launch, dataset, directory, "terminated", epochs=1)
     with launch.Started(launch.RUN_MODEL, *words) as started:
-        started.wait_for_steps(tmp_path / "terminated" / "log.json", 15)
+        started.wait_for_steps(directory / "terminated" / "log.json", 15)
         began = time.monotonic()
         started.send(signal.SIGTERM)
         result = started.finish(SECONDS_TO_END)
-        assert time.monotonic() - began < SECONDS_TO_END
-        assert result.status == TERMINATED_EXIT_STATUS, result.stderr
-        assert "told to end: the processes save a checkpoint first" in result.stderr
-        assert not started.left_over()
+        seconds, left_over = time.monotonic() - began, started.left_over()
+    saved = find_checkpoint(directory / "saved")
+    return Terminated(result, seconds, left_over, directory, saved)
+
+
+@pytest.fixture(scope="module")
+def killed(launch, kills, dataset, terminated) -> Path:
+    """The run after going on and SIGKILL of one rank, which `kill_one` looks at: its directory."""
+    directory = terminated.directory
+    words = kills.resumed(launch, dataset, directory, "killed", epochs=1)
+    kills.kill_one(launch, words, directory / "killed" / "log.json", step=12, victim=1)
+    return directory
+
+
+def test_sigterm_saves(launch, in_peace, terminated):
+    assert terminated.seconds < SECONDS_TO_END
+    assert terminated.result.status == TERMINATED_EXIT_STATUS, terminated.result.stderr
+    said = terminated.result.stderr
+    assert "told to end: the processes save a checkpoint first" in said
+    assert not terminated.left_over
     # At the step where it was, not at one of those at which it saves anyway.
-    steps = launch.steps_in(tmp_path / "terminated" / "log.json")
-    saved = find_checkpoint(tmp_path / "saved")
-    assert open_checkpoint(saved).meta["position"]["total_steps"] == steps
+    steps = launch.steps_in(terminated.directory / "terminated" / "log.json")
+    saved = open_checkpoint(terminated.checkpoint).meta["position"]["total_steps"]
+    assert saved == steps
     assert open_checkpoint(in_peace).meta["position"]["total_steps"] > steps
 
-    found = kills.kill_and_resume(launch, dataset, tmp_path, epochs=1, kills=1, seed=1)
-    kills.assert_equal(in_peace, found)
+
+def test_sigkill_loses_nothing_and_two_machines_train_as_one_does_and_end_together(
+    launch, kills, dataset, in_peace, killed, two_hosts
+):
+    last, first = (
+        open_checkpoint(path).step for path in (in_peace, find_checkpoint(killed / "saved"))
+    )
+    words = kills.resumed(launch, dataset, killed, "across", epochs=1000)
+    on_one_machine = words.index("--np")  # --np 2 --bind none
+    del words[on_one_machine : on_one_machine + 4]
+    across = launch.Started(
+        *(*two_hosts.here, launch.RUN_MODEL, *two_hosts.options),
+        *(*words, "--keep_checkpoints", "1000"),
+        PATH=two_hosts.path,
+    )
+    with across:
+        across.wait_for_steps(killed / "across" / "log.json", last - first + 1)
+        namespaces = {Path(f"/proc/{p.pid}/ns/net").readlink() for p in across.ranks().values()}
+        assert len(namespaces) == (2 if two_hosts.how == "namespaces" else 1)
+        across.ranks()[0].send_signal(signal.SIGKILL)
+        result = across.finish(40)
+        assert result.status == 137, result.stderr
+        assert "rank 0 ended with status 137: killed (SIGKILL)" in result.stderr
+        # No ssh tells the other machine that the job is over: its process finds out by itself.
+        assert not across.left_over(30)
+    kills.assert_equal(in_peace, killed / "saved" / in_peace.name)
 
 
 def fail(launch, dataset, directory, fault: str, *, step: int = 5, **environment: str):

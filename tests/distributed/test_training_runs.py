@@ -11,16 +11,28 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.serving.tabular_data import write_dataset
 from training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 
 MANY_RUNS = Path(__file__).parent / "many_runs.py"
 LENGTHS = (9, 5)  # of the window: all slots, those of the long sequence
 EPOCHS = 3
+TINY_DLRM = (
+    *("--model_type", "dlrm", "--embedding_dim", "4", "--bottom_mlp_sizes", "6,4"),
+    *("--top_mlp_sizes", "8,1", "--global_batch_size", "200", "--micro_batches", "4"),
+    *("--optimizer", "adagrad", "--lr", "0.1", "--warmup_steps", "0", "--seed", "3"),
+)
+TINY_NEUMF = (
+    *("--model_type", "neumf", "--factors", "4", "--layers", "8,6", "--global_batch_size", "200"),
+    *("--micro_batches", "4", "--lr", "0.01", "--test_negatives", "20", "--seed", "3"),
+    *("--exact_negatives", "--full_catalogue"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +62,27 @@ class Runs:
 
     root: Path
     dataset: Path
+    rows: Path
     tiny: tuple[str, ...]
 
     def words(self, name: str, *more: object, saves: bool = False) -> list[str]:
         """Arguments of train.py."""
-        words = ["--dataset_dir", self.dataset, "--results_dir", self.root / name, *self.tiny]
-        if saves:
-            words += ["--save_checkpoint_path", self.root / name / "saved"]
-        return [str(word) for word in (*words, *more)]
+        words = [*self._paths(name, self.dataset, saves), *self.tiny, *more]
+        return [str(word) for word in words]
+
+    def dlrm(self, name: str) -> list[str]:
+        """Arguments of train.py for DLRM, so that the number of ranks leaves no bit different."""
+        words = [*self._paths(name, self.rows, True), *TINY_DLRM, "--epochs", 1]
+        return [str(word) for word in words]
+
+    def neumf(self, name: str, *more: str) -> list[str]:
+        """Arguments of train.py for NeuMF, likewise, dropout included."""
+        words = [*self._paths(name, self.dataset, True), *TINY_NEUMF, "--epochs", 1, *more]
+        return [str(word) for word in words]
+
+    def _paths(self, name: str, dataset: Path, saves: bool) -> list[object]:
+        saved = ["--save_checkpoint_path", self.root / name / "saved"] if saves else []
+        return ["--dataset_dir", dataset, "--results_dir", self.root / name, *saved]
 
     def saved(self, name: str, epoch: int | None = None) -> Path:
         """A run's checkpoint after `epoch` epochs; the last one without."""
@@ -77,11 +102,18 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(launch, dataset, tmp_path_factory) -> Runs:
-    """Runs on 1, 2, 3 and again 1 ranks, each of which continues some that came before."""
-    runs = Runs(tmp_path_factory.mktemp("runs"), dataset, launch.TINY_DIN)
+def refused() -> dict[str, Any]:
+    """Where `runs` leaves what two ranks said of their last run, whose tables fit nowhere."""
+    return {}
 
-    def execute(ranks: int, make: Callable[[], list[list[str]]]) -> None:
+
+@pytest.fixture(scope="module")
+def runs(launch, dataset, refused, tmp_path_factory) -> Runs:
+    """Runs on 1, 2, 3 and again 1 ranks, each of which continues some that came before."""
+    rows = write_dataset(tmp_path_factory.mktemp("rows"))
+    runs = Runs(tmp_path_factory.mktemp("runs"), dataset, rows, launch.TINY_DIN)
+
+    def execute(ranks: int, make: Callable[[], list[list[str]]], status: int = 0) -> Any:
         file = runs.root / f"runs-{len(list(runs.root.glob('runs-*')))}.json"
         file.write_text(json.dumps(make()))
         words = (str(launch.ROOT), str(file))
@@ -91,10 +123,12 @@ def runs(launch, dataset, tmp_path_factory) -> Runs:
             else launch.Started(sys.executable, MANY_RUNS, *words)
         ) as started:
             result = started.finish(600)
-        assert result.status == 0, result.stderr
+        assert result.status == status, result.stderr
+        return result
 
-    execute(1, lambda: [runs.words("one", "--epochs", 2, saves=True)])
-    execute(2, lambda: of_two_ranks(runs))
+    alone = [runs.dlrm("dlrm-one"), runs.neumf("neumf-one")]
+    execute(1, lambda: [runs.words("one", "--epochs", 2, saves=True), *alone])
+    refused["result"] = execute(2, lambda: of_two_ranks(runs), status=2)
     continued = ("--load_checkpoint_path", runs.saved("two", 1), "--epochs", 2)
     execute(3, lambda: [runs.words("two-three", *continued, saves=True)])
     execute(1, lambda: after_three_ranks(runs))
@@ -109,12 +143,15 @@ def of_two_ranks(runs: Runs) -> list[list[str]]:
     exported = ("--export_dir", runs.root / "two-exported")
     return [
         runs.words("two", "--epochs", EPOCHS, *exported, saves=True),
-        runs.words("one-two", *first, "--epochs", 2, saves=True),
-        runs.words("prefetched", "--epochs", 1, "--prefetch_ids", saves=True),
+        # Not bit for bit: TensorFlow fuses other operations of the graph that prefetches.
+        runs.words("one-two", *first, "--epochs", 2, "--prefetch_ids", saves=True),
         runs.words("bfloat16", "--epochs", 1, *within, saves=True),
         runs.words("sharded", "--epochs", 1, "--shard_histories", saves=True),
         runs.words("evaluated-by-two", "--mode", "evaluate", *one),
         runs.words("inferred-by-two", "--mode", "inference", *one),
+        runs.dlrm("dlrm-two"),
+        runs.neumf("neumf-two", "--strategies", "row_wise"),
+        runs.words("refused", "--strategies", "table_wise", "--memory", "3kB"),
     ]
 
 
@@ -154,9 +191,23 @@ def test_a_run_continues_on_another_number_of_ranks(runs, continued, whole, epoc
     assert_close(runs.checkpoint(continued), runs.checkpoint(whole, epoch))
 
 
-def test_prefetched_ids_change_nothing(runs):
-    # Not bit for bit: TensorFlow fuses other operations of the graph that does both.
-    assert_close(runs.checkpoint("two", 1), runs.checkpoint("prefetched"))
+@pytest.mark.parametrize("model", ["dlrm", "neumf"])
+def test_in_micro_batches_a_model_is_the_same_to_the_bit(launch, runs, model):
+    one, two = runs.checkpoint(f"{model}-one"), runs.checkpoint(f"{model}-two")
+    assert set(one) == set(two)
+    for name in one:
+        np.testing.assert_array_equal(two[name], one[name], err_msg=name)
+    logs = [runs.root / f"{model}-{ranks}" / "log.json" for ranks in ("one", "two")]
+    losses = [launch.losses(log) for log in logs]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) > 3
+    alone, shared = (launch.summary_of(log) for log in logs)
+    evaluated = [name for name in alone if name.startswith("test_")]
+    assert {"test_auc", "test_rows"} <= {*evaluated} or {"test_hr@10", "test_catalogue_hr@10"} <= {
+        *evaluated
+    }
+    for name in evaluated:
+        assert shared[name] == pytest.approx(alone[name], abs=1e-6), name
 
 
 def test_half_the_bytes_and_a_memory_limit(launch, runs):
@@ -208,9 +259,8 @@ def test_the_export_of_two_ranks_predicts_as_their_checkpoint(runs):
     np.testing.assert_allclose(found, runs.scores("inferred-two"), atol=1e-6)
 
 
-def test_what_does_not_fit_whole_is_refused_with_advice(launch, runs):
-    words = runs.words("refused", "--strategies", "table_wise", "--memory", "3kB")
-    result = launch.run_model("--np", "2", *words)
+def test_what_does_not_fit_whole_is_refused_with_advice(runs, refused):
+    result = refused["result"]
     assert result.status == 2
     assert "Traceback" not in result.stderr
     assert "error: " in result.stderr

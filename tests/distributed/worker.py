@@ -1,14 +1,21 @@
 """One rank of the equality tests: trains every case and lets rank 0 write what came of it.
 
-usage: horovodrun -np R python worker.py REPOSITORY OUTPUT.npz
+usage: worker.py REPOSITORY DIRECTORY RANKS=PORT...
+
+The ranks that were launched together do it first, then the first RANKS of them, whom a rendezvous
+server at PORT connects anew: importing TensorFlow and Merlin takes as long as all that follows.
+What R ranks found is in DIRECTORY/R.npz.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -134,44 +141,82 @@ def run(case, cases, sharding, world, optimizer_name, *, prefetch=False) -> dict
 OPTIMIZERS = {"bags": "adam", "sim": "adagrad"}
 
 
-def main() -> None:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
-    repository, output = sys.argv[1:]
-    sys.path.insert(0, repository)
+def worlds(servers: dict[int, str]) -> Iterator[Any]:
+    """Those who were launched together, then as many of them as each server waits for."""
+    import horovod.tensorflow as hvd
+
     from training.distributed import start_world
 
-    world = start_world()
-    cases = load(Path(repository) / "tests" / "distributed" / "cases.py")
-    make_schema = load(Path(repository) / "tests" / "conftest.py").make_schema.__wrapped__()
+    yield start_world()
+    rank = hvd.rank()
+    os.environ.pop("LOOKBACK_ANNOUNCEMENT", None)  # made once, to the launcher
+    for ranks, port in servers.items():
+        hvd.shutdown()
+        if rank >= ranks:
+            return
+        os.environ |= {
+            **dict.fromkeys(("HOROVOD_SIZE", "HOROVOD_LOCAL_SIZE"), str(ranks)),
+            "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": port,
+        }
+        yield start_world()
+
+
+def results_of(world, cases, make_schema) -> dict[str, np.ndarray]:
+    """What the ranks of a world find, by case and quantity."""
+    import tensorflow as tf
+
     from embeddings.config import Sharding
 
     results: dict[str, np.ndarray] = {}
+    made = cases.cases(make_schema)
+    cuts_evenly = cases.BatchesInParts.PARTS % world.size == 0
 
-    def keep(key: str, found: dict[str, np.ndarray]) -> None:
-        results.update({f"{key}/{name}": value for name, value in found.items()})
+    def keep(
+        model: str, name: str, sharding: Sharding, optimizer: str = "", train=run, **more: Any
+    ) -> None:
+        optimizer = optimizer or OPTIMIZERS[model]
+        found = train(made[model], cases, sharding, world, optimizer, **more)
+        results.update({f"{model}/{name}/{key}": value for key, value in found.items()})
 
-    # Tracing SIM takes longer than all its steps here, so that most runs do without; the last
-    # plan runs as a graph, too.
-    import tensorflow as tf
-
+    # Tracing SIM takes longer than all its steps here, so that most runs do without; the last plan
+    # runs as a graph, too: SIM on two ranks, bags where a rank has no rows.
     tf.config.run_functions_eagerly(True)
-    for model, case in cases.cases(make_schema).items():
+    last = {}
+    for model, case in made.items():
         for mix in cases.MIXES:
-            sharding = Sharding("horovod", cases.plan(case.tables(), mix, world.size))
-            keep(f"{model}/{mix}", run(case, cases, sharding, world, OPTIMIZERS[model]))
-        if cases.BatchesInParts.PARTS % world.size == 0:
-            keep(f"{model}/parts", run_in_parts(case, cases, sharding, world, "adam"))
-    keep("sim/ahead", run(case, cases, sharding, world, OPTIMIZERS["sim"], prefetch=True))
+            last[model] = Sharding("horovod", cases.plan(case.tables(), mix, world.size))
+            keep(model, mix, last[model])
+        if cuts_evenly:
+            keep(model, "parts", last[model], "adam", run_in_parts)
+    # Adam in full moves also rows that nobody looks up, whoever holds them.
+    keep("bags", "full_adam", last["bags"], "full_adam")
+    if cuts_evenly:
+        keep("bags", "full_adam_parts", last["bags"], "full_adam", run_in_parts)
+    keep("bags", "ahead", last["bags"], prefetch=True)
+    keep("bags", "bfloat16", dataclasses.replace(last["bags"], wire_dtype="bfloat16"))
     tf.config.run_functions_eagerly(False)
-    if world.size == 2:  # tracing costs every rank some ten seconds of a core
-        keep("sim/graph", run(case, cases, sharding, world, OPTIMIZERS["sim"], prefetch=True))
-    bags = cases.cases(make_schema)["bags"]
-    sharding = Sharding("horovod", cases.plan(bags.tables(), "mixed", world.size))
-    keep("bags/graph", run(bags, cases, sharding, world, OPTIMIZERS["bags"]))
-    sharding = Sharding("horovod", sharding.plan, "bfloat16")
-    keep("bags/bfloat16", run(bags, cases, sharding, world, OPTIMIZERS["bags"]))
-    if world.rank == 0:
-        np.savez(output, **results)
+    if world.size == 2:
+        keep("sim", "graph", last["sim"], prefetch=True)
+    if world.size == 3:
+        keep("bags", "graph", last["bags"])
+    return results
+
+
+def main() -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    repository, output, *others = sys.argv[1:]
+    sys.path.insert(0, repository)
+    from training.process import stop_spinning
+
+    stop_spinning()
+    cases = load(Path(repository) / "tests" / "distributed" / "cases.py")
+    make_schema = load(Path(repository) / "tests" / "conftest.py").make_schema.__wrapped__()
+    servers = {int(ranks): port for ranks, _, port in (word.partition("=") for word in others)}
+    for world in worlds(servers):
+        results = results_of(world, cases, make_schema)
+        if world.rank == 0:
+            np.savez(Path(output) / f"{world.size}.npz", **results)
 
 
 if __name__ == "__main__":

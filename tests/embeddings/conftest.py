@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -12,7 +13,11 @@ from embeddings.types import Placement, Plan, TableSpec
 
 # The names of the backends stand here, since importing BACKENDS would import TensorFlow;
 # test_collection.py says that none is missing.
-SHARDINGS = ("local", *(f"horovod/{strategy}" for strategy in STRATEGIES), "horovod/mixed", "sok")
+SHARDINGS = (
+    *("local", "local/joint"),
+    *(f"horovod/{mix}" for mix in (*STRATEGIES, "mixed", "mixed/separate")),
+    "sok",
+)
 
 
 def plan_of(tables: Sequence[TableSpec], mix: str, ranks: int) -> Plan:
@@ -39,14 +44,17 @@ def make_plan() -> Callable[[Sequence[TableSpec], str, int], Plan]:
 @pytest.fixture(scope="session", params=SHARDINGS)
 def sharding_of(request: pytest.FixtureRequest) -> Callable[[Sequence[TableSpec]], Sharding]:
     """Makes the sharding of tables in one process; `backend` and `strategy` are its attributes."""
-    backend, _, mix = request.param.partition("/")
+    backend, mix, how = (*request.param.split("/"), "", "")[:3]
+    joint = {"joint": True, "separate": False}.get(how or mix)
     if backend == "sok":
         pytest.skip("sok needs a GPU and Sparse Operation Kit; tests/embeddings/test_sok.py")
     if backend == "horovod":
         pytest.importorskip("horovod.tensorflow").init()
 
     def make(tables: Sequence[TableSpec]) -> Sharding:
-        return LOCAL if backend == "local" else Sharding(backend, plan_of(tables, mix, ranks=1))
+        if backend == "local":
+            return dataclasses.replace(LOCAL, joint=joint)
+        return Sharding(backend, plan_of(tables, mix, ranks=1), joint=joint)
 
     make.backend, make.strategy = backend, mix
     return make

@@ -130,6 +130,14 @@ def test_rowwise_state_is_counted_a_row():
     assert cost.touched == 4 * 20 * 8 * 4 + 2 * 80 * (8 + 1) * 4
 
 
+def test_an_optimizer_may_update_the_whole_table():
+    workload = dataclasses.replace(WORKLOAD, optimizer="full_adam")
+    cost = costs_of("table_wise", (0,), workload=workload)[0]
+    assert cost.touched == 4 * 20 * 8 * 4 + 2 * 1000 * 8 * 4 * 3
+    by_rows = costs_of("row_wise", workload=workload)
+    assert by_rows[0].touched < cost.touched / 3
+
+
 def test_a_table_s_own_optimizer_counts():
     own = dataclasses.replace(TABLE, optimizer="adam")
     assert costs_of("table_wise", (0,), table=own)[0].memory == 1000 * 8 * 4 * 3

@@ -44,13 +44,13 @@ SEED_ABSENT = {
 # Of seeds 002 and 004 (and the command line that 002 describes), beside those that are fields here
 # or of the models' own configs.
 DLRM_ABSENT = {
-    *("base_device", "cpu", "batch_size", "test_batch_size", "valid_batch_size", "learning_rate"),
+    *("base_device", "cpu", "batch_size", "test_batch_size", "learning_rate"),
     *("dataset", "dataset_path", "dataset_type", "num_numerical_features", "log_path"),
     *("synthetic_dataset_dir", "synthetic_dataset_num_entries", "synthetic_dataset_table_sizes"),
     *("output_dir", "print_freq", "restore_checkpoint_path", "evals_per_epoch", "auc_thresholds"),
     *("optimized_mlp", "bottom_mlp_dims", "top_mlp_dims", "interaction", "dist_strategy"),
     *("column_slice_threshold", "row_slice_threshold", "data_parallel_threshold"),
-    *("data_parallel_input", "embedding_type"),
+    "data_parallel_input",
 }
 DLRM_FIELDS = {
     *("amp", "auc_threshold", "benchmark_warmup_steps", "dataset_subset", "decay_end_lr"),
@@ -58,6 +58,12 @@ DLRM_FIELDS = {
     *("inference_benchmark_batch_sizes", "load_checkpoint_path", "loss_scale", "lr", "max_steps"),
     *("mode", "optimizer", "save_checkpoint_path", "seed", "shuffle_batch_order", "test_after"),
     *("test_freq", "warmup_factor", "warmup_steps", "xla"),
+}
+# Of seed 003 (its `data` is --dataset_dir), likewise.
+NCF_ABSENT = {"data", "checkpoint_dir", "local_rank", "batch_size", "learning_rate", "log_path"}
+NCF_FIELDS = {
+    *("epochs", "valid_batch_size", "negative_samples", "topk", "seed", "threshold", "beta1"),
+    *("beta2", "eps", "load_checkpoint_path", "mode", "grads_accumulated", "amp"),
 }
 # What those tables list under "model", with dropout_rate: fields of the models' own configs.
 SEED_OF_MODELS = {
@@ -83,9 +89,9 @@ def parse(*argv: str) -> RunConfig:
 def test_every_parameter_of_the_seed_is_here_or_has_a_replacement():
     fields = {field.name for field in dataclasses.fields(RunConfig)}
     assert fields >= SEED_DEFAULTS.keys() | SEED_WITHOUT_OUR_DEFAULT
-    assert fields >= DLRM_FIELDS
-    assert set(REMOVED) == SEED_ABSENT | DLRM_ABSENT
-    assert not fields & (SEED_ABSENT | DLRM_ABSENT | SEED_OF_MODELS)
+    assert fields >= DLRM_FIELDS | NCF_FIELDS
+    assert set(REMOVED) == SEED_ABSENT | DLRM_ABSENT | NCF_ABSENT
+    assert not fields & (SEED_ABSENT | DLRM_ABSENT | NCF_ABSENT | SEED_OF_MODELS)
 
 
 @pytest.mark.parametrize("name", SEED_DEFAULTS)
@@ -134,6 +140,8 @@ def test_a_command_line_of_the_seed_is_read():
         ({"epochs": 0}, "epochs: expected 1 or more, received 0"),
         ({"lr": 0.0}, r"lr: expected a number above 0, received 0\.0"),
         ({"lr": -1.0}, "lr: expected a number above 0"),
+        ({"loss_scale": 8.0}, "loss_scale: expected .*--amp.* received it with none of them"),
+        ({"loss_scale": 8.0, "wire_dtype": "bfloat16"}, "remove --loss_scale"),
         ({"weight_decay": -0.1}, r"weight_decay: expected 0 or more, received -0\.1"),
         ({"seed": -2}, "seed: expected 0 or more"),
         ({"seed": 1 << 32}, r"seed: expected less than 2\*\*32"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -13,11 +14,20 @@ from embeddings.config import LOCAL, Sharding
 from embeddings.types import Placement, Plan, TableSpec
 from errors import UserError
 from training.checkpoint import CheckpointStore, open_checkpoint
-from training.optimizers import DENSE_OPTIMIZERS, Optimizer
+from training.optimizers import DENSE_OPTIMIZERS, FusedAdam, Optimizer, PlainSGD
 from training.state import MODEL_PREFIXES, model_states, unique_names
 
 ROWS, D, LR = 6, 3, 0.05
 RNG = np.random.default_rng(0)
+KERAS = {
+    "adam": tf.keras.optimizers.Adam,
+    "lazy_adam": tf.keras.optimizers.Adam,
+    "adagrad": tf.keras.optimizers.Adagrad,
+    "rowwise_adagrad": tf.keras.optimizers.Adagrad,
+    "sgd": tf.keras.optimizers.SGD,
+    "momentum": functools.partial(tf.keras.optimizers.SGD, momentum=0.9),
+    "ftrl": tf.keras.optimizers.Ftrl,
+}
 
 
 class Scorer(tf.keras.Model):
@@ -55,13 +65,13 @@ def step_of(model, optimizer, ids, targets):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-@pytest.mark.parametrize("name", DENSE_OPTIMIZERS)
+@pytest.mark.parametrize("name", KERAS)
 def test_with_every_row_in_every_step_it_is_keras(name, decay):
     """Dense variables always; tables when each row is used, as then lazy is not lazy."""
     ours, theirs = make(), make()
     theirs.set_weights(ours.get_weights())
     optimizer = Optimizer(name, LR, decay, ours)
-    keras = DENSE_OPTIMIZERS[name](LR, weight_decay=decay or None)
+    keras = KERAS[name](LR, weight_decay=decay or None)
     accumulator = np.full([ROWS, 1], 0.1)
     for _ in range(4):
         order = RNG.permutation(ROWS)
@@ -81,12 +91,14 @@ def test_with_every_row_in_every_step_it_is_keras(name, decay):
             variables.pop(place)
         keras.apply_gradients(zip(gradients, variables, strict=True))
     assert optimizer.iterations == 4
+    # Keras' Adam takes 1 - beta_2 and 1 - beta_2**t with unlike rounding: 6e-6 of each update.
+    atol = 1e-4 * LR if "adam" in name else 1e-6
     for found, expected in zip(ours.weights, theirs.weights, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=found.name)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol, err_msg=found.name)
 
 
 @pytest.mark.parametrize("name", DENSE_OPTIMIZERS)
-def test_training_in_a_graph_touches_only_the_rows_of_the_step(name):
+def test_training_in_a_graph_touches_only_the_rows_it_should(name):
     tf.keras.utils.set_random_seed(1)
     model = make()
     optimizer = Optimizer(name, LR, 0.1, model)
@@ -97,7 +109,10 @@ def test_training_in_a_graph_touches_only_the_rows_of_the_step(name):
     assert losses[-1] < losses[1]  # not [0]: FTRL's first step discards the initial weights
     after = model.embeddings.table_variables["item"].numpy()
     changed = (after != before).any(1)
-    np.testing.assert_array_equal(changed, np.isin(np.arange(ROWS), [1, 4]))
+    if name == "full_adam":
+        assert changed.all()
+    else:
+        np.testing.assert_array_equal(changed, np.isin(np.arange(ROWS), [1, 4]))
     assert optimizer.iterations == 30
 
 
@@ -146,6 +161,82 @@ def test_variables_without_gradient_are_left_alone():
     optimizer.apply([None] * (len(optimizer.variables_to_differentiate) - 1) + [None])
     for weight, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight, value)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.2], ids=["", "decay"])
+@pytest.mark.parametrize("options", [{}, {"beta1": 0.25, "beta2": 0.5, "eps": 1e-8}], ids=str)
+def test_full_adam_is_the_papers_of_all_variables(options, decay):
+    """Rows that repeat, rows that are missing, a table never looked up, a step without ids."""
+    model = make()
+    optimizer = Optimizer("full_adam", LR, decay, model, **options)
+    variables = optimizer.variables_to_differentiate
+    expected = [v.numpy().astype(np.float64) for v in variables]
+    m, v = ([np.zeros_like(w) for w in expected] for _ in range(2))
+    b1, b2, epsilon = options.values() or (0.9, 0.999, 1e-7)
+    (unused,) = (i for i, variable in enumerate(variables) if "unused" in variable.name)
+
+    @tf.function(reduce_retracing=True)
+    def step(ids, targets):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(model(ids) - targets))
+        gradients = tape.gradient(loss, variables)
+        optimizer.apply(gradients)
+        return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+    for t, ids in enumerate([[1, 4, 1], [4], [], [0, 1, 2, 2], [5, 5]], start=1):
+        targets = tf.constant(RNG.normal(size=(len(ids), 1)), tf.float32)
+        gradients = step(tf.constant(ids, tf.int32), targets)
+        assert [i for i, g in enumerate(gradients) if g is None] == [unused]
+        for i, gradient in enumerate(gradients):
+            g = np.float64(0 if gradient is None else gradient.numpy())
+            expected[i] -= LR * decay * expected[i]
+            m[i] = b1 * m[i] + (1 - b1) * g
+            v[i] = b2 * v[i] + (1 - b2) * g**2
+            m_hat, v_hat = m[i] / (1 - b1**t), v[i] / (1 - b2**t)
+            expected[i] -= LR * m_hat / (np.sqrt(v_hat) + epsilon)
+    for variable, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=2e-5, atol=2e-6, err_msg=variable.name)
+
+
+def test_full_adam_is_adam_when_each_row_is_used_in_each_step():
+    models = []
+    for name in ("adam", "full_adam"):
+        tf.keras.utils.set_random_seed(3)
+        model = make()
+        optimizer = Optimizer(name, LR, 0.1, model, beta1=0.7, eps=1e-30)  # epsilons differ
+        for number in range(5):
+            ids = np.random.default_rng(number).permutation(np.repeat(np.arange(ROWS), 2))
+            step_of(model, optimizer, tf.constant(ids), tf.cast(ids[:, np.newaxis], tf.float32))
+        models.append([v.numpy() for v in optimizer.variables_to_differentiate[:-1]])
+    for found, expected in zip(*models, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=5e-6)
+
+
+def test_options_are_those_of_the_named_optimizer_alone():
+    """A first step of Adam without momentum: lr * g / (|g| + epsilon)."""
+    model = make(optimizer="sgd")
+    optimizer = Optimizer("adam", LR, 0.0, model, beta1=0.0, beta2=0.0, eps=0.5)
+    before = [v.numpy() for v in optimizer.variables_to_differentiate]
+    ids = tf.range(ROWS)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(model(ids) - 3.0))
+    gradients = tape.gradient(loss, optimizer.variables_to_differentiate)
+    optimizer.apply(gradients)
+    for variable, value, gradient in zip(
+        optimizer.variables_to_differentiate, before, gradients, strict=True
+    ):
+        if gradient is None:
+            continue
+        g = tf.convert_to_tensor(gradient).numpy()
+        rate = LR if "item" in variable.name else LR / (np.abs(g) + 0.5)
+        np.testing.assert_allclose(variable, value - rate * g, rtol=1e-5, atol=1e-6)
+    table = make()
+    optimizer = Optimizer("adagrad", LR, 0.0, table, eps=2.0)
+    before = table.embeddings.table_variables["item"].numpy()
+    gradient = tf.IndexedSlices(tf.ones([1, D]), tf.constant([3]), tf.constant([ROWS, D]))
+    optimizer.apply([*[None] * len(optimizer.dense), gradient, None])
+    moved = before - table.embeddings.table_variables["item"].numpy()
+    np.testing.assert_allclose(moved[3], np.full(D, LR / (np.sqrt(1.1) + 2)), rtol=1e-4)
 
 
 def test_a_table_may_have_an_optimizer_of_its_own():
@@ -290,14 +381,15 @@ def test_state_holds_every_variable_once():
     assert len({id(p.variable) for s in of_optimizer.values() for p in s.parts}) == 2 * 6 + 1
 
 
-def test_restored_state_continues_exactly(tmp_path):
+@pytest.mark.parametrize("name", ["adam", "full_adam"])
+def test_restored_state_continues_exactly(name, tmp_path):
     ids, targets = tf.constant([1, 4, 1]), tf.constant([[1.0], [-1.0], [1.0]])
     first = make()
-    optimizer = Optimizer("adam", LR, 0.01, first)
+    optimizer = Optimizer(name, LR, 0.01, first)
     for _ in range(3):
         step_of(first, optimizer, ids, targets)
     second = make()
-    resumed = Optimizer("adam", LR, 0.01, second)
+    resumed = Optimizer(name, LR, 0.01, second)
     pieces = {n: s.pieces() for n, s in (model_states(first) | optimizer.states()).items()}
     saved = open_checkpoint(CheckpointStore(tmp_path).save(3, pieces, {}))
     states = model_states(second) | resumed.states()
@@ -309,6 +401,59 @@ def test_restored_state_continues_exactly(tmp_path):
             step_of(model, opt, ids, targets)
     for found, expected in zip(second.weights, first.weights, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_adam_in_full_and_lazily_have_the_same_state():
+    model = make()
+    specs = [
+        {n: s.spec for n, s in Optimizer(name, LR, 0.0, model).states().items()}
+        for name in ("adam", "full_adam")
+    ]
+    assert specs[0] == specs[1]
+
+
+@pytest.mark.parametrize("paper_epsilon", [False, True])
+def test_fused_adam_has_kerass_state_and_a_config(paper_epsilon):
+    variables = [tf.Variable(tf.zeros(shape), name=f"w{len(shape)}") for shape in ([2, 3], [4])]
+    ours, keras = FusedAdam(LR, paper_epsilon=paper_epsilon), tf.keras.optimizers.Adam(LR)
+    for optimizer in (ours, keras):
+        optimizer.build(variables)
+    described = [[(v.name, v.shape, v.dtype) for v in o.variables] for o in (ours, keras)]
+    assert described[0] == described[1]
+    config = FusedAdam(0.5, 0.25, 0.1, 0.2, 0.3, paper_epsilon).get_config()
+    assert FusedAdam.from_config(config).get_config() == config
+    assert list(config.values()) == [0.5, 0.25, 0.1, 0.2, 0.3, paper_epsilon]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "full_adam"])
+def test_fused_updates_take_variables_of_mixed_precision(name, policy, compiled):
+    """Keras wraps them (AutoCastVariable); what is updated is the float32 variable within."""
+    layer = tf.keras.layers.Dense(2, dtype=policy)
+    layer.build([None, 3])
+    optimizer = DENSE_OPTIMIZERS[name](LR, weight_decay=0.5)
+    optimizer.build(layer.trainable_variables)
+    before = [v.numpy() for v in layer.trainable_variables]
+    gradients = [tf.constant(1.0, shape=v.shape) for v in layer.trainable_variables]
+    apply = tf.function(lambda: optimizer.apply_gradients(zip(gradients, layer.weights)))  # noqa: B905
+    (apply if compiled else apply.python_function)()
+    for variable, value in zip(layer.trainable_variables, before, strict=True):
+        assert variable.dtype == tf.float32
+        np.testing.assert_allclose(variable, value * (1 - 0.5 * LR) - LR, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [PlainSGD, FusedAdam])
+def test_fused_updates_of_a_dense_variable_take_sparse_gradients(kind):
+    variables = [tf.Variable(tf.ones([3, 2])) for _ in range(2)]
+    gradient = tf.IndexedSlices(tf.ones([3, 2]), tf.constant([2, 0, 2]), tf.constant([3, 2]))
+    for variable, given in zip(variables, (gradient, tf.convert_to_tensor(gradient)), strict=True):
+        optimizer = kind(LR)
+        for _ in range(2):
+            optimizer.apply_gradients([(given, variable)])
+    np.testing.assert_array_equal(variables[0], variables[1])
+    assert (variables[0].numpy()[[0, 2]] < 1).all()
+    np.testing.assert_array_equal(variables[0][1], [1, 1])
 
 
 def test_unique_names_number_equal_ones_in_order():

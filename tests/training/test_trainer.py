@@ -108,7 +108,7 @@ def interrupt_after(trained: Any, steps: int) -> None:
         (1, {"optimizer": "adam", "weight_decay": 0.1}),
         (5, {"optimizer": "adagrad", "model": {"dropout_rate": 0.5}}),
         (7, {"optimizer": "sgd", "repeat_count": 2}),
-        (6, {"model_type": "sim", "model": {"dropout_rate": 0.3, "time_features": True}}),
+        (6, {"model_type": "dien", "model": {"dropout_rate": 0.3, "time_features": True}}),
     ],
 )
 def test_a_terminated_run_continues_bit_for_bit(dataset, tmp_path, stop, more):
@@ -293,7 +293,12 @@ def test_amp_trains_to_nearly_the_same_auc(dataset, tmp_path):
     results = []
     for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
         tf.keras.mixed_precision.set_global_policy(policy)
-        trained = trainer(dataset, model_type="sim", epochs=1)
+        scaled = {"amp": True, "loss_scale": 8.0} if policy == "mixed_bfloat16" else {}
+        trained = trainer(dataset, model_type="dien", epochs=1, **scaled)
         with quiet(tmp_path) as log:
             results.append(trained.train(log).summary["test_log_loss"])
+        warned = (
+            "loss_scale 8 has no effect: --amp is bfloat16" in (tmp_path / "out.txt").read_text()
+        )
+        assert warned == (policy != "float32")  # from the second run on
     np.testing.assert_allclose(results[1:], results[0], rtol=0.02)

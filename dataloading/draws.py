@@ -1,0 +1,64 @@
+"""Random draws that are a function of (seed, purpose, epoch, sample) alone."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+import splitmix
+
+Key = tuple[int, str, tf.Tensor]
+"""Seed, purpose, epoch (int64 [])."""
+
+
+def sample_keys(key: Key, stream: str, numbers: tf.Tensor) -> tf.Tensor:
+    """Random int64 ``[B]``, one for each sample.
+
+    A counter-based generator rather than TensorFlow's stateless ops: it gives each sample numbers
+    of its own, whatever batch or rank the sample falls into.
+
+    Args:
+      key: what the draws are for.
+      stream: name; draws of different streams have nothing to do with each other.
+      numbers: of the samples, int64 ``[B]``.
+    """
+    seed, purpose, epoch = key
+    state = tf.constant(seed + splitmix.stream(f"{purpose}/{stream}"), tf.int64)
+    state = splitmix.mix(splitmix.mix(state) + epoch)  # []
+    return splitmix.mix(state + numbers)  # [B]
+
+
+def draw_below(
+    key: Key, stream: str, numbers: tf.Tensor, width: int, bound: tf.Tensor
+) -> tf.Tensor:
+    """Draws integers ``[B, width]`` in ``[0, bound)``, a function of key, stream, number, column.
+
+    Args:
+      key: what the draws are for.
+      stream: name.
+      numbers: of the samples, int64 ``[B]``.
+      width: draws a sample.
+      bound: int64, above 0; of a shape that broadcasts to ``[B, width]``.
+    """
+    state = tf.expand_dims(sample_keys(key, stream, numbers), 1)  # [B, 1]
+    state = splitmix.mix(state + splitmix.WEYL * tf.range(width, dtype=tf.int64))  # [B, width]
+    return tf.math.floormod(splitmix.shift_right(state, 1), bound)
+
+
+def shuffled(seed: int, epoch: tf.Tensor | int, index: tf.Tensor, total: int) -> tf.Tensor:
+    """What lies at places ``[B]`` of a shuffled ``range(total)``; each epoch shuffles anew.
+
+    Args:
+      seed: of the run.
+      epoch: integer scalar.
+      index: int64 ``[B]`` below `total`; may be empty.
+      total: how many there are.
+    """
+    key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    # One more than wanted: the kernel refuses an empty vector (TensorFlow 2.12,
+    # random_index_shuffle_ops.cc), which is what a process without work has.
+    places = tf.random.experimental.index_shuffle(
+        tf.concat([index, tf.zeros([1], tf.int64)], 0),
+        seed=key,
+        max_index=tf.constant(max(total - 1, 0), tf.int64),
+    )
+    return places[:-1]

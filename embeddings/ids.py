@@ -1,0 +1,25 @@
+"""Checks ids where an id beyond its table would be a row of another."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def inside(table: str, rows: int, ids: tf.Tensor) -> tf.Tensor:
+    """The ids, if all are the table's: the numbers beyond are rows of the next table.
+
+    Args:
+      table: its name, for the error.
+      rows: that it has.
+      ids: int ``[N]``.
+
+    Raises:
+      tf.errors.InvalidArgumentError: when the ids are read, naming the table and their range.
+    """
+    received = tf.reduce_min(ids), "to", tf.reduce_max(ids)
+    check = tf.debugging.Assert(
+        tf.reduce_all((ids >= 0) & (ids < rows)),
+        [f"Table {table!r}: expected ids in [0, {rows}), received", *received],
+    )
+    with tf.control_dependencies([check]):
+        return tf.identity(ids)

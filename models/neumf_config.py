@@ -1,0 +1,79 @@
+"""What NeuMF can be told. Pure Python, so that command lines answer fast."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from errors import UserError
+from models.tabular_config import require_at_least_1
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuMFConfig:
+    """Options of NeuMF; names and defaults are seed 003's.
+
+    Attributes:
+      layout: what the model reads: users and items of a dataset of histories, one pair a row.
+      run_defaults: defaults of the run's options that this model changes. The learning rate belongs
+        to batches of 2**20: for smaller data lower both.
+    """
+
+    layout: ClassVar[str] = "interactions"
+    run_defaults: ClassVar[Mapping[str, Any]] = {
+        "epochs": 30,
+        "global_batch_size": 1 << 20,
+        "optimizer": "full_adam",
+        "lr": 0.0045,
+        "beta1": 0.25,
+        "beta2": 0.5,
+        "eps": 1e-8,
+        "test_negatives": 100,
+    }
+
+    factors: int = dataclasses.field(
+        default=64, metadata={"help": "width of the matrix factorisation's embeddings"}
+    )
+    layers: tuple[int, ...] = dataclasses.field(
+        default=(256, 256, 128, 64),
+        metadata={
+            "help": "widths of the MLP: of its input, half of it the user's embedding and half the "
+            "item's, then of its layers"
+        },
+    )
+    dropout: float = dataclasses.field(
+        default=0.5, metadata={"help": "share of each MLP layer's units that training drops"}
+    )
+    branches: Literal["both", "mf", "mlp"] = dataclasses.field(
+        default="both",
+        metadata={"help": "NeuMF, or one branch of it: mf is the paper's GMF, mlp its MLP"},
+    )
+
+    def __post_init__(self) -> None:
+        """Validates.
+
+        Raises:
+          UserError: naming the option, what it may be and what came.
+        """
+        object.__setattr__(self, "layers", tuple(self.layers))  # JSON gives lists back
+        require_at_least_1("factors", self.factors)
+        if len(self.layers) < 2 or min(self.layers) < 1 or self.layers[0] % 2:
+            raise UserError(
+                "layers must be an even width of the input and at least one of a layer, such as "
+                f"256,256,128,64; received {self.layers}."
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be in [0, 1), received {self.dropout}.")
+        if self.branches not in ("both", "mf", "mlp"):
+            raise UserError(f"branches must be both, mf or mlp, received {self.branches!r}.")
+
+    @property
+    def has_mf(self) -> bool:
+        """Whether the matrix factorisation takes part."""
+        return self.branches != "mlp"
+
+    @property
+    def has_mlp(self) -> bool:
+        """Whether the MLP takes part."""
+        return self.branches != "mf"

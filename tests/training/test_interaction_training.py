@@ -1,0 +1,182 @@
+"""Training and ranking pairs of user and item: metrics against brute force, cuts, early stops."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from errors import UserError
+from training.checkpoint import Checkpoint, find_checkpoint
+from training.config import RunConfig
+from training.logging import RunLogger
+
+
+@pytest.fixture(scope="module")
+def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
+    histories = make_histories(lengths=[20, 7, 3, 3, 12, 15, 30, 9, 4, 6], items=80)
+    directory = write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
+    info = directory / "dataset.json"
+    info.write_text(info.read_text().replace('"split"', '"content_hash": "sha256:0", "split"'))
+    return directory
+
+
+def run_of(dataset: Path, **more: Any) -> RunConfig:
+    from models.neumf_config import NeuMFConfig
+
+    given = {"global_batch_size": 100, "seed": 3, "epochs": 2, "lr": 0.01, "test_negatives": 20}
+    defaults = {**NeuMFConfig.run_defaults, **given}
+    return RunConfig(dataset_dir=dataset, model_type="neumf", **{**defaults, **more})
+
+
+def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
+    import tensorflow as tf
+
+    from models import MODELS
+    from models.neumf_config import NeuMFConfig
+    from training.data import model_identity, open_source, run_identity
+    from training.trainer import Trainer
+
+    options = NeuMFConfig(factors=4, layers=(8, 6), dropout=0.5)
+    run = run_of(dataset, **more)
+    tf.keras.utils.set_random_seed(run.seed)
+    source = open_source(run, options)
+    return Trainer(
+        MODELS["neumf"](source.schema, options),
+        source,
+        run,
+        model_identity=model_identity(run, {}, source),
+        run_identity=run_identity(run),
+        checkpoint=None if checkpoint is None else Checkpoint(find_checkpoint(checkpoint)),
+    )
+
+
+def log(directory: Path) -> RunLogger:
+    directory.mkdir(exist_ok=True)
+    return RunLogger(
+        directory, tensorboard=False, terminal=(directory / "out.txt").open("a"), append=True
+    )
+
+
+def state(trained: Any) -> dict[str, np.ndarray]:
+    return {name: found.parts[0].variable.numpy() for name, found in trained._states().items()}
+
+
+def assert_same(one: Any, other: Any, tolerance: float) -> None:
+    expected = state(other)
+    for name, value in state(one).items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_figures_are_those_of_scores_sorted_one_by_one(dataset, tmp_path):
+    made = trainer(dataset, full_catalogue=True, topk=5)
+    made.train(log(tmp_path / "run"))
+    found = made.evaluate(log(tmp_path / "run")).summary
+    for name in ("test", "test_catalogue"):
+        hits, gains = [], []
+        for feed in made._source.eval_feeds(name):
+            features, labels, *weights = made._source.eval_batch(name, feed)
+            logits = made._model(features).numpy()
+            counts = weights[0].numpy() if weights else np.ones_like(logits)
+            for row, label, weight in zip(logits, labels.numpy(), counts, strict=False):
+                place = int(label.argmax())
+                rank = sum(
+                    row[i] >= row[place] for i in range(len(row)) if i != place and weight[i]
+                )
+                hits.append(rank < 5)
+                gains.append(1 / math.log2(rank + 2) if rank < 5 else 0)
+        assert len(hits) == found[f"{name}_rankings"] == 10
+        assert found[f"{name}_hr@5"] == pytest.approx(np.mean(hits))
+        assert found[f"{name}_ndcg@5"] == pytest.approx(np.mean(gains))
+
+
+def test_figures_do_not_depend_on_the_batch_of_the_evaluation(dataset, tmp_path):
+    small = trainer(dataset, valid_batch_size=21, full_catalogue=True)
+    large = trainer(dataset, valid_batch_size=10_000, full_catalogue=True)
+    found = [made.evaluate(log(tmp_path / "run")).summary for made in (small, large)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["full_adam", "adam"])
+def test_accumulated_gradients_are_those_of_the_large_batch(dataset, tmp_path, optimizer):
+    """Dropout included: a sample loses the same units in whatever batch it is.
+
+    The first moments of one update are the gradients; SGD takes them as they are.
+    """
+    made = {}
+    for name, more in {
+        "whole": {"global_batch_size": 120},
+        "accumulated": {"global_batch_size": 30, "grads_accumulated": 4},
+        "cut": {"global_batch_size": 120, "micro_batches": 3},
+    }.items():
+        made[name] = trainer(dataset, optimizer=optimizer, epochs=1, max_steps=2, **more)
+        made[name].train(log(tmp_path / name))
+        assert made[name].position.total_steps == 2
+    # Adam divides by the gradient's size, which magnifies what sums in another order round away.
+    for name in ("accumulated", "cut"):
+        assert_same(made[name], made["whole"], 2e-5)
+
+
+def test_a_continued_run_ends_with_the_same_weights(dataset, tmp_path):
+    more = {"exact_negatives": True, "save_checkpoint_path": tmp_path / "kept"}
+    whole = trainer(dataset, **{**more, "save_checkpoint_path": None})
+    whole.train(log(tmp_path / "whole"))
+    trainer(dataset, epochs=1, **more).train(log(tmp_path / "parts"))
+    rest = trainer(dataset, tmp_path / "kept", **more)
+    rest.train(log(tmp_path / "parts"))
+    assert_same(rest, whole, 0.0)
+
+
+def test_training_stops_at_the_threshold(dataset, tmp_path):
+    made = trainer(dataset, epochs=20, threshold=0.05)
+    outcome = made.train(log(tmp_path / "run"))
+    assert outcome.summary["test_hr@10"] >= 0.05
+    assert made.position.epoch < 20
+    stubborn = trainer(dataset, epochs=2, threshold=1.0)
+    stubborn.train(log(tmp_path / "other"))
+    assert stubborn.position.epoch == 2
+
+
+def test_scores_can_be_written(dataset, tmp_path):
+    made = trainer(dataset, mode="inference", random_weights=True)
+    outcome, scores = made.inference(log(tmp_path / "run"))
+    assert len(scores) == 10 * 21
+    assert scores.labels().sum() == 10
+    assert outcome.summary["throughput"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"negatives": "uniform"}, "Leave --negatives out"),
+        ({"shard_histories": True}, "Leave --shard_histories out"),
+        ({"shuffle_batch_order": True}, "Leave --shuffle_batch_order out"),
+        ({"eval_train": True}, "Leave --eval_train out"),
+        ({"test_negatives": 200}, "test_negatives: expected users with 200 items"),
+    ],
+)
+def test_options_that_do_not_go_with_rankings(dataset, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        trainer(dataset, **more).evaluate(log(tmp_path / "run"))
+
+
+def test_materialised_samples_are_refused(dataset, tmp_path):
+    (tmp_path / "metadata.json").write_text("{}")
+    with pytest.raises(UserError, match="draws its own negatives"):
+        trainer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"threshold": 0.5}, {"negative_samples": 2}, {"full_catalogue": True}, {"topk": 5}],
+)
+def test_other_models_refuse_the_options_of_rankings(dataset, more):
+    from models.config import DINConfig
+    from training.data import open_source
+
+    run = RunConfig(dataset_dir=dataset, model_type="din", seed=1, **more)
+    with pytest.raises(UserError, match=f"Leave --{next(iter(more))} out"):
+        open_source(run, DINConfig())

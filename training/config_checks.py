@@ -1,0 +1,213 @@
+"""What is refused of a run's configuration, before anything is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from errors import UserError
+
+if TYPE_CHECKING:
+    from training.config import RunConfig
+
+EVALUATION_MODES = ("evaluate", "test")
+"""Two names of one mode: those of seed 000 and of seed 004."""
+
+_ADAMS = ("adam", "lazy_adam", "full_adam")
+_OPTIONS_OF_OPTIMIZERS = {
+    "beta1": _ADAMS,
+    "beta2": _ADAMS,
+    "eps": (*_ADAMS, "adagrad", "rowwise_adagrad"),
+}
+"""Options of the optimizer -> the optimizers that have them."""
+
+
+def check_run(run: RunConfig) -> None:
+    """Refuses values, and combinations of values, that make no sense.
+
+    Raises:
+      UserError: naming the option, what it may be and what came.
+    """
+    for name in (
+        *("test_negatives", "epochs", "log_every", "keep_checkpoints", "global_batch_size"),
+        *("repeat_count", "eval_every", "checkpoint_every", "benchmark_steps"),
+        *("inter_op_parallelism", "intra_op_parallelism", "micro_batches"),
+        *("max_steps", "test_freq", "inference_benchmark_steps", "negative_samples"),
+        *("valid_batch_size", "grads_accumulated", "topk"),
+    ):
+        _at_least(run, name, 1)
+    for name in (
+        *("prefetch_train_size", "prefetch_test_size", "benchmark_warmup_steps"),
+        *("weight_decay", "seed", "number_of_user_features", "test_after"),
+        *("warmup_steps", "warmup_factor", "decay_start_step", "decay_steps", "decay_end_lr"),
+    ):
+        _at_least(run, name, 0)
+    for name in (
+        *("lr", "decay_power", "loss_scale", "dataset_subset", "auc_threshold", "threshold"),
+    ):
+        value = getattr(run, name)
+        if value is not None and value <= 0:
+            raise UserError(f"{name}: expected a number above 0, received {value}.")
+    for name in ("dataset_subset", "auc_threshold", "threshold"):
+        value = getattr(run, name)
+        if value is not None and value > 1:
+            raise UserError(f"{name}: expected at most 1, received {value}.")
+    if min(run.inference_benchmark_batch_sizes, default=0) < 1:
+        raise UserError(
+            "inference_benchmark_batch_sizes: expected numbers of at least 1 such as 1,64, "
+            f"received {run.inference_benchmark_batch_sizes}."
+        )
+    _check_schedule(run)
+    _check_loss_scale(run)
+    _check_optimizer(run)
+    if not run.log_filename or Path(run.log_filename).name != run.log_filename:
+        raise UserError(
+            f"log_filename: expected the name of a file in results_dir, received "
+            f"{run.log_filename!r}. The directory is --results_dir."
+        )
+    if run.seed is not None and run.seed >= 1 << 32:
+        raise UserError(f"seed: expected less than 2**32, received {run.seed}.")
+    _check_mode(run)
+    _check_outputs(run)
+    _check_plan(run)
+
+
+def _check_schedule(run: RunConfig) -> None:
+    start = run.decay_start_step
+    if run.decay_steps and start is not None and start < run.warmup_steps:
+        raise UserError(
+            f"decay_start_step: expected the {run.warmup_steps} steps of the warm-up or more, "
+            f"received {start}: the warm-up must end before the decay begins."
+        )
+    if run.decay_end_lr > run.lr:
+        raise UserError(
+            f"decay_end_lr: expected at most --lr ({run.lr}), received {run.decay_end_lr}."
+        )
+
+
+def _check_optimizer(run: RunConfig) -> None:
+    for name, optimizers in _OPTIONS_OF_OPTIMIZERS.items():
+        value = getattr(run, name)
+        if value is None:
+            continue
+        if run.optimizer not in optimizers:
+            raise UserError(
+                f"{name}: expected with --optimizer {', '.join(optimizers[:-1])} or "
+                f"{optimizers[-1]}, received {value} with {run.optimizer}, which has no such "
+                f"parameter. Leave it out, or write --{name} none if it is the model's default."
+            )
+        if name == "eps" and not value > 0:
+            raise UserError(f"eps: expected a number above 0, received {value}.")
+        if name != "eps" and not 0 <= value < 1:
+            raise UserError(f"{name}: expected at least 0 and below 1, received {value}.")
+
+
+def _check_loss_scale(run: RunConfig) -> None:
+    wires = (run.wire_dtype, run.gradient_wire_dtype)
+    if run.loss_scale is not None and not run.amp and "float16" not in wires:
+        raise UserError(
+            "loss_scale: expected with what may compute or travel in fp16: --amp (on a GPU), "
+            "--wire_dtype float16 or --gradient_wire_dtype float16; received it with none of "
+            "them. float32 and bfloat16 gradients need no scale: remove --loss_scale."
+        )
+
+
+def _check_outputs(run: RunConfig) -> None:
+    if run.export_dir is not None:
+        if run.random_weights or run.benchmark:
+            raise UserError(
+                "export_dir: expected with a trained model, received --random_weights or "
+                "--benchmark. Remove --export_dir."
+            )
+        target = run.export_dir.absolute()
+        for name in ("results_dir", "save_checkpoint_path"):
+            other = getattr(run, name)
+            if other is not None and target in (other.absolute(), *other.absolute().parents):
+                raise UserError(
+                    f"export_dir: expected a directory of its own, as an export replaces it "
+                    f"whole; received {run.export_dir}, which is or holds {name} ({other})."
+                )
+    if run.save_checkpoint_path is not None and (run.mode != "train" or run.benchmark):
+        raise UserError(
+            "save_checkpoint_path: expected with --mode train and without --benchmark, which "
+            "alone save anything. Remove it."
+        )
+    if run.eval_train and run.mode not in ("train", *EVALUATION_MODES):
+        raise UserError("eval_train: expected with --mode train or evaluate. Remove it.")
+
+
+def _check_plan(run: RunConfig) -> None:
+    if run.mode != "train":
+        for name in (
+            *("prefetch_ids", "micro_batches", "grads_accumulated", "gradient_wire_dtype"),
+        ):
+            default = next(f.default for f in dataclasses.fields(run) if f.name == name)
+            if getattr(run, name) != default:
+                raise UserError(
+                    f"{name}: expected with --mode train only, received --mode {run.mode}. "
+                    f"Remove --{name}."
+                )
+    for option in _cutting_options(run):
+        for name in ("prefetch_ids", "shard_histories"):
+            if getattr(run, name):
+                raise UserError(f"{option}: expected without --{name}, received both. Remove one.")
+        if run.gradient_wire_dtype != "float32":
+            raise UserError(
+                f"gradient_wire_dtype: expected float32 with --{option}, whose sums are "
+                f"exact to the bit, received {run.gradient_wire_dtype}. Remove one of them."
+            )
+    for name in ("planner", "strategies", "placements"):
+        default = next(f.default for f in dataclasses.fields(run) if f.name == name)
+        if run.plan is not None and getattr(run, name) != default:
+            raise UserError(
+                f"{name}: expected without --plan, which says already where tables lie. Remove "
+                f"one of them."
+            )
+    for number, entry in enumerate(run.placements or ()):
+        if "=" not in entry and (number == 0 or not entry.isdecimal()):
+            raise UserError(
+                f"placements: expected entries such as item_id=row_wise, received {entry!r}."
+            )
+
+
+def _cutting_options(run: RunConfig) -> list[str]:
+    """The options given that cut a batch into parts."""
+    given = {"micro_batches": run.micro_batches, "grads_accumulated": run.grads_accumulated}
+    return [name for name, value in given.items() if (value or 1) > 1]
+
+
+def _check_mode(run: RunConfig) -> None:
+    inference = run.mode in ("inference", "inference_benchmark")
+    if not inference and run.random_weights:
+        raise UserError(
+            f"random_weights: expected with --mode inference only, received --mode "
+            f"{run.mode}. Remove --random_weights."
+        )
+    if run.mode != "train" and not run.random_weights and run.load_checkpoint_path is None:
+        hint = ", or --random_weights to measure speed only" * inference
+        raise UserError(
+            f"mode: {run.mode} needs a trained model and received none. Give "
+            f"--load_checkpoint_path DIR{hint}."
+        )
+    if run.random_weights and run.load_checkpoint_path is not None:
+        raise UserError(
+            "random_weights: expected without --load_checkpoint_path, received both. Remove "
+            "one of them."
+        )
+    if run.mode not in ("train", "inference") and run.benchmark:
+        raise UserError(
+            f"benchmark: expected with --mode train or inference, received --mode {run.mode}. "
+            "Use --mode inference, which runs the same forward pass."
+        )
+    if run.checkpoint_every is not None and run.save_checkpoint_path is None:
+        raise UserError(
+            "checkpoint_every: expected together with a directory to save to. Give "
+            "--save_checkpoint_path DIR."
+        )
+
+
+def _at_least(run: RunConfig, name: str, least: int) -> None:
+    value = getattr(run, name)
+    if value is not None and value < least:
+        raise UserError(f"{name}: expected {least} or more, received {value}.")
