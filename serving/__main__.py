@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         ("users", "requests to make of histories (default: 3)"),
         (
             "candidates",
-            "candidates of each; the first is the item of the user's last event (default: 5)",
+            "candidates of each; the first is the item of the user's last event; 0, for models "
+            "over interactions: the whole catalogue but what the user had seen (default: 5)",
         ),
         ("rows", "requests to make of tabular test rows (default: 3)"),
     ):

@@ -60,7 +60,8 @@ def measure(bundle: Bundle, options: BenchmarkOptions) -> Iterator[dict[str, flo
 
     Yields:
       `batch_size`; `latency_mean`, `latency_p90`, `_p95` and `_p99` in ms; `throughput` in rows/s.
-      A row of a model over histories is a full history with one candidate.
+      A row of a model over histories is a full history with one candidate, one of a model over
+      interactions a user with one candidate.
     """
     layout = LAYOUTS[bundle.manifest.layout]
     for batch_size in options.batch_sizes:

@@ -32,10 +32,13 @@ class Scores:
     Attributes:
       logit: ``[C]``.
       probability: ``[C]``, the logits' sigmoid.
+      items: raw ids ``[C]`` of what was scored, best first, where the request names no candidates;
+        otherwise None.
     """
 
     logit: Float32
     probability: Float32
+    items: tuple[Any, ...] | None = None
 
 
 class Bundle:
@@ -51,6 +54,7 @@ class Bundle:
         """Joins the parts; `load` reads them."""
         self.manifest = manifest
         self.encoder = encoder
+        self._layout = LAYOUTS[manifest.layout]
         # The signature does not keep the variables alive; the loaded object does.
         self._saved_model = saved_model
         self._signature = saved_model.signatures[SIGNATURE]
@@ -83,7 +87,8 @@ class Bundle:
         """Scores the candidates of every request.
 
         Args:
-          requests: see `serving.history_requests` and `serving.tabular_requests`. Any number.
+          requests: see `serving.history_requests`, `serving.interactions_requests` and
+            `serving.tabular_requests`. Any number.
 
         Returns:
           The scores of each request.
@@ -98,9 +103,14 @@ class Bundle:
                 batch = self.encoder.encode(requests[start:stop])
             except RequestError as error:
                 raise RequestError(start + error.index, error.detail) from error
-            logit, probability = self.predict(batch.inputs)
+            pieces = self._layout.pieces(batch.inputs, ROWS_A_BATCH)
+            logits, probabilities = zip(*map(self.predict, pieces), strict=True)
+            logit, probability = np.concatenate(logits, 1), np.concatenate(probabilities, 1)
             for row, count in enumerate(batch.counts):
-                scores.append(Scores(logit[row, :count], probability[row, :count]))
+                found = Scores(logit[row, :count], probability[row, :count])
+                inputs = {name: values[row] for name, values in batch.inputs.items()}
+                request = requests[start + row]
+                scores.append(self._layout.chosen(request, self.encoder, inputs, found))
         return scores
 
     def predict(self, inputs: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:

@@ -14,6 +14,7 @@ from errors import UserError
 from fs import atomic_directory
 from serving.export_dataset import ExportedDataset
 from serving.export_histories import Histories, Materialised
+from serving.export_interactions import Interactions
 from serving.export_tabular import SplitBinary, Tabular
 from serving.manifest import MANIFEST_FILE, MODEL_DIRECTORY, SIGNATURE, Manifest, is_bundle
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 DATASETS: tuple[type[ExportedDataset], ...] = (Materialised, Tabular, SplitBinary, Histories)
 """What a bundle can come from, in the order in which they are tried; the last takes all."""
+
+OTHER_READINGS: Mapping[tuple[type[ExportedDataset], str], type[ExportedDataset]] = {
+    (Histories, Interactions.layout): Interactions
+}
+"""Of a format, and the layout of a model that reads it in another way than its own."""
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "merlin-models", "merlin-core", "nvtabular")
 
@@ -81,7 +87,7 @@ def export_bundle(model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:
     dataset_dir, export_dir = Path(dataset_dir), Path(export_dir)
     check_export_target(export_dir, dataset_dir)
     config_class = type(model.body).config_class
-    dataset = open_dataset(dataset_dir)
+    dataset = open_dataset(dataset_dir, config_class.layout)
     if dataset.layout != config_class.layout:
         raise UserError(
             f"The model reads data of layout {config_class.layout!r}; {dataset_dir} is of layout "
@@ -143,9 +149,16 @@ def save_model(model: mm.Model, manifest: Manifest, directory: Path) -> None:
     save_merlin_metadata(directory, model.schema, outputs)
 
 
-def open_dataset(dataset_dir: Path) -> ExportedDataset:
-    """What of a directory goes into a bundle, by what lies in it."""
+def open_dataset(dataset_dir: Path, layout: str | None = None) -> ExportedDataset:
+    """What of a directory goes into a bundle, by what lies in it.
+
+    Args:
+      dataset_dir: of the dataset.
+      layout: of the model, if it is known.
+    """
     found = next(kind for kind in DATASETS if kind.recognises(dataset_dir))
+    if layout is not None:
+        found = OTHER_READINGS.get((found, layout), found)
     return found(dataset_dir)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from serving.encoding import FIRST_KNOWN, Vocabulary
 from serving.export_dataset import DATASET_FILE, WORKFLOW_DIRECTORY, ExportedDataset
-from serving.manifest import CATALOGUE_FILE, HistoriesManifest
+from serving.manifest import CATALOGUE_FILE, CandidatesManifest, HistoriesManifest
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
@@ -42,16 +42,11 @@ class Histories(ExportedDataset):
 
     def manifest(
         self, schema: Schema, model_schema: Schema, body: Mapping[str, Any], **common: Any
-    ) -> HistoriesManifest:
+    ) -> CandidatesManifest:
         """Describes a bundle; tables and vocabularies must agree."""
-        from dataloading.features import table_rows
-
         user, item = tuple(body["features"]["user"]), tuple(body["features"]["item"])
         options = body["config"]
-        features = (*user, *item)
-        rows = {name: count for name, count in table_rows(schema).items() if name in features}
-        wanted = table_rows(model_schema)
-        self.require_same_tables({name: wanted[name] for name in features}, rows)
+        rows = self.rows_of((*user, *item), schema, model_schema)
         return HistoriesManifest(
             ids=self.ids,
             user_features=user,
@@ -64,6 +59,17 @@ class Histories(ExportedDataset):
             dataset=self._summary(),
             **common,
         )
+
+    def rows_of(
+        self, features: Sequence[str], schema: Schema, model_schema: Schema
+    ) -> dict[str, int]:
+        """Rows of the features' tables, which must be the model's."""
+        from dataloading.features import table_rows
+
+        rows = {name: count for name, count in table_rows(schema).items() if name in features}
+        wanted = table_rows(model_schema)
+        self.require_same_tables({name: wanted[name] for name in features}, rows)
+        return rows
 
     def copy_parts(self, target: Path) -> None:
         """Description, catalogue and workflow."""

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from serving.candidates import CANDIDATES, check_candidates, check_items, encode_lists, padded
 from serving.encoding import Catalogue, Encoder, Int32
-from serving.requests import EncodedBatch, Request, RequestError, attempt, check_keys, is_list
+from serving.requests import EncodedBatch, Request, RequestError, check_keys
 
 HISTORY = "history"
-CANDIDATES = "candidates"
 TIMESTAMP = "timestamp"
 TIME_GAP_INPUT = "time_gap_history"
 
@@ -73,27 +73,12 @@ class HistoryRequestEncoder:
             needed=(*self.user_features, HISTORY, CANDIDATES),
             allowed=(TIMESTAMP,),
         )
-        item_id, *others = self.item_features
-        optional = others if self.catalogue is not None else []
+        others = self.item_features[1:]
+        optional = others if self.catalogue is not None else ()
         needed = [name for name in self.item_features if name not in optional]
-        for part in (HISTORY, CANDIDATES):
-            allowed = [*optional, *([TIMESTAMP] if part == HISTORY else [])]
-            check_keys(index, part, request[part], needed=needed, allowed=allowed)
-            lists = request[part]
-            for name, values in lists.items():
-                if not is_list(values):
-                    raise RequestError(
-                        index, f"{part}.{name}: expected a list, received {values!r:.60}"
-                    )
-                if len(values) != len(lists[item_id]):
-                    raise RequestError(
-                        index,
-                        f"{part}.{name} has {len(values)} entries and {part}.{item_id} "
-                        f"{len(lists[item_id])}; they must be equally long.",
-                    )
-        if not len(request[CANDIDATES][item_id]):
-            raise RequestError(index, f"{CANDIDATES}.{item_id} is empty; expected at least one.")
-        return len(request[CANDIDATES][item_id])
+        allowed = [*optional, TIMESTAMP]
+        check_items(index, HISTORY, request[HISTORY], needed=needed, allowed=allowed)
+        return check_candidates(index, request, needed=needed, allowed=optional)
 
     def encode(self, requests: Sequence[Request]) -> EncodedBatch:
         """Encodes requests into one batch.
@@ -111,17 +96,19 @@ class HistoryRequestEncoder:
         counts = tuple(self.check(index, request) for index, request in enumerate(requests))
         inputs: dict[str, Int32] = {}
         for name in self.user_features:
-            values = self._encode(name, "", [[request[name]] for request in requests])
+            values = encode_lists(
+                self.encoders[name], name, [[request[name]] for request in requests]
+            )
             inputs[name] = np.concatenate(values)
         T, C = self.max_seq_length, max(counts)
         for part, width in ((HISTORY, T), (CANDIDATES, C)):
             encoded = self._encode_items(part, requests)
             for name, rows in encoded.items():
                 input_name = f"{name}_history" if part == HISTORY else name
-                inputs[input_name] = _padded(rows, width, left=part == HISTORY)
+                inputs[input_name] = padded(rows, width, left=part == HISTORY)
         if self.time_gap_bucket is not None:
             found = [self._gaps(index, request) for index, request in enumerate(requests)]
-            buckets = np.asarray(self.time_gap_bucket(_padded(found, T, left=True)))
+            buckets = np.asarray(self.time_gap_bucket(padded(found, T, left=True)))
             padding = inputs[f"{self.item_features[0]}_history"] == 0
             inputs[TIME_GAP_INPUT] = np.where(padding, 0, buckets).astype(np.int32)
         return EncodedBatch(inputs, counts)
@@ -135,29 +122,16 @@ class HistoryRequestEncoder:
             return values if kept is None else values[-kept:]
 
         raw = [newest(request[part][item_id]) for request in requests]
-        encoded = {item_id: self._encode(item_id, f"{part}.", raw)}
+        encoded = {item_id: encode_lists(self.encoders[item_id], f"{part}.{item_id}", raw)}
         for name in others:
             lists = [newest(request[part].get(name, ())) for request in requests]
-            values = self._encode(name, f"{part}.", lists)
+            values = encode_lists(self.encoders[name], f"{part}.{name}", lists)
             for index, request in enumerate(requests):
                 if name not in request[part]:
                     items = encoded[item_id][index]
                     values[index] = self._look_up(index, part, name, items, raw[index])
             encoded[name] = values
         return encoded
-
-    def _encode(self, name: str, prefix: str, lists: Sequence[Sequence[Any]]) -> list[Int32]:
-        """Encodes the lists of all requests at once."""
-        encode = self.encoders[name].encode
-        try:
-            joined = encode([value for values in lists for value in values])
-        except ValueError:
-            # Once more one by one, to tell whose it is.
-            for index, values in enumerate(lists):
-                attempt(index, f"{prefix}{name}", encode, values)
-            raise
-        ends = np.cumsum([len(values) for values in lists])
-        return np.split(joined, ends[:-1])
 
     def _look_up(self, index: int, part: str, name: str, items: Int32, raw: Sequence[Any]) -> Int32:
         if self.catalogue is None:
@@ -197,14 +171,3 @@ def _seconds(index: int, field: str, values: Any) -> npt.NDArray[np.int64]:
     if found.dtype.kind not in "iu" or found.ndim != 1:
         raise RequestError(index, f"{field}: expected whole seconds, received {values!r:.60}.")
     return found.astype(np.int64)
-
-
-def _padded(rows: Sequence[npt.NDArray[Any]], width: int, *, left: bool) -> npt.NDArray[Any]:
-    """Rows of different lengths as one array ``[B, width]``, padded with 0 on one side."""
-    padded = np.zeros((len(rows), width), rows[0].dtype)
-    for target, row in zip(padded, rows, strict=True):
-        if left:
-            target[width - len(row) :] = row
-        else:
-            target[: len(row)] = row
-    return padded

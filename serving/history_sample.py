@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from errors import UserError
+from serving.candidates import CANDIDATES
 from serving.encoding import FIRST_KNOWN, Vocabulary
-from serving.history_requests import CANDIDATES, HISTORY, TIMESTAMP, HistoryRequestEncoder
+from serving.history_requests import HISTORY, TIMESTAMP, HistoryRequestEncoder
 from serving.manifest import HistoriesManifest, require_same_workflow
 
 
@@ -60,7 +61,7 @@ def sample_users(
             raise ValueError("a bundle of raw ids has vocabularies")
         return vocabulary.decode(ids)
 
-    for row in _rows(dataset_dir, users, random):
+    for row in random_users(dataset_dir, users, random):
         drawn = items[random.integers(len(items), size=candidates - 1)]
         request: dict[str, Any] = {
             name: decoded(name, [row[name]])[0] for name in manifest.user_features
@@ -79,8 +80,23 @@ def sample_users(
         yield request
 
 
-def _rows(dataset_dir: Path, users: int, random: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Random rows of a dataset's histories, in order, one row group in memory at a time."""
+def random_users(
+    dataset_dir: Path,
+    users: int,
+    random: np.random.Generator,
+    columns: Sequence[str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Random rows of a dataset's histories, in order, one row group in memory at a time.
+
+    Args:
+      dataset_dir: of the dataset.
+      users: how many.
+      random: of the draw.
+      columns: to read; None: all.
+
+    Raises:
+      UserError: if there are fewer users.
+    """
     files = [pq.ParquetFile(path) for path in sorted((dataset_dir / "histories").glob("*.parquet"))]
     total = sum(file.metadata.num_rows for file in files)
     if users > total:
@@ -93,4 +109,4 @@ def _rows(dataset_dir: Path, users: int, random: np.random.Generator) -> Iterato
             inside = chosen[(chosen >= first) & (chosen < first + rows)] - first
             first += rows
             if len(inside):
-                yield from file.read_row_group(group).take(inside).to_pylist()
+                yield from file.read_row_group(group, columns).take(inside).to_pylist()

@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from serving.history_layout import HistoriesLayout
+from serving.interactions_layout import InteractionsLayout
 from serving.layout import Layout
 from serving.tabular_layout import TabularLayout
 
-LAYOUTS: Mapping[str, Layout] = {"histories": HistoriesLayout(), "tabular": TabularLayout()}
+LAYOUTS: Mapping[str, Layout] = {
+    "histories": HistoriesLayout(),
+    "tabular": TabularLayout(),
+    "interactions": InteractionsLayout(),
+}

@@ -10,7 +10,7 @@ A bundle is one directory that scoring needs and nothing else::
                       feature_spec.yaml where the rows came as split-binary files)
       workflow/       the saved NVTabular workflow; its vocabularies lie in workflow/encoder/
                       (histories) or workflow/vocabulary/ (tabular)
-      items.parquet   the catalogue, encoded (histories only)
+      items.parquet   the catalogue, encoded (of histories and interactions)
 
 Where the dataset has no workflow (materialised samples, split-binary files, rows generated straight
 to parquet), workflow and catalogue are absent: such a bundle scores encoded inputs. Nothing here
@@ -123,24 +123,18 @@ class Manifest(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class HistoriesManifest(Manifest):
-    """Of a model over histories; its inputs are ids.
+class CandidatesManifest(Manifest):
+    """Of a model that scores candidates of a user; its inputs are ids.
 
     Attributes:
       user_features: names of the user features, each an input ``[B]``.
-      item_features: names of the item features, the id first, each an input ``[B, C]`` and, as
-        ``<name>_history``, one ``[B, T]``.
-      max_seq_length: history slots (T).
-      time_features: whether the model reads time gaps, from `time_gap_history` ``[B, T]``.
+      item_features: names of the item features, the id first, each an input ``[B, C]``.
     """
 
-    layout = "histories"
     output_axes = "[B, C]"
 
     user_features: tuple[str, ...]
     item_features: tuple[str, ...]
-    max_seq_length: int
-    time_features: bool
 
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]:
@@ -150,6 +144,28 @@ class HistoriesManifest(Manifest):
     def input_type(self, name: str) -> Literal["float32", "int32"]:
         """Ids, all of them."""
         return "int32"
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoriesManifest(CandidatesManifest):
+    """Of a model over histories: an item feature is also, as ``<name>_history``, an input [B, T].
+
+    Attributes:
+      max_seq_length: history slots (T).
+      time_features: whether the model reads time gaps, from `time_gap_history` ``[B, T]``.
+    """
+
+    layout = "histories"
+
+    max_seq_length: int
+    time_features: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class InteractionsManifest(CandidatesManifest):
+    """Of a model over pairs of one user id and one item id; it reads nothing else."""
+
+    layout = "interactions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +196,7 @@ class TabularManifest(Manifest):
 MANIFESTS: Mapping[str, type[Manifest]] = {
     "histories": HistoriesManifest,
     "tabular": TabularManifest,
+    "interactions": InteractionsManifest,
 }
 
 

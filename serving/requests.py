@@ -1,7 +1,7 @@
 """What requests of every layout have in common: errors by number, encoding to one batch.
 
-A request is a plain dictionary; `serving.history_requests` and `serving.tabular_requests` say what
-is in it.
+A request is a plain dictionary; `serving.history_requests`, `serving.interactions_requests` and
+`serving.tabular_requests` say what is in it.
 """
 
 from __future__ import annotations
