@@ -6,15 +6,13 @@ import argparse
 import ast
 import importlib
 import importlib.util
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import BENCHMARKS
+from benchmarks import BENCHMARKS, quieten
 from errors import UserError
 
 
@@ -55,11 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = ", ".join(BENCHMARKS)
         print(f"error: no benchmark is named {name!r}. Expected one of: {names}.", file=sys.stderr)
         return 2
-    # Before TensorFlow is imported: its start-up chatter would bury the table.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    for message in (".*dtype mappings did not load", "Initializing an NVTabular Dataset in CPU"):
-        warnings.filterwarnings("ignore", message=message)
+    quieten()
     module = importlib.import_module(BENCHMARKS[name])
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {name}",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.options import add_movielens, require_movielens
 from errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.harness import Report
-    from training.metrics import Evaluation
 
 QUESTION = "What test AUC do the models reach on MovieLens-100k, over several seeds?"
 
@@ -35,12 +35,7 @@ _SECOND_TARGET = 0.835  # SIM at batch 1,024, learning rate 0.003, 4 epochs (NVI
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this benchmark's options."""
-    parser.add_argument(
-        "--input",
-        type=Path,
-        default=Path("data/ml-100k"),
-        help="MovieLens-100k as scripts/download_movielens.sh leaves it",
-    )
+    add_movielens(parser)
     parser.add_argument(
         "--variants", nargs="+", choices=list(_VARIANTS), default=list(_VARIANTS), help="models"
     )
@@ -65,11 +60,7 @@ def run(args: argparse.Namespace) -> Report:
     Raises:
       UserError: if MovieLens-100k is not there.
     """
-    if not (args.input / "u.data").is_file():
-        raise UserError(
-            f"{args.input} holds no MovieLens-100k (u.data). Run `scripts/download_movielens.sh "
-            "100k`, or name its directory with --input."
-        )
+    require_movielens(args.input)
     from benchmarks.harness import Report
     from benchmarks.training_runs import Variant
     from workflows.base import run_dataset
@@ -97,11 +88,10 @@ def run(args: argparse.Namespace) -> Report:
             more = {"test_negatives": args.test_negatives, **_PROTOCOLS[protocol]}
             if args.quick:
                 more["epochs"] = 1
-            figure = _figure([variant.run(dataset, seed, **more) for seed in seeds])
+            results = [variant.run(dataset, seed, **more) for seed in seeds]
+            figure = {**of_seeds("auc", results), **of_seeds("gauc", results)}
             figures[f"{name}_{protocol}"] = figure
-            auc = f"{figure['auc_mean']:.4f}"
-            if figure["auc_std"] is not None:
-                auc += f" ± {figure['auc_std']:.4f}"
+            auc = with_deviation("auc", figure)
             print(f"{name}, batch {protocol}: AUC {auc}", flush=True)
             wanted = "" if target is None else f"{target:.3f}"
             rows.append((name, int(protocol), auc, f"{figure['gauc_mean']:.4f}", wanted, nvidia))
@@ -120,14 +110,22 @@ def run(args: argparse.Namespace) -> Report:
     )
 
 
-def _figure(results: Sequence[Evaluation]) -> dict[str, Any]:
-    """AUC and GAUC of some runs: every value, mean, standard deviation."""
-    aucs = [result.auc for result in results]
-    gaucs = [float(result.as_dict()["gauc"] or 0) for result in results]
+def of_seeds(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A figure of some runs: every value, mean, standard deviation.
+
+    Args:
+      name: of the figure.
+      results: of the runs.
+    """
+    values = [float(result[name] or 0) for result in results]
     return {
-        "auc": aucs,
-        "auc_mean": statistics.mean(aucs),
-        "auc_std": statistics.stdev(aucs) if len(aucs) > 1 else None,
-        "gauc": gaucs,
-        "gauc_mean": statistics.mean(gaucs),
+        name: values,
+        f"{name}_mean": statistics.mean(values),
+        f"{name}_std": statistics.stdev(values) if len(values) > 1 else None,
     }
+
+
+def with_deviation(name: str, figure: Mapping[str, Any]) -> str:
+    """A mean and its standard deviation, if there is one, for a table."""
+    mean, deviation = figure[f"{name}_mean"], figure[f"{name}_std"]
+    return f"{mean:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")

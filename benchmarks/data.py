@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 from fs import atomic_directory
 
 if TYPE_CHECKING:
+    from merlin.schema import Schema
+
     from dataloading.histories import Histories
 
 # Ids below this are NVTabular's: 0 padding, 1 null, 2 out of vocabulary.
@@ -103,13 +105,13 @@ def generate_histories(
     """
     if directory.exists():
         return directory
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
     rng = np.random.default_rng(seed)
-    # Long tailed, as real histories are: min_length plus an exponential.
-    lengths = min_length + rng.exponential(mean_length - min_length, users).astype(np.int64)
-    events = int(lengths.sum())
+    offsets = _offsets(rng, users, min_length, mean_length)
+    lengths, events = np.diff(offsets), int(offsets[-1])
     item = zipf(rng, items, events) + _FIRST_ID
     category_of = zipf(rng, categories, items + _FIRST_ID) + _FIRST_ID
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
     # Sixteen years of seconds, sorted within each user.
     times = rng.integers(0, 16 * 365 * 86_400, events)
     user_of = np.repeat(np.arange(users), lengths)
@@ -141,7 +143,8 @@ def generate_histories(
             "item_id": items + _FIRST_ID,
             "category_id": categories + _FIRST_ID,
         }
-        _write_schema(temporary, cardinalities)
+        schema = TensorflowMetadata.from_merlin_schema(_schema(cardinalities, times=True))
+        schema.to_proto_text_file(str(temporary))
         info = {
             "format": "lookback-histories",
             "format_version": 1,
@@ -152,6 +155,34 @@ def generate_histories(
         }
         (temporary / "dataset.json").write_text(json.dumps(info, indent=2))
     return directory
+
+
+def resident_interactions(
+    *, users: int, items: int, events: int, min_length: int = 20, seed: int = 0
+) -> Histories:
+    """Histories of items and nothing else, in memory alone; as those of `generate_histories`.
+
+    Args:
+      users: U.
+      items: I, each of which is in the catalogue.
+      events: N, about.
+      min_length: of a history (the seed's filter).
+      seed: of everything.
+    """
+    from dataloading.histories import Histories
+
+    rng = np.random.default_rng(seed)
+    offsets = _offsets(rng, users, min_length, max(events / users, min_length))
+    return Histories(
+        schema=_schema({"user_id": users + _FIRST_ID, "item_id": items + _FIRST_ID}, times=False),
+        user_features={"user_id": np.arange(users, dtype=np.int32) + _FIRST_ID},
+        offsets=offsets,
+        item_features={
+            "item_id": (zipf(rng, items, int(offsets[-1])) + _FIRST_ID).astype(np.int32)
+        },
+        timestamps=None,
+        catalogue={"item_id": np.arange(items, dtype=np.int32) + _FIRST_ID},
+    )
 
 
 def materialise(
@@ -219,6 +250,12 @@ def zipf(rng: np.random.Generator, size: int, count: int, exponent: float = 1.0)
     return rng.permutation(size)[ranks]
 
 
+def _offsets(rng: np.random.Generator, users: int, min_length: int, mean_length: float) -> Array:
+    """Offsets ``[U + 1]`` of histories, long tailed as real ones: an exponential distribution."""
+    lengths = min_length + rng.exponential(mean_length - min_length, users).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
 def _sample_tables(
     histories: Histories, split: str, users: Array, slots: int, rng: np.random.Generator
 ) -> Iterator[pa.Table]:
@@ -283,12 +320,11 @@ def _write_tables(path: Path, tables: Iterator[pa.Table], compression: str) -> N
             writer.close()
 
 
-def _write_schema(directory: Path, cardinalities: Mapping[str, int]) -> None:
+def _schema(cardinalities: Mapping[str, int], *, times: bool) -> Schema:
     from merlin.schema import ColumnSchema, Schema, Tags
-    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
     item = [Tags.ITEM, Tags.SEQUENCE, Tags.LIST, Tags.CATEGORICAL]
-    tags = {
+    tags_of = {
         "user_id": [Tags.USER_ID, Tags.USER, Tags.CATEGORICAL, Tags.ID],
         "item_id": [Tags.ITEM_ID, *item, Tags.ID],
         "category_id": item,
@@ -298,14 +334,9 @@ def _write_schema(directory: Path, cardinalities: Mapping[str, int]) -> None:
         domain = {"domain": {"min": 0, "max": rows - 1, "name": name}}
         dims = (None,) if name == "user_id" else (None, (0, None))
         columns.append(
-            ColumnSchema(name, tags=tags[name], dtype="int32", dims=dims, properties=domain)
+            ColumnSchema(name, tags=tags_of[name], dtype="int32", dims=dims, properties=domain)
         )
-    columns.append(
-        ColumnSchema(
-            "timestamp",
-            tags=[Tags.TIME, Tags.SEQUENCE, Tags.LIST],
-            dtype="int64",
-            dims=(None, (0, None)),
-        )
-    )
-    TensorflowMetadata.from_merlin_schema(Schema(columns)).to_proto_text_file(str(directory))
+    if times:
+        tags = [Tags.TIME, Tags.SEQUENCE, Tags.LIST]
+        columns.append(ColumnSchema("timestamp", tags=tags, dtype="int64", dims=(None, (0, None))))
+    return Schema(columns)

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> Report:
     aucs = {}
     for name in args.model_types:
         variant = Variant(name, name, MODELS[name])
-        aucs[name] = variant.run(dataset, args.seed, **training).auc
+        aucs[name] = variant.run(dataset, args.seed, **training)["auc"]
         print(f"{name}  {aucs[name]:.4f}", flush=True)
     best = bayes["drawn"]
     others = {

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import comparison
 from benchmarks.baselines.dlrm import PlainDLRM
-from benchmarks.harness import Report, Timing, gemm_peak, interleave
+from benchmarks.comparison import Contender, precision, train_step
+from benchmarks.harness import Report
 from benchmarks.peers.client import contender, missing
 from dataloading.sources import Batch, BatchSource
 from dataloading.tabular_schema import CATEGORICAL, NUMERICAL, tabular_schema
@@ -20,8 +22,6 @@ from models import dlrm
 from models.tabular import TabularModel
 from models.tabular_config import DLRMConfig
 from training.optimizers import Optimizer
-from training.precision import LossScale, amp_policy
-from training.steps import Steps
 
 LEARNING_RATE = 0.01  # the labels are random: a rate at which nothing diverges
 PEER = "torch_dlrm"
@@ -41,7 +41,7 @@ def compare(
     *,
     title: str,
     mode: str,
-    choose: Callable[[Contenders], Mapping[str, Callable[[], int]]],
+    choose: Callable[[Contenders], Mapping[str, Contender]],
 ) -> Report:
     """Times contenders at each batch size and sets ours against the others.
 
@@ -52,49 +52,25 @@ def compare(
       choose: gives the functions to time, by key of LABELS.
     """
     config = DLRMConfig()
-    forward = flops_per_sample(config, args.tables, args.numerical)
-    flops = 3 * forward if mode == "train" else forward
-    peaks = {"ours": gemm_peak(), "ours_amp": gemm_peak("bfloat16")}
-    rows: list[tuple[object, ...]] = []
-    figures: dict[str, Any] = {"flops_per_sample": flops}
-    figures |= {f"gemm_peak_flops_per_s_{name}": peak for name, peak in peaks.items()}
-    ratios: dict[str, float] = {}
-    for size in args.global_batch_size or ([4096] if args.quick else [4096, 32768]):
-        peer_options = {"batch": size, "rows": args.table_rows, "tables": args.tables}
+    sizes = {"tables": args.tables, "table_rows": args.table_rows, "numerical": args.numerical}
+
+    @contextlib.contextmanager
+    def contenders(batch: int) -> Iterator[Mapping[str, Contender]]:
+        peer_options = {"batch": batch, "rows": args.table_rows, "tables": args.tables}
         with contender(PEER, mode, numerical=args.numerical, **peer_options) as peer:
-            contenders = Contenders(config, args.tables, args.table_rows, args.numerical, size)
-            timings = interleave(
-                {**choose(contenders), **({"torch": peer} if peer else {})},
-                rounds=args.rounds or (3 if args.quick else 5),
-                warmup=2,
-                min_seconds=1.0 if args.quick else 3.0,
-            )
-        for name, timing in timings.items():
-            fraction = timing.median * flops / peaks.get(name, peaks["ours"])
-            figures[f"{name}_samples_per_s_{size}"] = timing.as_dict()
-            figures[f"{name}_fraction_of_gemm_peak_{size}"] = fraction
-            speeds = (round(timing.median), round(timing.lowest), round(timing.highest))
-            over_plain = f"{timing.over(timings['plain']):.2f} x"
-            rows.append((size, LABELS[name], *speeds, f"{fraction:.0%}", over_plain))
-        ratios |= _ratios(timings, size)
-    return Report(
+            ours = Contenders(config, batch_size=batch, **sizes)
+            yield {**choose(ours), **({"torch": peer} if peer else {})}
+
+    forward = flops_per_sample(config, args.tables, args.numerical)
+    return comparison.compare(
+        args,
         title=f"{title}: {args.tables} tables of {args.table_rows:,} x {config.embedding_dim}",
-        columns=(
-            *("batch", "model", "samples/s", "lowest", "highest"),
-            *("of GEMM peak", "over plain"),
-        ),
-        rows=rows,
-        config={
-            "tables": args.tables,
-            "table_rows": args.table_rows,
-            "numerical": args.numerical,
-            "quick": args.quick,
-        },
-        figures=figures,
-        ratios=ratios,
+        labels=LABELS,
+        reference="plain",
+        contenders=contenders,
+        flops=3 * forward if mode == "train" else forward,
+        config=sizes,
         notes=[
-            f"{flops / 1e6:.1f} MFLOP a sample, products of matrices only. GEMM peak "
-            f"{peaks['ours'] / 1e9:,.0f} GFLOP/s, bf16 {peaks['ours_amp'] / 1e9:,.0f} (for --amp).",
             "Targets: DLRM 1.1 x plain Keras, with --amp 1.6 x, and 2 x PyTorch.",
             *filter(None, [missing(PEER)]),
         ],
@@ -141,24 +117,16 @@ class Contenders:
             for _ in range(_BATCHES)
         ]
 
-    def train_ours(self, *, amp: bool = False) -> Callable[[], int]:
+    def train_ours(self, *, amp: bool = False) -> Contender:
         """Our training step."""
-        with precision(amp) as policy:
+        with precision(amp):
             model = self._ours()
-            scale = LossScale() if policy == "mixed_float16" else None
             optimizer = Optimizer("sgd", LEARNING_RATE, 0.0, model)
-            steps = Steps(model, optimizer, _Prepared(self.batches), scale)
-            results = steps.train(itertools.cycle(self.batches))
-            next(results)  # traced under this policy
+            return train_step(
+                model, optimizer, _Prepared(self.batches), itertools.cycle(self.batches)
+            )
 
-        def work() -> int:
-            _, result = next(results)
-            float(result["total_loss"])
-            return int(result["rows"])
-
-        return work
-
-    def train_plain(self, optimizer: tf.keras.optimizers.Optimizer) -> Callable[[], int]:
+    def train_plain(self, optimizer: tf.keras.optimizers.Optimizer) -> Contender:
         """The plain model's training step."""
         model = self._plain()
 
@@ -175,7 +143,7 @@ class Contenders:
 
         return self._cycle(step)
 
-    def infer_ours(self, *, amp: bool = False) -> Callable[[], int]:
+    def infer_ours(self, *, amp: bool = False) -> Contender:
         """Our forward pass."""
         with precision(amp):
             model = self._ours()
@@ -185,7 +153,7 @@ class Contenders:
             score(*self.batches[0])  # traced under this policy
         return self._cycle(score)
 
-    def infer_plain(self) -> Callable[[], int]:
+    def infer_plain(self) -> Contender:
         """The plain model's forward pass."""
         model = self._plain()
         return self._cycle(tf.function(lambda features, labels: model(features, training=False)))
@@ -210,7 +178,7 @@ class Contenders:
         """Two rows, to build a model with."""
         return {name: value[:2] for name, value in self.batches[0][0].items()}
 
-    def _cycle(self, function: Callable[..., tf.Tensor]) -> Callable[[], int]:
+    def _cycle(self, function: Callable[..., tf.Tensor]) -> Contender:
         turn = itertools.cycle(self.batches)
 
         def work() -> int:
@@ -219,18 +187,6 @@ class Contenders:
             return int(labels.shape[0])
 
         return work
-
-
-@contextlib.contextmanager
-def precision(amp: bool) -> Iterator[str]:
-    """Within it, Keras' policy is that of --amp, or float32; gives its name."""
-    before = tf.keras.mixed_precision.global_policy()
-    policy = amp_policy(bool(tf.config.list_physical_devices("GPU"))) if amp else "float32"
-    tf.keras.mixed_precision.set_global_policy(policy)
-    try:
-        yield policy
-    finally:
-        tf.keras.mixed_precision.set_global_policy(before)
 
 
 class _Prepared(BatchSource):
@@ -270,14 +226,3 @@ class _Prepared(BatchSource):
 
     def describe(self, feed: Batch) -> dict[str, list[Any]]:
         return {"label": feed[1].numpy().ravel().tolist()}
-
-
-def _ratios(timings: Mapping[str, Timing], size: int) -> dict[str, float]:
-    """Ours, in both precisions, over each of the others."""
-    mine = [name for name in timings if name.startswith("ours")]
-    return {
-        f"{name}_over_{other}_{size}": timings[name].over(timings[other])
-        for name in mine
-        for other in timings
-        if other not in mine
-    }

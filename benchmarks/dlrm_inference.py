@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from benchmarks import dlrm_options
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
 QUESTION = "How many samples a second does DLRM score, and what is a batch's latency?"
 
 _LATENCY_SIZES = (1, 64, 4096)  # seed 004's inference_benchmark_batch_sizes
-_QUANTILES = (0.9, 0.95, 0.99)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +31,7 @@ def run(args: argparse.Namespace) -> Report:
       args: as from `add_arguments`, with `quick`.
     """
     from benchmarks.dlrm_contenders import LABELS, Contenders, compare
+    from benchmarks.harness import latencies, latency_note
     from models.tabular_config import DLRMConfig
 
     report = compare(
@@ -57,34 +55,5 @@ def run(args: argparse.Namespace) -> Report:
         ):
             found = latencies(work, steps)
             figures[f"{name}_latency_ms_{size}"] = found
-            shown = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
-            notes.append(f"latency of batch {size:,}, {LABELS[name]}, ms: {shown}")
+            notes.append(latency_note(size, LABELS[name], found))
     return dataclasses.replace(report, figures=figures, notes=notes)
-
-
-def latencies(
-    work: Callable[[], int],
-    steps: int,
-    *,
-    warmup: int = 5,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, float]:
-    """Mean and upper quantiles of the time of single calls, in milliseconds.
-
-    Args:
-      work: does one batch to its end.
-      steps: calls that count.
-      warmup: calls before them.
-      clock: returns seconds.
-    """
-    import numpy as np
-
-    for _ in range(warmup):
-        work()
-    times = []
-    for _ in range(steps):
-        start = clock()
-        work()
-        times.append(1000.0 * (clock() - start))
-    quantiles = {f"p{round(100 * q)}": float(np.quantile(times, q)) for q in _QUANTILES}
-    return {"mean": float(np.mean(times)), **quantiles}

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from benchmarks.options import add_timing
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `dlrm_train` and `dlrm_inference`."""
-    parser.add_argument(
-        "--global_batch_size",
-        type=int,
-        nargs="+",
-        help="rows of a batch (default 4096 32768; quick 4096)",
-    )
+    add_timing(parser, sizes=(4096, 32768), quick=(4096,))
     parser.add_argument("--tables", type=int, default=26, help="categorical features")
     parser.add_argument("--table_rows", type=int, default=100_000, help="of each table")
     parser.add_argument("--numerical", type=int, default=13, help="numerical features")
-    parser.add_argument("--rounds", type=int, help="measurements of each (default 5; quick 3)")

@@ -22,6 +22,7 @@ from rich.table import Table
 # Packages whose versions decide how fast things run; those not installed are left out.
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "merlin-models", "numpy", "pyarrow")
 _PIPE_WIDTH = 140
+_QUANTILES = (0.9, 0.95, 0.99)  # of latencies
 # Instruction sets that the CPU kernels for matrix products choose by.
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -118,6 +119,51 @@ def interleave(
                     break
             rates[name].append(units / elapsed)
     return {name: Timing(tuple(values)) for name, values in rates.items()}
+
+
+def latencies(
+    work: Callable[[], object],
+    steps: int,
+    *,
+    warmup: int = 5,
+    max_seconds: float = float("inf"),
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Mean and upper quantiles of the time of single calls, in milliseconds, and their number.
+
+    Args:
+      work: does one batch to its end.
+      steps: calls that count.
+      warmup: calls before them.
+      max_seconds: of calls that count, after which no further one begins.
+      clock: returns seconds.
+    """
+
+    def timed() -> float:
+        start = clock()
+        work()
+        return clock() - start
+
+    for _ in range(warmup):
+        work()
+    return latency_figures(timed, steps, max_seconds=max_seconds)
+
+
+def latency_figures(
+    timed: Callable[[], float], steps: int, *, max_seconds: float = float("inf")
+) -> dict[str, float]:
+    """As `latencies`, of a warm function that does a batch and returns the seconds it took."""
+    times: list[float] = []
+    while len(times) < steps and sum(times) < max_seconds:
+        times.append(timed())
+    quantiles = {f"p{round(100 * q)}": 1000 * float(np.quantile(times, q)) for q in _QUANTILES}
+    return {"mean": 1000 * float(np.mean(times)), **quantiles, "calls": len(times)}
+
+
+def latency_note(size: int, label: str, found: Mapping[str, float]) -> str:
+    """A line of a report with what `latencies` found."""
+    shown = ", ".join(f"{name} {found[name]:.2f}" for name in found if name != "calls")
+    return f"latency of batch {size:,}, {label}, ms: {shown} ({found['calls']:,.0f} calls)"
 
 
 def gemm_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> float:

@@ -10,8 +10,10 @@ from typing import Any
 import tensorflow as tf
 
 from benchmarks.baselines.plain_sim import PlainSIM, one_row_per_candidate
+from benchmarks.comparison import endless_feeds, train_step
 from benchmarks.data import cached, generate_histories
 from benchmarks.harness import Report, gemm_peak, interleave
+from benchmarks.options import batch_sizes, turns
 from dataloading.features import table_rows
 from dataloading.histories import Histories
 from dataloading.sources import ResidentSource
@@ -20,7 +22,7 @@ from embeddings.optimizers import LazyAdam
 from models import MODELS, SIMConfig
 from training.optimizers import Optimizer
 from training.precision import amp_policy
-from training.steps import Steps, head_loss
+from training.steps import head_loss
 
 LEARNING_RATE = 0.01  # seed 000's default
 _BATCHES = 8  # prepared batches that the plain model and inference cycle through
@@ -58,14 +60,12 @@ def compare(
     rows: list[tuple[object, ...]] = []
     figures: dict[str, Any] = {"gemm_peak_flops_per_s": peak}
     ratios: dict[str, float] = {}
-    for size in args.global_batch_size or ([4096] if args.quick else [4096, 16384]):
+    for size in batch_sizes(args):
         contenders = Contenders(histories, size)
         flops = contenders.flops(training=training)
         timings = interleave(
             choose(contenders),
-            rounds=args.rounds or (3 if args.quick else 5),
-            warmup=2,
-            min_seconds=1.0 if args.quick else 3.0,
+            **turns(args),
         )
         ours = timings["ours"]
         fraction = ours.median * flops / peak
@@ -134,18 +134,7 @@ class Contenders:
     def train_ours(self) -> Callable[[], int]:
         """Our training step, windows and optimizer included."""
         optimizer = Optimizer("adam", LEARNING_RATE, 0.0, self.ours)
-        steps = Steps(self.ours, optimizer, self._source, None)
-        feeds = itertools.chain.from_iterable(
-            self._source.train_feeds(epoch, 0) for epoch in itertools.count()
-        )
-        results = steps.train(feeds)
-
-        def work() -> int:
-            _, result = next(results)
-            float(result["total_loss"])
-            return int(result["rows"])
-
-        return work
+        return train_step(self.ours, optimizer, self._source, endless_feeds(self._source))
 
     def train_plain(self, *, lazy_tables: bool) -> Callable[[], int]:
         """The plain model's training step on batches made beforehand.

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> Report:
         "category affinity": _category_affinity(histories, batch),
     }
     best = float(oracle["oracle_auc"]["popularity"])
-    aucs = {"oracle": best, "SIM": result.auc}
+    aucs = {"oracle": best, "SIM": result["auc"]}
     aucs |= {n: auc(labels.numpy().ravel(), scores.ravel()) for n, scores in baselines.items()}
     return Report(
         title=f"Test AUC on synthetic data ({preset}: {histories.num_events:,} events)",
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> Report:
             "quick": args.quick,
         },
         figures={f"auc_{name.replace(' ', '_').lower()}": value for name, value in aucs.items()},
-        ratios={"gap_to_oracle": best - result.auc},
+        ratios={"gap_to_oracle": best - result["auc"]},
         notes=[
             f"Target: SIM at most {_TARGET_GAP} below the oracle, which knows the users' latent "
             f"interests (its standard error: {oracle['standard_error']['popularity']:.4f})."

@@ -1,4 +1,4 @@
-"""Whole training runs for the benchmarks of accuracy: a model, a dataset, a seed, its AUC."""
+"""Whole training runs for the benchmarks of accuracy: a model, a dataset, a seed, its figures."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from models import MODELS
 from training.config import RunConfig
 from training.data import open_source
 from training.logging import RunLogger
-from training.metrics import Evaluation
 from training.trainer import Trainer
 
 
-def train_and_evaluate(run: RunConfig, options: Any) -> Evaluation:
-    """Trains as train.py does and evaluates on the test split.
+def train_and_evaluate(run: RunConfig, options: Any) -> dict[str, Any]:
+    """Trains as train.py does and evaluates at the end.
 
     Args:
       run: of the run, with a seed; nothing is saved.
       options: of the model.
+
+    Returns:
+      The figures of the evaluation by name, such as "auc".
     """
     tf.keras.utils.set_random_seed(run.seed)
     # Each run has graphs and layer counters of its own.
@@ -31,8 +33,9 @@ def train_and_evaluate(run: RunConfig, options: Any) -> Evaluation:
     model = MODELS[run.model_type](source.schema, options)
     trainer = Trainer(model, source, run, model_identity={}, run_identity={})
     with tempfile.TemporaryDirectory() as directory, RunLogger(directory, enabled=False) as log:
-        trainer.train(log)
-        return trainer.scores(run.eval_split, log).result()
+        summary = trainer.train(log).summary
+    split = f"{run.eval_split}_"
+    return {n.removeprefix(split): value for n, value in summary.items() if n.startswith(split)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Variant:
     model_type: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def run(self, dataset_dir: Path, seed: int, **more: Any) -> Evaluation:
-        """Trains once; `more` are fields of `RunConfig`."""
+    def run(self, dataset_dir: Path, seed: int, **more: Any) -> dict[str, Any]:
+        """Trains once; gives the figures. `more` are fields of `RunConfig`."""
         run = RunConfig(
             model_type=self.model_type, dataset_dir=dataset_dir, seed=seed, eval_every=None, **more
         )

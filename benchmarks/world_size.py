@@ -9,31 +9,28 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import UserError
+from benchmarks.options import add_movielens, require_movielens
 
 if TYPE_CHECKING:
     from benchmarks.harness import Report
 
-QUESTION = "Does a model reach the same AUC on 1, 2 and 4 processes?"
+QUESTION = "Does a model reach the same AUC, or HR@10, on 1, 2 and 4 processes?"
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MICRO_BATCHES = 4
-_MODELS = ("sim", "dlrm", "dcnv2")
+_ON_MOVIELENS = ("sim", "neumf")
+_ON_CRITEO = ("dlrm", "dcnv2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this benchmark's options."""
-    parser.add_argument(
-        "--input",
-        type=Path,
-        default=Path("data/ml-100k"),
-        help="MovieLens-100k as scripts/download_movielens.sh leaves it",
-    )
+    add_movielens(parser)
     parser.add_argument(
         "--model_type",
-        choices=_MODELS,
+        choices=(*_ON_MOVIELENS, *_ON_CRITEO),
         default="sim",
-        help="sim on MovieLens-100k, the others on synthetic Criteo rows",
+        help=f"{' and '.join(_ON_MOVIELENS)} on MovieLens-100k, the others on synthetic Criteo "
+        "rows",
     )
     parser.add_argument("--rows", type=int, default=500_000, help="synthetic Criteo rows")
     parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
@@ -60,6 +57,7 @@ def run(args: argparse.Namespace) -> Report:
         kinds["default"] = {}
     rows: list[list[object]] = []
     figures: dict[str, Any] = {}
+    figure = "HR@10" if args.model_type == "neumf" else "AUC"
     with tempfile.TemporaryDirectory() as directory:
         training = _training(args, Path(directory) / "dataset")
         for kind, more in kinds.items():
@@ -67,14 +65,21 @@ def run(args: argparse.Namespace) -> Report:
                 results = Path(directory) / f"{len(rows)}"
                 _train(number, {**training, **more, "epochs": epochs, "results_dir": results})
                 records = read_log(results / "log.json")
-                aucs = [r.data["test_auc"] for r in records if len(r.step) == 1]
+                found = [r.data[f"test_{figure.lower()}"] for r in records if len(r.step) == 1]
                 losses = [r.data["total_loss"] for r in records if len(r.step) == 2]
-                rows.append([kind, number, *(f"{auc:.6f}" for auc in aucs), f"{losses[-1]:.7f}"])
-                figures[f"{kind}, {number}"] = {"auc": aucs, "last_loss": losses[-1]}
+                rows.append(
+                    [kind, number, *(f"{value:.6f}" for value in found), f"{losses[-1]:.7f}"]
+                )
+                figures[f"{kind}, {number}"] = {figure.lower(): found, "last_loss": losses[-1]}
                 print(*rows[-1], sep="  ", flush=True)
     return Report(
         title=f"{args.model_type} by number of processes",
-        columns=["", "processes", *(f"AUC, epoch {n + 1}" for n in range(epochs)), "last loss"],
+        columns=[
+            "",
+            "processes",
+            *(f"{figure}, epoch {n + 1}" for n in range(epochs)),
+            "last loss",
+        ],
         rows=rows,
         config={**training, "epochs": epochs},
         figures=figures,
@@ -88,21 +93,21 @@ def run(args: argparse.Namespace) -> Report:
 def _training(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Options of the runs; makes their dataset, that of histories in `directory`."""
     common = {"model_type": args.model_type, "seed": 1}
-    if args.model_type != "sim":
+    if args.model_type in _ON_CRITEO:
         from benchmarks.data import generate_criteo_rows
         from benchmarks.dlrm_accuracy import MODELS, schedule
 
         dataset, oracle = generate_criteo_rows(args.rows, 0.01, args.cache_dir)
         training = schedule(oracle["counts"]["train"], 4096, 0.001)
         return {**common, "dataset_dir": dataset, **training, **MODELS[args.model_type]}
-    if not (args.input / "u.data").is_file():
-        raise UserError(
-            f"{args.input} holds no MovieLens-100k (u.data). Run `scripts/download_movielens.sh "
-            "100k`, or name its directory with --input."
-        )
+    require_movielens(args.input)
     from workflows.base import run_dataset
 
     run_dataset("movielens", args.input, directory)
+    if args.model_type == "neumf":
+        from benchmarks.ncf_accuracy import SETTINGS, VARIANTS
+
+        return {**common, "dataset_dir": directory, **SETTINGS, **VARIANTS["neumf"][0]}
     return {**common, "dataset_dir": directory, "global_batch_size": 4096, "lr": 0.01}
 
 

@@ -20,6 +20,7 @@ ENVIRONMENTS = ROOT / ".tools" / "peers"
 PEERS: dict[str, str] = {
     "spark_criteo": "spark",
     "torch_dlrm": "torch",
+    "torch_neumf": "torch",
 }
 """The environment of each program: ``benchmarks/peers/NAME.py`` runs in ``.tools/peers/...``."""
 
@@ -98,6 +99,12 @@ class Peer:
         if "error" in answer:
             raise RuntimeError(f"The peer {answer['error']}")
         return answer["samples"], answer["seconds"]
+
+    def peak_rss_bytes(self) -> int:
+        """The most memory that the program has had in RAM so far."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
 
     def close(self) -> None:
         """Ends the program."""

@@ -76,6 +76,7 @@ def test_a_peer_works_when_told_and_is_stopped_otherwise(counting: None) -> None
         with pytest.raises(RuntimeError, match=r"expected count STEPS, fail STEPS; got 'dance 1'"):
             peer.call("dance")
         assert peer.call("count") == (7, pytest.approx(0, abs=5))
+        assert 1e6 < peer.peak_rss_bytes() < 1e9
     assert not Path(f"/proc/{pid}").exists()
 
 
