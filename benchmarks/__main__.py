@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -79,4 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # As an exception, so that a benchmark that is ended ends its ranks and peers.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

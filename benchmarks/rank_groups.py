@@ -45,7 +45,7 @@ class RankGroup:
         """
         self._directory = Path(tempfile.mkdtemp(prefix="lookback-ranks-"))
         (self._directory / "config.json").write_text(
-            json.dumps({**config, "ranks": ranks, "cores": cores})
+            json.dumps({**config, "ranks": ranks, "cores": cores, "owner": os.getpid()})
         )
         self._log = (self._directory / "log.txt").open("w")
         self._ranks, self._calls = ranks, 0
@@ -129,11 +129,14 @@ def rank_config(directory: Path, rank: int) -> dict[str, Any]:
 
 
 def commands(directory: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The commands that a rank gets, numbered, until its group ends it."""
-    number = 1
+    """The commands that a rank gets, numbered, until its group ends it, or is no more."""
+    config = json.loads((directory / "config.json").read_text())
+    number, owner = 1, Path(f"/proc/{config['owner']}")
     while True:
         path = directory / f"command-{number}"
         while not path.exists():
+            if not owner.exists():  # killed: nobody would ever end this rank
+                return
             time.sleep(_POLL_SECONDS)
         yield number, json.loads(path.read_text())
         number += 1

@@ -20,7 +20,7 @@ from models import MODELS
 from models.base import ClickLoss
 from models.config import SIMConfig
 
-STEPS = 3
+STEPS = 5
 ROWS_A_RANK = {1: (13,), 2: (9, 4), 3: (7, 0, 6), 4: (5, 0, 7, 1)}  # of a batch of 13
 MIXES = (*STRATEGIES, "mixed")
 
