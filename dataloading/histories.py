@@ -112,6 +112,12 @@ class Histories:
                 f"least {held_out + 1}. Run the workflow with a larger --min_interactions."
             )
 
+    def in_training(self, held_out: int) -> npt.NDArray[np.bool_]:
+        """Which events ``[N]`` are not among the last `held_out` of their user."""
+        lengths = np.diff(self.offsets)
+        number = np.arange(self.num_events) - np.repeat(self.offsets[:-1], lengths)
+        return number < np.repeat(lengths - held_out, lengths)
+
     def item_counts(self) -> ItemCounts:
         """Occurrences of each item of the catalogue among these events."""
         item = self.features.item[0]

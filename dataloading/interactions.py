@@ -8,7 +8,6 @@ can be rebuilt from (seed, epoch, step), on any number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from dataloading.histories import Histories
 from dataloading.interaction_features import SAMPLE_KEY, InteractionFeatures
 from dataloading.known_items import Catalogue, KnownItems
 from dataloading.parts import WHOLE, Part
-from dataloading.sources import Batch, BatchSource
+from dataloading.sources import Batch, NumberedSource
 from errors import UserError
 
 CATALOGUE = "_catalogue"
@@ -30,7 +29,7 @@ _USERS_AT_A_TIME = 1 << 14
 _CATALOGUE_SCORES = 1 << 17  # 128 MB for a layer of 256 units
 
 
-class InteractionSource(BatchSource):
+class InteractionSource(NumberedSource):
     """Positives with sampled negatives; evaluation ranks each user's held-out item."""
 
     ranking = True
@@ -90,10 +89,9 @@ class InteractionSource(BatchSource):
         self._batch = _samples("global_batch_size", batch_size, 1 + negative_samples)
         histories.require_targets()
         held_out = histories.split.held_out
-        lengths = np.diff(histories.offsets)
-        number = np.arange(histories.num_events) - np.repeat(histories.offsets[:-1], lengths)
-        positive = number < np.repeat(lengths - held_out, lengths)
-        user = np.repeat(np.arange(histories.num_users, dtype=np.int32), lengths)
+        positive = histories.in_training(held_out)
+        places = np.arange(histories.num_users, dtype=np.int32)
+        user = np.repeat(places, np.diff(histories.offsets))
         self._positives = int(positive.sum())
         # Users by place, items by id: with 20 M positives 160 MB.
         self._sample_users = tf.constant(user[positive])
@@ -120,26 +118,6 @@ class InteractionSource(BatchSource):
         self._met: KnownItems | None = None
         self._test_items: dict[str, tf.Tensor] = {}
 
-    @property
-    def train_rows(self) -> int:
-        """Rows of one pass over the training set: positives and their negatives."""
-        return self._positives * (1 + self._negatives)
-
-    def train_steps(self) -> int:
-        """Steps of one epoch, all passes together."""
-        return self._steps * self._repeat_count
-
-    def train_feeds(self, epoch: int, first_step: int) -> Iterator[tf.Tensor]:
-        """Feeds ``[2]``: the number of the pass over the data, and of the step in it."""
-        for step in range(first_step, self.train_steps()):
-            passes, index = divmod(step, self._steps)
-            yield tf.constant([epoch * self._repeat_count + passes, index], tf.int64)
-
-    def parts_of(self, feed: tf.Tensor) -> Sequence[tf.Tensor]:
-        """Feeds ``[3]``: as those of `train_feeds`, and the number of the part."""
-        parts = range(self._micro_batches)
-        return [tf.concat([feed, [tf.constant(part, tf.int64)]], 0) for part in parts]
-
     def train_batch(self, feed: tf.Tensor) -> Batch:
         """The batch of (pass, step), or a part of it.
 
@@ -147,10 +125,7 @@ class InteractionSource(BatchSource):
           Users ``[B]``, items ``[B, 1 + negative_samples]`` (column 0 the positive) and
           `SAMPLE_KEY` ``[B]``; float32 labels of the items' shape.
         """
-        part = self._part
-        if feed.shape[0] == 3:
-            part = part.cut(feed[2], self._micro_batches)
-        numbers = self._numbers(feed, part)
+        numbers = self._numbers(feed, self._part_of(feed))
         user = tf.gather(self._sample_users, numbers)
         positive = tf.expand_dims(tf.gather(self._sample_items, numbers), 1)  # [B, 1]
         drawn_in = tf.constant(0, tf.int64) if self._repeatable else tf.cast(feed[0], tf.int64)
@@ -171,11 +146,6 @@ class InteractionSource(BatchSource):
         self._position(split)
         users = self._catalogue_users if split.endswith(CATALOGUE) else self._eval_users
         return -(-self._histories.num_users // users)
-
-    def eval_feeds(self, split: str) -> Iterator[tf.Tensor]:
-        """Feeds []: the number of the step."""
-        for step in range(self.eval_steps(split)):
-            yield tf.constant(step, tf.int64)
 
     def eval_batch(self, split: str, feed: tf.Tensor) -> Batch | tuple[Any, tf.Tensor, tf.Tensor]:
         """The candidates of some users.

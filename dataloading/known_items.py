@@ -72,20 +72,18 @@ class KnownItems:
         user = np.repeat(np.arange(users, dtype=np.int64), lengths)
         place = catalogue.places(histories.item_features[name])
         if held_out:
-            number = np.arange(len(place)) - np.repeat(histories.offsets[:-1], lengths)
-            counts = number < np.repeat(lengths - held_out, lengths)
+            counts = histories.in_training(held_out)
             user, place = user[counts], place[counts]
         size = max(len(catalogue), 1)
         pairs = np.unique(user * size + place)
         user, place = np.divmod(pairs, size)
         known = np.bincount(user, minlength=users)
-        self.offsets = np.concatenate([[0], np.cumsum(known)])
+        offsets = np.concatenate([[0], np.cumsum(known)])
         self.free = len(catalogue) - known  # [U]
-        order = np.arange(len(pairs)) - np.repeat(self.offsets[:-1], known)
-        self._users = user
+        order = np.arange(len(pairs)) - np.repeat(offsets[:-1], known)
         self._places = tf.constant(place, tf.int64)
         self._ahead = tf.constant(place - order, tf.int64)  # free places in front of each
-        self._begins = tf.constant(self.offsets, tf.int64)
+        self._begins = tf.constant(offsets, tf.int64)
         self._rounds = int(known.max(initial=0)).bit_length()
 
     def free_places(self, users: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:

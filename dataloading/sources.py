@@ -86,7 +86,46 @@ class BatchSource(abc.ABC):
         """Says which samples a training feed holds: columns of equal length, by name."""
 
 
-class ResidentSource(BatchSource):
+class NumberedSource(BatchSource):
+    """A source whose graph builds batches from numbers alone: a feed says which batch it is.
+
+    Subclasses set the steps of one pass, passes an epoch, this process's part of a batch, and into
+    how many parts that can be cut.
+    """
+
+    _steps: int
+    _repeat_count: int
+    _part: Part
+    _micro_batches: int
+
+    def train_steps(self) -> int:
+        """Steps of one epoch, all passes together."""
+        return self._steps * self._repeat_count
+
+    def train_feeds(self, epoch: int, first_step: int) -> Iterator[tf.Tensor]:
+        """Feeds ``[2]``: the number of the pass over the data, and of the step in it."""
+        for step in range(first_step, self.train_steps()):
+            passes, index = divmod(step, self._steps)
+            yield tf.constant([epoch * self._repeat_count + passes, index], tf.int64)
+
+    def parts_of(self, feed: tf.Tensor) -> Sequence[tf.Tensor]:
+        """Feeds ``[3]``: as those of `train_feeds`, and the number of the part."""
+        parts = range(self._micro_batches)
+        return [tf.concat([feed, [tf.constant(part, tf.int64)]], 0) for part in parts]
+
+    def eval_feeds(self, split: str) -> Iterator[tf.Tensor]:
+        """Feeds []: the number of the step."""
+        for step in range(self.eval_steps(split)):
+            yield tf.constant(step, tf.int64)
+
+    def _part_of(self, feed: tf.Tensor) -> Part:
+        """What a training feed asks for of a batch: this process's part, or a part of that."""
+        if feed.shape[0] == 3:
+            return self._part.cut(feed[2], self._micro_batches)
+        return self._part
+
+
+class ResidentSource(NumberedSource):
     """Windows over resident histories."""
 
     def __init__(
@@ -161,21 +200,6 @@ class ResidentSource(BatchSource):
             raise problem
         return agreed
 
-    def train_steps(self) -> int:
-        """Steps of one epoch, all passes together."""
-        return self._steps * self._repeat_count
-
-    def train_feeds(self, epoch: int, first_step: int) -> Iterator[tf.Tensor]:
-        """Feeds ``[2]``: the number of the pass over the data, and of the step in it."""
-        for step in range(first_step, self.train_steps()):
-            passes, index = divmod(step, self._steps)
-            yield tf.constant([epoch * self._repeat_count + passes, index], tf.int64)
-
-    def parts_of(self, feed: tf.Tensor) -> Sequence[tf.Tensor]:
-        """Feeds ``[3]``: as those of `train_feeds`, and the number of the part."""
-        parts = range(self._micro_batches)
-        return [tf.concat([feed, [tf.constant(part, tf.int64)]], 0) for part in parts]
-
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split once."""
         if split not in self._eval_steps:
@@ -183,16 +207,9 @@ class ResidentSource(BatchSource):
             self._eval_steps[split] = self._most(steps)
         return self._eval_steps[split]
 
-    def eval_feeds(self, split: str) -> Iterator[tf.Tensor]:
-        """Feeds []: the number of the step."""
-        for step in range(self.eval_steps(split)):
-            yield tf.constant(step, tf.int64)
-
     def train_batch(self, feed: tf.Tensor) -> Batch:
         """The batch of (pass, step), or a part of it."""
-        part = self._part
-        if feed.shape[0] == 3:
-            part = part.cut(feed[2], self._micro_batches)
+        part = self._part_of(feed)
         return self._windows.train_batch(self._seed, feed[0], feed[1], self._batch_size, part)
 
     def eval_batch(self, split: str, feed: tf.Tensor) -> Batch:

@@ -335,7 +335,8 @@ class RunConfig:
             "several processes",
             "Cut each training batch into N parts, shared by all processes, and add their "
             "gradients up in order: the same to the bit on every number of processes that "
-            "divides N (with equally many threads each, and no dropout), in the memory of one part",
+            "divides N (with equally many threads each, and no dropout that does not follow the "
+            "sample), in the memory of one part",
             none=(0,),
         ),
     )

@@ -39,9 +39,6 @@ _HISTORIES_ONLY = (
 )
 _TABULAR_ONLY = ("dataset_subset", "shuffle_batch_order")
 
-_STORAGE = ("embedding_type",)
-"""Options of models that say how weights lie in memory; a checkpoint does not know it."""
-
 _INTERACTIONS_ONLY = (
     *("negative_samples", "exact_negatives", "full_catalogue", "topk", "threshold"),
 )
@@ -148,6 +145,7 @@ def _open_interactions(run: RunConfig, shared: Mapping[str, Any]) -> BatchSource
     _check_defaults(run, _TABULAR_ONLY, "positives are always shuffled, and used whole")
     names = ("negatives", "shard_histories", "number_of_user_features")
     _check_defaults(run, names, f"{run.model_type} knows no histories, and draws items uniformly")
+    _check_defaults(run, ("auc_threshold",), "rankings have no AUC; --threshold is that of HR@K")
     if is_materialised(run.dataset_dir):
         raise UserError(
             f"model_type: {run.model_type} draws its own negatives, and {run.dataset_dir} holds "

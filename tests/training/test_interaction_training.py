@@ -154,6 +154,7 @@ def test_scores_can_be_written(dataset, tmp_path):
         ({"negatives": "uniform"}, "Leave --negatives out"),
         ({"shard_histories": True}, "Leave --shard_histories out"),
         ({"shuffle_batch_order": True}, "Leave --shuffle_batch_order out"),
+        ({"auc_threshold": 0.8}, "Leave --auc_threshold out"),
         ({"eval_train": True}, "Leave --eval_train out"),
         ({"test_negatives": 200}, "test_negatives: expected users with 200 items"),
     ],
