@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from embeddings.duplicates import distinct
 from embeddings.ids import inside
 from embeddings.layout import Layout
 from embeddings.sharding import STRATEGIES
@@ -107,12 +108,12 @@ class Exchange:
         legs: list[_Leg] = []
         positions: dict[str, tf.Tensor] = {}
         for table, index in ids.items():
-            index = tf.cast(index, self._index_dtype)
+            count = self._table_rows[table]
+            index = tf.cast(inside(table, count, index), self._index_dtype)
             if STRATEGIES[self._plan.placement(table).strategy].exchanged:
-                distinct, positions[table] = tf.unique(index)  # [U], [N]
-                legs += self._legs(table, inside(table, self._table_rows[table], distinct))
+                once, positions[table] = distinct(index, count)  # [U], [N]
+                legs += self._legs(table, once)
             else:
-                index = inside(table, self._table_rows[table], index)
                 positions[table] = index + self._layout.pieces[table][0].starts[self._rank]
         if not legs:
             none = tf.zeros([self._layout.ranks, 0], tf.int32)
@@ -177,7 +178,7 @@ class Exchange:
         )
         return dict(zip(legs, found))
 
-    def _legs(self, table: str, distinct: tf.Tensor) -> list[_Leg]:
+    def _legs(self, table: str, ids: tf.Tensor) -> list[_Leg]:
         """The owners of a table's distinct ids ``[U]``, and the rows' numbers there."""
         placement = self._plan.placement(table)
         strategy = STRATEGIES[placement.strategy]
@@ -185,7 +186,7 @@ class Exchange:
         for number, (piece, leg) in enumerate(
             zip(
                 self._layout.pieces[table],
-                strategy.input_dist(placement, distinct, self._layout.ranks),
+                strategy.input_dist(placement, ids, self._layout.ranks),
             )
         ):
             starts = tf.constant(piece.starts, self._index_dtype)  # [R]

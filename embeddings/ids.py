@@ -16,10 +16,11 @@ def inside(table: str, rows: int, ids: tf.Tensor) -> tf.Tensor:
     Raises:
       tf.errors.InvalidArgumentError: when the ids are read, naming the table and their range.
     """
-    received = tf.reduce_min(ids), "to", tf.reduce_max(ids)
+    # Without ids: the type's largest number, and its least.
+    least, most = (tf.cast(f(ids), tf.int64) for f in (tf.reduce_min, tf.reduce_max))
     check = tf.debugging.Assert(
-        tf.reduce_all((ids >= 0) & (ids < rows)),
-        [f"Table {table!r}: expected ids in [0, {rows}), received", *received],
+        (least >= 0) & (most < rows),
+        [f"Table {table!r}: expected ids in [0, {rows}), received", least, "to", most],
     )
     with tf.control_dependencies([check]):
         return tf.identity(ids)

@@ -18,22 +18,10 @@ from typing import ClassVar, Literal
 
 import tensorflow as tf
 
+from embeddings.duplicates import sum_duplicates
 from errors import UserError
 
 _LARGEST_FUSED = (1 << 31) - 1  # weights: TensorFlow's kernels number them with int32
-
-
-def sum_duplicates(gradient: tf.IndexedSlices) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sums the slices of equal index.
-
-    Args:
-      gradient: values ``[N, D]`` for rows ``[N]``, rows repeating.
-
-    Returns:
-      The unique rows ``[U]`` in order of first appearance, and their sums ``[U, D]``.
-    """
-    rows, position = tf.unique(gradient.indices)
-    return rows, tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
 
 
 def without_rows(table: tf.Variable) -> tf.IndexedSlices:
@@ -156,7 +144,7 @@ class TableOptimizer(tf.Module, abc.ABC):
         """
         for name, gradient in gradients.items():
             table, slots = tables[name], self.slots[name]
-            rows, values = sum_duplicates(gradient)
+            rows, values = sum_duplicates(gradient, table.shape[0])
             weights = tf.gather(table, rows)
             if self._weight_decay:
                 weights -= self._learning_rate * self._weight_decay * weights

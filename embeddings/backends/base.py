@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from embeddings.config import Sharding
+from embeddings.duplicates import sum_duplicates
 from embeddings.initializers import fill_rows
-from embeddings.optimizers import sum_duplicates
 from embeddings.types import Plan, Shard, TableSpec
 
 Gradients = dict[str, tf.IndexedSlices]
@@ -151,7 +151,15 @@ class Backend(abc.ABC):
           senders: of each.
         """
         del senders
-        return {name: concatenated([summed(part[name]) for part in parts]) for name in parts[0]}
+        return {
+            name: concatenated([self._summed(name, part[name]) for part in parts])
+            for name in parts[0]
+        }
+
+    def _summed(self, name: str, gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+        """The gradient of a variable with each row once."""
+        rows, values = sum_duplicates(gradient, self._variables[name].shape[0])
+        return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
     def _plan_of(self, ranks: int) -> Plan:
         """The plan, which a backend of several processes needs.
@@ -190,12 +198,6 @@ class Backend(abc.ABC):
         for part in parts:
             table = self._tables[part.shard.table]
             fill_rows(variable, part.start, part.shard, self._seed, table.dim, table.scale)
-
-
-def summed(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
-    """The gradient with each row once."""
-    rows, values = sum_duplicates(gradient)
-    return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
 
 def concatenated(gradients: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:

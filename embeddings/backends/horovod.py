@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from embeddings.backends.base import Backend, Gradients, Held, concatenated, summed
+from embeddings.backends.base import Backend, Gradients, Held, concatenated
 from embeddings.config import Sharding
 from embeddings.exchange import Exchange, Route, from_wire, to_wire
 from embeddings.layout import Layout
@@ -89,7 +89,7 @@ class HorovodBackend(Backend):
         """
         replicated = {group.name for group in self._layout.groups if not group.exchanged}
         return {
-            name: self._gather(gradient if distinct else summed(gradient))
+            name: self._gather(gradient if distinct else self._summed(name, gradient))
             if name in replicated
             else gradient
             for name, gradient in gradients.items()
@@ -116,7 +116,7 @@ class HorovodBackend(Backend):
                     )
                 ]
             else:
-                gradients = [summed(gradient) for gradient in gradients]
+                gradients = [self._summed(group.name, gradient) for gradient in gradients]
             result[group.name] = concatenated(gradients)
         return result
 

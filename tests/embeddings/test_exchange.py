@@ -326,6 +326,14 @@ def test_an_id_beyond_its_table_is_an_error_not_another_tables_row(make_plan, mi
         world.step(ids)
 
 
+def test_an_id_too_large_for_the_wire_is_not_cut_to_a_row(make_plan):
+    world = Ranks(make_plan(TABLES, "row_wise", 2))
+    ids = make_ids(2, dtype=np.int64)
+    ids[1]["words"][3] = 1 << 32  # 0 in int32
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"words.*\[0, 23\)"):
+        world.step(ids)
+
+
 @pytest.mark.parametrize("wire_dtype", WIDTH)
 def test_the_wire_rounds_once(wire_dtype):
     values = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)

@@ -15,7 +15,6 @@ from embeddings.optimizers import (
     LazyAdam,
     Momentum,
     bias_corrected,
-    sum_duplicates,
     without_rows,
 )
 from embeddings.types import OPTIMIZER_STATE
@@ -373,13 +372,3 @@ def test_momentum_is_lazy():
         steps = [slices(ids, np.ones((len(ids), D))) for ids in ([2], *between, [2])]
         run(optimizer, {"item": table}, [{"item": step} for step in steps], False)
         np.testing.assert_allclose(table[2], np.full(D, 1 - LR - 1.5 * LR), rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
-@pytest.mark.parametrize("indices", [[], [3], [5, 1, 5, 5, 0, 1]], ids=str)
-def test_sum_duplicates(indices, dtype):
-    values = RNG.normal(size=(len(indices), D)).astype(np.float32)
-    rows, sums = sum_duplicates(slices(indices, values, dtype))
-    assert rows.numpy().tolist() == list(dict.fromkeys(indices))
-    for row, total in zip(rows.numpy(), sums.numpy(), strict=True):
-        np.testing.assert_allclose(total, values[np.array(indices) == row].sum(0), rtol=1e-5)
