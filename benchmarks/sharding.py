@@ -30,10 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--users", type=int, help="users to generate (default: Amazon Books' 105925; quick 20000)"
     )
     parser.add_argument(
+        "--global_batch_size",
+        type=int,
+        help="rows of a batch, however many ranks share it (default 16384; quick 8192)",
+    )
+    parser.add_argument(
         "--batch_per_rank",
         type=int,
-        help="rows of a rank's part of a batch in weak scaling; of four ranks' in the other "
-        "measurement (default 4096; quick 2048)",
+        help="rows of a rank's part in weak scaling (default 32768, which on four ranks is seed "
+        "000's batch; quick 2048)",
     )
     parser.add_argument("--ranks", type=int, nargs="+", help="default 1 2 4; quick 1 2")
     parser.add_argument(
@@ -46,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as in train.py (default: with it)",
     )
     parser.add_argument("--steps", type=int, help="steps of a measurement (default 16; quick 4)")
+    parser.add_argument("--weak_steps", type=int, help="the same in weak scaling (default 3)")
     parser.add_argument("--rounds", type=int, help="measurements of each (default 5; quick 3)")
     parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
 
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace) -> Report:
 
     quick = args.quick
     users = args.users or (20_000 if quick else 105_925)
-    batch = args.batch_per_rank or (2048 if quick else 4096)
+    batch = args.global_batch_size or (8192 if quick else 16_384)
+    batch_per_rank = args.batch_per_rank or (2048 if quick else 32_768)
     ranks = args.ranks or ([1, 2] if quick else [1, 2, 4])
     dataset = generate_histories(cached("histories", {"users": users}, args.cache_dir), users=users)
     config = {
@@ -69,20 +76,19 @@ def run(args: argparse.Namespace) -> Report:
         "prefetch_ids": args.prefetch_ids,
         "warmup_steps": _WARMUP_STEPS,
     }
-    sizes = {
-        "steps": args.steps or (4 if quick else 16),
-        "rounds": args.rounds or (3 if quick else 5),
-    }
-    strong = _strong(config, ranks, 4 * batch, **sizes)
-    weak = _weak(config, batch, **sizes)
-    return _report(strong, weak, args, batch, {**config, "users": users, **sizes})
+    rounds = args.rounds or (3 if quick else 5)
+    steps = args.steps or (4 if quick else 16)
+    strong = _strong(config, ranks, batch, steps=steps, rounds=rounds)
+    weak = _weak(config, batch_per_rank, steps=args.weak_steps or 3, rounds=rounds)
+    sizes = {"users": users, "steps": steps, "rounds": rounds}
+    return _report(strong, weak, batch, batch_per_rank, {**config, **sizes})
 
 
 def _report(
     strong: dict[int, dict[str, Any]],
     weak: dict[str, Timing],
-    args: argparse.Namespace,
     batch: int,
+    batch_per_rank: int,
     config: dict[str, Any],
 ) -> Report:
     efficiency = weak["2 ranks"].over(weak["1 rank"]) / 2
@@ -91,7 +97,7 @@ def _report(
     for number, found in strong.items():
         rows.append(
             [
-                f"{number} ranks, {4 * batch:,} rows in all",
+                f"{number} ranks, {batch:,} rows in all",
                 found["rate"].median,
                 found["sent"] / 1e6,
                 found["undeduplicated"] / 1e6,
@@ -101,7 +107,7 @@ def _report(
             ]
         )
     for name, timing in weak.items():
-        rows.append([f"{name}, a core and {batch:,} rows each", timing.median, *[None] * 5])
+        rows.append([f"{name}, a core and {batch_per_rank:,} rows each", timing.median, *[None] * 5])
     figures: dict[str, Any] = {
         "samples_per_second": {str(n): found["rate"].as_dict() for n, found in strong.items()},
         "weak_samples_per_second": {name: timing.as_dict() for name, timing in weak.items()},
@@ -122,7 +128,7 @@ def _report(
             "of the step",
         ],
         rows=rows,
-        config={**config, "batch_per_rank": batch},
+        config={**config, "global_batch_size": batch, "batch_per_rank": batch_per_rank},
         figures=figures,
         ratios={"weak_scaling_efficiency": efficiency, "without_exchange": apart},
         notes=[
