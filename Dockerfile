@@ -19,6 +19,7 @@ WORKDIR /home/lookback/lookback
 
 # The environment first: it changes less often than the code.
 COPY --chown=1000:1000 requirements/ requirements/
+COPY --chown=1000:1000 kernels/ kernels/
 COPY --chown=1000:1000 scripts/setup.sh scripts/check_environment.py scripts/
 RUN scripts/setup.sh \
  && rm -rf .tools "$HOME/.cache"

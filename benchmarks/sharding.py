@@ -107,7 +107,9 @@ def _report(
             ]
         )
     for name, timing in weak.items():
-        rows.append([f"{name}, a core and {batch_per_rank:,} rows each", timing.median, *[None] * 5])
+        rows.append(
+            [f"{name}, a core and {batch_per_rank:,} rows each", timing.median, *[None] * 5]
+        )
     figures: dict[str, Any] = {
         "samples_per_second": {str(n): found["rate"].as_dict() for n, found in strong.items()},
         "weak_samples_per_second": {name: timing.as_dict() for name, timing in weak.items()},

@@ -49,7 +49,7 @@ class DCNv2Block(TabularBlock):
         Returns:
           ``[B, D]``.
         """
-        joined = tf.concat(self.vectors(inputs), 1)  # [B, H + M D]
+        joined = self.joined_vectors(inputs)  # [B, H + M D]
         crossed = self._cross(joined)
         if self._config.structure == "stacked":
             return self._top(crossed)

@@ -45,10 +45,9 @@ class DLRMBlock(TabularBlock):
         Returns:
           ``[B, top_mlp_sizes[-2]]``.
         """
-        vectors = self.vectors(inputs)
         if self._interaction is None:
-            return self._top(tf.concat(vectors, 1))
-        return self._top(self._interaction(vectors))
+            return self._top(self.joined_vectors(inputs))
+        return self._top(self._interaction(self.vectors(inputs)))
 
 
 tables = tabular_tables

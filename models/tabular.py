@@ -85,11 +85,15 @@ class TabularBlock(ConfiguredBlock):
     def vectors(self, inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """The bottom MLP's output ``[B, H]``, then the embeddings, M times ``[B, D]``.
 
-        In the compute dtype; arguments and errors as of `lookups`.
+        The embeddings in float32, as tables are; arguments and errors as of `lookups`.
         """
         bottom = self._bottom(_matrix(inputs, NUMERICAL, len(self._features.numerical)))
         embedded = self.embeddings(self.lookups(inputs))
-        return [bottom, *(tf.cast(vector, self.compute_dtype) for vector in embedded.values())]
+        return [bottom, *embedded.values()]
+
+    def joined_vectors(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """All `vectors`, one after another, in the compute dtype: ``[B, H + M D]``."""
+        return tf.concat([tf.cast(v, self.compute_dtype) for v in self.vectors(inputs)], 1)
 
     @property
     def vectors_width(self) -> int:

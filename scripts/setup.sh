@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv, the one environment that everything here runs in: Python 3.11, the packages of
-# requirements/dev.txt, and Horovod built against that TensorFlow with Gloo.
+# requirements/dev.txt, Horovod built against that TensorFlow with Gloo, and the operations of
+# kernels/.
 #
 # usage: scripts/setup.sh
 #
@@ -50,6 +51,7 @@ main() {
   make_venv
   install_packages
   install_horovod
+  install_kernels
   verify
   { location && environment_key; } > "$stamp.new"
   mv "$stamp.new" "$stamp"
@@ -68,7 +70,7 @@ location() { printf '%s <- %s\n' "$root" "$(readlink "$venv/bin/python")"; }
 
 # What .venv was made from.
 environment_key() {
-  sha256sum requirements/{dev,horovod,tools,build}.txt scripts/setup.sh \
+  sha256sum requirements/{dev,horovod,tools,build}.txt kernels/*.cc scripts/setup.sh \
     scripts/check_environment.py | sha256sum | cut -d ' ' -f 1
 }
 
@@ -76,6 +78,7 @@ ready() {
   [[ -f $stamp && -x $venv/bin/python ]] || return 1
   compgen -G "$venv/lib/python3.11/site-packages/horovod/tensorflow/mpi_lib*.so" > /dev/null ||
     return 1
+  [[ -f $venv/lib/lookback_kernels.so ]] || return 1
   [[ $(< "$stamp") == "$(location && environment_key)" ]]
 }
 
@@ -275,6 +278,16 @@ build_horovod() {
   find "$scratch/cache" -name 'horovod-*.whl' -type f -exec cp {} "$tools/new" \;
   mv "$tools/new" "$wheels"
   rm -rf "$scratch"
+}
+
+# With the flags of tf.sysconfig, whose list cannot be cut at blanks: paths may have some.
+install_kernels() {
+  local tensorflow=$venv/lib/python3.11/site-packages/tensorflow
+  say "building our operations"
+  run "building our operations" "$CXX" -std=c++17 -O3 -fPIC -shared \
+    -D_GLIBCXX_USE_CXX11_ABI=1 -DEIGEN_MAX_ALIGN_BYTES=64 -isystem "$tensorflow/include" \
+    kernels/*.cc -o "$venv/lib/lookback_kernels.so" \
+    "-L$tensorflow" -l:libtensorflow_framework.so.2
 }
 
 verify() {

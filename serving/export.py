@@ -128,6 +128,8 @@ def save_model(model: mm.Model, manifest: Manifest, directory: Path) -> None:
     from merlin.models.io import save_merlin_metadata
     from merlin.schema import ColumnSchema, Schema
 
+    from models.blocks.kernels import portable
+
     specs = {
         name: tf.TensorSpec(shape, tf.as_dtype(manifest.input_type(name)), name)
         for name, shape in manifest.inputs.items()
@@ -138,13 +140,14 @@ def save_model(model: mm.Model, manifest: Manifest, directory: Path) -> None:
         logit = model(features, training=False)
         return {"logit": logit, "probability": tf.sigmoid(logit)}
 
-    tf.keras.models.save_model(
-        model,
-        str(directory),
-        include_optimizer=False,
-        save_traces=False,
-        signatures={SIGNATURE: serve.get_concrete_function()},
-    )
+    with portable():
+        tf.keras.models.save_model(
+            model,
+            str(directory),
+            include_optimizer=False,
+            save_traces=False,
+            signatures={SIGNATURE: serve.get_concrete_function()},
+        )
     outputs = Schema([ColumnSchema(name, dtype="float32") for name in ("logit", "probability")])
     save_merlin_metadata(directory, model.schema, outputs)
 

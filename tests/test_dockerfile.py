@@ -118,9 +118,8 @@ def test_cpu_is_what_the_setup_script_makes() -> None:
     assert next(i for i, line in enumerate(order) if line.startswith("USER")) < setup
     # All that setup.sh reads has been copied by then; the code comes later, and changes more often.
     before = " ".join(order[:setup])
-    assert {"requirements/", "scripts/setup.sh", "scripts/check_environment.py"} <= set(
-        before.split()
-    )
+    read = {"requirements/", "kernels/", "scripts/setup.sh", "scripts/check_environment.py"}
+    assert read <= set(before.split())
     assert any(line.endswith(" . .") for line in order[setup:])
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
+
+from models.blocks.kernels import cpu_kernels
+
+_KERNEL_LANES = 16  # of kernels/dot_interaction.cc: it takes vectors of a multiple of these
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -16,16 +21,26 @@ class DotInteraction(tf.keras.layers.Layer):
     on CPU that gained nothing.
     """
 
+    def __init__(self, **kwargs: Any) -> None:
+        """Creates the layer; it casts its inputs itself, to the precision it multiplies in."""
+        super().__init__(autocast=False, **kwargs)
+
     def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
         """Multiplies all pairs.
 
         Args:
-          inputs: F vectors ``[B, D]`` of each sample.
+          inputs: F vectors ``[B, D]`` of each sample, in any float types.
 
         Returns:
-          ``[B, D + F (F - 1) / 2]``.
+          ``[B, D + F (F - 1) / 2]`` in the compute dtype.
         """
-        return first_and_products(inputs[0], tf.stack(inputs, 1))
+        kernels = cpu_kernels()
+        if kernels is None or inputs[0].shape[1] % _KERNEL_LANES:
+            vectors = [tf.cast(vector, self.compute_dtype) for vector in inputs]
+            return first_and_products(vectors[0], tf.stack(vectors, 1))
+        # In float32 under every policy: tables are, and casting all vectors would cost more.
+        result = fused(kernels, [tf.cast(vector, tf.float32) for vector in inputs])
+        return tf.cast(result, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: list[tf.TensorShape]) -> tf.TensorShape:
         """``[B, D + F (F - 1) / 2]``."""
@@ -69,3 +84,26 @@ def first_and_products(
         return of_first, tf.matmul(symmetric, vectors)
 
     return tf.concat([first, *triangle], 1), gradient
+
+
+def fused(kernels: Any, inputs: list[tf.Tensor]) -> tf.Tensor:
+    """The same as `first_and_products`, without bringing the vectors together.
+
+    Args:
+      kernels: from `cpu_kernels`.
+      inputs: F float32 vectors ``[B, D]`` of each sample, D a multiple of 16.
+
+    Returns:
+      ``[B, D + F (F - 1) / 2]``.
+    """
+
+    @tf.custom_gradient
+    def interaction(
+        *vectors: tf.Tensor,
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            return kernels.lookback_dot_interaction_grad(upstream=upstream, inputs=vectors)
+
+        return kernels.lookback_dot_interaction(inputs=vectors), gradient
+
+    return interaction(*inputs)

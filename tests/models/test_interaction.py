@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from models.blocks import kernels
 from models.blocks.interaction import DotInteraction
 from models.blocks.mlp_relu import ReluMLP
+
+needs_kernels = pytest.mark.skipif(
+    kernels.cpu_kernels() is None, reason="a GPU, or an environment that setup.sh did not make"
+)
+WAYS = [
+    pytest.param(kernels.portable, id="tensorflow"),
+    pytest.param(contextlib.nullcontext, id="kernel", marks=needs_kernels),
+]
 
 
 def pairs(*vectors):
@@ -25,14 +36,56 @@ def mlp(x, *weights):
     return x
 
 
-@pytest.mark.parametrize(("batch", "features"), [(1, 2), (3, 4), (5, 7)])
-def test_dot_interaction_equals_numpy(formulas, batch, features):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("batch", "features", "width"),
+    [(1, 2, 3), (3, 4, 3), (5, 7, 3), (1, 1, 16), (3, 2, 16), (5, 4, 32), (2, 5, 48), (2, 27, 128)],
+)
+def test_dot_interaction_equals_numpy(formulas, way, batch, features, width):
     rng = np.random.default_rng(features)
-    vectors = [rng.normal(size=(batch, 3)) for _ in range(features)]
+    vectors = [rng.normal(size=(batch, width)) for _ in range(features)]
     layer = DotInteraction()
-    formulas.assert_equals_formula(lambda *v: layer(list(v)), pairs, vectors)
-    shapes = [tf.TensorShape([batch, 3])] * features
+    with way():
+        formulas.assert_equals_formula(lambda *v: layer(list(v)), pairs, vectors)
+    shapes = [tf.TensorShape([batch, width])] * features
     assert layer.compute_output_shape(shapes) == pairs(*vectors).shape
+
+
+@needs_kernels
+def test_the_kernel_multiplies_in_float32_whatever_comes():
+    vectors = [tf.random.stateless_normal([6, 16], [0, n]) for n in range(4)]
+    policy = tf.keras.mixed_precision.Policy("mixed_bfloat16")
+    half = DotInteraction(dtype=policy)([tf.cast(vectors[0], tf.bfloat16), *vectors[1:]])
+    assert half.dtype == tf.bfloat16
+    exact = DotInteraction()([tf.cast(tf.cast(vectors[0], tf.bfloat16), tf.float32), *vectors[1:]])
+    np.testing.assert_array_equal(half, tf.cast(exact, tf.bfloat16))
+
+
+@needs_kernels
+def test_the_kernel_refuses_what_it_would_read_beyond():
+    operations = kernels.cpu_kernels()
+    for others in (tf.ones([2, 32]), tf.ones([3, 16])):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="of one shape"):
+            operations.lookback_dot_interaction(inputs=[tf.ones([2, 16]), others])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a multiple of 16"):
+        operations.lookback_dot_interaction(inputs=[tf.ones([2, 17])] * 2)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"upstream gradient \[2, 17\]"):
+        operations.lookback_dot_interaction_grad(
+            upstream=tf.ones([2, 16]), inputs=[tf.ones([2, 16])] * 2
+        )
+
+
+@needs_kernels
+def test_portable_graphs_have_operations_of_tensorflow_alone():
+    layer, inputs = DotInteraction(), [tf.TensorSpec([None, 16])] * 3
+
+    def operations():
+        graph = tf.function(lambda *v: layer(list(v))).get_concrete_function(*inputs).graph
+        return {operation.type for operation in graph.get_operations()}
+
+    assert "LookbackDotInteraction" in operations()
+    with kernels.portable():
+        assert "LookbackDotInteraction" not in operations()
 
 
 def test_relu_mlp_equals_numpy(formulas):

@@ -29,7 +29,8 @@ def checkout(tmp_path: Path) -> Path:
     (copy / "scripts").mkdir(parents=True)
     for name in ("setup.sh", "check_environment.py"):
         shutil.copy(ROOT / "scripts" / name, copy / "scripts" / name)
-    shutil.copytree(ROOT / "requirements", copy / "requirements")
+    for name in ("requirements", "kernels"):
+        shutil.copytree(ROOT / name, copy / name)
     return copy
 
 
@@ -163,7 +164,7 @@ def test_warm_run_is_quick_and_quiet() -> None:
 
 
 @needs_stamp
-@pytest.mark.parametrize("change", ["lock", "stamp", "interpreter", "horovod", "place"])
+@pytest.mark.parametrize("change", ["lock", "stamp", "interpreter", "horovod", "kernels", "place"])
 def test_an_environment_that_is_not_as_stamped_is_not_taken(checkout: Path, change: str) -> None:
     venv = fake_environment(checkout)
     assert setup(checkout).returncode == 0
@@ -177,6 +178,8 @@ def test_an_environment_that_is_not_as_stamped_is_not_taken(checkout: Path, chan
         (venv / "bin" / "python").symlink_to("/nowhere/python3.11")
     elif change == "horovod":
         next(venv.rglob("mpi_lib*.so")).unlink()
+    elif change == "kernels":
+        (venv / "lib" / "lookback_kernels.so").unlink()
     elif change == "place":
         checkout = checkout.rename(checkout.with_name("moved"))
     result = setup(checkout, CXX="/bin/false")
@@ -190,6 +193,7 @@ def fake_environment(checkout: Path) -> Path:
     library = venv / "lib" / "python3.11" / "site-packages" / "horovod" / "tensorflow"
     library.mkdir(parents=True)
     (library / "mpi_lib.cpython-311.so").touch()
+    (venv / "lib" / "lookback_kernels.so").touch()
     (venv / "bin").mkdir()
     python = str((ROOT / ".venv" / "bin" / "python").readlink())
     (venv / "bin" / "python").symlink_to(python)

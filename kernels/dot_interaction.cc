@@ -1,0 +1,284 @@
+// The dot interaction of DLRM (Naumov et al. 2019, section 2) on CPUs, and its gradient.
+//
+// TensorFlow needs the vectors in one tensor, multiplies all pairs twice (V V^T is symmetric, and
+// half of it is thrown away), and cuts the triangle out of the result. Here each sample's vectors
+// are multiplied where they lie, while they are in the first-level cache.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/util/work_sharder.h"
+
+namespace lookback {
+namespace {
+
+using tensorflow::OpInputList;
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::OpOutputList;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::TensorShapeUtils;
+using tensorflow::errors::InvalidArgument;
+
+// 16 floats, wherever they lie: one register of AVX-512, two of AVX2.
+constexpr int kLanes = 16;
+typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+constexpr int kBlock = 4;  // rows and columns whose products are summed in registers together
+
+// One version of a function for each kind of CPU; the loader takes the one that fits.
+// ("arch=skylake-avx512" would be Intel's Skylake alone, not whatever has its instructions.)
+#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12
+#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__)
+#define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+INLINE const Lanes& Load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+INLINE Lanes& Store(float* to) { return *reinterpret_cast<Lanes*>(to); }
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_SHUFFLE
+#endif
+#endif
+
+#ifdef HAS_SHUFFLE
+// Sums of neighbours at a distance: of `a` where that bit of the lane's number is 0, else of `b`.
+#define ADD_PAIRS(a, b, ...) \
+  (__builtin_shufflevector(a, b, __VA_ARGS__))
+INLINE void AddPairs1(const Lanes& a, const Lanes& b, Lanes* sum) {
+  *sum = ADD_PAIRS(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+         ADD_PAIRS(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+}
+INLINE void AddPairs2(const Lanes& a, const Lanes& b, Lanes* sum) {
+  *sum = ADD_PAIRS(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+         ADD_PAIRS(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+}
+INLINE void AddPairs4(const Lanes& a, const Lanes& b, Lanes* sum) {
+  *sum = ADD_PAIRS(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+         ADD_PAIRS(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+}
+INLINE void AddPairs8(const Lanes& a, const Lanes& b, Lanes* sum) {
+  *sum = ADD_PAIRS(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+         ADD_PAIRS(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+#endif
+
+// The sums over the lanes of each of 16 registers.
+INLINE void SumLanes(Lanes* v, float* sums) {
+#ifdef HAS_SHUFFLE
+  for (int i = 0; i < 8; ++i) AddPairs1(v[2 * i], v[2 * i + 1], &v[i]);
+  for (int i = 0; i < 4; ++i) AddPairs2(v[2 * i], v[2 * i + 1], &v[i]);
+  for (int i = 0; i < 2; ++i) AddPairs4(v[2 * i], v[2 * i + 1], &v[i]);
+  AddPairs8(v[0], v[1], &v[0]);
+  Store(sums) = v[0];
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    sums[i] = 0;
+    for (int lane = 0; lane < kLanes; ++lane) sums[i] += v[i][lane];
+  }
+#endif
+}
+
+// The products of all pairs of `count` rows of `width` floats, a multiple of kLanes: the lower
+// triangle without its diagonal, row by row.
+FOR_EACH_CPU void Products(const float* const* rows, int count, int width, float* triangle) {
+  for (int i0 = 0; i0 < count; i0 += kBlock) {
+    const float* left[kBlock];
+    for (int a = 0; a < kBlock; ++a) left[a] = rows[std::min(i0 + a, count - 1)];
+    for (int j0 = 0; j0 <= i0; j0 += kBlock) {
+      const float* right[kBlock];
+      for (int b = 0; b < kBlock; ++b) right[b] = rows[std::min(j0 + b, count - 1)];
+      Lanes products[kBlock * kBlock] = {};
+      for (int k = 0; k < width; k += kLanes) {
+        for (int a = 0; a < kBlock; ++a) {
+          for (int b = 0; b < kBlock; ++b) {
+            products[a * kBlock + b] += Load(left[a] + k) * Load(right[b] + k);
+          }
+        }
+      }
+      float sums[kBlock * kBlock];
+      SumLanes(products, sums);
+      for (int a = 0; a < kBlock && i0 + a < count; ++a) {
+        const int i = i0 + a, taken = std::min(kBlock, i - j0);  // j < i
+        if (taken <= 0) continue;
+        std::memcpy(triangle + i * (i - 1) / 2 + j0, sums + a * kBlock, taken * sizeof(float));
+      }
+    }
+  }
+}
+
+// The gradients of `count` rows: ``sum_j weights[i][j] rows[j]``; weights ``[count, count]`` are
+// symmetric, with zeros on the diagonal. To row 0, `first` is added.
+FOR_EACH_CPU void Combine(const float* const* rows, int count, int width, const float* weights,
+                          const float* first, float* const* gradients) {
+  for (int i0 = 0; i0 < count; i0 += kBlock) {
+    const float* of[kBlock];
+    for (int a = 0; a < kBlock; ++a) of[a] = weights + std::min(i0 + a, count - 1) * count;
+    int k = 0;
+    for (; k + 2 * kLanes <= width; k += 2 * kLanes) {
+      Lanes sums[kBlock][2] = {};
+      if (i0 == 0) {
+        sums[0][0] = Load(first + k);
+        sums[0][1] = Load(first + k + kLanes);
+      }
+      for (int j = 0; j < count; ++j) {
+        const Lanes& one = Load(rows[j] + k);
+        const Lanes& two = Load(rows[j] + k + kLanes);
+        for (int a = 0; a < kBlock; ++a) {
+          sums[a][0] += of[a][j] * one;
+          sums[a][1] += of[a][j] * two;
+        }
+      }
+      for (int a = 0; a < kBlock && i0 + a < count; ++a) {
+        Store(gradients[i0 + a] + k) = sums[a][0];
+        Store(gradients[i0 + a] + k + kLanes) = sums[a][1];
+      }
+    }
+    for (; k < width; k += kLanes) {
+      Lanes sums[kBlock] = {};
+      if (i0 == 0) sums[0] = Load(first + k);
+      for (int j = 0; j < count; ++j) {
+        for (int a = 0; a < kBlock; ++a) sums[a] += of[a][j] * Load(rows[j] + k);
+      }
+      for (int a = 0; a < kBlock && i0 + a < count; ++a) Store(gradients[i0 + a] + k) = sums[a];
+    }
+  }
+}
+
+// Checks that all inputs are [B, D] with D a multiple of kLanes; gives their data.
+bool Checked(OpKernelContext* context, const OpInputList& inputs,
+             std::vector<const float*>* data) {
+  for (const Tensor& input : inputs) {
+    if (!TensorShapeUtils::IsMatrix(input.shape()) || input.shape() != inputs[0].shape() ||
+        input.dim_size(1) % kLanes) {
+      context->CtxFailure(InvalidArgument("Expected inputs [B, D] of one shape, D a multiple of ",
+                                          kLanes, "; received ", input.shape().DebugString(),
+                                          " beside ", inputs[0].shape().DebugString()));
+      return false;
+    }
+    data->push_back(input.flat<float>().data());
+  }
+  return true;
+}
+
+// Shares the samples among the threads; `cost` is of one, in cycles.
+template <typename Work>
+void ForAll(OpKernelContext* context, int64_t samples, int64_t cost, const Work& work) {
+  const auto* threads = context->device()->tensorflow_cpu_worker_threads();
+  tensorflow::Shard(threads->num_threads, threads->workers, samples, cost, work);
+}
+
+class DotInteraction : public OpKernel {
+ public:
+  explicit DotInteraction(OpKernelConstruction* construction) : OpKernel(construction) {}
+
+  void Compute(OpKernelContext* context) override {
+    OpInputList inputs;
+    OP_REQUIRES_OK(context, context->input_list("inputs", &inputs));
+    std::vector<const float*> data;
+    if (!Checked(context, inputs, &data)) return;
+    const int count = inputs.size(), width = inputs[0].dim_size(1);
+    const int64_t samples = inputs[0].dim_size(0), pairs = count * (count - 1) / 2;
+    Tensor* output = nullptr;
+    OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({samples, width + pairs}),
+                                                     &output));
+    float* to = output->flat<float>().data();
+    ForAll(context, samples, 2 * pairs * width / kLanes + 1, [&](int64_t begin, int64_t end) {
+      std::vector<const float*> rows(count);
+      for (int64_t sample = begin; sample < end; ++sample) {
+        for (int i = 0; i < count; ++i) rows[i] = data[i] + sample * width;
+        float* result = to + sample * (width + pairs);
+        std::memcpy(result, rows[0], width * sizeof(float));
+        Products(rows.data(), count, width, result + width);
+      }
+    });
+  }
+};
+
+class DotInteractionGrad : public OpKernel {
+ public:
+  explicit DotInteractionGrad(OpKernelConstruction* construction) : OpKernel(construction) {}
+
+  void Compute(OpKernelContext* context) override {
+    OpInputList inputs;
+    OpOutputList outputs;
+    OP_REQUIRES_OK(context, context->input_list("inputs", &inputs));
+    OP_REQUIRES_OK(context, context->output_list("gradients", &outputs));
+    const Tensor& upstream = context->input(0);
+    std::vector<const float*> data;
+    if (!Checked(context, inputs, &data)) return;
+    const int count = inputs.size(), width = inputs[0].dim_size(1);
+    const int64_t samples = inputs[0].dim_size(0), pairs = count * (count - 1) / 2;
+    OP_REQUIRES(context, upstream.shape() == TensorShape({samples, width + pairs}),
+                InvalidArgument("Expected an upstream gradient [", samples, ", ", width + pairs,
+                                "], received ", upstream.shape().DebugString()));
+    std::vector<float*> to(count);
+    for (int i = 0; i < count; ++i) {
+      Tensor* output = nullptr;
+      OP_REQUIRES_OK(context, outputs.allocate(i, inputs[i].shape(), &output));
+      to[i] = output->flat<float>().data();
+    }
+    const float* from = upstream.flat<float>().data();
+    ForAll(context, samples, 4 * pairs * width / kLanes + 1, [&](int64_t begin, int64_t end) {
+      std::vector<const float*> rows(count);
+      std::vector<float*> gradients(count);
+      std::vector<float> weights(count * count, 0.0f);
+      for (int64_t sample = begin; sample < end; ++sample) {
+        const float* first = from + sample * (width + pairs);
+        const float* pair = first + width;
+        for (int i = 0; i < count; ++i) {
+          rows[i] = data[i] + sample * width;
+          gradients[i] = to[i] + sample * width;
+          for (int j = 0; j < i; ++j) weights[i * count + j] = weights[j * count + i] = *pair++;
+        }
+        Combine(rows.data(), count, width, weights.data(), first, gradients.data());
+      }
+    });
+  }
+};
+
+REGISTER_KERNEL_BUILDER(Name("LookbackDotInteraction").Device(tensorflow::DEVICE_CPU),
+                        DotInteraction);
+REGISTER_KERNEL_BUILDER(Name("LookbackDotInteractionGrad").Device(tensorflow::DEVICE_CPU),
+                        DotInteractionGrad);
+
+}  // namespace
+}  // namespace lookback
+
+REGISTER_OP("LookbackDotInteraction")
+    .Input("inputs: N * float")
+    .Output("output: float")
+    .Attr("N: int >= 1")
+    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* context) {
+      const int count = context->num_inputs();
+      tensorflow::shape_inference::ShapeHandle input;
+      tensorflow::shape_inference::DimensionHandle width;
+      TF_RETURN_IF_ERROR(context->WithRank(context->input(0), 2, &input));
+      TF_RETURN_IF_ERROR(context->Add(context->Dim(input, 1), count * (count - 1) / 2, &width));
+      context->set_output(0, context->Matrix(context->Dim(input, 0), width));
+      return tensorflow::OkStatus();
+    });
+
+REGISTER_OP("LookbackDotInteractionGrad")
+    .Input("upstream: float")
+    .Input("inputs: N * float")
+    .Output("gradients: N * float")
+    .Attr("N: int >= 1")
+    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* context) {
+      for (int i = 0; i < context->num_outputs(); ++i) {
+        context->set_output(i, context->input(i + 1));
+      }
+      return tensorflow::OkStatus();
+    });
