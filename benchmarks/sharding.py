@@ -79,8 +79,9 @@ def run(args: argparse.Namespace) -> Report:
     rounds = args.rounds or (3 if quick else 5)
     steps = args.steps or (4 if quick else 16)
     strong = _strong(config, ranks, batch, steps=steps, rounds=rounds)
-    weak = _weak(config, batch_per_rank, steps=args.weak_steps or 3, rounds=rounds)
-    sizes = {"users": users, "steps": steps, "rounds": rounds}
+    weak_steps = args.weak_steps or 3
+    weak = _weak(config, batch_per_rank, steps=weak_steps, rounds=rounds)
+    sizes = {"users": users, "steps": steps, "weak_steps": weak_steps, "rounds": rounds}
     return _report(strong, weak, batch, batch_per_rank, {**config, **sizes})
 
 

@@ -149,7 +149,7 @@ class Exchange:
             ]
             arrived = self._send(rows, route.asked, route.requested)
             for group, vectors in enumerate(arrived):
-                legs |= self._spread(group, vectors, route)
+                legs |= self._vectors_of_legs(group, vectors, route)
         result = {}
         for table, position in route.positions.items():
             pieces = self._layout.pieces[table]
@@ -161,7 +161,7 @@ class Exchange:
                 result[table] = tf.gather(held, position)
         return result
 
-    def _spread(
+    def _vectors_of_legs(
         self, group: int, vectors: tf.Tensor, route: Route
     ) -> dict[tuple[str, int], tf.Tensor]:
         """The vectors ``[N, d]`` of each leg from those that came for its group."""
