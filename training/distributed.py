@@ -162,7 +162,8 @@ class HorovodWorld:
         sizes = [int(np.prod(shape)) for shape in shapes]
         flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
         if wire_dtype == "float32":
-            total = self._hvd.allreduce(flat, op=self._hvd.Sum)
+            whole = tf.concat([flat, _never_constant(flat.dtype)], 0)
+            total = self._hvd.allreduce(whole, op=self._hvd.Sum)[:-1]
         else:
             total = self._compressed_sum(flat, tf.as_dtype(wire_dtype), sum(sizes))
         parts = tf.split(total, sizes)
@@ -256,6 +257,19 @@ class HorovodWorld:
             f"killed (out of memory?) or frozen, or whose machine or network failed; the end of "
             f"its own output says more. {ADVICE}",
         )
+
+
+def _never_constant(dtype: tf.DType) -> tf.Tensor:
+    """A number ``[1]`` that makes a message depend on more than constants.
+
+    While TensorFlow optimises a graph it computes what follows from constants, as the size of a
+    batch of fixed shape does, and so would reduce it there (constant_folding.cc: whatever is not
+    declared stateful, and Horovod's operations are not): this process alone, while others wait for
+    it in another message, forever. Reading the clock is stateful.
+    """
+    import tensorflow as tf
+
+    return tf.reshape(tf.cast(tf.timestamp(), dtype), [1])
 
 
 def _leave_in_time(status: int) -> None:
