@@ -160,12 +160,13 @@ class HorovodWorld:
             return []
         shapes = [tensor.shape for tensor in tensors]
         sizes = [int(np.prod(shape)) for shape in shapes]
-        flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+        flat = [tf.reshape(tensor, [-1]) for tensor in tensors]
         if wire_dtype == "float32":
-            whole = tf.concat([flat, _never_constant(flat.dtype)], 0)
-            total = self._hvd.allreduce(whole, op=self._hvd.Sum)[:-1]
+            message = tf.concat([*flat, _never_constant(flat[0].dtype)], 0)
+            total = self._hvd.allreduce(message, op=self._hvd.Sum)[:-1]
         else:
-            total = self._compressed_sum(flat, tf.as_dtype(wire_dtype), sum(sizes))
+            wire = tf.as_dtype(wire_dtype)
+            total = self._compressed_sum(tf.concat(flat, 0), wire, sum(sizes))
         parts = tf.split(total, sizes)
         return [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
