@@ -12,20 +12,20 @@ import os
 import warnings
 
 BENCHMARKS = {
-    "accuracy": "benchmarks.accuracy",
-    "criteo_workflow": "benchmarks.criteo_workflow",
-    "dlrm_accuracy": "benchmarks.dlrm_accuracy",
-    "dlrm_inference": "benchmarks.dlrm_inference",
-    "dlrm_train": "benchmarks.dlrm_train",
-    "loader": "benchmarks.loader",
-    "ncf_accuracy": "benchmarks.ncf_accuracy",
-    "ncf_inference": "benchmarks.ncf_inference",
-    "ncf_train": "benchmarks.ncf_train",
-    "sharding": "benchmarks.sharding",
-    "sim_inference": "benchmarks.sim_inference",
-    "sim_train": "benchmarks.sim_train",
-    "synthetic": "benchmarks.synthetic",
-    "world_size": "benchmarks.world_size",
+    "accuracy": "lookback.benchmarks.accuracy",
+    "criteo_workflow": "lookback.benchmarks.criteo_workflow",
+    "dlrm_accuracy": "lookback.benchmarks.dlrm_accuracy",
+    "dlrm_inference": "lookback.benchmarks.dlrm_inference",
+    "dlrm_train": "lookback.benchmarks.dlrm_train",
+    "loader": "lookback.benchmarks.loader",
+    "ncf_accuracy": "lookback.benchmarks.ncf_accuracy",
+    "ncf_inference": "lookback.benchmarks.ncf_inference",
+    "ncf_train": "lookback.benchmarks.ncf_train",
+    "sharding": "lookback.benchmarks.sharding",
+    "sim_inference": "lookback.benchmarks.sim_inference",
+    "sim_train": "lookback.benchmarks.sim_train",
+    "synthetic": "lookback.benchmarks.synthetic",
+    "world_size": "lookback.benchmarks.world_size",
 }
 
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import BENCHMARKS, quieten
-from errors import UserError
+from lookback.benchmarks import BENCHMARKS, quieten
+from lookback.core.errors import UserError
 
 
 def question(name: str) -> str:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(arguments[1:])
     # After parsing, so that --help does not wait for NumPy and rich.
-    from benchmarks.harness import machine_info, print_report
+    from lookback.benchmarks.harness import machine_info, print_report
 
     load, start = os.getloadavg()[0], time.monotonic()
     try:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.options import add_movielens, require_movielens
-from errors import UserError
+from lookback.benchmarks.options import add_movielens, require_movielens
+from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
+    from lookback.benchmarks.harness import Report
 
 QUESTION = "What test AUC do the models reach on MovieLens-100k, over several seeds?"
 
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> Report:
       UserError: if MovieLens-100k is not there.
     """
     require_movielens(args.input)
-    from benchmarks.harness import Report
-    from benchmarks.training_runs import Variant
-    from workflows.base import run_dataset
+    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.training_runs import Variant
+    from lookback.workflows.histories.pipeline import run_dataset
 
     seeds = range(1, 1 + ((1 if args.quick else 5) if args.seeds is None else args.seeds))
     names = [name for name in args.variants if not args.quick or name in ("sim", "din")]

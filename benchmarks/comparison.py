@@ -12,12 +12,12 @@ from typing import Any
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from benchmarks.harness import Report, Timing, gemm_peak, interleave
-from benchmarks.options import batch_sizes, turns
-from dataloading.sources import BatchSource
-from training.optimizers import Optimizer
-from training.precision import LossScale, amp_policy
-from training.steps import Steps
+from lookback.benchmarks.harness import Report, Timing, gemm_peak, interleave
+from lookback.benchmarks.options import batch_sizes, turns
+from lookback.dataloading.sources import BatchSource
+from lookback.training.optimizers import Optimizer
+from lookback.training.precision import LossScale, amp_policy
+from lookback.training.steps import Steps
 
 Contender = Callable[[], int]
 """Does a batch to its end and returns its rows."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from benchmarks.harness import Report
-    from benchmarks.peers.usage import Usage
+    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.peers.usage import Usage
 
 QUESTION = "How fast does the Criteo workflow transform raw rows, how large does it grow, vs Spark?"
 
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> Report:
     Args:
       args: as from `add_arguments`, with `quick`.
     """
-    from benchmarks.data import cached
-    from benchmarks.peers.client import missing
-    from benchmarks.peers.usage import measure
+    from lookback.benchmarks.data import cached
+    from lookback.benchmarks.peers.client import missing
+    from lookback.benchmarks.peers.usage import measure
 
     rows = args.rows or (_QUICK_ROWS if args.quick else _ROWS)
     days = args.days or (4 if args.quick else 24)
@@ -89,8 +89,8 @@ def _report(
     ratios: dict[str, Any],
     notes: list[str],
 ) -> Report:
-    from benchmarks.harness import Report
-    from benchmarks.peers.usage import directory_bytes
+    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.peers.usage import directory_bytes
 
     figures: dict[str, Any] = {"raw_bytes": directory_bytes(raw)}
     cells = []
@@ -133,10 +133,14 @@ def _report(
 
 
 def _raw_rows(rows: int, days: int, scale: float, cache_dir: Path | None) -> Path:
-    from benchmarks.data import cached
-    from workflows.criteo_tables import ROWS
-    from workflows.synthetic_criteo import SyntheticCriteoConfig, generate_criteo, scaled
-    from workflows.synthetic_criteo_law import CriteoLawConfig
+    from lookback.benchmarks.data import cached
+    from lookback.workflows.generators.criteo_tables import ROWS
+    from lookback.workflows.generators.synthetic_criteo import (
+        SyntheticCriteoConfig,
+        generate_criteo,
+        scaled,
+    )
+    from lookback.workflows.generators.synthetic_criteo_law import CriteoLawConfig
 
     law = CriteoLawConfig(scaled(ROWS["t15"], scale))
     config = SyntheticCriteoConfig(law, rows, days)
@@ -153,9 +157,10 @@ def _our_command(args: argparse.Namespace, raw: Path, output: Path) -> list[str]
 
 
 def _spark_command(args: argparse.Namespace, raw: Path, output: Path) -> list[str]:
-    from benchmarks.peers.client import peer_python
+    from lookback.benchmarks.peers.client import SOURCES, peer_python
 
-    command = [str(peer_python("spark_criteo")), "-m", "benchmarks.peers.spark_criteo"]
+    command = ["env", f"PYTHONPATH={SOURCES}", str(peer_python("spark_criteo"))]
+    command += ["-m", "lookback.benchmarks.peers.spark_criteo"]
     command += ["--input", str(raw), "--output", str(output)]
     command += ["--threshold", str(args.frequency_threshold), "--memory", args.spark_memory]
     return [*command, "--cores", str(len(os.sched_getaffinity(0)))]

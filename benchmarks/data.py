@@ -21,12 +21,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fs import atomic_directory
+from lookback.core.files import atomic_directory
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
-    from dataloading.histories import Histories
+    from lookback.dataloading.histories.resident import Histories
 
 # Ids below this are NVTabular's: 0 padding, 1 null, 2 out of vocabulary.
 _FIRST_ID = 3
@@ -65,9 +65,13 @@ def generate_criteo_rows(
     Returns:
       The dataset, and what its generator knows of it (oracle.json).
     """
-    from workflows.criteo_tables import ROWS
-    from workflows.synthetic_criteo import SyntheticCriteoConfig, generate_criteo, scaled
-    from workflows.synthetic_criteo_law import CriteoLawConfig
+    from lookback.workflows.generators.criteo_tables import ROWS
+    from lookback.workflows.generators.synthetic_criteo import (
+        SyntheticCriteoConfig,
+        generate_criteo,
+        scaled,
+    )
+    from lookback.workflows.generators.synthetic_criteo_law import CriteoLawConfig
 
     # Ids as popular as here are seen often enough to be learnt from some million rows.
     law = CriteoLawConfig(scaled(ROWS["t15"], scale), exponents=(1.2,))
@@ -169,7 +173,7 @@ def resident_interactions(
       min_length: of a history (the seed's filter).
       seed: of everything.
     """
-    from dataloading.histories import Histories
+    from lookback.dataloading.histories.resident import Histories
 
     rng = np.random.default_rng(seed)
     offsets = _offsets(rng, users, min_length, max(events / users, min_length))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
+    from lookback.benchmarks.harness import Report
 
 QUESTION = "How close to the best possible AUC do DLRM and DCNv2 come on synthetic Criteo data?"
 
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> Report:
     Args:
       args: as from `add_arguments`, with `quick`.
     """
-    from benchmarks.data import generate_criteo_rows
-    from benchmarks.harness import Report
-    from benchmarks.training_runs import Variant
+    from lookback.benchmarks.data import generate_criteo_rows
+    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.training_runs import Variant
 
     rows = args.rows or (300_000 if args.quick else 6_000_000)
     scale = args.scale or (0.01 if args.quick else 0.1)

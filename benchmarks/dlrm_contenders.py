@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from benchmarks import comparison
-from benchmarks.baselines.dlrm import PlainDLRM
-from benchmarks.comparison import Contender, precision, train_step
-from benchmarks.harness import Report
-from benchmarks.peers.client import contender, missing
-from dataloading.sources import Batch, BatchSource
-from dataloading.tabular_schema import CATEGORICAL, NUMERICAL, tabular_schema
-from models import dlrm
-from models.tabular import TabularModel
-from models.tabular_config import DLRMConfig
-from training.optimizers import Optimizer
+from lookback.benchmarks import comparison
+from lookback.benchmarks.baselines.dlrm import PlainDLRM
+from lookback.benchmarks.comparison import Contender, precision, train_step
+from lookback.benchmarks.harness import Report
+from lookback.benchmarks.peers.client import contender, missing
+from lookback.dataloading.sources import Batch, BatchSource
+from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL, tabular_schema
+from lookback.models import dlrm
+from lookback.models.tabular import TabularModel
+from lookback.models.tabular_config import DLRMConfig
+from lookback.training.optimizers import Optimizer
 
 LEARNING_RATE = 0.01  # the labels are random: a rate at which nothing diverges
 PEER = "torch_dlrm"

@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from benchmarks import dlrm_options
+from lookback.benchmarks import dlrm_options
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
+    from lookback.benchmarks.harness import Report
 
 QUESTION = "How many samples a second does DLRM score, and what is a batch's latency?"
 
@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> Report:
     Args:
       args: as from `add_arguments`, with `quick`.
     """
-    from benchmarks.dlrm_contenders import LABELS, Contenders, compare
-    from benchmarks.harness import latencies, latency_note
-    from models.tabular_config import DLRMConfig
+    from lookback.benchmarks.dlrm_contenders import LABELS, Contenders, compare
+    from lookback.benchmarks.harness import latencies, latency_note
+    from lookback.models.tabular_config import DLRMConfig
 
     report = compare(
         args,

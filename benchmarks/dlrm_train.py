@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from benchmarks import dlrm_options
+from lookback.benchmarks import dlrm_options
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
+    from lookback.benchmarks.harness import Report
 
 QUESTION = "How many samples a second does DLRM train, against plain Keras and PyTorch?"
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> Report:
     """
     import tensorflow as tf
 
-    from benchmarks.dlrm_contenders import LEARNING_RATE, compare
+    from lookback.benchmarks.dlrm_contenders import LEARNING_RATE, compare
 
     optimizers = tf.keras.optimizers
     return compare(

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report, Timing
-    from dataloading.histories import Histories
-    from dataloading.windows import WindowConfig
+    from lookback.benchmarks.harness import Report, Timing
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.dataloading.histories.windows import WindowConfig
 
 QUESTION = "How many training samples a second does each data layout give, and at how many bytes?"
 
@@ -76,12 +76,12 @@ def run(args: argparse.Namespace) -> Report:
                 f"--layout {TABULAR} has data of its own, so it cannot be compared with "
                 f"{[name for name in args.layout if name != TABULAR]}. Measure it by itself."
             )
-        from benchmarks.loader_tabular import run_tabular
+        from lookback.benchmarks.loader_tabular import run_tabular
 
         return run_tabular(args)
-    from benchmarks.data import cached, generate_histories
-    from benchmarks.harness import interleave
-    from dataloading.histories import Histories
+    from lookback.benchmarks.data import cached, generate_histories
+    from lookback.benchmarks.harness import interleave
+    from lookback.dataloading.histories.resident import Histories
 
     if args.dataset_dir is None:
         users = args.users or (5_000 if args.quick else 50_000)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> Report:
 
 def _materialised_copies(args: argparse.Namespace, histories: Histories) -> dict[str, Path]:
     """Materialised forms of the histories by compression, made once."""
-    from benchmarks.data import cached, materialise
+    from lookback.benchmarks.data import cached, materialise
 
     rows = args.rows or (60_000 if args.quick else 400_000)
     # The dataset's own content names the copy made from it, so a changed dataset is copied anew.
@@ -127,8 +127,8 @@ def _contenders(
     args: argparse.Namespace, histories: Histories, materialised: Path
 ) -> dict[str, Callable[[], int]]:
     """What to time, by name."""
-    from dataloading.materialised import MaterialisedDataset
-    from dataloading.windows import WindowConfig
+    from lookback.dataloading.histories.materialised import MaterialisedDataset
+    from lookback.dataloading.histories.windows import WindowConfig
 
     lengths = {"max_seq_length": args.max_seq_length, "long_seq_length": args.long_seq_length}
     users = len(histories.features.user)
@@ -154,8 +154,8 @@ def _bytes_per_sample(
     directory: Path, histories: Histories, copies: Mapping[str, Path]
 ) -> dict[str, float]:
     """Bytes on disk of a training sample in each form."""
-    from benchmarks.data import bytes_of
-    from dataloading.materialised import MaterialisedDataset
+    from lookback.benchmarks.data import bytes_of
+    from lookback.dataloading.histories.materialised import MaterialisedDataset
 
     # Both forms hold a positive and a negative for each training target.
     sizes = {"histories": bytes_of(directory) / (2 * _training_targets(histories))}
@@ -171,7 +171,7 @@ def _report(
     timings: Mapping[str, Timing],
     sizes: Mapping[str, float],
 ) -> Report:
-    from benchmarks.harness import Report
+    from lookback.benchmarks.harness import Report
 
     labels = {
         "windows": ("resident histories, windows in the graph", "histories"),
@@ -241,7 +241,7 @@ def _windows(histories: Histories, config: WindowConfig, batch_size: int) -> Cal
     """A contender that builds one batch of windows a call."""
     import tensorflow as tf
 
-    from dataloading.windows import WindowBuilder
+    from lookback.dataloading.histories.windows import WindowBuilder
 
     builder = WindowBuilder(histories, config)
     build = tf.function(lambda step: builder.train_batch(0, 0, step, batch_size))
@@ -276,8 +276,8 @@ def _merlin(directory: Path, rows: int, cache_dir: Path | None) -> Callable[[], 
     from merlin.io import Dataset
     from merlin.loader.tensorflow import Loader
 
-    from benchmarks.data import cached
-    from fs import atomic_file
+    from lookback.benchmarks.data import cached
+    from lookback.core.files import atomic_file
 
     file = cached("merlin", {"source": directory.name, "rows": rows}, cache_dir)
     file = file.with_suffix(".parquet")

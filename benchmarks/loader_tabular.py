@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report, Timing
-    from dataloading.tabular_rows import TabularData
+    from lookback.benchmarks.harness import Report, Timing
+    from lookback.formats.tabular_rows import TabularData
 
 _TARGET = 1_000_000  # rows a second on 2 cores (issue C, section Loader)
 _NUMBERS = 13
@@ -33,8 +33,8 @@ def run_tabular(args: argparse.Namespace) -> Report:
     Raises:
       UserError: if the dataset cannot be read, or has fewer rows than a batch.
     """
-    from benchmarks.harness import interleave
-    from dataloading.tabular import open_tabular
+    from lookback.benchmarks.harness import interleave
+    from lookback.dataloading.tabular.source import open_tabular
 
     directory = args.dataset_dir or _generated(args)
     dataset = open_tabular(directory)
@@ -62,10 +62,10 @@ def _generated(args: argparse.Namespace) -> Path:
     """A dataset written as `python -m workflows` does, once."""
     import numpy as np
 
-    from benchmarks.data import cached
-    from fs import atomic_directory
-    from workflows.criteo_tables import ROWS
-    from workflows.tabular_write import TabularWriter, write_description
+    from lookback.benchmarks.data import cached
+    from lookback.core.files import atomic_directory
+    from lookback.workflows.generators.criteo_tables import ROWS
+    from lookback.workflows.tabular.write import TabularWriter, write_description
 
     options = {"rows": args.rows or (2**20 if args.quick else 2**22), "seed": 0}
     directory = cached("tabular", options, args.cache_dir)
@@ -98,7 +98,7 @@ def _generated(args: argparse.Namespace) -> Path:
 
 def _epoch(dataset: TabularData, batch_size: int, *, shuffle: bool) -> Callable[[], int]:
     """A contender that reads one epoch a call, starting its threads included."""
-    from dataloading.tabular import TabularSource
+    from lookback.dataloading.tabular.source import TabularSource
 
     source = TabularSource(dataset, seed=0, batch_size=batch_size, shuffle=shuffle)
     epochs = itertools.count()
@@ -128,8 +128,8 @@ def _merlin(file: Path, batch_size: int) -> Callable[[], int]:
 def _report(
     args: argparse.Namespace, directory: Path, dataset: TabularData, timings: dict[str, Timing]
 ) -> Report:
-    from benchmarks.data import bytes_of
-    from benchmarks.harness import Report
+    from lookback.benchmarks.data import bytes_of
+    from lookback.benchmarks.harness import Report
 
     labels = {
         "tabular": "tabular, in file order",

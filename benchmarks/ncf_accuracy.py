@@ -7,13 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.accuracy import of_seeds, with_deviation
-from benchmarks.options import add_movielens, require_movielens
-from errors import UserError
+from lookback.benchmarks.accuracy import of_seeds, with_deviation
+from lookback.benchmarks.options import add_movielens, require_movielens
+from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
-    from dataloading.histories import Histories
+    from lookback.benchmarks.harness import Report
+    from lookback.dataloading.histories.resident import Histories
 
 QUESTION = "What HR@10 and NDCG@10 does NeuMF reach on MovieLens-100k, over several seeds?"
 
@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> Report:
       UserError: if MovieLens-100k is not there, or there is nothing to run.
     """
     require_movielens(args.input)
-    from benchmarks.harness import Report
-    from benchmarks.training_runs import Variant
-    from dataloading.histories import Histories
-    from models.neumf_config import NeuMFConfig
-    from workflows.base import run_dataset
+    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.training_runs import Variant
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.models.neumf_config import NeuMFConfig
+    from lookback.workflows.histories.pipeline import run_dataset
 
     seeds = range(1, 1 + ((1 if args.quick else 5) if args.seeds is None else args.seeds))
     if not len(seeds):
@@ -110,7 +110,7 @@ def popularity_hit_ratio(histories: Histories, test_negatives: int, k: int = 10)
     """
     import numpy as np
 
-    from dataloading.interactions import InteractionSource
+    from lookback.dataloading.interactions.source import InteractionSource
 
     source = InteractionSource(histories, seed=0, batch_size=1 << 16, test_negatives=test_negatives)
     item = histories.features.item[0]

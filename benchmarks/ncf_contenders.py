@@ -14,19 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from benchmarks import comparison
-from benchmarks.comparison import Contender, endless_feeds, precision, train_step
-from benchmarks.data import resident_interactions
-from benchmarks.harness import Report
-from benchmarks.peers.client import Peer, missing
-from dataloading.features import table_rows
-from dataloading.histories import Histories
-from dataloading.interaction_features import InteractionFeatures
-from dataloading.interactions import InteractionSource
-from models import MODELS
-from models.neumf import NeuMFModel
-from models.neumf_config import NeuMFConfig
-from training.optimizers import Optimizer
+from lookback.benchmarks import comparison
+from lookback.benchmarks.comparison import Contender, endless_feeds, precision, train_step
+from lookback.benchmarks.data import resident_interactions
+from lookback.benchmarks.harness import Report
+from lookback.benchmarks.peers.client import Peer, missing
+from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.interactions.source import InteractionSource
+from lookback.formats.features import table_rows
+from lookback.formats.interaction_features import InteractionFeatures
+from lookback.models import MODELS
+from lookback.models.neumf import NeuMFModel
+from lookback.models.neumf_config import NeuMFConfig
+from lookback.training.optimizers import Optimizer
 
 PEER = "torch_neumf"
 _BATCHES = 4  # prepared batches that whoever draws none cycles through

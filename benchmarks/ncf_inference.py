@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from benchmarks import ncf_options
+from lookback.benchmarks import ncf_options
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
-    from benchmarks.ncf_contenders import Contenders
+    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.ncf_contenders import Contenders
 
 QUESTION = "How many samples a second does NeuMF score, against PyTorch, and what is the latency?"
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> Report:
     Args:
       args: as from `add_arguments`, with `quick`.
     """
-    from benchmarks.ncf_contenders import Contenders, compare, make_histories
+    from lookback.benchmarks.ncf_contenders import Contenders, compare, make_histories
 
     histories = make_histories(args)
     report = compare(
@@ -77,7 +77,7 @@ def _latency(
     args: argparse.Namespace, contenders: Contenders
 ) -> dict[str, tuple[str, dict[str, float]]]:
     """Lines and figures of single batches of pairs drawn at random, as in seed 003's table."""
-    from benchmarks.harness import latencies, latency_figures, latency_note
+    from lookback.benchmarks.harness import latencies, latency_figures, latency_note
 
     found = {}
     limits = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.options import add_timing
+from lookback.benchmarks.options import add_timing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,10 @@ import multiprocessing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import ncf_options, quieten
+from lookback.benchmarks import ncf_options, quieten
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
+    from lookback.benchmarks.harness import Report
 
 QUESTION = "How many samples a second does NeuMF train, against PyTorch, and in what memory?"
 
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> Report:
     Args:
       args: as from `add_arguments`, with `quick`.
     """
-    from benchmarks.ncf_contenders import Contenders, compare, make_histories
-    from benchmarks.options import batch_sizes
+    from lookback.benchmarks.ncf_contenders import Contenders, compare, make_histories
+    from lookback.benchmarks.options import batch_sizes
 
     largest = max(batch_sizes(args))
     measured = [] if args.no_memory else ["ours", "torch"] if args.quick else list(LABELS)
@@ -104,8 +104,8 @@ def peak_memory(args: argparse.Namespace, batch_size: int, names: Sequence[str])
 
 def _measure(name: str, args: argparse.Namespace, batch_size: int) -> int | None:
     """Trains a few steps; the peak RSS of this process, or of the peer (None: not set up)."""
-    from benchmarks.harness import peak_rss_bytes
-    from benchmarks.ncf_contenders import Contenders, make_histories
+    from lookback.benchmarks.harness import peak_rss_bytes
+    from lookback.benchmarks.ncf_contenders import Contenders, make_histories
 
     contenders = Contenders(make_histories(args), batch_size)
     if name != "torch":

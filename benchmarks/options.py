@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 
 def add_timing(parser: argparse.ArgumentParser, sizes: Sequence[int], quick: Sequence[int]) -> None:

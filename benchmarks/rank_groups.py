@@ -24,7 +24,8 @@ class RankGroup:
     """Processes that do what they are told, all together, when they are told.
 
     Example:
-      with RankGroup(2, "benchmarks.sharding_worker", {"batch": 4096}, cores=[[0], [1]]) as group:
+      worker = "lookback.benchmarks.sharding_worker"
+      with RankGroup(2, worker, {"batch": 4096}, cores=[[0], [1]]) as group:
           group.call({"steps": 10})
     """
 

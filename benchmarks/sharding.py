@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness import Report, Timing, interleave
+from lookback.benchmarks.harness import Report, Timing, interleave
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.rank_groups import RankGroup
+    from lookback.benchmarks.rank_groups import RankGroup
 
 QUESTION = "What does sharding cost: samples/s on 1, 2 and 4 ranks, bytes, weak scaling?"
 
-_WORKER = "benchmarks.sharding_worker"
+_WORKER = "lookback.benchmarks.sharding_worker"
 _TARGET = 0.85  # weak-scaling efficiency (issue B, section E)
 _WARMUP_STEPS = 4
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> Report:
     Args:
       args: as from `add_arguments`, with `quick`.
     """
-    from benchmarks.data import cached, generate_histories
+    from lookback.benchmarks.data import cached, generate_histories
 
     quick = args.quick
     users = args.users or (20_000 if quick else 105_925)
@@ -199,7 +199,7 @@ def _weak(config: dict[str, Any], batch: int, *, steps: int, rounds: int) -> dic
 def _group(
     ranks: int, config: dict[str, Any], batch: int, cores: list[list[int]] | None
 ) -> RankGroup:
-    from benchmarks.rank_groups import RankGroup
+    from lookback.benchmarks.rank_groups import RankGroup
 
     one_process = {"prefetch_ids": False} if ranks == 1 else {}
     return RankGroup(ranks, _WORKER, {**config, **one_process, "batch": batch}, cores)
@@ -207,9 +207,9 @@ def _group(
 
 def _parameters(config: dict[str, Any]) -> int:
     """Weights of all tables."""
-    from dataloading.features import table_rows
-    from dataloading.histories import Histories
-    from models.config import SIMConfig
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.formats.features import table_rows
+    from lookback.models.config import SIMConfig
 
     rows = table_rows(Histories.load(config["dataset_dir"]).schema)
     return sum(rows.values()) * SIMConfig().embedding_dim

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rank_groups import answer, commands, rank_config
+from lookback.benchmarks.rank_groups import answer, commands, rank_config
 
 
 def main(directory: Path) -> None:
     """Serves the commands of a group of ranks."""
     config = rank_config(directory, int(os.environ.get("HOROVOD_RANK", "0")))  # before the threads
-    from training.distributed import start_world
-    from training.process import stop_spinning
+    from lookback.training.parallel.horovod_world import start_world
+    from lookback.training.process import stop_spinning
 
     world = start_world(prefetch_ids=config["prefetch_ids"])
     if world.size > 1:
@@ -48,17 +48,17 @@ class Worker:
         """
         import tensorflow as tf
 
-        from dataloading.histories import Histories
-        from dataloading.parts import Part
-        from dataloading.sources import ResidentSource
-        from dataloading.windows import WindowConfig
-        from embeddings.config import Sharding
-        from embeddings.types import Placement, Plan
-        from models import MODELS
-        from models.config import SIMConfig
-        from training.gathering import build_variables
-        from training.optimizers import Optimizer
-        from training.steps import Steps
+        from lookback.dataloading.histories.resident import Histories
+        from lookback.dataloading.histories.windows import WindowConfig
+        from lookback.dataloading.parts import Part
+        from lookback.dataloading.sources import ResidentSource
+        from lookback.embeddings.config import Sharding
+        from lookback.embeddings.types import Placement, Plan
+        from lookback.models import MODELS
+        from lookback.models.config import SIMConfig
+        from lookback.training.optimizers import Optimizer
+        from lookback.training.parallel.gathering import build_variables
+        from lookback.training.steps import Steps
 
         self._world = world
         self._wire_bytes = tf.as_dtype(config["wire_dtype"]).size

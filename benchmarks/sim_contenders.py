@@ -9,20 +9,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from benchmarks.baselines.plain_sim import PlainSIM, one_row_per_candidate
-from benchmarks.comparison import endless_feeds, train_step
-from benchmarks.data import cached, generate_histories
-from benchmarks.harness import Report, gemm_peak, interleave
-from benchmarks.options import batch_sizes, turns
-from dataloading.features import table_rows
-from dataloading.histories import Histories
-from dataloading.sources import ResidentSource
-from dataloading.windows import WindowConfig
-from embeddings.optimizers import LazyAdam
-from models import MODELS, SIMConfig
-from training.optimizers import Optimizer
-from training.precision import amp_policy
-from training.steps import head_loss
+from lookback.benchmarks.baselines.plain_sim import PlainSIM, one_row_per_candidate
+from lookback.benchmarks.comparison import endless_feeds, train_step
+from lookback.benchmarks.data import cached, generate_histories
+from lookback.benchmarks.harness import Report, gemm_peak, interleave
+from lookback.benchmarks.options import batch_sizes, turns
+from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.histories.windows import WindowConfig
+from lookback.dataloading.sources import ResidentSource
+from lookback.embeddings.optimizers import LazyAdam
+from lookback.formats.features import table_rows
+from lookback.models import MODELS, SIMConfig
+from lookback.training.optimizers import Optimizer
+from lookback.training.precision import amp_policy
+from lookback.training.steps import head_loss
 
 LEARNING_RATE = 0.01  # seed 000's default
 _BATCHES = 8  # prepared batches that the plain model and inference cycle through

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.options import add_timing
+from lookback.benchmarks.options import add_timing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from benchmarks import sim_options
+from lookback.benchmarks import sim_options
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
+    from lookback.benchmarks.harness import Report
 
 QUESTION = "How many samples a second does SIM train, against a plain Keras SIM?"
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> Report:
     Args:
       args: as from `add_arguments`, with `quick`.
     """
-    from benchmarks.sim_contenders import compare
+    from lookback.benchmarks.sim_contenders import compare
 
     return compare(
         args,

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
-    from dataloading.histories import Histories
+    from lookback.benchmarks.harness import Report
+    from lookback.dataloading.histories.resident import Histories
 
 QUESTION = "How close to the best possible AUC does SIM come on synthetic data, and to baselines?"
 
@@ -36,14 +36,14 @@ def run(args: argparse.Namespace) -> Report:
     Args:
       args: as from `add_arguments`, with `quick`.
     """
-    from benchmarks.data import cached
-    from benchmarks.harness import Report
-    from benchmarks.training_runs import Variant
-    from dataloading.histories import Histories
-    from dataloading.windows import WindowBuilder, WindowConfig
-    from training.metrics import auc
-    from workflows.base import run_dataset
-    from workflows.synthetic import PRESETS, generate_synthetic
+    from lookback.benchmarks.data import cached
+    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.training_runs import Variant
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
+    from lookback.training.evaluation.metrics import auc
+    from lookback.workflows.generators.synthetic import PRESETS, generate_synthetic
+    from lookback.workflows.histories.pipeline import run_dataset
 
     preset = args.preset or ("tiny" if args.quick else "1m")
     root = cached("synthetic", {"preset": preset}, args.cache_dir)

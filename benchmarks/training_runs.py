@@ -9,11 +9,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from models import MODELS
-from training.config import RunConfig
-from training.data import open_source
-from training.logging import RunLogger
-from training.trainer import Trainer
+from lookback.models import MODELS
+from lookback.training.config import RunConfig
+from lookback.training.data import open_source
+from lookback.training.output.logging import RunLogger
+from lookback.training.trainer import Trainer
 
 
 def train_and_evaluate(run: RunConfig, options: Any) -> dict[str, Any]:

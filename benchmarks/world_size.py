@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.options import add_movielens, require_movielens
+from lookback.benchmarks.options import add_movielens, require_movielens
 
 if TYPE_CHECKING:
-    from benchmarks.harness import Report
+    from lookback.benchmarks.harness import Report
 
 QUESTION = "Does a model reach the same AUC, or HR@10, on 1, 2 and 4 processes?"
 
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> Report:
     Raises:
       UserError: if MovieLens-100k is not there.
     """
-    from benchmarks.harness import Report
-    from training.logging import read_log
+    from lookback.benchmarks.harness import Report
+    from lookback.training.output.logging import read_log
 
     ranks = args.ranks or ([1, 2] if args.quick else [1, 2, 4])
     epochs = args.epochs or (1 if args.quick else 3)
@@ -94,18 +94,18 @@ def _training(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Options of the runs; makes their dataset, that of histories in `directory`."""
     common = {"model_type": args.model_type, "seed": 1}
     if args.model_type in _ON_CRITEO:
-        from benchmarks.data import generate_criteo_rows
-        from benchmarks.dlrm_accuracy import MODELS, schedule
+        from lookback.benchmarks.data import generate_criteo_rows
+        from lookback.benchmarks.dlrm_accuracy import MODELS, schedule
 
         dataset, oracle = generate_criteo_rows(args.rows, 0.01, args.cache_dir)
         training = schedule(oracle["counts"]["train"], 4096, 0.001)
         return {**common, "dataset_dir": dataset, **training, **MODELS[args.model_type]}
     require_movielens(args.input)
-    from workflows.base import run_dataset
+    from lookback.workflows.histories.pipeline import run_dataset
 
     run_dataset("movielens", args.input, directory)
     if args.model_type == "neumf":
-        from benchmarks.ncf_accuracy import SETTINGS, VARIANTS
+        from lookback.benchmarks.ncf_accuracy import SETTINGS, VARIANTS
 
         return {**common, "dataset_dir": directory, **SETTINGS, **VARIANTS["neumf"][0]}
     return {**common, "dataset_dir": directory, "global_batch_size": 4096, "lr": 0.01}

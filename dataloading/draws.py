@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-import splitmix
+from lookback.core import splitmix
 
 Key = tuple[int, str, tf.Tensor]
 """Seed, purpose, epoch (int64 [])."""

@@ -15,12 +15,12 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
-from dataloading.features import HistoryFeatures
-from dataloading.histories import Histories, ItemCounts
-from dataloading.materialised import MaterialisedDataset
-from dataloading.parts import WHOLE, Part
-from dataloading.windows import WindowBuilder, WindowConfig
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.materialised import MaterialisedDataset
+from lookback.dataloading.histories.resident import Histories, ItemCounts
+from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
+from lookback.dataloading.parts import WHOLE, Part
+from lookback.formats.features import HistoryFeatures
 
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
 """Features and labels."""
@@ -32,7 +32,7 @@ WeightedBatch = tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]
 class BatchSource(abc.ABC):
     """Batches of one dataset at one batch size, or one process's part of them.
 
-    A batch is features (see `dataloading.features.sample_schema`) and labels ``[B, C]``. All
+    A batch is features (see `formats.features.sample_schema`) and labels ``[B, C]``. All
     processes have the same number of steps; one that has less to do gets empty batches.
     """
 

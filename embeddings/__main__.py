@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from embeddings import commands_checkpoint, commands_plan
-from errors import UserError
+from lookback.checkpoints import commands as commands_checkpoint
+from lookback.core.errors import UserError
+from lookback.embeddings import commands_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from embeddings.backends import BACKENDS
-from embeddings.config import LOCAL, Sharding
-from embeddings.tables import tables_from_schema
-from embeddings.types import TableSpec
+from lookback.embeddings.backends import BACKENDS
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.tables import tables_from_schema
+from lookback.embeddings.types import TableSpec
 
 __all__ = ["COMBINERS", "EmbeddingCollection", "tables_from_schema"]
 

@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from embeddings.config import WIRE_DTYPES
-from embeddings.plan_report import describe_plan
-from embeddings.planner import plan_tables
-from embeddings.planners import PLANNERS
-from embeddings.plans import load_tables, save_plan
-from embeddings.sharding import STRATEGIES
-from embeddings.sizes import parse_size
-from embeddings.tables import LIST_LENGTH, tables_with_hotness
-from embeddings.types import OPTIMIZER_STATE, TableSpec, Topology
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.core.sizes import parse_size
+from lookback.embeddings.config import WIRE_DTYPES
+from lookback.embeddings.plan_report import describe_plan
+from lookback.embeddings.planner import plan_tables
+from lookback.embeddings.planners import PLANNERS
+from lookback.embeddings.plans import load_tables, save_plan
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.tables import LIST_LENGTH, tables_with_hotness
+from lookback.embeddings.types import OPTIMIZER_STATE, TableSpec, Topology
 
 if TYPE_CHECKING:
     from merlin.schema import Schema

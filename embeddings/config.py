@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 WIRE_DTYPES = ("float32", "bfloat16", "float16")
 

@@ -28,7 +28,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.types import (
+from lookback.core.errors import UserError
+from lookback.embeddings.types import (
     OPTIMIZER_STATE,
     UPDATES_EVERY_ROW,
     WEIGHT_BYTES,
@@ -36,7 +37,6 @@ from embeddings.types import (
     TableSpec,
     Topology,
 )
-from errors import UserError
 
 RESOURCES = (
     "memory",

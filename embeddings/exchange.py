@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from embeddings.duplicates import distinct
-from embeddings.ids import inside
-from embeddings.layout import Layout
-from embeddings.sharding import STRATEGIES
-from embeddings.types import Plan
+from lookback.embeddings.duplicates import distinct
+from lookback.embeddings.ids import inside
+from lookback.embeddings.layout import Layout
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import Plan
 
 AllToAll = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """Sends the first ``splits[0]`` rows of a tensor to rank 0, and so on: (tensor, splits) to what

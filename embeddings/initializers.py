@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-import splitmix
-from embeddings.types import Shard
+from lookback.core import splitmix
+from lookback.embeddings.types import Shard
 
 BLOCK_VALUES = 1 << 20
 """Weights made at a time: about 40 MB while they are made. Measured on 2 cores: 2**16 at a time

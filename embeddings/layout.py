@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from embeddings.sharding import STRATEGIES, shards_of
-from embeddings.types import Plan, Shard
+from lookback.embeddings.sharding import STRATEGIES, shards_of
+from lookback.embeddings.types import Plan, Shard
 
 _INT32_MAX = (1 << 31) - 1
 

@@ -22,10 +22,10 @@ from merlin.models.utils.schema_utils import (
 )
 from merlin.schema import ColumnSchema, Schema, Tags
 
-from embeddings.collection import EmbeddingCollection, Ids
-from embeddings.config import LOCAL, Sharding
-from embeddings.tables import tables_from_schema
-from embeddings.types import TableSpec
+from lookback.embeddings.collection import EmbeddingCollection, Ids
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.tables import tables_from_schema
+from lookback.embeddings.types import TableSpec
 
 Shapes = dict[str, tf.TensorShape]
 Vectors = dict[str, tf.Tensor | tf.RaggedTensor]

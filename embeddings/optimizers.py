@@ -18,8 +18,8 @@ from typing import ClassVar, Literal
 
 import tensorflow as tf
 
-from embeddings.duplicates import sum_duplicates
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.embeddings.duplicates import sum_duplicates
 
 _LARGEST_FUSED = (1 << 31) - 1  # weights: TensorFlow's kernels number them with int32
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embeddings.cost import (
+from lookback.core.sizes import format_size
+from lookback.embeddings.cost import (
     GRADIENTS,
     IDS,
     MEMORY,
@@ -16,9 +17,8 @@ from embeddings.cost import (
     rank_costs,
     step_seconds,
 )
-from embeddings.planners.base import plan_costs
-from embeddings.sizes import format_size
-from embeddings.types import Plan, Topology
+from lookback.embeddings.planners.base import plan_costs
+from lookback.embeddings.types import Plan, Topology
 
 _SENT = [IDS, VECTORS, GRADIENTS]
 _MOST_RANKS_LISTED = 8  # of one table, on its line

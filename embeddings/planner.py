@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from embeddings.cost import Workload
-from embeddings.planners import PLANNERS
-from embeddings.planners.base import Problem, needs_whole_rows
-from embeddings.refusal import refusal
-from embeddings.sharding import STRATEGIES
-from embeddings.types import Placement, Plan, TableSpec, Topology
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.embeddings.cost import Workload
+from lookback.embeddings.planners import PLANNERS
+from lookback.embeddings.planners.base import Problem, needs_whole_rows
+from lookback.embeddings.refusal import refusal
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import Placement, Plan, TableSpec, Topology
 
 
 def plan_tables(

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from embeddings.planners.base import needs_whole_rows
-from embeddings.sharding import STRATEGIES, shards_of
-from embeddings.types import Placement, Plan, TableSpec
-from errors import UserError
-from fs import atomic_file
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_file
+from lookback.embeddings.planners.base import needs_whole_rows
+from lookback.embeddings.sharding import STRATEGIES, shards_of
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 FORMAT = "lookback-plan"
 VERSION = 1

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from embeddings.cost import MEMORY
-from embeddings.planners import PLANNERS
-from embeddings.planners.base import Problem, fullest_rank
-from embeddings.sharding import STRATEGIES
-from embeddings.sizes import format_size
-from embeddings.types import OPTIMIZER_STATE, WEIGHT_BYTES, Placement
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.core.sizes import format_size
+from lookback.embeddings.cost import MEMORY
+from lookback.embeddings.planners import PLANNERS
+from lookback.embeddings.planners.base import Problem, fullest_rank
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import OPTIMIZER_STATE, WEIGHT_BYTES, Placement
 
 _MOST_RANKS = 1024  # beyond this, more ranks are no advice
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from embeddings.types import TableSpec
+from lookback.embeddings.types import TableSpec
 
 if TYPE_CHECKING:
     from merlin.schema import ColumnSchema, Schema

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from models.config import DIENConfig, DINConfig, SIMConfig
-from models.neumf_config import NeuMFConfig
-from models.registry import ModelEntry
-from models.tabular_config import DCNv2Config, DLRMConfig
+from lookback.models.config import DIENConfig, DINConfig, SIMConfig
+from lookback.models.neumf_config import NeuMFConfig
+from lookback.models.registry import ModelEntry
+from lookback.models.tabular_config import DCNv2Config, DLRMConfig
 
 MODELS = {
-    "sim": ModelEntry("models.sim", SIMConfig),
-    "din": ModelEntry("models.din", DINConfig),
-    "dien": ModelEntry("models.dien", DIENConfig),
-    "dlrm": ModelEntry("models.dlrm", DLRMConfig),
-    "dcnv2": ModelEntry("models.dcnv2", DCNv2Config),
-    "neumf": ModelEntry("models.neumf", NeuMFConfig),
+    "sim": ModelEntry("lookback.models.sim", SIMConfig),
+    "din": ModelEntry("lookback.models.din", DINConfig),
+    "dien": ModelEntry("lookback.models.dien", DIENConfig),
+    "dlrm": ModelEntry("lookback.models.dlrm", DLRMConfig),
+    "dcnv2": ModelEntry("lookback.models.dcnv2", DCNv2Config),
+    "neumf": ModelEntry("lookback.models.neumf", NeuMFConfig),
 }

@@ -1,7 +1,7 @@
 """What models over histories have in common: configuration, embedding, head, loss.
 
 A model is a `merlin.models.tf.Model` of two parts: a block of ours that turns a batch (see
-`dataloading.features`) into a representation ``[B, C, D]`` of each candidate, and a Merlin
+`formats.features`) into a representation ``[B, C, D]`` of each candidate, and a Merlin
 `BinaryOutput` that turns it into click logits ``[B, C]``. What a model adds to the head's loss it
 adds with `add_loss`, so that neither a trainer nor Keras' `fit` needs to know it.
 """
@@ -16,19 +16,19 @@ import merlin.models.tf as mm
 import tensorflow as tf
 from merlin.schema import Schema
 
-from dataloading.features import (
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.tables import tables_from_schema
+from lookback.embeddings.types import TableSpec
+from lookback.formats.features import (
     TIME_GAP,
     HistoryFeatures,
     history_name,
     negatives_name,
     sample_schema,
 )
-from embeddings.collection import EmbeddingCollection
-from embeddings.config import LOCAL, Sharding
-from embeddings.tables import tables_from_schema
-from embeddings.types import TableSpec
-from models.block_config import ConfiguredBlock
-from models.config import HistoryModelConfig
+from lookback.models.block_config import ConfiguredBlock
+from lookback.models.config import HistoryModelConfig
 
 TARGET = "click"
 
@@ -117,7 +117,7 @@ class HistoryBlock(ConfiguredBlock):
         parts' means, weighted by these.
 
         Args:
-          inputs: a batch, see `dataloading.features.sample_schema`.
+          inputs: a batch, see `formats.features.sample_schema`.
           labels: ``[B, C]``.
 
         Returns:
@@ -130,7 +130,7 @@ class HistoryBlock(ConfiguredBlock):
         """The ids that a call with these inputs looks up in `embeddings`.
 
         Args:
-          inputs: a batch, see `dataloading.features.sample_schema`.
+          inputs: a batch, see `formats.features.sample_schema`.
 
         Raises:
           ValueError: if an input has not the rank its role needs.

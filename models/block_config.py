@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from merlin.models.tf.core.base import Block
 
-from embeddings.collection import EmbeddingCollection
-from embeddings.config import Sharding
-from embeddings.types import TableSpec
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.config import Sharding
+from lookback.embeddings.types import TableSpec
 
 
 class ConfiguredBlock(Block):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Literal
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ import merlin.models.tf as mm
 import tensorflow as tf
 from merlin.schema import Schema
 
-from embeddings.config import LOCAL, Sharding
-from models.blocks.mlp_relu import ReluMLP
-from models.tabular import TabularBlock, TabularModel, build_tabular, tabular_tables
-from models.tabular_config import DCNv2Config
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.models.blocks.mlp_relu import ReluMLP
+from lookback.models.tabular import TabularBlock, TabularModel, build_tabular, tabular_tables
+from lookback.models.tabular_config import DCNv2Config
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -44,7 +44,7 @@ class DCNv2Block(TabularBlock):
         """Represents every row.
 
         Args:
-          inputs: a batch, see `dataloading.tabular_schema`.
+          inputs: a batch, see `formats.tabular_schema`.
 
         Returns:
           ``[B, D]``.

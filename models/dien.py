@@ -12,8 +12,8 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
-from embeddings.config import LOCAL, Sharding
-from models.base import (
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.models.base import (
     HistoryBlock,
     HistoryModel,
     assemble,
@@ -21,10 +21,10 @@ from models.base import (
     by_candidate,
     history_tables,
 )
-from models.blocks.auxiliary import count_steps
-from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
-from models.blocks.mlp import prelu_mlp
-from models.config import DIENConfig
+from lookback.models.blocks.auxiliary import count_steps
+from lookback.models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
+from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.config import DIENConfig
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -66,7 +66,7 @@ class DIENBlock(HistoryBlock):
         """Represents every candidate.
 
         Args:
-          inputs: a batch, see `dataloading.features.sample_schema`.
+          inputs: a batch, see `formats.features.sample_schema`.
           training: whether to apply dropout and add the auxiliary loss.
 
         Returns:
@@ -89,7 +89,7 @@ def build(schema: Schema, config: DIENConfig, sharding: Sharding = LOCAL) -> His
     """Builds DIEN for a dataset.
 
     Args:
-      schema: of the dataset, see `dataloading.features`.
+      schema: of the dataset, see `formats.features`.
       config: of the model.
       sharding: where the tables' rows live.
 

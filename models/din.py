@@ -11,8 +11,8 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
-from embeddings.config import LOCAL, Sharding
-from models.base import (
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.models.base import (
     HistoryBlock,
     HistoryModel,
     assemble,
@@ -20,9 +20,9 @@ from models.base import (
     by_candidate,
     history_tables,
 )
-from models.blocks.attention import ActivationUnit, masked_softmax
-from models.blocks.mlp import prelu_mlp
-from models.config import DINConfig
+from lookback.models.blocks.attention import ActivationUnit, masked_softmax
+from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.config import DINConfig
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -52,7 +52,7 @@ class DINBlock(HistoryBlock):
         """Represents every candidate.
 
         Args:
-          inputs: a batch, see `dataloading.features.sample_schema`.
+          inputs: a batch, see `formats.features.sample_schema`.
           training: whether to apply dropout.
 
         Returns:
@@ -79,7 +79,7 @@ def build(schema: Schema, config: DINConfig, sharding: Sharding = LOCAL) -> Hist
     """Builds DIN for a dataset.
 
     Args:
-      schema: of the dataset, see `dataloading.features`.
+      schema: of the dataset, see `formats.features`.
       config: of the model.
       sharding: where the tables' rows live.
 

@@ -12,11 +12,11 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
-from embeddings.config import LOCAL, Sharding
-from models.blocks.interaction import DotInteraction
-from models.blocks.mlp_relu import ReluMLP
-from models.tabular import TabularBlock, TabularModel, build_tabular, tabular_tables
-from models.tabular_config import DLRMConfig
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.models.blocks.interaction import DotInteraction
+from lookback.models.blocks.mlp_relu import ReluMLP
+from lookback.models.tabular import TabularBlock, TabularModel, build_tabular, tabular_tables
+from lookback.models.tabular_config import DLRMConfig
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -40,7 +40,7 @@ class DLRMBlock(TabularBlock):
         """Represents every row.
 
         Args:
-          inputs: a batch, see `dataloading.tabular_schema`.
+          inputs: a batch, see `formats.tabular_schema`.
 
         Returns:
           ``[B, top_mlp_sizes[-2]]``.

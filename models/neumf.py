@@ -13,21 +13,21 @@ import merlin.models.tf as mm
 import tensorflow as tf
 from merlin.schema import Schema
 
-import splitmix
-from dataloading.interaction_features import SAMPLE_KEY, InteractionFeatures
-from embeddings.collection import EmbeddingCollection
-from embeddings.config import LOCAL, Sharding
-from embeddings.types import TableSpec
-from models.base import TARGET, ClickLoss, LogitHead, click_metrics
-from models.block_config import ConfiguredBlock
-from models.blocks.mlp_dropout import (
+from lookback.core import splitmix
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.types import TableSpec
+from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
+from lookback.models.base import TARGET, ClickLoss, LogitHead, click_metrics
+from lookback.models.block_config import ConfiguredBlock
+from lookback.models.blocks.mlp_dropout import (
     dropout_masks,
     kept_fraction,
     masked_relu_dense,
     masked_relu_sum,
 )
-from models.blocks.mlp_relu import relu_dense
-from models.neumf_config import NeuMFConfig
+from lookback.models.blocks.mlp_relu import relu_dense
+from lookback.models.neumf_config import NeuMFConfig
 
 INIT_STDDEV = 0.01
 """Of embeddings, as in the paper and in seed 003; here uniform with this standard deviation."""

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from errors import UserError
-from models.tabular_config import require_at_least_1
+from lookback.core.errors import UserError
+from lookback.models.tabular_config import require_at_least_1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,16 +6,16 @@ import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from embeddings.config import LOCAL, Sharding
-from embeddings.types import TableSpec
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.types import TableSpec
 
 if TYPE_CHECKING:
     import merlin.models.tf as mm
     from merlin.schema import Schema
 
-    from models.config import HistoryModelConfig
-    from models.neumf_config import NeuMFConfig
-    from models.tabular_config import TabularModelConfig
+    from lookback.models.config import HistoryModelConfig
+    from lookback.models.neumf_config import NeuMFConfig
+    from lookback.models.tabular_config import TabularModelConfig
 
     ModelConfig = HistoryModelConfig | NeuMFConfig | TabularModelConfig
 

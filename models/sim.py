@@ -12,9 +12,9 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
-from embeddings.config import LOCAL, Sharding
-from errors import UserError
-from models.base import (
+from lookback.core.errors import UserError
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.models.base import (
     Embedded,
     HistoryBlock,
     HistoryModel,
@@ -27,13 +27,13 @@ from models.base import (
     history,
     history_tables,
 )
-from models.blocks.attention import masked_softmax
-from models.blocks.auxiliary import count_steps
-from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
-from models.blocks.linear import linear
-from models.blocks.mlp import prelu_mlp
-from models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
-from models.config import SIMConfig
+from lookback.models.blocks.attention import masked_softmax
+from lookback.models.blocks.auxiliary import count_steps
+from lookback.models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
+from lookback.models.blocks.linear import linear
+from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
+from lookback.models.config import SIMConfig
 
 STAGE_WEIGHT = 0.5
 """Share of each stage's cross entropy in the loss (section 3.3 of the paper; seed 000's code)."""
@@ -113,7 +113,7 @@ class SIMBlock(HistoryBlock):
         """Represents every candidate.
 
         Args:
-          inputs: a batch, see `dataloading.features.sample_schema`.
+          inputs: a batch, see `formats.features.sample_schema`.
           targets: labels ``[B, C]``; needed for stage one's loss in training and testing.
           training: whether to apply dropout and add losses.
           testing: whether to add stage one's loss.
@@ -190,7 +190,7 @@ def build(schema: Schema, config: SIMConfig, sharding: Sharding = LOCAL) -> Hist
     """Builds SIM for a dataset.
 
     Args:
-      schema: of the dataset, see `dataloading.features`.
+      schema: of the dataset, see `formats.features`.
       config: of the model.
       sharding: where the tables' rows live.
 

@@ -1,7 +1,7 @@
 """What models over tabular rows have in common: embedding, bottom MLP, head, loss.
 
 A model is a `merlin.models.tf.Model` of two parts: a block of ours that turns a batch (see
-`dataloading.tabular_schema`) into a representation ``[B, D]`` of each row, and a Merlin
+`formats.tabular_schema`) into a representation ``[B, D]`` of each row, and a Merlin
 `BinaryOutput` that turns it into click logits ``[B, 1]``.
 """
 
@@ -15,16 +15,16 @@ import merlin.models.tf as mm
 import tensorflow as tf
 from merlin.schema import Schema
 
-from dataloading.tabular_schema import CATEGORICAL, NUMERICAL, TabularFeatures
-from embeddings.collection import EmbeddingCollection
-from embeddings.config import LOCAL, Sharding
-from embeddings.tables import tables_from_schema
-from embeddings.types import TableSpec
-from errors import UserError
-from models.base import TARGET, ClickLoss, click_metrics
-from models.block_config import ConfiguredBlock
-from models.blocks.mlp_relu import ReluMLP, bias_initializer
-from models.tabular_config import TabularModelConfig
+from lookback.core.errors import UserError
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.tables import tables_from_schema
+from lookback.embeddings.types import TableSpec
+from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL, TabularFeatures
+from lookback.models.base import TARGET, ClickLoss, click_metrics
+from lookback.models.block_config import ConfiguredBlock
+from lookback.models.blocks.mlp_relu import ReluMLP, bias_initializer
+from lookback.models.tabular_config import TabularModelConfig
 
 
 class TabularBlock(ConfiguredBlock):
@@ -71,7 +71,7 @@ class TabularBlock(ConfiguredBlock):
         """The ids that a call with these inputs looks up in `embeddings`: ``[B]`` a feature.
 
         Args:
-          inputs: a batch, see `dataloading.tabular_schema`.
+          inputs: a batch, see `formats.tabular_schema`.
 
         Raises:
           ValueError: if the ids are not one column for each categorical feature.
@@ -175,7 +175,7 @@ def build_tabular(
 
     Args:
       block: the class of the body, from a batch to ``[B, D]``.
-      schema: of the dataset, see `dataloading.tabular_schema`.
+      schema: of the dataset, see `formats.tabular_schema`.
       config: of the model, of the block's `config_class`.
       sharding: where the tables' rows live.
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 SCHEDULE: Mapping[str, Any] = {
     "global_batch_size": 65_536,

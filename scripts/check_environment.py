@@ -40,6 +40,8 @@ def main(lock_files: list[str]) -> int:
     import nvtabular  # noqa: F401 (that it loads is the point)
     import tensorflow as tf
 
+    import lookback  # noqa: F401
+
     tf.load_op_library(str(Path(sys.prefix) / "lib" / "lookback_kernels.so"))
     if not hvd.gloo_built():
         print("horovod was built without Gloo", file=sys.stderr)

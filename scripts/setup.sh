@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv, the one environment that everything here runs in: Python 3.11, the packages of
-# requirements/dev.txt, Horovod built against that TensorFlow with Gloo, and the operations of
-# kernels/.
+# requirements/dev.txt, Horovod built against that TensorFlow with Gloo, the operations of kernels/,
+# and this checkout as the package `lookback`.
 #
 # usage: scripts/setup.sh
 #
@@ -52,6 +52,7 @@ main() {
   install_packages
   install_horovod
   install_kernels
+  link_package
   verify
   { location && environment_key; } > "$stamp.new"
   mv "$stamp.new" "$stamp"
@@ -78,7 +79,7 @@ ready() {
   [[ -f $stamp && -x $venv/bin/python ]] || return 1
   compgen -G "$venv/lib/python3.11/site-packages/horovod/tensorflow/mpi_lib*.so" > /dev/null ||
     return 1
-  [[ -f $venv/lib/lookback_kernels.so ]] || return 1
+  [[ -f $venv/lib/lookback_kernels.so && -d $venv/src/lookback/core ]] || return 1
   [[ $(< "$stamp") == "$(location && environment_key)" ]]
 }
 
@@ -288,6 +289,15 @@ install_kernels() {
     -D_GLIBCXX_USE_CXX11_ABI=1 -DEIGEN_MAX_ALIGN_BYTES=64 -isystem "$tensorflow/include" \
     kernels/*.cc -o "$venv/lib/lookback_kernels.so" \
     "-L$tensorflow" -l:libtensorflow_framework.so.2
+}
+
+# The checkout is the package: a link under the package's name, in a directory that a path file
+# names. An editable install's import hook would do for Python, but not for mypy and editors. Both
+# are relative, so that they hold wherever the checkout lies.
+link_package() {
+  mkdir -p "$venv/src"
+  ln -sfn ../.. "$venv/src/lookback"
+  echo ../../../src > "$venv/lib/python3.11/site-packages/lookback.pth"
 }
 
 verify() {

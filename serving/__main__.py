@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from errors import UserError
-from fs import atomic_file
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_file
+from lookback.serving.scores import Scores
 
 # The modules behind the commands import pandas or TensorFlow, which takes seconds; --help and
 # mistakes answer at once.
+
 if TYPE_CHECKING:
-    from serving.bundle import Bundle, Scores
+    from lookback.serving.bundle import Bundle
 
 LINES_AT_ONCE = 256
 
@@ -119,8 +121,8 @@ def _score(args: argparse.Namespace) -> None:
                 source = stack.enter_context(Path(args.requests).open(encoding="utf-8"))
             except OSError as error:
                 raise UserError(f"--requests {args.requests}: {error.strerror}.") from error
-        from serving.bundle import Bundle
-        from serving.layouts import LAYOUTS
+        from lookback.serving.bundle import Bundle
+        from lookback.serving.layouts.registry import LAYOUTS
 
         bundle = Bundle.load(args.export_dir)
         output = sys.stdout
@@ -171,7 +173,7 @@ def _chunks(source: TextIO, name: str) -> Iterator[list[tuple[str, Any]]]:
 
 
 def _score_lines(bundle: Bundle, lines: Sequence[tuple[str, Any]]) -> list[Scores]:
-    from serving.requests import RequestError
+    from lookback.serving.requests import RequestError
 
     try:
         return bundle.score([request for _, request in lines])
@@ -180,8 +182,8 @@ def _score_lines(bundle: Bundle, lines: Sequence[tuple[str, Any]]) -> list[Score
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from serving.layouts import LAYOUTS
-    from serving.manifest import Manifest
+    from lookback.serving.layouts.registry import LAYOUTS
+    from lookback.serving.manifest import Manifest
 
     manifest = Manifest.read(args.export_dir)
     layout = LAYOUTS[manifest.layout]
@@ -200,7 +202,7 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _describe(args: argparse.Namespace) -> None:
-    from serving.manifest import Manifest, bundle_bytes
+    from lookback.serving.manifest import Manifest, bundle_bytes
 
     manifest = Manifest.read(args.export_dir)
     print(
@@ -226,8 +228,8 @@ def _describe(args: argparse.Namespace) -> None:
 
 def _benchmark(args: argparse.Namespace) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
-    from serving.benchmark import BenchmarkOptions, as_table, measure
-    from serving.bundle import Bundle
+    from lookback.serving.benchmark import BenchmarkOptions, as_table, measure
+    from lookback.serving.bundle import Bundle
 
     options = BenchmarkOptions(args.batch_sizes, args.steps, args.warmup_steps, args.seed)
     rows = measure(Bundle.load(args.export_dir), options)

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from errors import UserError
-from serving.bundle import Bundle
-from serving.layouts import LAYOUTS
-from training.performance import PerformanceMeter
+from lookback.core.errors import UserError
+from lookback.serving.bundle import Bundle
+from lookback.serving.layouts.registry import LAYOUTS
+from lookback.training.output.performance import PerformanceMeter
 
 DIFFERENT_BATCHES = 16
 """Inputs that are drawn and used in turn, so that not all lookups hit rows in the caches."""

@@ -6,7 +6,6 @@ code of the models nor Merlin or NVTabular is imported (nor anything unpickled).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from errors import UserError
-from serving.layouts import LAYOUTS
-from serving.manifest import MODEL_DIRECTORY, SIGNATURE, Manifest
-from serving.requests import Request, RequestEncoder, RequestError
-
-Float32 = npt.NDArray[np.float32]
+from lookback.core.errors import UserError
+from lookback.serving.layouts.registry import LAYOUTS
+from lookback.serving.manifest import MODEL_DIRECTORY, SIGNATURE, Manifest
+from lookback.serving.requests import Request, RequestEncoder, RequestError
+from lookback.serving.scores import Float32, Scores
 
 ROWS_A_BATCH = 4096
 """Rows (requests times the most candidates of one) that are scored at once; it bounds memory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Scores of one request's candidates, in the request's order; a row has one score (C = 1).
-
-    Attributes:
-      logit: ``[C]``.
-      probability: ``[C]``, the logits' sigmoid.
-      items: raw ids ``[C]`` of what was scored, best first, where the request names no candidates;
-        otherwise None.
-    """
-
-    logit: Float32
-    probability: Float32
-    items: tuple[Any, ...] | None = None
 
 
 class Bundle:
@@ -87,8 +69,7 @@ class Bundle:
         """Scores the candidates of every request.
 
         Args:
-          requests: see `serving.history_requests`, `serving.interactions_requests` and
-            `serving.tabular_requests`. Any number.
+          requests: as the bundle's layout reads them, see `serving.layouts`. Any number.
 
         Returns:
           The scores of each request.

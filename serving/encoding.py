@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 # NVTabular 23.8 reserves these indices of every vocabulary (nvtabular/ops/categorify.py:45-48).
 NULL = 1

@@ -10,13 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import UserError
-from fs import atomic_directory
-from serving.export_dataset import ExportedDataset
-from serving.export_histories import Histories, Materialised
-from serving.export_interactions import Interactions
-from serving.export_tabular import SplitBinary, Tabular
-from serving.manifest import MANIFEST_FILE, MODEL_DIRECTORY, SIGNATURE, Manifest, is_bundle
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_directory
+from lookback.serving.export_dataset import ExportedDataset
+from lookback.serving.layouts.histories.export import Histories, Materialised
+from lookback.serving.layouts.interactions.export import Interactions
+from lookback.serving.layouts.tabular.export import SplitBinary, Tabular
+from lookback.serving.manifest import MANIFEST_FILE, MODEL_DIRECTORY, SIGNATURE, Manifest, is_bundle
 
 # Importing them takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def save_model(model: mm.Model, manifest: Manifest, directory: Path) -> None:
     from merlin.models.io import save_merlin_metadata
     from merlin.schema import ColumnSchema, Schema
 
-    from models.blocks.kernels import portable
+    from lookback.kernels.loader import portable
 
     specs = {
         name: tf.TensorSpec(shape, tf.as_dtype(manifest.input_type(name)), name)
@@ -166,7 +166,7 @@ def open_dataset(dataset_dir: Path, layout: str | None = None) -> ExportedDatase
 
 
 def _model_type(config_class: type) -> str:
-    from models import MODELS
+    from lookback.models import MODELS
 
     return next(name for name, entry in MODELS.items() if entry.config_class is config_class)
 

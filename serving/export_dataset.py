@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from errors import UserError
-from serving.manifest import Manifest
+from lookback.core.errors import UserError
+from lookback.serving.manifest import Manifest
 
 # Importing Merlin takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:

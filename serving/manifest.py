@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 FORMAT = "lookback-bundle"
 FORMAT_VERSION = 2

@@ -1,7 +1,6 @@
 """What requests of every layout have in common: errors by number, encoding to one batch.
 
-A request is a plain dictionary; `serving.history_requests`, `serving.interactions_requests` and
-`serving.tabular_requests` say what is in it.
+A request is a plain dictionary; `requests` of each layout in `serving.layouts` says what is in it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 Request = Mapping[str, Any]
 

@@ -20,7 +20,7 @@ import pytest
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
-    from dataloading.histories import Histories
+    from lookback.dataloading.histories.resident import Histories
 
 USERS = {"user_id": 7, "country": 4}
 ITEMS = {"item_id": 40, "category_id": 6}
@@ -71,7 +71,7 @@ def make_schema() -> Callable[..., Schema]:
 @pytest.fixture(scope="session")
 def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Histories]:
     """Makes resident histories in memory: skewed popularity, one category an item."""
-    from dataloading.histories import Histories, Split
+    from lookback.dataloading.histories.resident import Histories, Split
 
     def make(
         lengths: Sequence[int] = (20, 7, 3, 3, 12),
@@ -211,7 +211,7 @@ def precision() -> Iterator[Callable[[str], None]]:
 
 
 class ThreadWorld:
-    """A rank among several that are threads of this process: a `training.world.World`.
+    """A rank among several that are threads of this process: a `core.world.World`.
 
     What ranks say must be what the interface allows (JSON, arrays of one type), and all must call
     the same collective.

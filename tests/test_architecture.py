@@ -12,41 +12,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = (
-    "workflows",
-    "dataloading",
-    "models",
-    "embeddings",
-    "training",
-    "serving",
-    "benchmarks",
-)
-MODULES = ("train", "errors", "fs", "splitmix")
-OURS = {*PACKAGES, *MODULES}
-
-# Who must not import whom. `errors`, `fs` and `splitmix` are open to all.
-FORBIDDEN = {
-    "errors": OURS - {"errors"},
-    "fs": OURS - {"errors", "fs"},
-    "splitmix": OURS - {"errors", "splitmix"},
-    # workflows meets the rest only through files and schema, in both directions.
-    "workflows": OURS - {"workflows", "errors", "fs"},
-    "dataloading": {"workflows", "models", "training", "serving", "benchmarks", "train"},
-    "embeddings": {
-        "workflows",
-        "dataloading",
-        "models",
-        "training",
-        "serving",
-        "benchmarks",
-        "train",
+FLOORS = {
+    "core": set(),
+    "formats": {"core"},
+    "kernels": {"core"},
+    "embeddings": {"core", "formats", "kernels"},
+    "checkpoints": {"core", "formats", "embeddings"},
+    "dataloading": {"core", "formats", "kernels"},
+    "models": {"core", "formats", "kernels", "embeddings"},
+    "training": {
+        *("core", "formats", "kernels", "embeddings", "checkpoints", "dataloading", "models"),
     },
-    "models": {"workflows", "training", "serving", "benchmarks", "train"},
-    "training": {"workflows", "models", "serving", "benchmarks", "train"},
-    "serving": {"workflows", "benchmarks", "train"},
+    "serving": {
+        *("core", "formats", "kernels", "embeddings", "checkpoints", "dataloading", "models"),
+        "training",
+    },
+    "workflows": {"core", "formats"},
 }
+"""What each package may import of ours. Benchmarks and doors
+(`__main__.py` too) may import everything."""
+
+PACKAGES = (*FLOORS, "benchmarks")
+DOORS = ("cli", "train")
+
 COMMUNICATION = {"horovod", "sparse_operation_kit"}
-MAY_COMMUNICATE = ("embeddings/backends/", "training/distributed.py")
+MAY_COMMUNICATE = ("embeddings/backends/", "training/parallel/")
 
 # Lines of code, without docstrings, comments and blank lines.
 LONGEST_FILE = 500
@@ -58,7 +48,7 @@ def _relative(path: Path) -> str:
 
 
 def sources() -> list[Path]:
-    files = [ROOT / f"{name}.py" for name in MODULES if (ROOT / f"{name}.py").exists()]
+    files = [ROOT / "__init__.py", *(ROOT / f"{name}.py" for name in DOORS)]
     for package in PACKAGES:
         files += sorted((ROOT / package).rglob("*.py"))
     return files
@@ -70,12 +60,27 @@ def parse(path: Path) -> ast.Module:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Top-level names of all that a module imports, at its top or inside its functions."""
+    """Dotted names of all that a module imports, at its top or inside its functions.
+
+    `from a import b` gives both a and a.b, since b may be a module.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.split(".")[0]
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("lookback", *parts)).removesuffix(".__init__")
+
+
+def our_packages(tree: ast.AST) -> set[str]:
+    """Packages of ours that a module imports."""
+    names = (name.split(".") for name in imports(tree))
+    return {parts[1] for parts in names if parts[0] == "lookback" and len(parts) > 1}
 
 
 def registry(package: str, name: str) -> list[str]:
@@ -96,16 +101,46 @@ def test_package_has_a_documented_init(package: str) -> None:
     assert ast.get_docstring(parse(init)), f"{_relative(init)} says nothing about its package"
 
 
-@pytest.mark.parametrize("importer", FORBIDDEN)
-def test_imports_keep_one_direction(importer: str) -> None:
+def test_our_modules_are_imported_by_their_full_names() -> None:
+    flat = [
+        f"{_relative(path)} imports {name}"
+        for path in [*sources(), *(ROOT / "tests").rglob("*.py")]
+        for name in imports(parse(path))
+        if name.split(".")[0] in {*PACKAGES, *DOORS}
+    ]
+    assert not flat
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_keep_one_direction(package: str) -> None:
     wrong = [
         f"{_relative(path)} imports {name}"
         for path in sources()
-        if _relative(path).split("/")[0].removesuffix(".py") == importer
-        for name in imports(parse(path))
-        if name in FORBIDDEN[importer]
+        if _relative(path).split("/")[0] == package and path.name != "__main__.py"
+        for name in our_packages(parse(path)) & set(PACKAGES)
+        if name not in {package, *FLOORS[package]}
     ]
     assert not wrong
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports for type checkers and inside functions count, too: they join files as well."""
+    modules = {module_name(path): path for path in sources()}
+    graph = {
+        name: {other for other in imports(parse(path)) if other in modules and other != name}
+        for name, path in modules.items()
+    }
+    for name, path in modules.items():  # a package's registry imports what is in it
+        if path.name == "__init__.py":
+            for other in graph:
+                graph[other].discard(name) if other.startswith(f"{name}.") else None
+    while graph:  # takes away what imports nothing that is left
+        free = {name for name, others in graph.items() if not others & graph.keys()}
+        if not free:
+            break
+        graph = {name: others for name, others in graph.items() if name not in free}
+    circle = {name: sorted(others & graph.keys()) for name, others in graph.items()}
+    assert not circle
 
 
 def test_only_backends_and_process_setup_import_horovod_or_sok() -> None:
@@ -114,7 +149,7 @@ def test_only_backends_and_process_setup_import_horovod_or_sok() -> None:
         for path in sources()
         if not _relative(path).startswith(MAY_COMMUNICATE)
         for name in imports(parse(path))
-        if name in COMMUNICATION
+        if name.split(".")[0] in COMMUNICATION
     ]
     assert not wrong
 

@@ -6,11 +6,11 @@ import ast
 import re
 from pathlib import Path
 
-from benchmarks import BENCHMARKS
-from models import MODELS
-from training.cli import parameter_table
-from training.config import RunConfig
-from training.removed import removed_table
+from lookback.benchmarks import BENCHMARKS
+from lookback.core.options import parameter_table
+from lookback.models import MODELS
+from lookback.training.config import RunConfig
+from lookback.training.removed import removed_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from training.checkpoint import Checkpoint, find_checkpoint
+from lookback.checkpoints.store import Checkpoint, find_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SMALL = (

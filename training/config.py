@@ -5,7 +5,7 @@ Names and defaults are those of NVIDIA's SIM for TensorFlow 2 (its README's para
 `training.removed` says what became of the others. Where those tables write a sentinel (-1, 0, "")
 for "absent", the value here is None, and the sentinel is still read. Options of a model
 (embedding_dim, dropout_rate, ...) are the fields of that model's own config dataclass;
-`training.cli.parse_run` puts the two together.
+`core.options.parse_run` puts the two together.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from training.config_checks import check_run
+from lookback.training.config_checks import check_run
 
 
 def _option(scope: str, help: str, **more: Any) -> dict[str, Any]:
-    """Field metadata as `training.cli` reads it."""
+    """Field metadata as `core.options` reads it."""
     return {"scope": scope, "help": help, **more}
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from errors import UserError
-
-if TYPE_CHECKING:
-    from training.config import RunConfig
+from lookback.core.errors import UserError
 
 EVALUATION_MODES = ("evaluate", "test")
 """Two names of one mode: those of seed 000 and of seed 004."""
@@ -23,7 +20,7 @@ _OPTIONS_OF_OPTIMIZERS = {
 """Options of the optimizer -> the optimizers that have them."""
 
 
-def check_run(run: RunConfig) -> None:
+def check_run(run: Any) -> None:
     """Refuses values, and combinations of values, that make no sense.
 
     Raises:
@@ -73,7 +70,7 @@ def check_run(run: RunConfig) -> None:
     _check_plan(run)
 
 
-def _check_schedule(run: RunConfig) -> None:
+def _check_schedule(run: Any) -> None:
     start = run.decay_start_step
     if run.decay_steps and start is not None and start < run.warmup_steps:
         raise UserError(
@@ -86,7 +83,7 @@ def _check_schedule(run: RunConfig) -> None:
         )
 
 
-def _check_optimizer(run: RunConfig) -> None:
+def _check_optimizer(run: Any) -> None:
     for name, optimizers in _OPTIONS_OF_OPTIMIZERS.items():
         value = getattr(run, name)
         if value is None:
@@ -103,7 +100,7 @@ def _check_optimizer(run: RunConfig) -> None:
             raise UserError(f"{name}: expected at least 0 and below 1, received {value}.")
 
 
-def _check_loss_scale(run: RunConfig) -> None:
+def _check_loss_scale(run: Any) -> None:
     wires = (run.wire_dtype, run.gradient_wire_dtype)
     if run.loss_scale is not None and not run.amp and "float16" not in wires:
         raise UserError(
@@ -113,7 +110,7 @@ def _check_loss_scale(run: RunConfig) -> None:
         )
 
 
-def _check_outputs(run: RunConfig) -> None:
+def _check_outputs(run: Any) -> None:
     if run.export_dir is not None:
         if run.random_weights or run.benchmark:
             raise UserError(
@@ -137,7 +134,7 @@ def _check_outputs(run: RunConfig) -> None:
         raise UserError("eval_train: expected with --mode train or evaluate. Remove it.")
 
 
-def _check_plan(run: RunConfig) -> None:
+def _check_plan(run: Any) -> None:
     if run.mode != "train":
         for name in (
             *("prefetch_ids", "micro_batches", "grads_accumulated", "gradient_wire_dtype"),
@@ -171,13 +168,13 @@ def _check_plan(run: RunConfig) -> None:
             )
 
 
-def _cutting_options(run: RunConfig) -> list[str]:
+def _cutting_options(run: Any) -> list[str]:
     """The options given that cut a batch into parts."""
     given = {"micro_batches": run.micro_batches, "grads_accumulated": run.grads_accumulated}
     return [name for name, value in given.items() if (value or 1) > 1]
 
 
-def _check_mode(run: RunConfig) -> None:
+def _check_mode(run: Any) -> None:
     inference = run.mode in ("inference", "inference_benchmark")
     if not inference and run.random_weights:
         raise UserError(
@@ -207,7 +204,7 @@ def _check_mode(run: RunConfig) -> None:
         )
 
 
-def _at_least(run: RunConfig, name: str, least: int) -> None:
+def _at_least(run: Any, name: str, least: int) -> None:
     value = getattr(run, name)
     if value is not None and value < least:
         raise UserError(f"{name}: expected {least} or more, received {value}.")

@@ -8,20 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dataloading.features import table_rows
-from dataloading.histories import Histories, ItemCounts, read_dataset_info
-from dataloading.interactions import InteractionSource
-from dataloading.materialised import MaterialisedDataset
-from dataloading.parts import WHOLE, Part
-from dataloading.sources import BatchSource, MaterialisedSource, ResidentSource, is_materialised
-from dataloading.split_binary import is_split_binary
-from dataloading.tabular import TabularSource, is_tabular_data, open_tabular
-from dataloading.tabular_parquet import read_description
-from dataloading.tabular_schema import is_tabular
-from dataloading.windows import WindowConfig
-from errors import UserError
-from training.config import RunConfig
-from training.world import SOLO, World
+from lookback.core.errors import UserError
+from lookback.core.world import SOLO, World
+from lookback.dataloading.histories.materialised import MaterialisedDataset
+from lookback.dataloading.histories.resident import Histories, ItemCounts, read_dataset_info
+from lookback.dataloading.histories.windows import WindowConfig
+from lookback.dataloading.interactions.source import InteractionSource
+from lookback.dataloading.parts import WHOLE, Part
+from lookback.dataloading.sources import (
+    BatchSource,
+    MaterialisedSource,
+    ResidentSource,
+    is_materialised,
+)
+from lookback.dataloading.tabular.source import TabularSource, is_tabular_data, open_tabular
+from lookback.formats.features import table_rows
+from lookback.formats.split_binary import is_split_binary
+from lookback.formats.tabular_parquet import read_description
+from lookback.formats.tabular_schema import is_tabular
+from lookback.training.config import RunConfig
 
 CONTINUED = (
     *("seed", "global_batch_size", "drop_remainder", "repeat_count"),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from training.config import RunConfig
+from lookback.training.config import RunConfig
 
 
 @dataclasses.dataclass

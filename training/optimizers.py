@@ -12,18 +12,18 @@ from typing import Any
 
 import tensorflow as tf
 
-from embeddings.collection import EmbeddingCollection
-from embeddings.optimizers import (
+from lookback.core.errors import UserError
+from lookback.core.world import SOLO, World
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.optimizers import (
     TABLE_OPTIMIZERS,
     TableOptimizer,
     bias_corrected,
     fused_adam,
     without_rows,
 )
-from errors import UserError
-from training.schedule import Schedule
-from training.state import State, collections_of, dense_states, slot_states
-from training.world import SOLO, World
+from lookback.training.schedule import Schedule
+from lookback.training.state import State, collections_of, dense_states, slot_states
 
 
 class PlainSGD(tf.keras.optimizers.Optimizer):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 
-from errors import UserError
-from training.config import RunConfig
-from training.world import SOLO, World
+from lookback.core.errors import UserError
+from lookback.core.world import SOLO, World
+from lookback.training.config import RunConfig
 
 
 def prepare_environment(config: RunConfig) -> None:
@@ -37,7 +37,7 @@ def set_up_tensorflow(config: RunConfig, world: World = SOLO) -> None:
     """
     import tensorflow as tf
 
-    from training.precision import amp_policy
+    from lookback.training.precision import amp_policy
 
     # Merlin's imports log a deprecation of TensorFlow's through its own logger.
     tf.get_logger().setLevel("ERROR")

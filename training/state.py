@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from embeddings.collection import EmbeddingCollection
-from embeddings.optimizers import TableOptimizer
-from training.checkpoint import Checkpoint, RowBlocks, TensorSpec
+from lookback.checkpoints.store import Checkpoint, RowBlocks, TensorSpec
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.optimizers import TableOptimizer
 
 MODEL_PREFIXES = ("table/", "model/")
 """First parts of the names of a model's own tensors."""

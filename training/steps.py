@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from dataloading.sources import Batch, BatchSource
-from errors import UserError
-from training.optimizers import Gradients, Optimizer
-from training.precision import LossScale, all_finite
-from training.ranking import ranks_of_positives
-from training.state import collections_of
-from training.world import SOLO, World
+from lookback.core.errors import UserError
+from lookback.core.world import SOLO, World
+from lookback.dataloading.sources import Batch, BatchSource
+from lookback.training.evaluation.ranking import ranks_of_positives
+from lookback.training.optimizers import Gradients, Optimizer
+from lookback.training.precision import LossScale, all_finite
+from lookback.training.state import collections_of
 
 
 class Prepared(NamedTuple):

@@ -12,24 +12,24 @@ from typing import Any
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from dataloading.sources import BatchSource
-from errors import UserError
-from fs import atomic_file
-from training.checkpoint import Checkpoint, CheckpointStore, RowBlocks
-from training.config import RunConfig
-from training.gathering import build_variables, use_streams_of
-from training.logging import RunLogger
-from training.metrics import RocCurve, ScoreAccumulator
-from training.milestones import Milestones, Position
-from training.optimizers import Optimizer
-from training.performance import PerformanceMeter, combined
-from training.precision import LossScale
-from training.ranking import RankAccumulator
-from training.schedule import Schedule
-from training.signals import TERMINATED_EXIT_STATUS, TerminationRequest, catch_sigterm
-from training.state import MODEL_PREFIXES, State, collections_of, model_states, whole
-from training.steps import Steps
-from training.world import SOLO, World, agree
+from lookback.checkpoints.store import Checkpoint, CheckpointStore, RowBlocks
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_file
+from lookback.core.world import SOLO, World, agree
+from lookback.dataloading.sources import BatchSource
+from lookback.training.config import RunConfig
+from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
+from lookback.training.evaluation.ranking import RankAccumulator
+from lookback.training.milestones import Milestones, Position
+from lookback.training.optimizers import Optimizer
+from lookback.training.output.logging import RunLogger
+from lookback.training.output.performance import PerformanceMeter, combined
+from lookback.training.parallel.gathering import build_variables, use_streams_of
+from lookback.training.precision import LossScale
+from lookback.training.schedule import Schedule
+from lookback.training.signals import TERMINATED_EXIT_STATUS, TerminationRequest, catch_sigterm
+from lookback.training.state import MODEL_PREFIXES, State, collections_of, model_states, whole
+from lookback.training.steps import Steps
 
 
 @dataclasses.dataclass(frozen=True)

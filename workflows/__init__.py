@@ -1,22 +1,22 @@
 """Raw data → dataset with schema: ``python -m workflows --help``.
 
 There are two kinds of datasets. *Histories* are what users did, in order of time; *tabular* ones
-have a row an impression: label, numbers, categorical values. A new dataset is one file with a
-reader of its kind (`workflows.base.Reader`, `workflows.tabular_base.TabularReader`), and one line
-here.
+have a row an impression: label, numbers, categorical values. A new dataset is one file in
+`datasets/` with a reader of its kind (`histories.pipeline.Reader`, `tabular.reader.TabularReader`),
+and one line here.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from workflows import synthetic, synthetic_criteo
-from workflows.amazon import AmazonReader
-from workflows.base import Reader
-from workflows.criteo import CriteoReader
-from workflows.interactions import InteractionsReader
-from workflows.movielens import MovieLensReader
-from workflows.tabular_base import TabularReader
+from lookback.workflows.datasets.amazon import AmazonReader
+from lookback.workflows.datasets.criteo import CriteoReader
+from lookback.workflows.datasets.interactions import InteractionsReader
+from lookback.workflows.datasets.movielens import MovieLensReader
+from lookback.workflows.generators import synthetic, synthetic_criteo
+from lookback.workflows.histories.pipeline import Reader
+from lookback.workflows.tabular.reader import TabularReader
 
 DATASETS: dict[str, type[Reader]] = {
     "amazon": AmazonReader,

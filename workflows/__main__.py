@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from errors import UserError
-from workflows import DATASETS, GENERATORS, TABULAR_DATASETS
-from workflows.base import MIN_INTERACTIONS, Options, Reader, Report
-from workflows.cluster import forgo_tensorflow, parse_bytes
-from workflows.tabular_base import TabularOptions
-from workflows.tabular_export import DATASET_TYPES
+from lookback.core.errors import UserError
+from lookback.workflows import DATASETS, GENERATORS, TABULAR_DATASETS
+from lookback.workflows.cluster import forgo_tensorflow, parse_bytes
+from lookback.workflows.histories.pipeline import MIN_INTERACTIONS, Options, Reader, Report
+from lookback.workflows.tabular.export import DATASET_TYPES
+from lookback.workflows.tabular.reader import TabularOptions
 
 SIZES = ("memory_limit", "block_size")
 """Options that are numbers of bytes."""
@@ -218,8 +218,10 @@ def _add_where(command: argparse.ArgumentParser) -> None:
 
 
 def _kinds() -> Iterator[_Kind]:
-    yield _Kind(DATASETS, Options, "workflows.base", _print_histories)
-    yield _Kind(TABULAR_DATASETS, TabularOptions, "workflows.tabular", _print_tabular)
+    yield _Kind(DATASETS, Options, "lookback.workflows.histories.pipeline", _print_histories)
+    yield _Kind(
+        TABULAR_DATASETS, TabularOptions, "lookback.workflows.tabular.pipeline", _print_tabular
+    )
 
 
 def _kind(dataset: str) -> _Kind:
@@ -275,7 +277,7 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _transform(args: argparse.Namespace) -> None:
-    from workflows.tabular import read_saved_options
+    from lookback.workflows.tabular.pipeline import read_saved_options
 
     dataset = read_saved_options(args.workflow)["dataset"]
     kind, options = _kind(dataset), _options(args, dataset)
@@ -303,7 +305,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _describe(args: argparse.Namespace) -> None:
-    from workflows.describe import describe
+    from lookback.workflows.describe import describe
 
     describe(args.directory)
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 LINES_WORTH_A_CLUSTER = 5_000_000
 """Below this a run takes less time than a cluster saves (measured on 2 cores)."""
@@ -326,13 +326,13 @@ def _check_workers(client: Any, scheduler: str) -> None:
     if not all(found.values()):
         raise UserError(
             f"Workers of {scheduler} cannot import this package. Start them with PYTHONPATH set "
-            "to the root of this repository, in the same Python environment."
+            "to .venv/src of this checkout, in the same Python environment."
         )
 
 
 def _can_import_us() -> bool:
     try:
-        return importlib.util.find_spec("workflows.ops") is not None
+        return importlib.util.find_spec("lookback.workflows.histories.ops") is not None
     except ImportError:
         return False
 

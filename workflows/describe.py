@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from errors import UserError
-from workflows import tabular_write
-from workflows.base import read_metadata
+from lookback.core.errors import UserError
+from lookback.workflows.histories.pipeline import read_metadata
+from lookback.workflows.tabular import write as tabular_write
 
 
 def describe(directory: str | Path, console: Console | None = None) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from errors import UserError
+from lookback.core.errors import UserError
 
 BLOCK_BYTES = 32 << 20
 """Bytes of text a task parses: large enough to hide its fixed costs, small beside memory."""

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / ".venv" / "src"  # where `lookback` is found
 ENVIRONMENTS = ROOT / ".tools" / "peers"
 
 PEERS: dict[str, str] = {
@@ -44,7 +45,7 @@ class Peer:
         Raises:
           RuntimeError: if it ends before it is ready, with its last words.
         """
-        command = [str(peer_python(name)), "-m", f"benchmarks.peers.{name}"]
+        command = [str(peer_python(name)), "-m", f"lookback.benchmarks.peers.{name}"]
         for option, value in options.items():
             if value is True:
                 command.append(f"--{option}")
@@ -53,6 +54,7 @@ class Peer:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (close() closes it)
         # Its own environment decides what it imports.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        environment["PYTHONPATH"] = str(SOURCES)
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,

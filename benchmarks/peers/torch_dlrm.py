@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.peers.server import serve
+from lookback.benchmarks.peers.server import serve
 
 BATCHES = 8  # prepared batches that it cycles through
 

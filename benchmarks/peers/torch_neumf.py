@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.peers.server import serve
+from lookback.benchmarks.peers.server import serve
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

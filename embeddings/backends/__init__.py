@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from embeddings.backends.base import Backend
-from embeddings.backends.horovod import HorovodBackend
-from embeddings.backends.local import LocalBackend
-from embeddings.backends.sok import SOKBackend
+from lookback.embeddings.backends.base import Backend
+from lookback.embeddings.backends.horovod import HorovodBackend
+from lookback.embeddings.backends.local import LocalBackend
+from lookback.embeddings.backends.sok import SOKBackend
 
 BACKENDS: dict[str, type[Backend]] = {
     "local": LocalBackend,

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from embeddings.config import Sharding
-from embeddings.duplicates import sum_duplicates
-from embeddings.initializers import fill_rows
-from embeddings.types import Plan, Shard, TableSpec
+from lookback.embeddings.config import Sharding
+from lookback.embeddings.duplicates import sum_duplicates
+from lookback.embeddings.initializers import fill_rows
+from lookback.embeddings.types import Plan, Shard, TableSpec
 
 Gradients = dict[str, tf.IndexedSlices]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from embeddings.backends.base import Backend, Gradients, Held, concatenated
-from embeddings.config import Sharding
-from embeddings.exchange import Exchange, Route, from_wire, to_wire
-from embeddings.layout import Layout
-from embeddings.types import TableSpec
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.embeddings.backends.base import Backend, Gradients, Held, concatenated
+from lookback.embeddings.config import Sharding
+from lookback.embeddings.exchange import Exchange, Route, from_wire, to_wire
+from lookback.embeddings.layout import Layout
+from lookback.embeddings.types import TableSpec
 
 
 class HorovodBackend(Backend):

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from embeddings.backends.base import Backend, Held
-from embeddings.ids import inside
-from embeddings.types import Shard, TableSpec
+from lookback.embeddings.backends.base import Backend, Held
+from lookback.embeddings.ids import inside
+from lookback.embeddings.types import Shard, TableSpec
 
 _INT32_MAX = (1 << 31) - 1
 

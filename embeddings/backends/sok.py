@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from embeddings.backends.base import Backend, Held
-from embeddings.config import Sharding
-from embeddings.initializers import fill_rows
-from embeddings.sharding import STRATEGIES, shards_of
-from embeddings.sharding.base import Strategy
-from embeddings.types import Plan, TableSpec
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.embeddings.backends.base import Backend, Held
+from lookback.embeddings.config import Sharding
+from lookback.embeddings.initializers import fill_rows
+from lookback.embeddings.sharding import STRATEGIES, shards_of
+from lookback.embeddings.sharding.base import Strategy
+from lookback.embeddings.types import Plan, TableSpec
 
 _HOW = "use `--backend horovod`, which holds the same plan and checkpoints"
 

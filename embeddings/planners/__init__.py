@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from embeddings.planners.base import Planner
-from embeddings.planners.cost_search import CostSearch
-from embeddings.planners.largest_first import LargestFirst
+from lookback.embeddings.planners.base import Planner
+from lookback.embeddings.planners.cost_search import CostSearch
+from lookback.embeddings.planners.largest_first import LargestFirst
 
 PLANNERS: Mapping[str, Planner] = {
     "cost": CostSearch(),

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from embeddings.cost import MEMORY, Costs, Workload
-from embeddings.sharding import STRATEGIES
-from embeddings.types import OPTIMIZER_STATE, WEIGHT_BYTES, Placement, Plan, TableSpec
+from lookback.embeddings.cost import MEMORY, Costs, Workload
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import OPTIMIZER_STATE, WEIGHT_BYTES, Placement, Plan, TableSpec
 
 _MOST_CHOICES = 16  # of one strategy for one table; ranks alike but for their load come in order
 

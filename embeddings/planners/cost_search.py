@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embeddings.cost import MEMORY, RESOURCES, Costs, busy_seconds
-from embeddings.planners.base import Planner, Problem
-from embeddings.sharding import STRATEGIES
-from embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.cost import MEMORY, RESOURCES, Costs, busy_seconds
+from lookback.embeddings.planners.base import Planner, Problem
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 _MOST_SWEEPS = 20  # over all tables; in practice two or three find nothing more to improve
 _MOST_SWAPS = 4096  # that are looked at in one sweep; 26 tables have 325

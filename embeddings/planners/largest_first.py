@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from embeddings.cost import MEMORY
-from embeddings.planners.base import Planner, Problem
-from embeddings.types import Placement, Plan
+from lookback.embeddings.cost import MEMORY
+from lookback.embeddings.planners.base import Planner, Problem
+from lookback.embeddings.types import Placement, Plan
 
 
 class LargestFirst(Planner):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from embeddings.sharding.base import Strategy
-from embeddings.sharding.column_wise import ColumnWise
-from embeddings.sharding.data_parallel import DataParallel
-from embeddings.sharding.row_wise import RowWise
-from embeddings.sharding.table_wise import TableWise
-from embeddings.types import Plan, Shard
+from lookback.embeddings.sharding.base import Strategy
+from lookback.embeddings.sharding.column_wise import ColumnWise
+from lookback.embeddings.sharding.data_parallel import DataParallel
+from lookback.embeddings.sharding.row_wise import RowWise
+from lookback.embeddings.sharding.table_wise import TableWise
+from lookback.embeddings.types import Plan, Shard
 
 STRATEGIES: Mapping[str, Strategy] = {
     "data_parallel": DataParallel(),

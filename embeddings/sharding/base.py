@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-from embeddings.cost import Costs, Workload, exchanged_costs
-from embeddings.types import Placement, Shard, TableSpec
+from lookback.embeddings.cost import Costs, Workload, exchanged_costs
+from lookback.embeddings.types import Placement, Shard, TableSpec
 
 
 class Leg(NamedTuple):

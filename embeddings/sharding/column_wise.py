@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from embeddings.sharding.base import Leg, Strategy, split_evenly
-from embeddings.types import Placement, Shard, TableSpec
+from lookback.embeddings.sharding.base import Leg, Strategy, split_evenly
+from lookback.embeddings.types import Placement, Shard, TableSpec
 
 _FEWEST_PIECES = 2  # one piece would be table-wise
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from embeddings.cost import Costs, Workload, replicated_costs
-from embeddings.sharding.base import Leg, Strategy
-from embeddings.types import Placement, Shard, TableSpec
+from lookback.embeddings.cost import Costs, Workload, replicated_costs
+from lookback.embeddings.sharding.base import Leg, Strategy
+from lookback.embeddings.types import Placement, Shard, TableSpec
 
 
 class DataParallel(Strategy):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from embeddings.sharding.base import Leg, Strategy
-from embeddings.types import Placement, Shard, TableSpec
+from lookback.embeddings.sharding.base import Leg, Strategy
+from lookback.embeddings.types import Placement, Shard, TableSpec
 
 
 class TableWise(Strategy):

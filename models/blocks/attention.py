@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.blocks.linear import linear
+from lookback.models.blocks.linear import linear
 
 
 def masked_softmax(scores: tf.Tensor, mask: tf.Tensor, axis: int = -1) -> tf.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.blocks.linear import linear
+from lookback.models.blocks.linear import linear
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")

@@ -7,10 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.blocks.attention import ActivationUnit, masked_softmax
-from models.blocks.auxiliary import AuxiliaryNet
-from models.blocks.mlp import PRELU_SLOPE
-from models.blocks.recurrent import AUGRU, InterestGRU
+from lookback.models.blocks.attention import ActivationUnit, masked_softmax
+from lookback.models.blocks.auxiliary import AuxiliaryNet
+from lookback.models.blocks.mlp import PRELU_SLOPE
+from lookback.models.blocks.recurrent import AUGRU, InterestGRU
 
 UNITS_PER_DIM = 6
 """GRU units per embedding dimension: the authors' published DIEN code, and NVIDIA's after it

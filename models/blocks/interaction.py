@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.blocks.kernels import cpu_kernels
+from lookback.kernels.loader import cpu_kernels
 
 _KERNEL_LANES = 16  # of kernels/dot_interaction.cc: it takes vectors of a multiple of these
 

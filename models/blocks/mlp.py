@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from models.blocks.dropout import ResumableDropout
+from lookback.models.blocks.dropout import ResumableDropout
 
 PRELU_SLOPE = 0.1
 """Initial slope of PReLU for negative inputs, one per unit (seed 000's code)."""

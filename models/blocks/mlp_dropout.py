@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-import splitmix
+from lookback.core import splitmix
 
 _WORD_BYTES = 8  # of an int64
 _LEVELS = 256  # values of a byte

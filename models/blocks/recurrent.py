@@ -23,7 +23,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from models.blocks.linear import linear
+from lookback.models.blocks.linear import linear
 
 Gates = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 

@@ -39,12 +39,12 @@ from typing import Literal, cast
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from errors import UserError  # noqa: E402
-from models import MODELS  # noqa: E402
-from training.cli import parse_run  # noqa: E402
-from training.config import RunConfig  # noqa: E402
-from training.launch import Job, run_job  # noqa: E402
-from training.removed import REMOVED  # noqa: E402
+from lookback.core.errors import UserError  # noqa: E402
+from lookback.core.options import parse_run  # noqa: E402
+from lookback.models import MODELS  # noqa: E402
+from lookback.training.config import RunConfig  # noqa: E402
+from lookback.training.parallel.launch import Job, run_job  # noqa: E402
+from lookback.training.removed import REMOVED  # noqa: E402
 
 RENAMED = {"data_path": "dataset_dir", "batch_size": "global_batch_size"}
 SWITCHES = ("amp", "xla", "benchmark", "drop_remainder")
@@ -58,8 +58,8 @@ class Request:
     Attributes:
       np: processes; None: not said.
       hosts: as horovodrun reads it; None: this machine.
-      bind: see `training.launch.Job`.
-      interface: see `training.launch.Job`.
+      bind: see `training.parallel.launch.Job`.
+      interface: see `training.parallel.launch.Job`.
       train: arguments of train.py.
     """
 

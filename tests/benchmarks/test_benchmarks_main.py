@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from benchmarks import BENCHMARKS
-from benchmarks.__main__ import main, question
+from lookback.benchmarks import BENCHMARKS
+from lookback.benchmarks.__main__ import main, question
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

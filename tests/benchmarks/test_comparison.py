@@ -7,11 +7,11 @@ import contextlib
 
 import pytest
 
-from benchmarks import comparison
-from benchmarks.accuracy import of_seeds, with_deviation
-from benchmarks.harness import Timing, latencies, latency_note
-from benchmarks.options import add_timing, batch_sizes, require_movielens, turns
-from errors import UserError
+from lookback.benchmarks import comparison
+from lookback.benchmarks.accuracy import of_seeds, with_deviation
+from lookback.benchmarks.harness import Timing, latencies, latency_note
+from lookback.benchmarks.options import add_timing, batch_sizes, require_movielens, turns
+from lookback.core.errors import UserError
 
 
 def parse(*arguments: str, quick: bool = False) -> argparse.Namespace:

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.data import bytes_of, cached, generate_histories, materialise, zipf
-from dataloading.histories import Histories
-from dataloading.materialised import MaterialisedDataset
+from lookback.benchmarks.data import bytes_of, cached, generate_histories, materialise, zipf
+from lookback.dataloading.histories.materialised import MaterialisedDataset
+from lookback.dataloading.histories.resident import Histories
 
 T = 12
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import harness
+from lookback.benchmarks import harness
 
 
 class Clock:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.__main__ import main
+from lookback.benchmarks.__main__ import main
 
 SMALL = ["--rows", "3000", "--global_batch_size", "128", "--rounds", "1"]
 

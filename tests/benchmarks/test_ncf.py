@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ncf_options, ncf_train, world_size
-from benchmarks.data import resident_interactions
-from benchmarks.ncf_accuracy import popularity_hit_ratio
-from benchmarks.ncf_contenders import Contenders, flops_per_sample, make_histories
-from benchmarks.peers.client import missing, peer_python
-from dataloading.interactions import InteractionSource
-from models.neumf_config import NeuMFConfig
+from lookback.benchmarks import ncf_options, ncf_train, world_size
+from lookback.benchmarks.data import resident_interactions
+from lookback.benchmarks.ncf_accuracy import popularity_hit_ratio
+from lookback.benchmarks.ncf_contenders import Contenders, flops_per_sample, make_histories
+from lookback.benchmarks.peers.client import missing, peer_python
+from lookback.dataloading.interactions.source import InteractionSource
+from lookback.models.neumf_config import NeuMFConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = NeuMFConfig(factors=2, layers=(8, 6, 4))
@@ -124,9 +124,9 @@ def test_memory_of_pytorch():
 
 
 def test_options_of_neumf_by_world_size_are_those_of_train_py(tmp_path, monkeypatch):
-    from models import MODELS
-    from training.cli import parse_run
-    from training.config import RunConfig
+    from lookback.core.options import parse_run
+    from lookback.models import MODELS
+    from lookback.training.config import RunConfig
 
     ran = []
     monkeypatch.setattr(
@@ -135,7 +135,9 @@ def test_options_of_neumf_by_world_size_are_those_of_train_py(tmp_path, monkeypa
         lambda command, **_: ran.append(command) or argparse.Namespace(returncode=0),
     )
     (tmp_path / "u.data").touch()
-    monkeypatch.setattr("workflows.base.run_dataset", lambda *arguments: None)
+    monkeypatch.setattr(
+        "lookback.workflows.histories.pipeline.run_dataset", lambda *arguments: None
+    )
     args = argparse.Namespace(model_type="neumf", input=tmp_path)
     world_size._train(1, {**world_size._training(args, tmp_path), "micro_batches": 4})
     configs = {name: entry.config_class for name, entry in MODELS.items()}
@@ -148,7 +150,7 @@ ORACLE = """
 import json, sys
 import numpy as np
 import torch
-from benchmarks.peers.torch_neumf import NeuMF, contenders, given_batches
+from lookback.benchmarks.peers.torch_neumf import NeuMF, contenders, given_batches
 
 torch.manual_seed(0)
 model = NeuMF(7, 9, factors=2, layers=(8, 6, 4), dropout=0.5)

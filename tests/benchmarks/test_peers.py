@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.criteo_workflow import differing_columns
-from benchmarks.peers import client
-from benchmarks.peers.client import ENVIRONMENTS, PEERS, Peer, contender, missing
-from benchmarks.peers.usage import directory_bytes, measure
+from lookback.benchmarks.criteo_workflow import differing_columns
+from lookback.benchmarks.peers import client
+from lookback.benchmarks.peers.client import ENVIRONMENTS, PEERS, Peer, contender, missing
+from lookback.benchmarks.peers.usage import directory_bytes, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # A peer without any software of others: counts steps, and breaks when told to.
 PROGRAM = """
 import sys
-from benchmarks.peers.server import serve
+from lookback.benchmarks.peers.server import serve
 
 samples = int(sys.argv[2])
 
@@ -43,10 +43,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "own" / "bin" / "python"
     python.parent.mkdir(parents=True)
     (tmp_path / "program.py").write_text(PROGRAM)
-    python.write_text(
-        f'#!/bin/sh\nshift 2\nPYTHONPATH="{ROOT}" exec "{sys.executable}" '
-        f'"{tmp_path}/program.py" "$@"\n'
-    )
+    python.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" "{tmp_path}/program.py" "$@"\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "own" / ".lookback-ready").touch()
     monkeypatch.setattr(client, "ENVIRONMENTS", tmp_path)
@@ -104,7 +101,7 @@ def test_a_peer_that_is_not_set_up_is_none(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_stopped_peer_ends_with_its_parent(counting: None, tmp_path: Path) -> None:
     script = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from benchmarks.peers import client\n"
+        "from lookback.benchmarks.peers import client\n"
         "client.ENVIRONMENTS = Path(sys.argv[1])\nclient.PEERS['counting'] = 'own'\n"
         "print(client.Peer('counting', batch=1)._process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.baselines.plain_sim import (
+from lookback.benchmarks.baselines.plain_sim import (
     AUGRUCell,
     GRUCell,
     PlainDIEN,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.sim_contenders import Contenders
+from lookback.benchmarks.sim_contenders import Contenders
 
 
 @pytest.fixture(scope="module")

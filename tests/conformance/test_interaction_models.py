@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dataloading.interaction_features import SAMPLE_KEY
-from models import MODELS
-from models.config import HistoryModelConfig
-from training.config import RunConfig
+from lookback.formats.interaction_features import SAMPLE_KEY
+from lookback.models import MODELS
+from lookback.models.config import HistoryModelConfig
+from lookback.training.config import RunConfig
 
 EACH = pytest.mark.parametrize(
     "name", [name for name, entry in MODELS.items() if entry.config_class.layout == "interactions"]

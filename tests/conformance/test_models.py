@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import models
-from errors import UserError
-from models import MODELS
-from models.base import HistoryBlock, HistoryModel, history, negatives_name
-from models.config import HistoryModelConfig
+from lookback import models
+from lookback.core.errors import UserError
+from lookback.models import MODELS
+from lookback.models.base import HistoryBlock, HistoryModel, history, negatives_name
+from lookback.models.config import HistoryModelConfig
 
 T, L = 9, 5
 SMALL: dict[str, Any] = {"embedding_dim": 3, "max_seq_length": T, "long_seq_length": L, "k": 3}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from embeddings.config import LOCAL
-from models import MODELS
-from models.registry import ModelEntry
+from lookback.embeddings.config import LOCAL
+from lookback.models import MODELS
+from lookback.models.registry import ModelEntry
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ def functions_of(path: Path) -> set[str]:
 
 def test_every_module_with_build_is_a_registered_model():
     builders = {p.stem for p in (ROOT / "models").glob("*.py") if "build" in functions_of(p)}
-    registered = {entry.module.removeprefix("models.") for entry in MODELS.values()}
+    registered = {entry.module.removeprefix("lookback.models.") for entry in MODELS.values()}
     assert builders == registered
 
 
@@ -31,7 +31,7 @@ def test_every_module_with_build_is_a_registered_model():
 def test_a_model_s_module_has_its_name_and_takes_schema_config_and_sharding(name):
     entry = MODELS[name]
     assert isinstance(entry, ModelEntry)
-    assert entry.module == f"models.{name}"
+    assert entry.module == f"lookback.models.{name}"
     assert dataclasses.is_dataclass(entry.config_class)
     module = importlib.import_module(entry.module)
     assert list(inspect.signature(module.build).parameters) == ["schema", "config", "sharding"]
@@ -45,13 +45,13 @@ def test_models_do_not_share_options_classes():
 
 
 def test_every_backend_is_registered():
-    from embeddings.backends import BACKENDS
-    from embeddings.backends.base import Backend
+    from lookback.embeddings.backends import BACKENDS
+    from lookback.embeddings.backends.base import Backend
 
     found = set()
     for path in (ROOT / "embeddings" / "backends").glob("*.py"):
         if path.stem != "__init__":
-            module = importlib.import_module(f"embeddings.backends.{path.stem}")
+            module = importlib.import_module(f"lookback.embeddings.backends.{path.stem}")
             found |= {
                 cls
                 for _, cls in inspect.getmembers(module, inspect.isclass)
@@ -59,13 +59,13 @@ def test_every_backend_is_registered():
             }
     assert found - {Backend} == set(BACKENDS.values())
     for name, backend in BACKENDS.items():
-        assert backend.__module__ == f"embeddings.backends.{name}"
+        assert backend.__module__ == f"lookback.embeddings.backends.{name}"
         assert not backend.__abstractmethods__
 
 
 def test_every_table_optimizer_has_a_dense_one_and_is_registered():
-    from embeddings import optimizers
-    from training.optimizers import DENSE_OPTIMIZERS
+    from lookback.embeddings import optimizers
+    from lookback.training.optimizers import DENSE_OPTIMIZERS
 
     assert set(optimizers.TABLE_OPTIMIZERS) == set(DENSE_OPTIMIZERS)
     classes = {
@@ -77,14 +77,14 @@ def test_every_table_optimizer_has_a_dense_one_and_is_registered():
 
 
 def test_every_reader_is_a_registered_dataset():
-    from workflows import DATASETS
-    from workflows.base import Reader
+    from lookback.workflows import DATASETS
+    from lookback.workflows.histories.pipeline import Reader
 
     found = set()
-    for path in (ROOT / "workflows").glob("*.py"):
+    for path in (ROOT / "workflows" / "datasets").glob("*.py"):
         names = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef)]
         if any("Reader" in ast.unparse(base) for node in names for base in node.bases):
-            module = importlib.import_module(f"workflows.{path.stem}")
+            module = importlib.import_module(f"lookback.workflows.datasets.{path.stem}")
             found |= {
                 cls
                 for _, cls in inspect.getmembers(module, inspect.isclass)

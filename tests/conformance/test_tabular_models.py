@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dataloading.tabular_schema import tabular_schema
-from models import MODELS
-from models.config import HistoryModelConfig
-from models.tabular import TabularBlock, TabularModel
-from models.tabular_config import TabularModelConfig
-from training.config import RunConfig
+from lookback.formats.tabular_schema import tabular_schema
+from lookback.models import MODELS
+from lookback.models.config import HistoryModelConfig
+from lookback.models.tabular import TabularBlock, TabularModel
+from lookback.models.tabular_config import TabularModelConfig
+from lookback.training.config import RunConfig
 
 EACH = pytest.mark.parametrize(
     "name", [name for name, entry in MODELS.items() if entry.config_class.layout == "tabular"]

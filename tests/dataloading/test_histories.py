@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import dataloading.histories
-from dataloading.histories import Histories, Split
-from dataloading.parts import WHOLE, Part
-from errors import UserError
+import lookback.dataloading.histories.resident
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.resident import Histories, Split
+from lookback.dataloading.parts import WHOLE, Part
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_part_has_every_rth_user_whatever_the_files(
 
     The last ranks of 20 have none of the 11 users.
     """
-    monkeypatch.setattr(dataloading.histories, "_USERS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(lookback.dataloading.histories.resident, "_USERS_AT_A_TIME", at_a_time)
     whole = make_histories(lengths=LENGTHS, validation=1)
     directory = write_dataset(whole, tmp_path / "data", files=files)
     for file in (directory / "histories").iterdir():

@@ -7,11 +7,11 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from dataloading.interaction_features import SAMPLE_KEY, InteractionFeatures
-from dataloading.interactions import CATALOGUE, InteractionSource
-from dataloading.known_items import Catalogue, KnownItems
-from dataloading.parts import Part
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.dataloading.interactions.known_items import Catalogue, KnownItems
+from lookback.dataloading.interactions.source import CATALOGUE, InteractionSource
+from lookback.dataloading.parts import Part
+from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
 
 LENGTHS = (20, 7, 3, 3, 12, 15, 2)
 SEED = 5

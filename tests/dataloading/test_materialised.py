@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from merlin.schema import Tags
 
-from dataloading import materialised
-from dataloading.features import HistoryFeatures, sample_schema
-from dataloading.materialised import MaterialisedDataset
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.dataloading.histories import materialised
+from lookback.dataloading.histories.materialised import MaterialisedDataset
+from lookback.formats.features import HistoryFeatures, sample_schema
 
 CARDINALITIES = {"uid": 50, "item": 40, "cat": 9}
 COLUMNS = (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dataloading.parts import WHOLE, Part
-from dataloading.windows import WindowBuilder, WindowConfig
+from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
+from lookback.dataloading.parts import WHOLE, Part
 
 SEED = 11
 WORLDS = pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from dataloading.histories import Histories
-from dataloading.materialised import MaterialisedDataset
-from dataloading.parts import Part
-from dataloading.sources import MaterialisedSource, ResidentSource, is_materialised
-from dataloading.windows import WindowBuilder, WindowConfig
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.materialised import MaterialisedDataset
+from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
+from lookback.dataloading.parts import Part
+from lookback.dataloading.sources import MaterialisedSource, ResidentSource, is_materialised
 
 CONFIG = WindowConfig(max_seq_length=5, long_seq_length=3)
 TRAIN_ROWS, TEST_ROWS = 23, 7

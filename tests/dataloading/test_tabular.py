@@ -13,11 +13,11 @@ import pytest
 import tensorflow as tf
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
-from dataloading.parts import WHOLE, Part
-from dataloading.tabular import TabularSource, is_tabular_data, open_tabular
-from dataloading.tabular_parquet import TabularDataset
-from dataloading.tabular_schema import tabular_schema
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.dataloading.parts import WHOLE, Part
+from lookback.dataloading.tabular.source import TabularSource, is_tabular_data, open_tabular
+from lookback.formats.tabular_parquet import TabularDataset
+from lookback.formats.tabular_schema import tabular_schema
 
 NUMBERS = 3
 TABLES = {"cat_0": 50, "cat_1": 7, "cat_2": 2**31 - 1, "cat_3": 1}

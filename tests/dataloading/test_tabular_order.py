@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from dataloading.parts import WHOLE, Part
-from dataloading.tabular_order import Order, Shuffle
+from lookback.dataloading.parts import WHOLE, Part
+from lookback.dataloading.tabular.order import Order, Shuffle
 
 BLOCKS = [10, 10, 4, 10, 10, 3]  # 47 rows
 TOTAL = sum(BLOCKS)

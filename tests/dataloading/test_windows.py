@@ -9,10 +9,10 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from dataloading.histories import Histories, Split
-from dataloading.parts import Part
-from dataloading.windows import WindowBuilder, WindowConfig, time_gap_bucket
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.resident import Histories, Split
+from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig, time_gap_bucket
+from lookback.dataloading.parts import Part
 
 SEED = 11
 ITEM_FEATURES = ("item_id", "category_id")

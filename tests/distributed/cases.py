@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from embeddings.collection import EmbeddingCollection
-from embeddings.config import Sharding
-from embeddings.sharding import STRATEGIES
-from embeddings.types import Placement, Plan, TableSpec
-from models import MODELS
-from models.base import ClickLoss
-from models.config import SIMConfig
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.config import Sharding
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.models import MODELS
+from lookback.models.base import ClickLoss
+from lookback.models.config import SIMConfig
 
 STEPS = 5
 ROWS_A_RANK = {1: (13,), 2: (9, 4), 3: (7, 0, 6), 4: (5, 0, 7, 1)}  # of a batch of 13

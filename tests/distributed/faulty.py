@@ -19,7 +19,7 @@ HERE = os.environ["HOROVOD_RANK"] == RANK
 
 def at_step() -> None:
     """What goes wrong in training."""
-    from errors import UserError
+    from lookback.core.errors import UserError
 
     if FAULT == "memory":
         raise MemoryError("no memory for a batch of 3 TB")
@@ -33,7 +33,7 @@ def at_step() -> None:
 
 def break_training() -> None:
     """Makes the trainer of this process fail."""
-    from training.trainer import Trainer
+    from lookback.training.trainer import Trainer
 
     took_step = Trainer._took_step
 
@@ -47,7 +47,7 @@ def break_training() -> None:
 
 def main() -> None:
     """Prepares the fault and trains."""
-    from training import distributed
+    from lookback.training.parallel import horovod_world as distributed
 
     start_world = distributed.start_world
 

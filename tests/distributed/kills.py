@@ -39,7 +39,7 @@ def arguments(
 
 def in_peace(launch: ModuleType, dataset: Path, directory: Path, epochs: int) -> Path:
     """Trains without interruption; returns the last checkpoint."""
-    from training.checkpoint import find_checkpoint
+    from lookback.checkpoints.store import find_checkpoint
 
     result = launch.run_model(*arguments(launch, dataset, directory, "run", epochs))
     assert result.status == 0, result.stderr
@@ -50,8 +50,8 @@ def resumed(
     launch: ModuleType, dataset: Path, directory: Path, name: str, epochs: int
 ) -> list[str]:
     """Arguments that continue from the latest checkpoint, if there is one."""
-    from errors import UserError
-    from training.checkpoint import find_checkpoint
+    from lookback.checkpoints.store import find_checkpoint
+    from lookback.core.errors import UserError
 
     words = arguments(launch, dataset, directory, name, epochs)
     try:
@@ -89,7 +89,7 @@ def kill_and_resume(
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Trains with interruptions; returns the last checkpoint."""
-    from training.checkpoint import find_checkpoint
+    from lookback.checkpoints.store import find_checkpoint
 
     rng = random.Random(seed)
     slowest = 0.0
@@ -108,7 +108,7 @@ def kill_and_resume(
 
 def assert_equal(expected: Path, found: Path) -> None:
     """Holds two checkpoints equal: weights and optimizer state, bit for bit."""
-    from training.checkpoint import open_checkpoint
+    from lookback.checkpoints.store import open_checkpoint
 
     one, two = open_checkpoint(expected), open_checkpoint(found)
     assert expected.name == found.name

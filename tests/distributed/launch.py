@@ -141,7 +141,7 @@ def start_script(
     """Starts a program as run_model.sh starts train.py."""
     job = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-        "from training.launch import Job, run_job; "
+        "from lookback.training.parallel.launch import Job, run_job; "
         f"sys.exit(run_job(Job(sys.argv[1:], {ranks}, bind='none')))"
     )
     command = (sys.executable, "-c", job, sys.executable, str(script))

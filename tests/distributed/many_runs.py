@@ -19,11 +19,11 @@ def main() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     repository, runs = sys.argv[1:]
     sys.path.insert(0, repository)
-    import train
+    from lookback import cli
 
     *first, last = json.loads(Path(runs).read_text())
     for arguments in first:
-        train.main(arguments)
+        cli.train(arguments)
         import tensorflow as tf
 
         tf.keras.backend.clear_session()

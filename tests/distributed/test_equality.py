@@ -41,8 +41,8 @@ def modules():
 @pytest.fixture(scope="module")
 def oracle(modules, make_schema):
     """What one process with whole tables finds, by model."""
-    from embeddings.config import LOCAL
-    from training.world import SOLO
+    from lookback.core.world import SOLO
+    from lookback.embeddings.config import LOCAL
 
     cases, worker = modules
     return {
@@ -54,8 +54,8 @@ def oracle(modules, make_schema):
 @pytest.fixture(scope="module")
 def oracle_in_parts(modules, make_schema):
     """What one process with whole tables finds when it takes each batch in parts."""
-    from embeddings.config import LOCAL
-    from training.world import SOLO
+    from lookback.core.world import SOLO
+    from lookback.embeddings.config import LOCAL
 
     cases, worker = modules
     tf.config.run_functions_eagerly(True)  # as the worker does; graphs fuse, and round otherwise
@@ -142,8 +142,8 @@ def test_in_parts_it_is_the_same_to_the_bit(found, oracle_in_parts, model):
 @pytest.mark.parametrize("case", ["full_adam", "full_adam_parts"])
 def test_full_adam_moves_every_row_wherever_it_lies(modules, make_schema, found, case):
     """Each table by another strategy; some rows are never looked up, others not in each step."""
-    from embeddings.config import LOCAL
-    from training.world import SOLO
+    from lookback.core.world import SOLO
+    from lookback.embeddings.config import LOCAL
 
     cases, worker = modules
     in_parts = case == "full_adam_parts"
@@ -181,7 +181,7 @@ def test_bfloat16_on_the_wire_is_close_and_half_as_large(found, oracle, ranks):
 @pytest.mark.parametrize("mix", ["table_wise", "row_wise", "column_wise"])
 def test_no_more_is_sent_than_must_be(modules, make_schema, found, ranks, model, mix):
     """Each distinct id that another rank holds, once; its vector, and its gradient, once."""
-    from embeddings.sharding import STRATEGIES
+    from lookback.embeddings.sharding import STRATEGIES
 
     cases, _ = modules
     case = cases.cases(make_schema)[model]
@@ -207,7 +207,7 @@ def test_no_more_is_sent_than_must_be(modules, make_schema, found, ranks, model,
 
 def ids_by_table(case, features):
     """All ids that a step looks up, by table."""
-    from embeddings.config import LOCAL
+    from lookback.embeddings.config import LOCAL
 
     model = case.build(LOCAL)
     by_table: dict[str, list] = {}

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from training.checkpoint import find_checkpoint, open_checkpoint
-from training.signals import TERMINATED_EXIT_STATUS
+from lookback.checkpoints.store import find_checkpoint, open_checkpoint
+from lookback.training.signals import TERMINATED_EXIT_STATUS
 
 FAULTY = Path(__file__).parent / "faulty.py"
 SECONDS_TO_END = 30

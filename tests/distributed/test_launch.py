@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from errors import UserError
-from training.bulletin import Bulletin, NoLauncherError
+from lookback.core.errors import UserError
+from lookback.training.parallel.bulletin import Bulletin, NoLauncherError
 
 ROOT = Path(__file__).resolve().parents[2]
 START_RANK = ROOT / "scripts" / "lib" / "start_rank.sh"
@@ -196,7 +196,7 @@ def test_notes_outlive_who_wrote_them(monkeypatch):
     ],
 )
 def test_a_machine_whose_name_means_itself_is_refused(monkeypatch, launcher, address, refused):
-    from training import distributed
+    from lookback.training.parallel import horovod_world as distributed
 
     monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", launcher)
     monkeypatch.setattr(distributed.socket, "gethostbyname", lambda name: address)

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpoint
 from tests.serving.tabular_data import write_dataset
-from training.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 
 MANY_RUNS = Path(__file__).parent / "many_runs.py"
 LENGTHS = (9, 5)  # of the window: all slots, those of the long sequence
@@ -38,7 +38,7 @@ TINY_NEUMF = (
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     """Reviews that went through the real workflow, without which nothing can be exported."""
-    from workflows.base import run_dataset
+    from lookback.workflows.histories.pipeline import run_dataset
 
     rng = np.random.default_rng(0)
     directory = tmp_path_factory.mktemp("data")
@@ -243,9 +243,9 @@ def test_inference_scores_every_row_once(runs):
 
 
 def test_the_export_of_two_ranks_predicts_as_their_checkpoint(runs):
-    from dataloading.histories import Histories
-    from dataloading.windows import WindowBuilder, WindowConfig
-    from serving.bundle import Bundle
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
+    from lookback.serving.bundle import Bundle
 
     windows = WindowBuilder(Histories.load(runs.dataset), WindowConfig(*LENGTHS))
     rows = 2 * windows.num_samples("test")

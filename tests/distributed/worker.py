@@ -61,8 +61,8 @@ def gradients_of(model, optimizer, source, world) -> dict[str, np.ndarray]:
     """The gradient of the whole batch's loss, by name of what it belongs to; out of the graph."""
     import tensorflow as tf
 
-    from training.state import model_states
-    from training.steps import Steps
+    from lookback.training.state import model_states
+    from lookback.training.steps import Steps
 
     steps = Steps(model, optimizer, source, None, world=world)
     variables = optimizer.variables_to_differentiate
@@ -90,9 +90,9 @@ def run_in_parts(case, cases, sharding, world, optimizer_name) -> dict[str, np.n
     """Losses and tensors of training in parts, which are to be the same to the bit."""
     import tensorflow as tf
 
-    from training.optimizers import Optimizer
-    from training.state import model_states
-    from training.steps import Steps
+    from lookback.training.optimizers import Optimizer
+    from lookback.training.state import model_states
+    from lookback.training.steps import Steps
 
     tf.keras.utils.set_random_seed(11)
     model = case.build(sharding)
@@ -112,9 +112,9 @@ def run(case, cases, sharding, world, optimizer_name, *, prefetch=False) -> dict
     """Logits and gradients before training, losses, tensors after it, and bytes sent in it."""
     import tensorflow as tf
 
-    from training.optimizers import Optimizer
-    from training.state import model_states
-    from training.steps import Steps
+    from lookback.training.optimizers import Optimizer
+    from lookback.training.state import model_states
+    from lookback.training.steps import Steps
 
     tf.keras.utils.set_random_seed(11)
     model = case.build(sharding)
@@ -145,7 +145,7 @@ def worlds(servers: dict[int, str]) -> Iterator[Any]:
     """Those who were launched together, then as many of them as each server waits for."""
     import horovod.tensorflow as hvd
 
-    from training.distributed import start_world
+    from lookback.training.parallel.horovod_world import start_world
 
     yield start_world()
     rank = hvd.rank()
@@ -166,7 +166,7 @@ def results_of(world, cases, make_schema) -> dict[str, np.ndarray]:
     """What the ranks of a world find, by case and quantity."""
     import tensorflow as tf
 
-    from embeddings.config import Sharding
+    from lookback.embeddings.config import Sharding
 
     results: dict[str, np.ndarray] = {}
     made = cases.cases(make_schema)
@@ -207,7 +207,7 @@ def main() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     repository, output, *others = sys.argv[1:]
     sys.path.insert(0, repository)
-    from training.process import stop_spinning
+    from lookback.training.process import stop_spinning
 
     stop_spinning()
     cases = load(Path(repository) / "tests" / "distributed" / "cases.py")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from embeddings.config import LOCAL, Sharding
-from embeddings.sharding import STRATEGIES
-from embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 # The names of the backends stand here, since importing BACKENDS would import TensorFlow;
 # test_collection.py says that none is missing.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from embeddings.types import TableSpec
-from workflows.criteo_tables import ROWS
+from lookback.embeddings.types import TableSpec
+from lookback.workflows.generators.criteo_tables import ROWS
 
 DIM = 128
 BATCH_ROWS = 65536

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embeddings.collection import COMBINERS, EmbeddingCollection
-from embeddings.types import TableSpec
+from lookback.embeddings.collection import COMBINERS, EmbeddingCollection
+from lookback.embeddings.types import TableSpec
 
 TABLES = (TableSpec("word", rows=13, dim=3), TableSpec("site", rows=5, dim=3))
 FEATURES = {"title": "word", "body": "word", "site": "site"}

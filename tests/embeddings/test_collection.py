@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from merlin.schema import ColumnSchema, Schema, Tags
 
-from embeddings.backends import BACKENDS
-from embeddings.collection import EmbeddingCollection, tables_from_schema
-from embeddings.config import Sharding
-from embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.backends import BACKENDS
+from lookback.embeddings.collection import EmbeddingCollection, tables_from_schema
+from lookback.embeddings.config import Sharding
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 TABLES = [TableSpec("item", rows=11, dim=3), TableSpec("user", rows=5, dim=2)]
 FEATURES = {"item_id": "item", "item_history": "item", "similar": "item", "user_id": "user"}

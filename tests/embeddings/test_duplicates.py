@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embeddings.duplicates import distinct, sum_duplicates
+from lookback.embeddings.duplicates import distinct, sum_duplicates
 
 ROWS = 40
 # Fewer than rows are hashed; as many or more are counted.

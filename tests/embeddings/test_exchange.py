@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embeddings.exchange import KINDS, Exchange, from_wire, to_wire
-from embeddings.layout import Layout
-from embeddings.sharding import STRATEGIES
-from embeddings.types import TableSpec
+from lookback.embeddings.exchange import KINDS, Exchange, from_wire, to_wire
+from lookback.embeddings.layout import Layout
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import TableSpec
 
 TABLES = (
     TableSpec("words", rows=23, dim=4),

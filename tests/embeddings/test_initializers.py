@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import splitmix
-from embeddings import initializers
-from embeddings.initializers import fill_rows, uniform_rows
-from embeddings.sharding import STRATEGIES
-from embeddings.types import Placement, Shard, TableSpec
+from lookback.core import splitmix
+from lookback.embeddings import initializers
+from lookback.embeddings.initializers import fill_rows, uniform_rows
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import Placement, Shard, TableSpec
 
 ROWS, DIM, SCALE = 53, 7, 0.25
 

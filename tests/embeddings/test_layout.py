@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embeddings.layout import Layout
-from embeddings.sharding import STRATEGIES, shards_of
-from embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.layout import Layout
+from lookback.embeddings.sharding import STRATEGIES, shards_of
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 TABLES = (
     TableSpec("words", rows=23, dim=4),

@@ -8,12 +8,12 @@ import tensorflow as tf
 from merlin.models.utils.schema_utils import create_categorical_column, create_continuous_column
 from merlin.schema import ColumnSchema, Schema, Tags
 
-from embeddings.config import Sharding
-from embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.config import Sharding
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 mm = pytest.importorskip("merlin.models.tf")
 
-from embeddings.merlin import SchemaEmbeddings, ShardedTable  # noqa: E402
+from lookback.embeddings.merlin import SchemaEmbeddings, ShardedTable  # noqa: E402
 
 D, B = 8, 6
 NAMES = ("kernel:0", "bias:0")

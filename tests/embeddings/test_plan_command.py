@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from embeddings.__main__ import main
-from embeddings.plans import load_plan
-from embeddings.types import TableSpec
+from lookback.embeddings.__main__ import main
+from lookback.embeddings.plans import load_plan
+from lookback.embeddings.types import TableSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,7 +157,7 @@ def test_tables_come_from_the_dataset_s_schema(dataset, tmp_path, capsys):
 def test_bounded_lists_are_as_long_as_their_bound(make_schema):
     from merlin.schema import ColumnSchema, Schema, Tags
 
-    from embeddings.tables import tables_with_hotness
+    from lookback.embeddings.tables import tables_with_hotness
 
     def column(name, **options):
         domain = {"min": 0, "max": 39, "name": "item"}

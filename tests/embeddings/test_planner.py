@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from embeddings.cost import (
+from lookback.core.errors import UserError
+from lookback.embeddings.cost import (
     GRADIENTS,
     IDS,
     LEG_SECONDS,
@@ -27,12 +28,11 @@ from embeddings.cost import (
     rank_costs,
     step_seconds,
 )
-from embeddings.planner import plan_tables
-from embeddings.planners import PLANNERS
-from embeddings.planners.base import fullest_rank, plan_costs
-from embeddings.sharding import STRATEGIES, shards_of
-from embeddings.types import Placement, Plan, TableSpec, Topology
-from errors import UserError
+from lookback.embeddings.planner import plan_tables
+from lookback.embeddings.planners import PLANNERS
+from lookback.embeddings.planners.base import fullest_rank, plan_costs
+from lookback.embeddings.sharding import STRATEGIES, shards_of
+from lookback.embeddings.types import Placement, Plan, TableSpec, Topology
 from tests.embeddings.criteo_tables import BATCH_ROWS, DIM, MEMORY_A_RANK, ROWS, criteo_tables
 
 WORLDS = (1, 2, 4, 8, 16, 32, 64, 128)

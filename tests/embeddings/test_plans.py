@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 
-from embeddings.plan_report import describe_plan
-from embeddings.planner import plan_tables
-from embeddings.plans import check_plan, load_plan, load_tables, save_plan
-from embeddings.sizes import format_size, parse_size
-from embeddings.types import Placement, Plan, TableSpec, Topology
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.core.sizes import format_size, parse_size
+from lookback.embeddings.plan_report import describe_plan
+from lookback.embeddings.planner import plan_tables
+from lookback.embeddings.plans import check_plan, load_plan, load_tables, save_plan
+from lookback.embeddings.types import Placement, Plan, TableSpec, Topology
 from tests.embeddings.criteo_tables import BATCH_ROWS, MEMORY_A_RANK, criteo_tables
 
 PLAN = Plan(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embeddings.sharding import STRATEGIES, shards_of
-from embeddings.sharding.base import split_evenly
-from embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.sharding import STRATEGIES, shards_of
+from lookback.embeddings.sharding.base import split_evenly
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 WORLDS = (1, 2, 3, 4, 7)
 TABLES = (

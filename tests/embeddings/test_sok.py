@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embeddings.backends.local import LocalBackend
-from embeddings.backends.sok import SOKBackend
-from embeddings.config import LOCAL, Sharding
-from embeddings.optimizers import LazyAdam
-from embeddings.types import Placement, Plan, TableSpec
-from errors import UserError
+from lookback.core.errors import UserError
+from lookback.embeddings.backends.local import LocalBackend
+from lookback.embeddings.backends.sok import SOKBackend
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.optimizers import LazyAdam
+from lookback.embeddings.types import Placement, Plan, TableSpec
 
 TABLES = (TableSpec("item", 23, 4), TableSpec("user", 7, 6), TableSpec("tiny", 2, 4))
 SEED = 5

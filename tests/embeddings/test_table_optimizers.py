@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embeddings.optimizers import (
+from lookback.core.errors import UserError
+from lookback.embeddings.optimizers import (
     FTRL,
     SGD,
     TABLE_OPTIMIZERS,
@@ -17,8 +18,7 @@ from embeddings.optimizers import (
     bias_corrected,
     without_rows,
 )
-from embeddings.types import OPTIMIZER_STATE
-from errors import UserError
+from lookback.embeddings.types import OPTIMIZER_STATE
 
 ROWS, D, LR = 7, 3, 0.1
 STEPS = [[1, 4, 1, 1, 6], [4], [], [0, 1, 2, 2, 0], [6, 6]]

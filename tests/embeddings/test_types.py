@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from embeddings.types import TableSpec
+from lookback.embeddings.types import TableSpec
 
 
 def test_scale_and_parameters():

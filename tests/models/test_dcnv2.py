@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dataloading.tabular_schema import tabular_schema
-from models import dcnv2
-from models.tabular_config import DCNv2Config
-from training.steps import head_loss
+from lookback.formats.tabular_schema import tabular_schema
+from lookback.models import dcnv2
+from lookback.models.tabular_config import DCNv2Config
+from lookback.training.steps import head_loss
 
 N, ROWS, D = 3, {"cat_0": 7, "cat_1": 5}, 4
 LAYERS = 2

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.baselines.dlrm import PlainDLRM
-from dataloading.tabular_schema import tabular_schema
-from models import dlrm
-from models.tabular_config import DLRMConfig
-from training.steps import head_loss
+from lookback.benchmarks.baselines.dlrm import PlainDLRM
+from lookback.formats.tabular_schema import tabular_schema
+from lookback.models import dlrm
+from lookback.models.tabular_config import DLRMConfig
+from lookback.training.steps import head_loss
 
 N, ROWS, D = 3, {"cat_0": 7, "cat_1": 5, "cat_2": 9}, 4
 BOTTOM, TOP = (6, D), (8, 5, 1)

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from benchmarks.dlrm_contenders import Contenders, flops_per_sample, precision
-from benchmarks.harness import latencies
-from models.tabular_config import DLRMConfig
+from lookback.benchmarks.dlrm_contenders import Contenders, flops_per_sample, precision
+from lookback.benchmarks.harness import latencies
+from lookback.models.tabular_config import DLRMConfig
 
 SMALL = DLRMConfig(embedding_dim=4, bottom_mlp_sizes=(6, 4), top_mlp_sizes=(8, 1))
 

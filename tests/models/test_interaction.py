@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.blocks import kernels
-from models.blocks.interaction import DotInteraction
-from models.blocks.mlp_relu import ReluMLP
+from lookback.kernels import loader as kernels
+from lookback.models.blocks.interaction import DotInteraction
+from lookback.models.blocks.mlp_relu import ReluMLP
 
 needs_kernels = pytest.mark.skipif(
     kernels.cpu_kernels() is None, reason="a GPU, or an environment that setup.sh did not make"

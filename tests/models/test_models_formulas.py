@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks.baselines.plain_sim import (
+from lookback.benchmarks.baselines.plain_sim import (
     PlainDIEN,
     PlainDIN,
     PlainSIM,
@@ -14,7 +14,7 @@ from benchmarks.baselines.plain_sim import (
     binary_cross_entropy,
     one_row_per_candidate,
 )
-from models import MODELS
+from lookback.models import MODELS
 
 T, L, D, K = 9, 5, 3, 3
 S = T - L

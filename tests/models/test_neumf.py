@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import models
-from dataloading.interaction_features import SAMPLE_KEY
-from errors import UserError
-from models import MODELS
-from models.blocks.mlp_dropout import dropout_masks, kept_fraction
-from models.neumf import NeuMFBlock
-from models.neumf_config import NeuMFConfig
+from lookback import models
+from lookback.core.errors import UserError
+from lookback.formats.interaction_features import SAMPLE_KEY
+from lookback.models import MODELS
+from lookback.models.blocks.mlp_dropout import dropout_masks, kept_fraction
+from lookback.models.neumf import NeuMFBlock
+from lookback.models.neumf_config import NeuMFConfig
 
 SMALL = {"factors": 5, "layers": (8, 7, 6), "dropout": 0.5}
 USERS, ITEMS = 30, 40

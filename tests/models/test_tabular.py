@@ -10,12 +10,12 @@ import pytest
 import tensorflow as tf
 from merlin.schema import ColumnSchema, Schema, Tags
 
-from dataloading.tabular_schema import tabular_schema
-from errors import UserError
-from models import dcnv2, dlrm
-from models.tabular_config import DCNv2Config, DLRMConfig
-from training.optimizers import Optimizer
-from training.steps import head_loss
+from lookback.core.errors import UserError
+from lookback.formats.tabular_schema import tabular_schema
+from lookback.models import dcnv2, dlrm
+from lookback.models.tabular_config import DCNv2Config, DLRMConfig
+from lookback.training.optimizers import Optimizer
+from lookback.training.steps import head_loss
 
 N, ROWS, D = 3, {"cat_0": 7, "cat_1": 5, "cat_2": 9}, 4
 SMALL = {"embedding_dim": D, "bottom_mlp_sizes": (6, D), "top_mlp_sizes": (8, 5, 1)}

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from errors import UserError
-from models.tabular_config import DCNv2Config, DLRMConfig, TabularModelConfig
+from lookback.core.errors import UserError
+from lookback.models.tabular_config import DCNv2Config, DLRMConfig, TabularModelConfig
 
 CLASSES = (DLRMConfig, DCNv2Config)
 

@@ -56,7 +56,7 @@ def raw() -> Raw:
 @pytest.fixture(scope="session")
 def dataset_dir(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The raw reviews, gone through the real workflow."""
-    from workflows.base import run_dataset
+    from lookback.workflows.histories.pipeline import run_dataset
 
     directory = tmp_path_factory.mktemp("data")
     (directory / "raw").mkdir()
@@ -89,7 +89,7 @@ def train_sim(
 
     def run(time_features: bool) -> Trained:
         if time_features not in done:
-            import train
+            from lookback import cli
 
             directory = tmp_path_factory.mktemp("trained")
             trained = Trained(
@@ -103,7 +103,7 @@ def train_sim(
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                train.main(
+                cli.train(
                     [
                         *trained.arguments,
                         *("--save_checkpoint_path", str(trained.checkpoints)),

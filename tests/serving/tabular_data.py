@@ -38,7 +38,7 @@ def raw_rows(*, text: bool, seed: int = 0) -> list[tuple[int, list[int | None], 
 
 def write_dataset(directory: Path, *, text: bool = False, seed: int = 0) -> Path:
     """`raw_rows` as Kaggle's train.txt, then through the workflow."""
-    from workflows.tabular import run_dataset
+    from lookback.workflows.tabular.pipeline import run_dataset
 
     (directory / "raw").mkdir(parents=True)
     lines = [
@@ -74,8 +74,8 @@ def small_model(dataset_dir: Path, model_type: str = "dlrm", **options: Any) -> 
     """A model for a dataset, its weights random, so that every input has a say."""
     import tensorflow as tf
 
-    from dataloading.tabular import open_tabular
-    from models import MODELS
+    from lookback.dataloading.tabular.source import open_tabular
+    from lookback.models import MODELS
 
     entry = MODELS[model_type]
     data = open_tabular(dataset_dir)
@@ -95,8 +95,8 @@ def small_model(dataset_dir: Path, model_type: str = "dlrm", **options: Any) -> 
 
 def rows_to_test(dataset_dir: Path) -> dict[str, np.ndarray]:
     """All test rows, as the loader reads them."""
-    from dataloading.tabular import open_tabular
-    from dataloading.tabular_rows import Rows
+    from lookback.dataloading.tabular.source import open_tabular
+    from lookback.formats.tabular_rows import Rows
 
     data = open_tabular(dataset_dir)
     rows = Rows.empty(data.num_rows("test"), data.features)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import serving.bundle
-from errors import UserError
-from serving.bundle import Bundle
-from serving.requests import RequestError
+import lookback.serving.bundle
+from lookback.core.errors import UserError
+from lookback.serving.bundle import Bundle
+from lookback.serving.requests import RequestError
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_batch_of_mixed_lengths_scores_as_each_alone(
     assert [len(found) for found in together] == [1 + user % 4 for user in range(30)]
     for request, found in zip(requests, together, strict=True):
         np.testing.assert_allclose(found, logits(bundle, request)[0], atol=1e-6)
-    monkeypatch.setattr(serving.bundle, "ROWS_A_BATCH", 7)  # of batches of 1 to 7 requests
+    monkeypatch.setattr(lookback.serving.bundle, "ROWS_A_BATCH", 7)  # of batches of 1 to 7 requests
     for found, expected in zip(logits(bundle, *requests), together, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 

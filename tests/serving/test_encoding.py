@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from errors import UserError
-from serving.encoding import Catalogue, EncodedIds, Vocabulary
+from lookback.core.errors import UserError
+from lookback.serving.encoding import Catalogue, EncodedIds, Vocabulary
 
 
 def transform(workflow: nvt.Workflow, values: pd.Series) -> list[int]:

@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from dataloading.histories import Histories
-from dataloading.materialised import MaterialisedDataset
-from dataloading.windows import WindowBuilder, WindowConfig
-from errors import UserError
-from models import MODELS
-from models.config import DIENConfig, DINConfig, SIMConfig
-from serving.bundle import Bundle
-from serving.export import check_export_target, export_bundle
-from serving.manifest import Manifest
-from serving.requests import RequestError
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.materialised import MaterialisedDataset
+from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
+from lookback.models import MODELS
+from lookback.models.config import DIENConfig, DINConfig, SIMConfig
+from lookback.serving.bundle import Bundle
+from lookback.serving.export import check_export_target, export_bundle
+from lookback.serving.manifest import Manifest
+from lookback.serving.requests import RequestError
 
 SIZES: dict[str, Any] = {"max_seq_length": 12, "long_seq_length": 8, "embedding_dim": 4}
 CONFIGS = {

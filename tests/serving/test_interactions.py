@@ -15,15 +15,15 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-import serving.bundle
-from dataloading.histories import Histories
-from errors import UserError
-from models import MODELS
-from models.neumf_config import NeuMFConfig
-from serving.bundle import Bundle
-from serving.export import export_bundle
-from serving.manifest import Manifest
-from serving.requests import RequestError
+import lookback.serving.bundle
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.resident import Histories
+from lookback.models import MODELS
+from lookback.models.neumf_config import NeuMFConfig
+from lookback.serving.bundle import Bundle
+from lookback.serving.export import export_bundle
+from lookback.serving.manifest import Manifest
+from lookback.serving.requests import RequestError
 from tests.serving.tabular_data import write_dataset
 from tests.serving.test_serving_cli import run, sample
 
@@ -87,7 +87,7 @@ def test_scores_are_the_model_s(exported: Exported, monkeypatch: pytest.MonkeyPa
     expected = [exported.expected(r["user_id"], r["candidates"]["item_id"]) for r in requests]
     assert np.ptp(np.concatenate(expected)) > 1
     for rows in (4096, 50, 1):  # one batch of all; of several; pieces of a request's candidates
-        monkeypatch.setattr(serving.bundle, "ROWS_A_BATCH", rows)
+        monkeypatch.setattr(lookback.serving.bundle, "ROWS_A_BATCH", rows)
         for scores, logit in zip(exported.bundle.score(requests), expected, strict=True):
             np.testing.assert_allclose(scores.logit, logit, atol=1e-6)
             np.testing.assert_allclose(scores.probability, 1 / (1 + np.exp(-logit)), atol=1e-6)
@@ -102,7 +102,7 @@ def test_scores_are_the_model_s(exported: Exported, monkeypatch: pytest.MonkeyPa
 def test_without_candidates_the_catalogue_is_ranked(
     exported: Exported, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving.bundle, "ROWS_A_BATCH", rows)
+    monkeypatch.setattr(lookback.serving.bundle, "ROWS_A_BATCH", rows)
     items, everyone = list(exported.items), list(exported.users)
     excluded = [items[3], "new", None, *items[10:30], items[3]]
     requests: list[dict[str, Any]] = [

@@ -21,7 +21,7 @@ USERS, ITEMS = 30, 40
 
 def write_dataset(directory: Path) -> Path:
     """Interactions of integer ids, gone through the real workflow; an item has but its id."""
-    from workflows.base import run_dataset
+    from lookback.workflows.histories.pipeline import run_dataset
 
     random = np.random.default_rng(0)
     rows = [
@@ -40,19 +40,19 @@ def write_dataset(directory: Path) -> Path:
 def test_scores_of_raw_ids_equal_the_trained_model_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import train
+    from lookback import cli
 
     dataset, export = write_dataset(tmp_path), tmp_path / "export"
     trained: list[Any] = []
-    export_bundle = train.export_bundle
+    export_bundle = cli.export.export_bundle
 
     def kept(model: Any, *arguments: Path) -> Path:
         trained.append(model)
         return export_bundle(model, *arguments)
 
-    monkeypatch.setattr(train, "export_bundle", kept)
+    monkeypatch.setattr(cli.export, "export_bundle", kept)
     directories = ("--dataset_dir", str(dataset), "--results_dir", str(tmp_path / "results"))
-    train.main([*directories, *OPTIONS, "--export_dir", str(export)])
+    cli.train([*directories, *OPTIONS, "--export_dir", str(export)])
     (model,) = trained
     categories = dataset / "workflow" / "encoder" / "categories"
     known = {}

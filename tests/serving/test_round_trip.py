@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FRESH = """
 import json, sys
 from pathlib import Path
-from serving.bundle import Bundle
+from lookback.serving.bundle import Bundle
 
 bundle = Bundle.load(sys.argv[1])
 requests = [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
@@ -31,12 +31,12 @@ print(json.dumps(sorted({"models", "merlin", "nvtabular", "workflows"} & set(sys
 
 def trainer_scores(trained: Any, dataset_dir: Path, raw: Any) -> list[tuple[dict, np.ndarray]]:
     """Requests of all test users, and the logits that `train.py --mode inference` gave them."""
-    import train
-    from dataloading.histories import Histories
-    from dataloading.windows import WindowBuilder, WindowConfig
+    from lookback import cli
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 
     negatives = 4
-    train.main(
+    cli.train(
         [
             *trained.arguments,
             *("--mode", "inference", "--load_checkpoint_path", str(trained.checkpoints)),

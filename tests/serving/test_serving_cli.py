@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.__main__ import main
+from lookback.serving.__main__ import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import serving.bundle
-from errors import UserError
-from models import MODELS
-from serving import export_tabular
-from serving.bundle import Bundle
-from serving.export import check_export_target, export_bundle
-from serving.manifest import Manifest, TabularManifest
-from serving.requests import RequestError
+import lookback.serving.bundle
+from lookback.core.errors import UserError
+from lookback.models import MODELS
+from lookback.serving.bundle import Bundle
+from lookback.serving.export import check_export_target, export_bundle
+from lookback.serving.layouts.tabular import export as export_tabular
+from lookback.serving.manifest import Manifest, TabularManifest
+from lookback.serving.requests import RequestError
 from tests.serving.tabular_data import (
     ROWS,
     raw_rows,
@@ -142,7 +142,7 @@ def test_batches_of_any_size_score_as_each_row_alone(
     together = logits(bundle, requests)
     alone = np.concatenate([logits(bundle, [request]) for request in requests])
     np.testing.assert_allclose(together, alone, atol=1e-6)
-    monkeypatch.setattr(serving.bundle, "ROWS_A_BATCH", 7)
+    monkeypatch.setattr(lookback.serving.bundle, "ROWS_A_BATCH", 7)
     np.testing.assert_allclose(logits(bundle, requests), together, atol=1e-6)
     requests[16] = {**requests[16], "categorical": ["a", 5, "b"]}
     with pytest.raises(RequestError, match=r"requests\[16\]: categorical\[1\] \(cat_1\): expected"):
@@ -223,7 +223,7 @@ def test_without_a_workflow_encoded_rows_are_scored(encoded_dataset: Path, tmp_p
 
 
 def test_split_binary_files_make_a_bundle(dataset: Path, tmp_path: Path) -> None:
-    from workflows.tabular_export import export_split_binary
+    from lookback.workflows.tabular.export import export_split_binary
 
     binary = tmp_path / "binary"
     export_split_binary(dataset, binary)
@@ -240,12 +240,13 @@ def test_split_binary_files_make_a_bundle(dataset: Path, tmp_path: Path) -> None
 def test_a_target_is_checked_without_tensorflow(
     dataset: Path, encoded_dataset: Path, tmp_path: Path
 ) -> None:
-    from dataloading import split_binary, tabular_schema
+    from lookback.formats import split_binary, tabular_schema
 
     assert export_tabular.FORMAT == tabular_schema.FORMAT
     assert split_binary.FILE == export_tabular.SPECIFICATION_FILE
     code = (
-        "import sys; from pathlib import Path; from serving.export import check_export_target\n"
+        "import sys; from pathlib import Path\n"
+        "from lookback.serving.export import check_export_target\n"
         "for dataset in sys.argv[2:]: check_export_target(Path(sys.argv[1]), Path(dataset))\n"
         "assert not {'tensorflow', 'merlin', 'nvtabular'} & set(sys.modules)"
     )

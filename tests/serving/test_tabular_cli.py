@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.__main__ import main
-from serving.bundle import Bundle
-from serving.export import export_bundle
+from lookback.serving.__main__ import main
+from lookback.serving.bundle import Bundle
+from lookback.serving.export import export_bundle
 from tests.serving.tabular_data import rows_to_test, small_model, write_dataset
 from tests.serving.test_serving_cli import run, sample
 

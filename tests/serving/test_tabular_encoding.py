@@ -10,10 +10,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from errors import UserError
-from serving.tabular_encoding import EncodedNumbers, KeyVocabulary, ShiftedLog, key_of
+from lookback.core.errors import UserError
+from lookback.serving.layouts.tabular.encoding import (
+    EncodedNumbers,
+    KeyVocabulary,
+    ShiftedLog,
+    key_of,
+)
+from lookback.workflows.tabular.ops import keys_of_column
 from tests.serving.tabular_data import raw_rows, write_dataset
-from workflows.tabular_ops import keys_of_column
 
 WORDS = ["", "0", "68fd1e64", "68FD1E64", "68fd1e6g", "68fd1e6", "größe 7", "a\tb", "x" * 1000]
 

@@ -19,13 +19,13 @@ OPTIONS = (
 
 
 def test_scores_of_raw_rows_equal_the_trainers(tmp_path: Path) -> None:
-    import train
+    from lookback import cli
 
     dataset, export = write_dataset(tmp_path / "data"), tmp_path / "export"
     common = ["--dataset_dir", str(dataset), "--results_dir", str(tmp_path / "results"), *OPTIONS]
     checkpoints = str(tmp_path / "checkpoints")
-    train.main([*common, "--save_checkpoint_path", checkpoints, "--export_dir", str(export)])
-    train.main([*common, "--mode", "inference", "--load_checkpoint_path", checkpoints])
+    cli.train([*common, "--save_checkpoint_path", checkpoints, "--export_dir", str(export)])
+    cli.train([*common, "--mode", "inference", "--load_checkpoint_path", checkpoints])
     expected = pq.read_table(tmp_path / "results" / "scores.parquet").to_pandas()
     # The second half of the last seventh of train.txt, in its order.
     rows = raw_rows(text=False)[-len(expected) :]

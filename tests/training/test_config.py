@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from errors import UserError
-from training.cli import options_of, parse_run
-from training.config import RunConfig
-from training.removed import REMOVED, removed_table
+from lookback.core.errors import UserError
+from lookback.core.options import options_of, parse_run
+from lookback.training.config import RunConfig
+from lookback.training.removed import REMOVED, removed_table
 
 # Every parameter of the tables in NVIDIA's README (both editions) -> its default here, as its
 # meaning survives: None where the table has a sentinel.

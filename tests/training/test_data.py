@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errors import UserError
-from models import SIMConfig
-from training.config import RunConfig
-from training.data import open_source
-from training.world import SOLO
+from lookback.core.errors import UserError
+from lookback.core.world import SOLO
+from lookback.models import SIMConfig
+from lookback.training.config import RunConfig
+from lookback.training.data import open_source
 
 LENGTHS = (20, 7, 3, 3, 12, 9)
 

@@ -7,7 +7,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from training.distributed import HorovodWorld
+from lookback.training.parallel.horovod_world import HorovodWorld
 
 
 class Hvd:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from errors import UserError
-from training.checkpoint import Checkpoint, find_checkpoint
-from training.config import RunConfig
-from training.logging import RunLogger
+from lookback.checkpoints.store import Checkpoint, find_checkpoint
+from lookback.core.errors import UserError
+from lookback.training.config import RunConfig
+from lookback.training.output.logging import RunLogger
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
 
 
 def run_of(dataset: Path, **more: Any) -> RunConfig:
-    from models.neumf_config import NeuMFConfig
+    from lookback.models.neumf_config import NeuMFConfig
 
     given = {"global_batch_size": 100, "seed": 3, "epochs": 2, "lr": 0.01, "test_negatives": 20}
     defaults = {**NeuMFConfig.run_defaults, **given}
@@ -35,10 +35,10 @@ def run_of(dataset: Path, **more: Any) -> RunConfig:
 def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
     import tensorflow as tf
 
-    from models import MODELS
-    from models.neumf_config import NeuMFConfig
-    from training.data import model_identity, open_source, run_identity
-    from training.trainer import Trainer
+    from lookback.models import MODELS
+    from lookback.models.neumf_config import NeuMFConfig
+    from lookback.training.data import model_identity, open_source, run_identity
+    from lookback.training.trainer import Trainer
 
     options = NeuMFConfig(factors=4, layers=(8, 6), dropout=0.5)
     run = run_of(dataset, **more)
@@ -175,8 +175,8 @@ def test_materialised_samples_are_refused(dataset, tmp_path):
     [{"threshold": 0.5}, {"negative_samples": 2}, {"full_catalogue": True}, {"topk": 5}],
 )
 def test_other_models_refuse_the_options_of_rankings(dataset, more):
-    from models.config import DINConfig
-    from training.data import open_source
+    from lookback.models.config import DINConfig
+    from lookback.training.data import open_source
 
     run = RunConfig(dataset_dir=dataset, model_type="din", seed=1, **more)
     with pytest.raises(UserError, match=f"Leave --{next(iter(more))} out"):

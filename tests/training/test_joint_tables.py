@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dataloading.tabular_schema import tabular_schema
-from embeddings.types import OPTIMIZER_STATE
-from errors import UserError
-from models import MODELS
-from models.tabular_config import JOINT, DLRMConfig
-from training.checkpoint import CheckpointStore, open_checkpoint
-from training.data import model_identity
-from training.optimizers import Optimizer
-from training.state import model_states
-from training.steps import head_loss
+from lookback.checkpoints.store import CheckpointStore, open_checkpoint
+from lookback.core.errors import UserError
+from lookback.embeddings.types import OPTIMIZER_STATE
+from lookback.formats.tabular_schema import tabular_schema
+from lookback.models import MODELS
+from lookback.models.tabular_config import JOINT, DLRMConfig
+from lookback.training.data import model_identity
+from lookback.training.optimizers import Optimizer
+from lookback.training.state import model_states
+from lookback.training.steps import head_loss
 
 ROWS = {"cat_0": 7, "cat_1": 5, "cat_2": 9}
 SMALL = DLRMConfig(embedding_dim=4, bottom_mlp_sizes=(6, 4), top_mlp_sizes=(8, 5, 1))

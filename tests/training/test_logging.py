@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errors import UserError
-from training.logging import UNITS, LogRecord, RunLogger, read_log
+from lookback.core.errors import UserError
+from lookback.training.output.logging import UNITS, LogRecord, RunLogger, read_log
 
 
 class Terminal(io.StringIO):
@@ -202,7 +202,10 @@ def test_a_step_costs_less_than_100_microseconds(tmp_path):
 
 
 def test_importing_the_logger_loads_no_tensorflow():
-    code = "import sys, training.logging, training.performance; print('tensorflow' in sys.modules)"
+    code = (
+        "import sys, lookback.training.output.logging, lookback.training.output.performance;"
+        "print('tensorflow' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[2],

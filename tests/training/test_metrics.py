@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from errors import UserError
-from training.metrics import ScoreAccumulator, auc, group_auc, log_loss, roc_curve
-from training.world import SOLO
+from lookback.core.errors import UserError
+from lookback.core.world import SOLO
+from lookback.training.evaluation.metrics import (
+    ScoreAccumulator,
+    auc,
+    group_auc,
+    log_loss,
+    roc_curve,
+)
 
 
 def random_rows(seed: int, n: int, distinct: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from lookback.training.config import RunConfig
+from lookback.training.milestones import Milestones, Position
+from lookback.training.output.logging import read_log
+from lookback.training.precision import LossScale
 from tests.training.test_trainer import dataset as dataset
 from tests.training.test_trainer import interrupt_after, quiet, state, trainer
-from training.config import RunConfig
-from training.logging import read_log
-from training.milestones import Milestones, Position
-from training.precision import LossScale
 
 
 def steps_with_auc(directory) -> list[tuple[int, ...]]:
@@ -117,8 +117,8 @@ def test_an_overflow_skips_a_step_while_the_scale_can_fall(dataset, tmp_path):
         "finite": tf.constant(False),
         "stop": tf.constant(0),
     }
-    from errors import UserError
-    from training.performance import PerformanceMeter
+    from lookback.core.errors import UserError
+    from lookback.training.output.performance import PerformanceMeter
 
     feed = next(trained._source.train_feeds(0, 0))
     with quiet(tmp_path) as log:

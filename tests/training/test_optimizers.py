@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embeddings.collection import EmbeddingCollection
-from embeddings.config import LOCAL, Sharding
-from embeddings.types import Placement, Plan, TableSpec
-from errors import UserError
-from training.checkpoint import CheckpointStore, open_checkpoint
-from training.optimizers import DENSE_OPTIMIZERS, FusedAdam, Optimizer, PlainSGD
-from training.state import MODEL_PREFIXES, model_states, unique_names
+from lookback.checkpoints.store import CheckpointStore, open_checkpoint
+from lookback.core.errors import UserError
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.training.optimizers import DENSE_OPTIMIZERS, FusedAdam, Optimizer, PlainSGD
+from lookback.training.state import MODEL_PREFIXES, model_states, unique_names
 
 ROWS, D, LR = 6, 3, 0.05
 RNG = np.random.default_rng(0)

@@ -7,11 +7,11 @@ import typing
 import pytest
 import tensorflow as tf
 
-from embeddings.optimizers import TABLE_OPTIMIZERS
-from errors import UserError
-from training.config import RunConfig
-from training.data import CONTINUED
-from training.optimizers import DENSE_OPTIMIZERS
+from lookback.core.errors import UserError
+from lookback.embeddings.optimizers import TABLE_OPTIMIZERS
+from lookback.training.config import RunConfig
+from lookback.training.data import CONTINUED
+from lookback.training.optimizers import DENSE_OPTIMIZERS
 
 NAMES = {"beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
 """The run's options -> the optimizers' arguments."""

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from errors import UserError
-from training.performance import PerformanceMeter, combined
+from lookback.core.errors import UserError
+from lookback.training.output.performance import PerformanceMeter, combined
 
 
 class Clock:

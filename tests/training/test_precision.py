@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from training.precision import LossScale, all_finite, amp_policy
+from lookback.training.precision import LossScale, all_finite, amp_policy
 
 GOOD = tf.constant([1.0, 2.0])
 BAD = {"inf": np.inf, "-inf": -np.inf, "nan": np.nan}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from errors import UserError
-from training.ranking import RankAccumulator, ranks_of_positives
+from lookback.core.errors import UserError
+from lookback.training.evaluation.ranking import RankAccumulator, ranks_of_positives
 
 
 class TwoRanks:

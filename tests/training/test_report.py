@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from training.logging import LogRecord
-from training.metrics import roc_curve
-from training.report import learning_curve, roc_plot, write_report
+from lookback.training.evaluation.metrics import roc_curve
+from lookback.training.output.logging import LogRecord
+from lookback.training.output.report import learning_curve, roc_plot, write_report
 
 
 def records(epochs: int = 3, steps: int = 200) -> list[LogRecord]:
@@ -108,7 +108,7 @@ def test_equal_runs_give_equal_bytes(tmp_path):
 
 
 def test_importing_the_report_loads_no_matplotlib():
-    code = "import sys, training.report; print('matplotlib' in sys.modules)"
+    code = "import sys, lookback.training.output.report; print('matplotlib' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parents[2],

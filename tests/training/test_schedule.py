@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from training.schedule import Schedule
+from lookback.training.schedule import Schedule
 
 
 def rates(schedule: Schedule, steps: int) -> np.ndarray:

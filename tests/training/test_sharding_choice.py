@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from embeddings.config import LOCAL, Sharding
-from embeddings.plans import save_plan
-from embeddings.sharding import shards_of
-from embeddings.types import Placement, Plan, TableSpec
-from errors import UserError
-from training.config import RunConfig
-from training.sharding import choose_sharding
-from training.world import SOLO, Solo
+from lookback.core.errors import UserError
+from lookback.core.world import SOLO, Solo
+from lookback.embeddings.config import LOCAL, Sharding
+from lookback.embeddings.plans import save_plan
+from lookback.embeddings.sharding import shards_of
+from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.training.config import RunConfig
+from lookback.training.parallel.sharding import choose_sharding
 
 TABLES = (
     TableSpec("item_id", rows=100_000, dim=16, hotness=(1.0, 50.0)),
@@ -121,7 +121,7 @@ def test_nodes_are_those_of_the_world(run, monkeypatch):
         seen.append((topology, options))
         return Plan(4, tables, tuple(Placement(t.name, "row_wise") for t in tables))
 
-    monkeypatch.setattr("training.sharding.plan_tables", plan_tables)
+    monkeypatch.setattr("lookback.training.parallel.sharding.plan_tables", plan_tables)
     choose_sharding(run(global_batch_size=4096, memory="1GB"), TABLES, world_of(4, a_node=2))
     ((topology, options),) = seen
     assert (topology.ranks, topology.ranks_per_node, topology.memory) == (4, 2, 1e9)

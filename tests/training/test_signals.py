@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from training.signals import TERMINATED_EXIT_STATUS, catch_sigterm
+from lookback.training.signals import TERMINATED_EXIT_STATUS, catch_sigterm
 
 PROGRAM = """
 import sys, time
-from training.signals import TERMINATED_EXIT_STATUS, catch_sigterm
+from lookback.training.signals import TERMINATED_EXIT_STATUS, catch_sigterm
 
 with catch_sigterm() as termination:
     print("ready", flush=True)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from embeddings.collection import EmbeddingCollection
-from embeddings.types import TableSpec
-from errors import UserError
-from models import MODELS
-from training.optimizers import Optimizer
-from training.precision import LossScale
-from training.steps import Steps
+from lookback.core.errors import UserError
+from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.types import TableSpec
+from lookback.models import MODELS
+from lookback.training.optimizers import Optimizer
+from lookback.training.precision import LossScale
+from lookback.training.steps import Steps
 
 LENGTHS = [9, 0, 3, 7, 1, 8, 2, 9, 5, 0, 6, 4, 9]
 SPLITS = {1: [13], 2: [9, 4], 3: [7, 0, 6], 4: [1, 5, 0, 7]}  # rows by rank

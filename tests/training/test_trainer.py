@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from errors import UserError
-from training.checkpoint import Checkpoint, find_checkpoint
-from training.config import RunConfig
-from training.logging import RunLogger, read_log
+from lookback.checkpoints.store import Checkpoint, find_checkpoint
+from lookback.core.errors import UserError
+from lookback.training.config import RunConfig
+from lookback.training.output.logging import RunLogger, read_log
 
 SMALL = {
     "embedding_dim": 4,
@@ -44,7 +44,7 @@ def _seeded() -> Iterator[None]:
 
 
 def options(model_type: str, **more: Any) -> Any:
-    from models import MODELS
+    from lookback.models import MODELS
 
     return MODELS[model_type].config_class(**{**SMALL, **more})
 
@@ -53,9 +53,9 @@ def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
     """A trainer as train.py makes it; `model` are options of the model."""
     import tensorflow as tf
 
-    from models import MODELS
-    from training.data import model_identity, open_source, run_identity
-    from training.trainer import Trainer
+    from lookback.models import MODELS
+    from lookback.training.data import model_identity, open_source, run_identity
+    from lookback.training.trainer import Trainer
 
     model_options = options(more.setdefault("model_type", "din"), **more.pop("model", {}))
     run = RunConfig(

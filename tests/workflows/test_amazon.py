@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from errors import UserError
-from workflows.amazon import (
+from lookback.core.errors import UserError
+from lookback.workflows.cluster import Runner
+from lookback.workflows.datasets.amazon import (
     AmazonReader,
     _item,
     _item_of_literal,
     _parse_strict,
     _review_of_literal,
 )
-from workflows.cluster import Runner
-from workflows.text import BadLineCounter, BadLineError
+from lookback.workflows.text import BadLineCounter, BadLineError
 
 GOOD = {"reviewerID": "A1", "asin": "B1", "reviewText": "x", "unixReviewTime": 5}
 

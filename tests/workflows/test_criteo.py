@@ -23,11 +23,11 @@ import pytest
 from merlin.schema import Tags
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
-from errors import UserError
-from workflows.tabular import fit_dataset, run_dataset, transform_dataset
-from workflows.tabular_ops import build_workflow
-from workflows.tabular_state import Working, check_space
-from workflows.tabular_write import parts, read_metadata
+from lookback.core.errors import UserError
+from lookback.workflows.tabular.ops import build_workflow
+from lookback.workflows.tabular.pipeline import fit_dataset, run_dataset, transform_dataset
+from lookback.workflows.tabular.state import Working, check_space
+from lookback.workflows.tabular.write import parts, read_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 N, M = 3, 4
@@ -269,7 +269,7 @@ def test_fit_then_transform_is_run(raw: Path, tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from workflows import tabular_passes as passes
+from lookback.workflows import tabular_passes as passes
 stage, day = sys.argv[1:3]
 method = getattr(passes.Working, "finish")
 def finish(self, found, name, content):
@@ -277,7 +277,7 @@ def finish(self, found, name, content):
     if (found, name) == (stage, day):
         os.kill(os.getpid(), signal.SIGKILL)
 passes.Working.finish = finish
-from workflows.tabular import run_dataset
+from lookback.workflows.tabular.pipeline import run_dataset
 run_dataset("criteo", sys.argv[3], sys.argv[4], numerical=3, categorical=4, workers=0,
             block_size=5000, frequency_threshold=3)
 """
@@ -367,7 +367,7 @@ def test_a_full_disk_keeps_the_finished_days(
     pd.concat([days[1]] * 40).to_csv(big / "day_1", sep="\t", header=False, index=False)
     script = (
         "import resource, sys\n"
-        "from workflows.__main__ import main\n"
+        "from lookback.workflows.__main__ import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -411,8 +411,8 @@ def test_a_full_tmpfs_is_told_with_its_numbers(days: list[pd.DataFrame], tmp_pat
 
 TMPFS = """
 import sys
-from errors import UserError
-from workflows import tabular
+from lookback.core.errors import UserError
+from lookback.workflows import tabular
 tabular.check_space = lambda *a, **k: None  # which would refuse at once
 try:
     tabular.run_dataset("criteo", sys.argv[1], sys.argv[2], numerical=3, categorical=4, workers=0)
@@ -522,9 +522,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Twenty times the rows; the peak of a process of its own stays."""
     script = (
         "import resource, sys\n"
-        "from workflows.cluster import forgo_tensorflow\n"
+        "from lookback.workflows.cluster import forgo_tensorflow\n"
         "forgo_tensorflow()\n"
-        "from workflows.tabular import run_dataset\n"
+        "from lookback.workflows.tabular.pipeline import run_dataset\n"
         "run_dataset('criteo', sys.argv[1], sys.argv[2], numerical=3, categorical=4, workers=0,\n"
         "            block_size=200_000)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"

@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from nvtabular import Workflow
 
-from dataloading.histories import Histories
-from errors import UserError
-from workflows import interactions_csv, interactions_parquet, ops
-from workflows.__main__ import main
-from workflows.base import Options, Report, run_dataset, transform_dataset
-from workflows.ingest import first_events
-from workflows.interactions import InteractionsReader
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.resident import Histories
+from lookback.workflows.__main__ import main
+from lookback.workflows.datasets.interactions import InteractionsReader
+from lookback.workflows.histories import csv_events as interactions_csv
+from lookback.workflows.histories import ops
+from lookback.workflows.histories import parquet_events as interactions_parquet
+from lookback.workflows.histories.ingest import first_events
+from lookback.workflows.histories.pipeline import Options, Report, run_dataset, transform_dataset
 
 COLUMNS = ["user_id", "item_id", "timestamp"]
 NAMES = ("user_id", "item_id", "timestamp")

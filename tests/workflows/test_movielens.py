@@ -8,9 +8,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from errors import UserError
-from workflows.base import run_dataset
-from workflows.movielens import MovieLensReader, _parse_table
+from lookback.core.errors import UserError
+from lookback.workflows.datasets.movielens import MovieLensReader, _parse_table
+from lookback.workflows.histories.pipeline import run_dataset
 
 RATINGS = [(1, 10, 4.5, 100), (1, 20, 3, 90), (2, 10, 1, 95), (2, 30, 5, 95), (1, 5, 2, 100)]
 GENRES = {5: "Action|War", 10: "Drama", 20: "", 30: "Drama"}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,11 +17,11 @@ import pytest
 from merlin.schema import Tags
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
-import workflows.base
-import workflows.text
-import workflows.write
-from errors import UserError
-from workflows.base import (
+import lookback.workflows.histories.pipeline
+import lookback.workflows.histories.write
+import lookback.workflows.text
+from lookback.core.errors import UserError
+from lookback.workflows.histories.pipeline import (
     fit_dataset,
     read_metadata,
     run_dataset,
@@ -146,9 +145,9 @@ def test_the_hash_depends_on_the_content_alone(
     assert (tmp_path / "a/dataset.json").read_bytes() == (tmp_path / "b/dataset.json").read_bytes()
     assert (tmp_path / "a/schema.pbtxt").read_bytes() == (tmp_path / "b/schema.pbtxt").read_bytes()
     # Many small blocks, partitions, files and row groups; and another order of the lines.
-    monkeypatch.setattr(workflows.write, "EVENTS_PER_FILE", 200)
-    monkeypatch.setattr(workflows.write, "ROW_GROUP_USERS", 3)
-    monkeypatch.setattr(workflows.text.blocks, "__defaults__", (1000,))
+    monkeypatch.setattr(lookback.workflows.histories.write, "EVENTS_PER_FILE", 200)
+    monkeypatch.setattr(lookback.workflows.histories.write, "ROW_GROUP_USERS", 3)
+    monkeypatch.setattr(lookback.workflows.text.blocks, "__defaults__", (1000,))
     write_reviews(events.sample(frac=1, random_state=1))
     other = run_dataset("amazon", raw, tmp_path / "c", min_interactions=5, partition_events=90)
     assert len(list((tmp_path / "c/histories").iterdir())) > 3
@@ -420,8 +419,8 @@ def test_a_killed_run_leaves_no_dataset(
     output = tmp_path / "out"
     # Killed at the end of a stage: everything of it is on disk, and nothing has its name.
     script = (
-        "import os, signal, sys, workflows.base as base\n"
-        "base_cluster = __import__('workflows.cluster').cluster\n"
+        "import os, signal, sys, lookback.workflows.histories.pipeline as base\n"
+        "base_cluster = __import__('lookback.workflows.cluster').workflows.cluster\n"
         "base_cluster.forgo_tensorflow()\n"
         f"inner = base.{stage}\n"
         "def killed(*args, **options):\n"
@@ -430,8 +429,7 @@ def test_a_killed_run_leaves_no_dataset(
         f"base.{stage} = killed\n"
         "base.run_dataset('amazon', sys.argv[1], sys.argv[2])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script, raw, output], env=environment, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script, raw, output], timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert not output.exists()
     run_dataset("amazon", raw, output)

@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from errors import UserError
-from workflows import synthetic
-from workflows.oracle import OracleOptions, auc, draw_negatives, history_probability
-from workflows.synthetic import (
+from lookback.core.errors import UserError
+from lookback.workflows.generators import synthetic
+from lookback.workflows.generators.oracle import (
+    OracleOptions,
+    auc,
+    draw_negatives,
+    history_probability,
+)
+from lookback.workflows.generators.synthetic import (
     METADATA,
     PRESETS,
     REVIEWS,

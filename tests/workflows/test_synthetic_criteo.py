@@ -16,18 +16,23 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
-from errors import UserError
-from workflows import synthetic_criteo
-from workflows.criteo_tables import ROWS
-from workflows.synthetic_criteo import (
+from lookback.core.errors import UserError
+from lookback.workflows.generators import synthetic_criteo
+from lookback.workflows.generators.criteo_tables import ROWS
+from lookback.workflows.generators.synthetic_criteo import (
     SyntheticCriteoConfig,
     drawn_auc,
     expected_auc,
     generate_criteo,
     scaled,
 )
-from workflows.synthetic_criteo_law import CriteoLaw, CriteoLawConfig, PowerLaw, sigmoid
-from workflows.synthetic_criteo_text import hexadecimal, lines
+from lookback.workflows.generators.synthetic_criteo_law import (
+    CriteoLaw,
+    CriteoLawConfig,
+    PowerLaw,
+    sigmoid,
+)
+from lookback.workflows.generators.synthetic_criteo_text import hexadecimal, lines
 
 LAW = CriteoLawConfig((500, 40, 4, 2, 90_000), numerical=3, signal_ids=20, interacting_fields=3)
 SMALL = SyntheticCriteoConfig(LAW, rows=3_001, days=3)

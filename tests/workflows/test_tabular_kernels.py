@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workflows import tabular_counts, tabular_kernels
-from workflows.tabular_ops import keys_of_column
-from workflows.tabular_text import parse_rows
+from lookback.workflows.tabular import counts as tabular_counts
+from lookback.workflows.tabular import kernels as tabular_kernels
+from lookback.workflows.tabular.ops import keys_of_column
+from lookback.workflows.tabular.text import parse_rows
 
 
 def test_hexadecimal_values_are_their_own_keys_and_others_are_hashed() -> None:

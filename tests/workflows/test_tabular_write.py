@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from errors import UserError
-from workflows.tabular_export import categorical_type, export_split_binary
-from workflows.tabular_write import (
+from lookback.core.errors import UserError
+from lookback.workflows.tabular.export import categorical_type, export_split_binary
+from lookback.workflows.tabular.write import (
     ROW_GROUP,
     TabularWriter,
     is_tabular,

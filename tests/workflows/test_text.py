@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from errors import UserError
-from workflows.text import (
+from lookback.core.errors import UserError
+from lookback.workflows.text import (
     BadLineCounter,
     BadLineError,
     Parsed,

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from nvtabular.ops import Categorify
 
-from workflows import ops
-from workflows.columns import history_columns
+from lookback.workflows.columns import history_columns
+from lookback.workflows.histories import ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
 

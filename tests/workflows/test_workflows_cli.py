@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from errors import UserError
-from workflows.__main__ import main
-from workflows.base import read_metadata, run_dataset
-from workflows.describe import describe
+from lookback.core.errors import UserError
+from lookback.workflows.__main__ import main
+from lookback.workflows.describe import describe
+from lookback.workflows.histories.pipeline import read_metadata, run_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., pd.DataFrame]
@@ -108,7 +108,7 @@ def test_mistakes_are_one_line_and_status_2(
 def test_help_is_fast() -> None:
     script = (
         "import sys\n"
-        "from workflows.__main__ import main\n"
+        "from lookback.workflows.__main__ import main\n"
         "try:\n    main(['run', '--help'])\n"
         "except SystemExit:\n    pass\n"
         "print([name for name in ('nvtabular', 'tensorflow', 'dask', 'pandas') "

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from errors import UserError
-from workflows.cluster import (
+from lookback.core.errors import UserError
+from lookback.workflows.cluster import (
     MAX_PARTITION_EVENTS,
     Runner,
     available_memory,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.blocks.attention import ActivationUnit, masked_softmax
+from lookback.models.blocks.attention import ActivationUnit, masked_softmax
 
 RNG = np.random.default_rng(0)
 B, C, S, H = 3, 2, 4, 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.blocks.auxiliary import AuxiliaryNet
+from lookback.models.blocks.auxiliary import AuxiliaryNet
 
 RNG = np.random.default_rng(0)
 B, S, H, E = 3, 4, 3, 2

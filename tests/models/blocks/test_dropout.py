@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.blocks.dropout import ResumableDropout
+from lookback.models.blocks.dropout import ResumableDropout
 
 ONES = tf.ones([200, 50])
 

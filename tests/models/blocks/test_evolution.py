@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
+from lookback.models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 
 RNG = np.random.default_rng(0)
 B, C, S, E, H = 3, 2, 4, 2, 3

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import models.blocks
-from models.base import ClickLoss, LogitHead
-from models.blocks.attention import ActivationUnit
-from models.blocks.auxiliary import AuxiliaryNet
-from models.blocks.dropout import ResumableDropout
-from models.blocks.evolution import InterestEvolution
-from models.blocks.interaction import DotInteraction
-from models.blocks.mlp_relu import ReluMLP
-from models.blocks.recurrent import AUGRU, InterestGRU
+import lookback.models.blocks
+from lookback.models.base import ClickLoss, LogitHead
+from lookback.models.blocks.attention import ActivationUnit
+from lookback.models.blocks.auxiliary import AuxiliaryNet
+from lookback.models.blocks.dropout import ResumableDropout
+from lookback.models.blocks.evolution import InterestEvolution
+from lookback.models.blocks.interaction import DotInteraction
+from lookback.models.blocks.mlp_relu import ReluMLP
+from lookback.models.blocks.recurrent import AUGRU, InterestGRU
 
 C, S, D, H = 2, 4, 3, 4
 
@@ -128,7 +128,7 @@ def is_public_layer(value):
 
 
 def test_every_layer_has_a_case():
-    modules = [m.name for m in pkgutil.iter_modules(models.blocks.__path__)]
+    modules = [m.name for m in pkgutil.iter_modules(lookback.models.blocks.__path__)]
     found = {
         value
         for name in modules

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.blocks.linear import linear
+from lookback.models.blocks.linear import linear
 
 RNG = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from models.blocks.mlp import PRELU_SLOPE, prelu_mlp
+from lookback.models.blocks.mlp import PRELU_SLOPE, prelu_mlp
 
 RNG = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.blocks.recurrent import AUGRU, InterestGRU
+from lookback.models.blocks.recurrent import AUGRU, InterestGRU
 
 RNG = np.random.default_rng(0)
 B, C, S, D, H = 3, 2, 4, 3, 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
+from lookback.models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
 
 RNG = np.random.default_rng(0)
 

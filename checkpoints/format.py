@@ -1,0 +1,638 @@
+"""The format of checkpoints: directories of named arrays, readable by any number of processes.
+
+  step-00000123/
+    manifest.json    what is inside, with a checksum for each piece and one for the manifest itself
+    data-00000.bin   the numbers that rank 0 held, one piece after another, aligned to 64 bytes
+    data-00001.bin   those of rank 1, and so on
+
+A tensor is one or several pieces. A piece holds some of its rows, `[start, stop, step]` as in
+`range`, and of a matrix `[rows, dim]` a contiguous run of columns; a row of any other tensor is one
+column. Each process writes a file with the pieces that it holds, and readers ask for the rows and
+columns that *they* hold, so the number of processes and the way tables are cut may differ. Rows
+that are in no piece, or in two, are refused. What the tensors are is up to the caller: tables,
+dense weights, optimizer slots and counters are all alike.
+
+`checkpoints.store` saves a run's checkpoints, whole or not at all. NumPy only: no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import mmap
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lookback.checkpoints.manifest import (
+    MANIFEST,
+    Entry,
+    Region,
+    TensorSpec,
+    check_cover,
+    check_region,
+    checkpoints_in,
+    entry_of,
+    find_checkpoint,
+    listed,
+    plain,
+    plain_region,
+    read_manifest,
+    region_of,
+    spec_of,
+)
+from lookback.checkpoints.ranges import contains, intersect, place
+from lookback.core.errors import UserError
+
+__all__ = [
+    "MANIFEST",
+    "Checkpoint",
+    "DataFile",
+    "Region",
+    "RowBlocks",
+    "Tensor",
+    "TensorSpec",
+    "bytes_of",
+    "data_file",
+    "find_checkpoint",
+    "layout_of",
+    "rows_of_block",
+    "write_pieces",
+]
+
+_ALIGNMENT = 64  # bytes; a cache line, and what vector loads on a memory map like
+_CHUNK = 1 << 24  # bytes written or checked at once: bounds memory, large enough for full speed
+_BLOCK = 1 << 22  # bytes of a block that is read, unless the caller says: small beside a process
+_NOTHING = TensorSpec((), np.dtype(bool))
+_DTYPES = "biuf"  # bool, integers, floats: what a plain array of bytes can hold portably
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBlocks:
+    """Some rows of a tensor, delivered block by block, so that a large table is never copied whole.
+
+    Attributes:
+      shape: shape of the *whole* tensor, `[rows, ...]`.
+      dtype: type of its elements.
+      blocks: called once for each save; yields arrays `[n, ...]` whose rows, one after another, are
+        the rows `rows` names, `[n, len(columns)]` if some columns are held.
+      rows: which rows of the tensor these are; None means all.
+      columns: which contiguous columns of a matrix these are; None means all.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks: Callable[[], Iterable[NDArray]]
+    rows: range | None = None
+    columns: range | None = None
+
+
+Tensor = NDArray | RowBlocks | Sequence[RowBlocks]
+"""What can be saved: an array, a table in blocks, or a table in several pieces (or in none)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Where a region of a tensor lies.
+
+    Attributes:
+      region: what it holds.
+      file: name of the data file.
+      offset: of its first byte.
+      size: in bytes.
+      crc32: checksum of its bytes.
+    """
+
+    region: Region
+    file: str
+    offset: int
+    size: int
+    crc32: int
+
+
+class Checkpoint(Mapping[str, NDArray]):
+    """A checkpoint on disk, read lazily: `checkpoint["name"]` maps memory instead of copying.
+
+    Attributes:
+      path: its directory.
+      format_version: of its manifest.
+      checksum: of its manifest, which has the checksums of all data.
+      step: the step it was saved at.
+      meta: the caller's own facts, as given when it was saved.
+      specs: name -> shape and type, in the order in which they were saved.
+      pieces: name -> where its pieces lie.
+      files: name -> bytes of each data file.
+
+    Raises:
+      UserError: on opening, if `path` is no checkpoint, or one that cannot be trusted.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+        """Opens a checkpoint.
+
+        Args:
+          path: a directory `step-...`.
+          verify: compare the checksums of all data, which reads it once (about 1 GB/s). Without
+            it, only the manifest and the sizes of the files are checked.
+        """
+        self.path = Path(path)
+        manifest = read_manifest(self.path)
+        content = manifest["content"]
+        self.format_version: int = manifest["format_version"]
+        self.checksum: int = manifest["crc32"]
+        self.step: int = content["step"]
+        self.meta: dict[str, Any] = content["meta"]
+        self.files: dict[str, int] = content["files"]
+        self.specs: dict[str, TensorSpec] = {}
+        self.pieces: dict[str, list[Piece]] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        for entry in content["tensors"]:
+            spec = spec_of(entry)
+            self.specs[entry["name"]] = spec
+            self.pieces[entry["name"]] = [
+                Piece(region_of(p, spec), p["file"], p["offset"], p["bytes"], p["crc32"])
+                for p in entry["pieces"]
+            ]
+        self._check_files()
+        self._check_pieces()
+        if verify:
+            self.verify()
+
+    def __getitem__(self, name: str) -> NDArray:
+        """The tensor, read-only: a memory map if it is stored in one piece."""
+        if name not in self.specs:
+            raise KeyError(name)
+        return self.rows(name).reshape(self.specs[name].shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs  # Mapping's own would read the tensor
+
+    def rows(self, name: str, rows: range | None = None, columns: range | None = None) -> NDArray:
+        """The given rows and columns of a tensor, wherever they lie.
+
+        Args:
+          name: the tensor's name.
+          rows: e.g. `range(rank, table_rows, world_size)`; None means all.
+          columns: contiguous columns of a matrix; None means all.
+
+        Returns:
+          `[len(rows), ...]` or `[len(rows), len(columns)]`, read-only; a memory map if one piece
+          holds them all, else a copy.
+        """
+        spec = self.specs[name]
+        wanted = _wanted(name, spec, rows, columns)
+        for piece in self.pieces[name]:
+            held = piece.region
+            if contains(held.rows, wanted.rows) and contains(held.columns, wanted.columns):
+                return self._part(name, piece, wanted)
+        result = np.empty((len(wanted.rows), *wanted.row_shape(spec)), spec.dtype)
+        for piece in self.pieces[name]:
+            common = _common(piece.region, wanted)
+            if common.rows and common.columns:
+                into = place(common.rows, wanted.rows)
+                if len(spec.shape) == 2:
+                    across = place(common.columns, wanted.columns)
+                    result[into, across] = self._part(name, piece, common)
+                else:
+                    result[into] = self._part(name, piece, common)
+        result.flags.writeable = False
+        return result
+
+    def blocks(
+        self,
+        name: str,
+        rows: range | None = None,
+        columns: range | None = None,
+        rows_a_block: int | None = None,
+    ) -> Iterator[NDArray]:
+        """What `rows` gives, block by block, with the memory of one block.
+
+        Args:
+          name: the tensor's name.
+          rows: as in `rows`.
+          columns: as in `rows`.
+          rows_a_block: rows of each array but the last; None: as many as make 4 MiB, fewer if
+            `rows` are so far apart that a page of memory is read for each.
+
+        Yields:
+          Arrays `[n, ...]`, read-only, in the order of `rows`; each is to be used before the next.
+        """
+        spec = self.specs[name]
+        wanted = _wanted(name, spec, rows, columns)
+        at_once = rows_a_block or _rows_at_once(spec, wanted)
+        for start in range(0, len(wanted.rows), at_once):
+            yield self.rows(name, wanted.rows[start : start + at_once], columns)
+            self.release()
+
+    def release(self) -> None:
+        """Lets go of the memory of what was read so far; maps that are in use read it again."""
+        for mapped in self._maps.values():
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def verify(self, part: tuple[int, int] = (0, 1), *, names: Iterable[str] | None = None) -> None:
+        """Compares the checksum of every piece, or of a share of the pieces.
+
+        Args:
+          part: `(rank, ranks)`: the pieces are dealt out over so many ranks, in near equal bytes,
+            and those of `rank` are checked.
+          names: of the tensors to check; None: all.
+
+        Raises:
+          UserError: naming the first tensor and file whose content has changed.
+        """
+        rank, ranks = part
+        for name, piece in self._shares(ranks, self if names is None else names)[rank]:
+            data = self._bytes(piece)
+            crc = 0
+            for start in range(0, piece.size, _CHUNK):
+                crc = zlib.crc32(data[start : start + _CHUNK].data, crc)
+                self.release()
+            if crc != piece.crc32:
+                raise self._corrupt(
+                    f"{piece.file}: the content of tensor {name!r} has changed (expected "
+                    f"checksum {piece.crc32:08x}, received {crc:08x})"
+                )
+
+    def require_tensors(self, expected: Mapping[str, TensorSpec | NDArray]) -> None:
+        """Checks that the checkpoint holds exactly these tensors.
+
+        Args:
+          expected: name -> shape and type; anything with `.shape` and `.dtype` will do.
+
+        Raises:
+          UserError: naming missing, surplus, and differently shaped tensors.
+        """
+        problems = []
+        missing = [f"{name} ({_spec(expected[name])})" for name in expected if name not in self]
+        surplus = [f"{name} ({self.specs[name]})" for name in self if name not in expected]
+        different = [
+            f"{name} (expected {_spec(expected[name])}, received {self.specs[name]})"
+            for name in expected
+            if name in self and self.specs[name] != _spec(expected[name])
+        ]
+        for what, names in (
+            ("missing", missing),
+            ("not part of this model", surplus),
+            ("of another shape or type", different),
+        ):
+            if names:
+                problems.append(f"{what}: {listed(names)}")
+        if problems:
+            raise UserError(
+                f"the checkpoint {self.path} does not fit this model and optimizer. Tensors "
+                f"{'; '.join(problems)}. Use the options and dataset that it was trained with."
+            )
+
+    def require_meta(self, expected: Mapping[str, Any]) -> None:
+        """Checks facts about the run that saved the checkpoint, e.g. the model's configuration.
+
+        Args:
+          expected: key of `meta` -> the value it must have. A mapping is compared key by key, so
+            that the message names the one option that differs.
+
+        Raises:
+          UserError: naming each key, what is expected here, and what the checkpoint has.
+        """
+        problems = list(_differences(plain(dict(expected)), self.meta, ""))
+        if problems:
+            raise UserError(
+                f"the checkpoint {self.path} comes from another configuration: "
+                f"{listed(problems, separator='; ')}. Use the options that it was trained with, "
+                f"or start a new run without --load_checkpoint_path."
+            )
+
+    def _check_files(self) -> None:
+        for name, size in self.files.items():
+            path = self.path / name
+            if not path.is_file():
+                raise self._corrupt(f"{name} is missing (expected {size} bytes)")
+            actual = path.stat().st_size
+            if actual != size:
+                raise self._corrupt(f"{name} has {actual} bytes, expected {size}")
+
+    def _check_pieces(self) -> None:
+        for name, pieces in self.pieces.items():
+            spec = self.specs[name]
+            try:
+                check_cover(name, spec, [piece.region for piece in pieces])
+            except ValueError as error:
+                raise self._corrupt(str(error)) from error
+            for piece in pieces:
+                size, end = piece.region.size(spec), piece.offset + piece.size
+                if piece.size != size or end > self.files.get(piece.file, 0):
+                    raise self._corrupt(
+                        f"a piece of {name} of {piece.size} bytes, expected {size}, ends at byte "
+                        f"{end} of {piece.file}, which has {self.files.get(piece.file, 0)}"
+                    )
+
+    def _shares(self, ranks: int, names: Iterable[str]) -> list[list[tuple[str, Piece]]]:
+        """All pieces dealt out over ranks: the largest first, each to who has least."""
+        shares: list[list[tuple[str, Piece]]] = [[] for _ in range(ranks)]
+        loads = [0] * ranks
+        pieces = [(name, piece) for name in names for piece in self.pieces[name]]
+        if ranks > 1:
+            pieces.sort(key=lambda named: -named[1].size)
+        for name, piece in pieces:
+            rank = loads.index(min(loads))
+            shares[rank].append((name, piece))
+            loads[rank] += piece.size
+        return shares
+
+    def _corrupt(self, what: str) -> UserError:
+        others = [path for path in checkpoints_in(self.path.parent) if path != self.path]
+        fix = f"Use an earlier one, {others[-1]}" if others else "Restore it from a backup"
+        return UserError(f"the checkpoint {self.path} is corrupt: {what}. {fix}, or start anew.")
+
+    def _bytes(self, piece: Piece) -> NDArray[np.uint8]:
+        if piece.size == 0:
+            return np.frombuffer(b"", np.uint8)
+        if piece.file not in self._maps:
+            with (self.path / piece.file).open("rb") as file:
+                self._maps[piece.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._maps[piece.file], np.uint8, piece.size, piece.offset)
+
+    def _part(self, name: str, piece: Piece, wanted: Region) -> NDArray:
+        """What is wanted of a piece that holds it all; maps memory."""
+        spec, held = self.specs[name], piece.region
+        shape = (len(held.rows), *held.row_shape(spec))
+        part: NDArray = self._bytes(piece).view(spec.dtype).reshape(shape)
+        part = part[place(wanted.rows, held.rows)]
+        return part[:, place(wanted.columns, held.columns)] if len(spec.shape) == 2 else part
+
+
+class DataFile:
+    """A data file that is being written, one piece after another; on disk when closed.
+
+    Attributes:
+      path: of the file.
+      size: bytes written so far.
+      entries: the manifest's entries of the tensors it has pieces of.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Creates the file."""
+        self.path = path
+        self.size = 0
+        self.entries: list[Entry] = []
+        self._file = path.open("wb")
+        self._name, self._spec, self._region = "", _NOTHING, Region(range(0), range(0))
+        self._offset = self._crc = 0
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    def begin(self, name: str, spec: TensorSpec, region: Region) -> None:
+        """Starts a piece; blocks follow.
+
+        Args:
+          name: of the tensor.
+          spec: of the whole tensor.
+          region: what the piece holds.
+        """
+        self._name, self._spec, self._region = name, spec, region
+        padding = -self.size % _ALIGNMENT
+        self._file.write(bytes(padding))
+        self.size += padding
+        self._offset, self._crc = self.size, 0
+
+    def write(self, block: NDArray) -> None:
+        """Appends rows to the piece.
+
+        Args:
+          block: `[n, ...]`, or a scalar.
+
+        Raises:
+          ValueError: if it is not of the tensor's type and the region's row shape.
+        """
+        dtype, shape = self._spec.dtype, self._region.row_shape(self._spec)
+        if block.dtype != dtype or block.shape[1:] != shape:
+            raise ValueError(
+                f"{self._name}: expected blocks {dtype} [n, {str(list(shape))[1:-1]}], "
+                f"received {block.dtype} {list(block.shape)}"
+            )
+        rows = block.reshape(1) if block.ndim == 0 else block
+        row_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        at_once = max(1, _CHUNK // max(1, row_bytes))
+        for start in range(0, len(rows), at_once):
+            # A copy only of what is not contiguous or not little-endian, a chunk at a time.
+            chunk = np.ascontiguousarray(
+                rows[start : start + at_once], dtype=dtype.newbyteorder("<")
+            )
+            data = chunk.reshape(-1).view(np.uint8).data
+            self._crc = zlib.crc32(data, self._crc)
+            self._file.write(data)
+            self.size += len(data)
+
+    def end(self) -> None:
+        """Completes the piece.
+
+        Raises:
+          ValueError: if it is not of the size that its rows have.
+        """
+        size, expected = self.size - self._offset, self._region.size(self._spec)
+        if size != expected:
+            raise ValueError(
+                f"{self._name}: expected {len(self._region.rows)} rows of "
+                f"{list(self._spec.shape)}, received {size} bytes instead of {expected}"
+            )
+        if not self.entries or self.entries[-1]["name"] != self._name:
+            self.entries.append(entry_of(self._name, self._spec))
+        self.entries[-1]["pieces"].append(
+            {
+                **plain_region(self._region),
+                "file": self.path.name,
+                "offset": self._offset,
+                "bytes": size,
+                "crc32": self._crc,
+            }
+        )
+
+
+def data_file(rank: int) -> str:
+    """Name of the file that a rank writes."""
+    return f"data-{rank:05d}.bin"
+
+
+def write_pieces(path: Path, tensors: Mapping[str, Tensor]) -> tuple[list[Entry], int]:
+    """Writes all pieces to one file and flushes it to disk.
+
+    Args:
+      path: the file to create.
+      tensors: name -> what to save.
+
+    Returns:
+      The manifest's entries, and the file's size.
+
+    Raises:
+      ValueError: if blocks do not deliver the rows they name, or a type cannot be stored.
+    """
+    with DataFile(path) as file:
+        for name, tensor in tensors.items():
+            for piece in pieces_of(name, tensor):
+                file.begin(name, _spec(piece), _region(piece))
+                for block in piece.blocks():
+                    file.write(block)
+                file.end()
+    return file.entries, file.size
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Checks that a file system has room.
+
+    Args:
+      directory: in it, whether or not it exists yet.
+      needed: bytes.
+
+    Raises:
+      OSError: as when the disk is full, if it has not.
+    """
+    place = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+    if shutil.disk_usage(place).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
+@contextlib.contextmanager
+def full_disk_means(message: str) -> Iterator[None]:
+    """Turns the system's error of a full disk into one that says what to do.
+
+    Args:
+      message: of the UserError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(message) from error
+
+
+def layout_of(tensors: Mapping[str, Tensor]) -> list[Entry]:
+    """What `write_pieces` would write: entries whose pieces have rows and columns only.
+
+    Raises:
+      ValueError: if a type cannot be stored, or rows are not of the tensor.
+    """
+    entries = []
+    for name, tensor in tensors.items():
+        pieces = pieces_of(name, tensor)
+        if pieces:
+            entry = entry_of(name, _spec(pieces[0]))
+            entry["pieces"] = [plain_region(_region(piece)) for piece in pieces]
+        else:
+            entry = {"name": name, "shape": None, "dtype": None, "pieces": []}
+        entries.append(entry)
+    return entries
+
+
+def bytes_of(entries: Iterable[Entry]) -> int:
+    """How much a data file with these entries takes at most."""
+    return sum(
+        region_of(piece, spec_of(entry)).size(spec_of(entry)) + _ALIGNMENT
+        for entry in entries
+        for piece in entry["pieces"]
+    )
+
+
+def pieces_of(name: str, tensor: Tensor) -> list[RowBlocks]:
+    """The tensor as pieces.
+
+    Raises:
+      ValueError: if its type cannot be stored, or it has no such rows or columns.
+    """
+    if isinstance(tensor, RowBlocks):
+        pieces = [tensor]
+    elif isinstance(tensor, np.ndarray | np.generic):
+        pieces = [_whole(np.asarray(tensor))]
+    else:
+        pieces = list(tensor)
+    for piece in pieces:
+        spec = _spec(piece)
+        if spec.dtype.kind not in _DTYPES:
+            raise ValueError(
+                f"{name}: expected bool, integers or floats, received {spec.dtype}; convert it "
+                "before saving"
+            )
+        if spec != _spec(pieces[0]):
+            raise ValueError(f"{name}: its pieces differ in shape or type")
+        check_region(name, spec, _region(piece))
+    return pieces
+
+
+def rows_of_block(spec: TensorSpec, columns: range | None = None) -> int:
+    """How many rows make a block of 4 MiB; at least one.
+
+    Args:
+      spec: of the tensor.
+      columns: that are wanted of it; None: all.
+    """
+    region = Region(range(1), range(spec.column_count) if columns is None else columns)
+    return max(1, _BLOCK // max(1, region.size(spec)))
+
+
+def _rows_at_once(spec: TensorSpec, wanted: Region) -> int:
+    """Rows whose block is small, and whose pages are not many blocks."""
+    row_bytes = Region(range(1), range(spec.column_count)).size(spec)
+    touched = min(abs(wanted.rows.step) * row_bytes, row_bytes + mmap.PAGESIZE)
+    return max(1, min(rows_of_block(spec, wanted.columns), 4 * _BLOCK // max(1, touched)))
+
+
+def _whole(array: NDArray) -> RowBlocks:
+    return RowBlocks(array.shape, array.dtype, lambda: [array])
+
+
+def _spec(tensor: TensorSpec | RowBlocks | NDArray) -> TensorSpec:
+    return TensorSpec(tuple(tensor.shape), np.dtype(tensor.dtype))
+
+
+def _region(piece: RowBlocks) -> Region:
+    spec = _spec(piece)
+    rows = range(spec.row_count) if piece.rows is None else piece.rows
+    return Region(rows, range(spec.column_count) if piece.columns is None else piece.columns)
+
+
+def _wanted(name: str, spec: TensorSpec, rows: range | None, columns: range | None) -> Region:
+    """What a reader asks for; rows may descend.
+
+    Raises:
+      ValueError: if the tensor has no such rows or columns.
+    """
+    count, width = spec.row_count, spec.column_count
+    rows = range(count) if rows is None else rows
+    columns = range(width) if columns is None else columns
+    if rows and not (0 <= rows[0] < count and 0 <= rows[-1] < count):
+        raise ValueError(f"{name}: expected rows of [0, {count}), received {rows}")
+    check_region(name, spec, Region(range(0), columns))
+    return Region(rows, columns)
+
+
+def _common(held: Region, wanted: Region) -> Region:
+    return Region(intersect(held.rows, wanted.rows), intersect(held.columns, wanted.columns))
+
+
+def _differences(expected: Mapping[str, Any], received: Any, prefix: str) -> Iterator[str]:
+    for key in dict.fromkeys([*expected, *(received if prefix else ())]):
+        theirs, name = received.get(key, "nothing"), f"{prefix}{key}"
+        ours = expected.get(key, "nothing")
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            yield from _differences(ours, theirs, f"{name}.")
+        elif ours != theirs:
+            yield f"{name}: expected {ours!r}, received {theirs!r}"

@@ -1,0 +1,1 @@
+"""What all else stands on: errors, atomic files, options, random numbers, sizes, processes."""

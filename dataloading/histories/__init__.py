@@ -1,0 +1,1 @@
+"""Histories: batches of (user, position), or of samples materialised elsewhere."""

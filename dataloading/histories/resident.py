@@ -1,0 +1,264 @@
+"""Resident histories: every user's interactions as flat arrays and offsets, loaded once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from merlin.schema import Schema
+from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+from lookback.core.errors import UserError
+from lookback.dataloading.parts import WHOLE, Part
+from lookback.formats.features import HistoryFeatures, table_rows
+
+FORMAT = "lookback-histories"
+FORMAT_VERSION = 1
+
+_USERS_AT_A_TIME = 1 << 14
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How many of a user's last interactions are held out.
+
+    Attributes:
+      test: 1, the last interaction.
+      validation: 1 if the one before is held out too, else 0.
+    """
+
+    test: int = 1
+    validation: int = 0
+
+    @property
+    def held_out(self) -> int:
+        """Interactions at the end of a history that training never targets."""
+        return self.test + self.validation
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemCounts:
+    """How often the items of a catalogue occur.
+
+    Attributes:
+      training: int64 ``[I]``, in events that are not held out.
+      all: int64 ``[I]``.
+    """
+
+    training: Int64
+    all: Int64
+
+
+@dataclasses.dataclass(frozen=True)
+class Histories:
+    """Users' interactions, oldest first, in U users and N events.
+
+    Attributes:
+      schema: of the dataset (one row a user).
+      user_features: int32 ``[U]`` by name.
+      offsets: int64 ``[U + 1]``; user u's events are ``offsets[u]`` up to ``offsets[u + 1]``.
+      item_features: int32 ``[N]`` by name.
+      timestamps: int64 ``[N]`` seconds, None if the dataset has none.
+      catalogue: int32 ``[I]`` by item feature, one entry for each distinct item.
+      split: what is held out.
+      part: whose users these are; all if it is the whole.
+    """
+
+    schema: Schema
+    user_features: Mapping[str, Int32]
+    offsets: Int64
+    item_features: Mapping[str, Int32]
+    timestamps: Int64 | None
+    catalogue: Mapping[str, Int32]
+    split: Split = Split()
+    part: Part = WHOLE
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_events(self) -> int:
+        """N."""
+        return int(self.offsets[-1])
+
+    @property
+    def features(self) -> HistoryFeatures:
+        """The feature columns by role."""
+        return HistoryFeatures.from_schema(self.schema)
+
+    def require_targets(self) -> None:
+        """Refuses users of whom nothing is left in front of what is held out.
+
+        Raises:
+          UserError: with the shortest history.
+        """
+        held_out = self.split.held_out
+        shortest = int(np.diff(self.offsets).min(initial=held_out + 1))
+        if shortest <= held_out:
+            raise UserError(
+                f"A user has {shortest} interactions; with {held_out} held out each user needs at "
+                f"least {held_out + 1}. Run the workflow with a larger --min_interactions."
+            )
+
+    def in_training(self, held_out: int) -> npt.NDArray[np.bool_]:
+        """Which events ``[N]`` are not among the last `held_out` of their user."""
+        lengths = np.diff(self.offsets)
+        number = np.arange(self.num_events) - np.repeat(self.offsets[:-1], lengths)
+        return number < np.repeat(lengths - held_out, lengths)
+
+    def item_counts(self) -> ItemCounts:
+        """Occurrences of each item of the catalogue among these events."""
+        item = self.features.item[0]
+        rows = int(self.catalogue[item].max(initial=0)) + 1
+        every = np.bincount(self.item_features[item], minlength=rows)
+        held_out = [self.offsets[1:] - 1 - back for back in range(self.split.held_out)]
+        last = self.item_features[item][np.concatenate([np.zeros(0, np.int64), *held_out])]
+        training = every - np.bincount(last, minlength=rows)
+        return ItemCounts(training[self.catalogue[item]], every[self.catalogue[item]])
+
+    @classmethod
+    def load(cls, dataset_dir: str | Path, part: Part = WHOLE) -> Histories:
+        """Reads a dataset written by `python -m workflows`.
+
+        Args:
+          dataset_dir: the directory with dataset.json, schema.pbtxt, histories/ and items.parquet.
+          part: read every R-th user only, from this rank's on; memory follows.
+
+        Raises:
+          UserError: if the directory is no such dataset, or its parts contradict each other.
+        """
+        directory = Path(dataset_dir)
+        info = read_dataset_info(directory)
+        schema = _read_schema(directory)
+        features = HistoryFeatures.from_schema(schema)
+        files = sorted((directory / "histories").glob("*.parquet"))
+        if not files:
+            raise UserError(
+                f"{directory / 'histories'} holds no parquet file; run the workflow again."
+            )
+        lists = [*features.item, *([features.time] if features.time else [])]
+        try:
+            table = _read_users(files, [*features.user, *lists], part)
+            items = pq.read_table(directory / "items.parquet", columns=list(features.item))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise UserError(
+                f"{directory} cannot be read ({error}). The dataset is damaged or incomplete: run "
+                "the workflow again."
+            ) from error
+        offsets = _offsets(table, lists, directory)
+        split = info["split"]
+        return cls(
+            schema=schema,
+            user_features={n: _ids(table[n], schema, n, directory) for n in features.user},
+            offsets=offsets,
+            item_features={
+                n: _ids(_flatten(table[n]), schema, n, directory) for n in features.item
+            },
+            timestamps=_numpy(_flatten(table[features.time]), np.int64) if features.time else None,
+            catalogue={n: _ids(items[n], schema, n, directory) for n in features.item},
+            split=Split(test=int(split["test"]), validation=int(split["validation"])),
+            part=part,
+        )
+
+
+def read_dataset_info(directory: Path) -> dict[str, Any]:
+    """Reads and checks dataset.json.
+
+    Args:
+      directory: of the dataset.
+
+    Raises:
+      UserError: if the directory or file is missing, or of another format or version.
+    """
+    path = directory / "dataset.json"
+    if not path.is_file():
+        raise UserError(
+            f"{directory} is not a dataset: there is no {path.name} in it. Expected the output "
+            "directory of `python -m workflows run`."
+        )
+    try:
+        info: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); run the workflow again.") from error
+    known = info if isinstance(info, dict) else {}
+    found = (known.get("format"), known.get("format_version"))
+    if found != (FORMAT, FORMAT_VERSION):
+        raise UserError(
+            f"{path}: expected format {FORMAT!r} version {FORMAT_VERSION}, found {found[0]!r} "
+            f"version {found[1]!r}. Write the dataset again with this version's workflows."
+        )
+    if not {"test", "validation"} <= set(info.get("split", ())):
+        raise UserError(f"{path} has no split rule; run the workflow again.")
+    return info
+
+
+def _read_schema(directory: Path) -> Schema:
+    try:
+        return TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
+    except Exception as error:  # a missing file is a ValueError, a damaged one protobuf's own
+        raise UserError(
+            f"{directory / 'schema.pbtxt'} cannot be read ({error}); run the workflow again."
+        ) from error
+
+
+def _read_users(files: list[Path], columns: list[str], part: Part) -> pa.Table:
+    """The part's users of all files, without ever holding the others'."""
+    if part == WHOLE:
+        return pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
+    tables, seen = [], 0
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=_USERS_AT_A_TIME, columns=columns):
+                own = np.arange(len(batch))[(part.rank - seen) % part.ranks :: part.ranks]
+                tables.append(pa.Table.from_batches([batch]).take(own))
+                seen += len(batch)
+    return pa.concat_tables(tables)
+
+
+def _flatten(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
+
+
+def _numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
+    if column.null_count:
+        raise UserError("A column of the dataset holds nulls; run the workflow again.")
+    return column.to_numpy().astype(dtype, copy=False)
+
+
+def _offsets(table: pa.Table, lists: list[str], directory: Path) -> Int64:
+    """Row offsets of the list columns, which must all agree."""
+    offsets: Int64 = np.zeros(1, np.int64)
+    for name in lists:
+        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in table[name].chunks]
+        found = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+        if name != lists[0] and not np.array_equal(offsets, found):
+            raise UserError(
+                f"{directory}: the lists of {name!r} and {lists[0]!r} differ in length. Every "
+                "user's lists must be equally long; run the workflow again."
+            )
+        offsets = found
+    return offsets
+
+
+def _ids(column: pa.ChunkedArray, schema: Schema, name: str, directory: Path) -> Int32:
+    ids = _numpy(column, np.int32)
+    largest = table_rows(schema)[name] - 1
+    if len(ids) and not 0 < int(ids.min()) <= int(ids.max()) <= largest:
+        raise UserError(
+            f"{directory}: ids of {name!r} must lie in [1, {largest}] (0 is padding), found "
+            f"[{ids.min()}, {ids.max()}]. Schema and data do not belong together; run the workflow "
+            "again."
+        )
+    return ids

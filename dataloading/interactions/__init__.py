@@ -1,0 +1,1 @@
+"""Interactions: pairs of user and item, negatives drawn, users ranked."""

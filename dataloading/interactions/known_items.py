@@ -1,0 +1,130 @@
+"""Which items each user has met, and the others by number: negatives without rejection."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.resident import Histories, Int64
+from lookback.formats.interaction_features import InteractionFeatures
+
+
+class Catalogue:
+    """The distinct items of a dataset, by place.
+
+    Attributes:
+      ids: int32 ``[I]``, ascending, NumPy.
+    """
+
+    def __init__(self, histories: Histories) -> None:
+        """Sorts the items.
+
+        Raises:
+          UserError: if an event's item is not in the catalogue.
+        """
+        self._name = InteractionFeatures.from_schema(histories.schema).item
+        self.ids = np.unique(histories.catalogue[self._name])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def places(self, ids: np.ndarray) -> Int64:
+        """Places ``[N]`` of item ids ``[N]``.
+
+        Raises:
+          UserError: if one of them is not here.
+        """
+        places = np.searchsorted(self.ids, ids)
+        found = self.ids[np.minimum(places, len(self.ids) - 1)] == ids if len(self.ids) else False
+        if not np.all(found):
+            strange = int(ids[np.argmin(found)]) if len(self.ids) else int(ids[0])
+            raise UserError(
+                f"Item id {strange} occurs in a history but not in items.parquet. The dataset's "
+                "parts do not belong together; run the workflow again."
+            )
+        return places.astype(np.int64)
+
+
+class KnownItems:
+    """The distinct items of each user's events, and every user's other items by number.
+
+    A user's known items, as ascending places s_0 < s_1 < ..., leave free the places that are not
+    among them; free place number r is ``r + k``, k the number of j with ``s_j - j <= r``. So one
+    uniform number below the count of free items gives a negative that is none of the user's items,
+    by a binary search and without a second try.
+    """
+
+    def __init__(self, histories: Histories, catalogue: Catalogue, *, held_out: int) -> None:
+        """Collects the items.
+
+        Args:
+          histories: of U users.
+          catalogue: I items.
+          held_out: events at the end of each history that do not count.
+
+        Raises:
+          UserError: if an event's item is not in the catalogue.
+        """
+        name = InteractionFeatures.from_schema(histories.schema).item
+        users = histories.num_users
+        lengths = np.diff(histories.offsets)
+        user = np.repeat(np.arange(users, dtype=np.int64), lengths)
+        place = catalogue.places(histories.item_features[name])
+        if held_out:
+            counts = histories.in_training(held_out)
+            user, place = user[counts], place[counts]
+        size = max(len(catalogue), 1)
+        pairs = np.unique(user * size + place)
+        user, place = np.divmod(pairs, size)
+        known = np.bincount(user, minlength=users)
+        offsets = np.concatenate([[0], np.cumsum(known)])
+        self.free = len(catalogue) - known  # [U]
+        order = np.arange(len(pairs)) - np.repeat(offsets[:-1], known)
+        self._places = tf.constant(place, tf.int64)
+        self._ahead = tf.constant(place - order, tf.int64)  # free places in front of each
+        self._begins = tf.constant(offsets, tf.int64)
+        self._rounds = int(known.max(initial=0)).bit_length()
+
+    def free_places(self, users: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        """Places of free items, by number.
+
+        Args:
+          users: int64 ``[B]``.
+          numbers: int64 ``[B, K]``, below the user's `free`.
+
+        Returns:
+          int64 ``[B, K]``.
+        """
+        begin = tf.expand_dims(tf.gather(self._begins, users), 1)  # [B, 1]
+        low = begin + tf.zeros_like(numbers)  # [B, K]
+        high = tf.expand_dims(tf.gather(self._begins, users + 1), 1) + tf.zeros_like(numbers)
+        last = tf.maximum(tf.size(self._ahead, tf.int64) - 1, 0)
+        for _ in range(self._rounds):
+            middle = (low + high) // 2
+            before = tf.gather(self._ahead, tf.minimum(middle, last)) <= numbers
+            before &= low < high
+            low, high = tf.where(before, middle + 1, low), tf.where(before, high, middle)
+        return numbers + low - begin
+
+    def mask(self, users: tf.Tensor, items: int) -> tf.Tensor:
+        """Which items users have not met.
+
+        Args:
+          users: int64 ``[B]``.
+          items: I, of the catalogue.
+
+        Returns:
+          float32 ``[B, I]``: 0 for known items, 1 for others.
+        """
+        begins, ends = tf.gather(self._begins, users), tf.gather(self._begins, users + 1)
+        places = tf.ragged.range(begins, ends)
+        where = tf.stack(
+            [places.value_rowids(), tf.gather(self._places, places.flat_values)], axis=1
+        )
+        known = tf.scatter_nd(
+            where,
+            tf.ones([tf.shape(where)[0]]),
+            tf.stack([tf.size(users, tf.int64), tf.constant(items, tf.int64)]),
+        )
+        return 1.0 - known

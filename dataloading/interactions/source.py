@@ -1,0 +1,286 @@
+"""Pairs of user and item over resident histories: what NeuMF trains on and is ranked by.
+
+A training sample is a positive, an event that is not held out, with its sampled negatives; in an
+evaluation every user's held-out event competes with negatives that the user has not met, or with
+all such items of the catalogue. Everything is drawn by counter-based generators, so that any batch
+can be rebuilt from (seed, epoch, step), on any number of processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from lookback.core.errors import UserError
+from lookback.dataloading.draws import Key, draw_below, sample_keys, shuffled
+from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.interactions.known_items import Catalogue, KnownItems
+from lookback.dataloading.parts import WHOLE, Part
+from lookback.dataloading.sources import Batch, NumberedSource
+from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
+
+CATALOGUE = "_catalogue"
+"""Ends the name of an evaluation in which the whole catalogue competes."""
+
+_USERS_AT_A_TIME = 1 << 14
+_CATALOGUE_SCORES = 1 << 17  # 128 MB for a layer of 256 units
+
+
+class InteractionSource(NumberedSource):
+    """Positives with sampled negatives; evaluation ranks each user's held-out item."""
+
+    ranking = True
+
+    def __init__(
+        self,
+        histories: Histories,
+        *,
+        seed: int,
+        batch_size: int,
+        eval_batch_size: int | None = None,
+        eval_seed: int = 0,
+        negative_samples: int = 4,
+        exact_negatives: bool = False,
+        repeatable: bool = False,
+        test_negatives: int = 100,
+        full_catalogue: bool = False,
+        drop_remainder: bool = False,
+        repeat_count: int = 1,
+        part: Part = WHOLE,
+        micro_batches: int = 1,
+    ) -> None:
+        """Places the positives on the device.
+
+        Args:
+          histories: everybody's.
+          seed: of shuffling and training negatives.
+          batch_size: rows of a training batch, a positive or a negative each; what does not fill
+            a positive with its negatives is left out.
+          eval_batch_size: rows of an evaluation batch; None: as in training.
+          eval_seed: of evaluation's negatives; not the run's, so that runs compare on the same.
+          negative_samples: for each positive of training.
+          exact_negatives: draw none that the user has met in training. Without it negatives are
+            drawn from the whole catalogue, and a few are positives (seed 003's approximation).
+          repeatable: the same training negatives in every epoch instead of fresh ones.
+          test_negatives: for each held-out item; distinct, and none that the user has met.
+          full_catalogue: evaluate among all items that the user has not met as well.
+          drop_remainder: leave out a last training batch that is not full.
+          repeat_count: passes over the training set in one epoch, each with its own order.
+          part: this process's.
+          micro_batches: parts into which its share of a training batch can be cut.
+
+        Raises:
+          UserError: if a batch is too small for one sample, a user has too few interactions, or
+            has met so many items that negatives are missing.
+        """
+        self.schema = histories.schema
+        self._features = InteractionFeatures.from_schema(histories.schema)
+        self._histories = histories
+        self._catalogue = Catalogue(histories)
+        self._seed, self._eval_seed = seed, eval_seed
+        self._negatives, self._test_negatives = negative_samples, test_negatives
+        self._repeatable, self._full_catalogue = repeatable, full_catalogue
+        self._part, self._micro_batches = part, micro_batches
+        self._repeat_count = repeat_count
+        eval_size = batch_size if eval_batch_size is None else eval_batch_size
+        self._batch = _samples("global_batch_size", batch_size, 1 + negative_samples)
+        histories.require_targets()
+        held_out = histories.split.held_out
+        positive = histories.in_training(held_out)
+        places = np.arange(histories.num_users, dtype=np.int32)
+        user = np.repeat(places, np.diff(histories.offsets))
+        self._positives = int(positive.sum())
+        # Users by place, items by id: with 20 M positives 160 MB.
+        self._sample_users = tf.constant(user[positive])
+        self._sample_items = tf.constant(histories.item_features[self._features.item][positive])
+        self._user_ids = tf.constant(histories.user_features[self._features.user])
+        self._item_ids = tf.constant(self._catalogue.ids)
+        self._known = None
+        if exact_negatives:
+            self._known = KnownItems(histories, self._catalogue, held_out=held_out)
+            _require_free(self._known, 1, "exact_negatives", len(self._catalogue))
+            self._free = tf.constant(self._known.free, tf.int64)
+        self._steps = self._positives // self._batch
+        if not drop_remainder:
+            self._steps = -(-self._positives // self._batch)
+        if not self._steps:
+            raise UserError(
+                f"The training set has {self._positives} positives, fewer than one batch of "
+                f"{self._batch}. Reduce --global_batch_size"
+                f"{', or leave --drop_remainder out' if drop_remainder else ''}."
+            )
+        self._eval_users = max(1, eval_size // (1 + test_negatives))
+        least = max(eval_size, _CATALOGUE_SCORES)  # of a batch, or small batches would take long
+        self._catalogue_users = max(1, least // max(1, len(self._catalogue)))
+        self._met: KnownItems | None = None
+        self._test_items: dict[str, tf.Tensor] = {}
+
+    def train_batch(self, feed: tf.Tensor) -> Batch:
+        """The batch of (pass, step), or a part of it.
+
+        Returns:
+          Users ``[B]``, items ``[B, 1 + negative_samples]`` (column 0 the positive) and
+          `SAMPLE_KEY` ``[B]``; float32 labels of the items' shape.
+        """
+        numbers = self._numbers(feed, self._part_of(feed))
+        user = tf.gather(self._sample_users, numbers)
+        positive = tf.expand_dims(tf.gather(self._sample_items, numbers), 1)  # [B, 1]
+        drawn_in = tf.constant(0, tf.int64) if self._repeatable else tf.cast(feed[0], tf.int64)
+        negatives = self._draw((self._seed, "interactions", drawn_in), user, numbers)
+        features = {
+            self._features.user: tf.gather(self._user_ids, user),
+            self._features.item: tf.concat([positive, negatives], 1),
+            SAMPLE_KEY: sample_keys((self._seed, "dropout", feed[0]), "units", numbers),
+        }
+        return features, _first_of(user, 1 + self._negatives)
+
+    def evaluations(self, split: str) -> tuple[str, ...]:
+        """The split among sampled negatives, and if wanted among the whole catalogue."""
+        return (split, split + CATALOGUE) if self._full_catalogue else (split,)
+
+    def eval_steps(self, split: str) -> int:
+        """Steps that cover a split's users once."""
+        self._position(split)
+        users = self._catalogue_users if split.endswith(CATALOGUE) else self._eval_users
+        return -(-self._histories.num_users // users)
+
+    def eval_batch(self, split: str, feed: tf.Tensor) -> Batch | tuple[Any, tf.Tensor, tf.Tensor]:
+        """The candidates of some users.
+
+        Returns:
+          Users ``[B]`` and items ``[B, C]``, column 0 the held-out one, and labels; among the whole
+          catalogue items ``[1, I]``, labels ``[B, I]`` and weights ``[B, I]``, 0 for items that
+          the user has met.
+        """
+        users, total = self._eval_users, self._histories.num_users
+        if split.endswith(CATALOGUE):
+            users = self._catalogue_users
+        user = self._part.of_batch(feed, users, total)  # [B]
+        features = {self._features.user: tf.gather(self._user_ids, user)}
+        if not split.endswith(CATALOGUE):
+            items = tf.gather(self._candidates(split), user)  # [B, C]
+            return features | {self._features.item: items}, _first_of(
+                user, 1 + self._test_negatives
+            )
+        features[self._features.item] = tf.expand_dims(self._item_ids, 0)  # [1, I]
+        place = tf.gather(tf.constant(self._targets(split)), user)
+        labels = tf.one_hot(place, len(self._catalogue))
+        free = self._everything_met().mask(user, len(self._catalogue))
+        return features, labels, tf.maximum(free, labels)
+
+    def describe(self, feed: tf.Tensor) -> dict[str, list[Any]]:
+        """Names the batch's positives by number, user and item."""
+        numbers = self._numbers(feed, self._part)
+        user = tf.gather(self._user_ids, tf.gather(self._sample_users, numbers))
+        item = tf.gather(self._sample_items, numbers)
+        columns = {"sample": numbers, self._features.user: user, self._features.item: item}
+        return {name: column.numpy().tolist() for name, column in columns.items()}
+
+    def _numbers(self, feed: tf.Tensor, part: Part) -> tf.Tensor:
+        """Numbers ``[B]`` of the positives in a part of the batch of (pass, step)."""
+        index = part.of_batch(feed[1], self._batch, self._positives)
+        return shuffled(self._seed, feed[0], index, self._positives)
+
+    def _draw(self, key: Key, user: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        """Training negatives ``[B, negative_samples]`` of users ``[B]`` (places), as item ids."""
+        if self._known is None:
+            bound = tf.constant(len(self._catalogue), tf.int64)
+            place = draw_below(key, "negatives", numbers, self._negatives, bound)
+        else:
+            user = tf.cast(user, tf.int64)
+            bound = tf.expand_dims(tf.gather(self._free, user), 1)
+            number = draw_below(key, "negatives", numbers, self._negatives, bound)
+            place = self._known.free_places(user, number)
+        return tf.gather(self._item_ids, place)
+
+    def _everything_met(self) -> KnownItems:
+        """All items that users have met, the held-out ones too."""
+        if self._met is None:
+            with tf.init_scope():
+                self._met = KnownItems(self._histories, self._catalogue, held_out=0)
+        return self._met
+
+    def _position(self, split: str) -> int:
+        """How far from the end of a history the held-out event of a split lies.
+
+        Raises:
+          UserError: if the split holds nothing out.
+        """
+        name = split.removesuffix(CATALOGUE)
+        if name == "train":
+            raise UserError(
+                "eval_train: models of users and items are ranked by what is held out. Leave "
+                "--eval_train out."
+            )
+        if name == "validation" and not self._histories.split.validation:
+            raise UserError(
+                "The dataset has no validation split. Run the workflow with --validation."
+            )
+        return self._histories.split.held_out if name == "validation" else 1
+
+    def _targets(self, split: str) -> npt.NDArray[np.int64]:
+        """Places ``[U]`` of the users' held-out items."""
+        ends = self._histories.offsets[1:] - self._position(split)
+        return self._catalogue.places(self._histories.item_features[self._features.item][ends])
+
+    def _candidates(self, split: str) -> tf.Tensor:
+        """Items ``[U, 1 + test_negatives]`` that compete, the held-out one first. Made once."""
+        if split not in self._test_items:
+            with tf.init_scope():
+                drawn = self._test_places(split)
+                places = np.concatenate([self._targets(split)[:, None], drawn], 1)
+                self._test_items[split] = tf.constant(self._catalogue.ids[places])
+        return self._test_items[split]
+
+    def _test_places(self, split: str) -> npt.NDArray[np.int64]:
+        """Distinct places ``[U, test_negatives]``, none of an item that the user has met.
+
+        Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") draws among the numbers
+        of the free items: every set is equally likely.
+        """
+        met, wanted = self._everything_met(), self._test_negatives
+        _require_free(met, wanted, "test_negatives", len(self._catalogue))
+        places = np.empty((self._histories.num_users, wanted), np.int64)
+        for begin in range(0, len(places), _USERS_AT_A_TIME):
+            user = tf.range(begin, min(begin + _USERS_AT_A_TIME, len(places)), dtype=tf.int64)
+            first = tf.expand_dims(tf.gather(tf.constant(met.free), user) - wanted, 1)
+            last = first + tf.range(wanted, dtype=tf.int64)  # [B, K]: what number k may be at most
+            key = (self._eval_seed, f"evaluate/{split}", tf.constant(0, tf.int64))
+            chosen = draw_below(key, "candidates", user, wanted, last + 1).numpy()
+            limit = last.numpy()
+            for column in range(1, wanted):
+                taken = (chosen[:, :column] == chosen[:, column : column + 1]).any(1)
+                chosen[taken, column] = limit[taken, column]
+            numbers = tf.constant(chosen)
+            places[begin : begin + len(chosen)] = met.free_places(user, numbers).numpy()
+        return places
+
+
+def _first_of(user: tf.Tensor, candidates: int) -> tf.Tensor:
+    """Labels ``[B, C]``: 1 in column 0."""
+    return tf.one_hot(tf.zeros_like(user, tf.int32), candidates)
+
+
+def _samples(option: str, rows: int, candidates: int) -> int:
+    """How many samples of `candidates` rows fit into a batch."""
+    if rows < candidates:
+        raise UserError(
+            f"{option}: expected at least {candidates} rows, a positive with its negatives, "
+            f"received {rows}."
+        )
+    return rows // candidates
+
+
+def _require_free(known: KnownItems, wanted: int, option: str, items: int) -> None:
+    """Refuses users who have met so many items that fewer than `wanted` are left."""
+    if known.free.min(initial=wanted) >= wanted:
+        return
+    user = int(known.free.argmin())
+    fix = "Lower it" if option == "test_negatives" else f"Leave --{option} out"
+    raise UserError(
+        f"{option}: expected users with {wanted} items or more that they have not met, but user "
+        f"number {user} has met all but {known.free[user]} of {items}. {fix}."
+    )

@@ -1,0 +1,1 @@
+"""Tabular data: rows of numbers and ids."""

@@ -1,0 +1,1 @@
+"""What lies on disk: each format has one owner, which reads it and writes it."""

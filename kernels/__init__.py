@@ -1,0 +1,1 @@
+"""Operations of our own in C++, and the one place that chooses between them and TensorFlow's."""

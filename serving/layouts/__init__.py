@@ -1,0 +1,1 @@
+"""What scoring does differently for models that read different things."""

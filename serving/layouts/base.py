@@ -1,0 +1,93 @@
+"""The contract of a layout: how its requests are read, answered, sampled and drawn."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lookback.serving.requests import Request, RequestEncoder
+from lookback.serving.scores import Scores
+
+
+class Layout(abc.ABC):
+    """One kind of model input. `manifest` is always that of a bundle of this layout."""
+
+    sample_options: tuple[str, ...]
+    """Keyword arguments of `sample` that say how much to make."""
+
+    @abc.abstractmethod
+    def load_encoder(self, directory: Path, manifest: Any) -> RequestEncoder:
+        """Reads what turns requests into inputs.
+
+        Args:
+          directory: of the bundle.
+          manifest: of the bundle, its files verified.
+
+        Raises:
+          UserError: if a file is not as expected.
+        """
+
+    def pieces(
+        self, inputs: Mapping[str, npt.NDArray[Any]], rows: int
+    ) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+        """Cuts a batch along the candidates' axis so that each piece has about `rows` rows.
+
+        Only where a request may ask for any number of scores, and a model works on nothing that
+        candidates share; otherwise the batch is the one piece.
+        """
+        del rows
+        yield inputs
+
+    def chosen(
+        self,
+        request: Request,
+        encoder: Any,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        scores: Scores,
+    ) -> Scores:
+        """What of a request's scores it asked for: all, if it names what to score.
+
+        Args:
+          request: to answer.
+          encoder: from `load_encoder`.
+          inputs: the request's row of its batch.
+          scores: of it, in the order of `inputs`.
+        """
+        del request, encoder, inputs
+        return scores
+
+    @abc.abstractmethod
+    def answer(self, request: Request, manifest: Any, scores: Scores) -> dict[str, Any]:
+        """A scored request as JSON."""
+
+    @abc.abstractmethod
+    def table(self, number: int, request: Request, manifest: Any, scores: Scores) -> str:
+        """A scored request, number `number` from 0 on, as lines for people."""
+
+    @abc.abstractmethod
+    def sample(
+        self, manifest: Any, export_dir: Path, dataset_dir: Path, *, seed: int, **options: int
+    ) -> Iterable[dict[str, Any]]:
+        """Requests made from a dataset.
+
+        Args:
+          manifest: of the bundle.
+          export_dir: the bundle.
+          dataset_dir: what it was trained on.
+          seed: of the draws.
+          **options: some of `sample_options`.
+
+        Raises:
+          UserError: if bundle and dataset do not belong together, or requests cannot be made.
+        """
+
+    @abc.abstractmethod
+    def draw(
+        self, manifest: Any, batch_size: int, random: np.random.Generator
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Random inputs of the signature, ids uniform over the tables' rows; one score a row."""

@@ -1,0 +1,77 @@
+"""Histories: requests of a user's history and candidates, answered with a ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lookback.serving.encoding import Catalogue, EncodedIds, Encoder, Vocabulary
+from lookback.serving.layouts.candidates_layout import CandidatesLayout
+from lookback.serving.layouts.histories.requests import (
+    HISTORY,
+    TIME_GAP_INPUT,
+    HistoryRequestEncoder,
+)
+from lookback.serving.layouts.histories.sample import sample_users
+from lookback.serving.manifest import CATALOGUE_FILE, HistoriesManifest
+from lookback.serving.requests import Request
+
+
+class HistoriesLayout(CandidatesLayout):
+    """See the module, and `serving.layouts.histories.requests` for the requests."""
+
+    def load_encoder(self, directory: Path, manifest: HistoriesManifest) -> HistoryRequestEncoder:
+        """Reads vocabularies and catalogue."""
+        encoders: dict[str, Encoder] = {}
+        for name in (*manifest.user_features, *manifest.item_features):
+            if manifest.ids == "raw":
+                encoders[name] = Vocabulary.read(directory / manifest.vocabularies[name], name)
+            else:
+                encoders[name] = EncodedIds(manifest.cardinalities[name])
+        catalogue = None
+        if manifest.ids == "raw":
+            rows = manifest.cardinalities[manifest.item_features[0]]
+            catalogue = Catalogue.read(directory / CATALOGUE_FILE, manifest.item_features, rows)
+        bucket = None
+        if manifest.time_features:
+            # Only here: it brings Merlin's schema along, which takes a second to import.
+            from lookback.dataloading.histories.windows import time_gap_bucket
+
+            bucket = time_gap_bucket
+        return HistoryRequestEncoder(
+            user_features=manifest.user_features,
+            item_features=manifest.item_features,
+            max_seq_length=manifest.max_seq_length,
+            time_gap_bucket=bucket,
+            encoders=encoders,
+            catalogue=catalogue,
+        )
+
+    def about(self, request: Request, manifest: HistoriesManifest) -> str:
+        """How long the history is."""
+        events = len(request[HISTORY][manifest.item_features[0]])
+        return f"{events} event{'s' * (events != 1)} of history"
+
+    def input_rows(self, name: str, manifest: HistoriesManifest) -> int:
+        """A history is looked up where its feature is; time gaps have a table of their own."""
+        if name == TIME_GAP_INPUT:
+            from lookback.formats.features import TIME_GAP_BUCKETS
+
+            return TIME_GAP_BUCKETS
+        return super().input_rows(
+            name if name in manifest.cardinalities else name.removesuffix("_history"), manifest
+        )
+
+    def sample(
+        self,
+        manifest: HistoriesManifest,
+        export_dir: Path,
+        dataset_dir: Path,
+        *,
+        seed: int,
+        **options: int,
+    ) -> Iterable[dict[str, Any]]:
+        """Users who ask for their last event."""
+        encoder = self.load_encoder(export_dir, manifest)
+        return sample_users(manifest, encoder, export_dir, dataset_dir, seed=seed, **options)

@@ -1,0 +1,179 @@
+"""Requests of models over histories: encoded, cut to windows, padded to one batch.
+
+A request is a plain dictionary::
+
+    {"user_id": "A2SUAM1J3GNN3B",
+     "history": {"item_id": ["B001", "B007"], "category_id": ["Cables", "Mics"],
+                 "timestamp": [1365465600, 1376006400]},
+     "candidates": {"item_id": ["B002", "B003"], "category_id": ["Mics", "Strings"]},
+     "timestamp": 1393545600}
+
+Every user feature stands by its name. Histories are oldest first and may be empty. An item's other
+features may be left out where the catalogue knows the item. Timestamps are seconds; only a model
+with time features needs them, and then `timestamp`, the moment of the request, has no default: it
+is not ours to guess, and a wrong one moves every score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lookback.serving.encoding import Catalogue, Encoder, Int32
+from lookback.serving.layouts.candidates import (
+    CANDIDATES,
+    check_candidates,
+    check_items,
+    encode_lists,
+    padded,
+)
+from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys
+
+HISTORY = "history"
+TIMESTAMP = "timestamp"
+TIME_GAP_INPUT = "time_gap_history"
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoryRequestEncoder:
+    """Encodes requests for one model.
+
+    Attributes:
+      user_features: names.
+      item_features: names, the id first.
+      max_seq_length: history slots (T).
+      time_gap_bucket: buckets of gaps in seconds (int64 of any shape) for a model that reads
+        them; None for one without time features.
+      encoders: of each feature.
+      catalogue: of the items' other features; None: every request must bring them.
+    """
+
+    user_features: tuple[str, ...]
+    item_features: tuple[str, ...]
+    max_seq_length: int
+    time_gap_bucket: Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None
+    encoders: Mapping[str, Encoder]
+    catalogue: Catalogue | None
+
+    def check(self, index: int, request: Request) -> int:
+        """Checks a request's shape, not its ids.
+
+        Args:
+          index: to name it by.
+          request: see the module.
+
+        Returns:
+          Its number of candidates.
+
+        Raises:
+          RequestError: saying what was expected and what came.
+        """
+        check_keys(
+            index,
+            "the request",
+            request,
+            needed=(*self.user_features, HISTORY, CANDIDATES),
+            allowed=(TIMESTAMP,),
+        )
+        others = self.item_features[1:]
+        optional = others if self.catalogue is not None else ()
+        needed = [name for name in self.item_features if name not in optional]
+        allowed = [*optional, TIMESTAMP]
+        check_items(index, HISTORY, request[HISTORY], needed=needed, allowed=allowed)
+        return check_candidates(index, request, needed=needed, allowed=optional)
+
+    def encode(self, requests: Sequence[Request]) -> EncodedBatch:
+        """Encodes requests into one batch.
+
+        Args:
+          requests: at least one; see the module.
+
+        Returns:
+          int32: user features ``[B]``, item features ``[B, C]`` (0 beyond a request's own
+          candidates), their histories ``[B, T]`` and those of time gaps (0 on the left).
+
+        Raises:
+          RequestError: naming the request and the field.
+        """
+        counts = tuple(self.check(index, request) for index, request in enumerate(requests))
+        inputs: dict[str, Int32] = {}
+        for name in self.user_features:
+            values = encode_lists(
+                self.encoders[name], name, [[request[name]] for request in requests]
+            )
+            inputs[name] = np.concatenate(values)
+        T, C = self.max_seq_length, max(counts)
+        for part, width in ((HISTORY, T), (CANDIDATES, C)):
+            encoded = self._encode_items(part, requests)
+            for name, rows in encoded.items():
+                input_name = f"{name}_history" if part == HISTORY else name
+                inputs[input_name] = padded(rows, width, left=part == HISTORY)
+        if self.time_gap_bucket is not None:
+            found = [self._gaps(index, request) for index, request in enumerate(requests)]
+            buckets = np.asarray(self.time_gap_bucket(padded(found, T, left=True)))
+            padding = inputs[f"{self.item_features[0]}_history"] == 0
+            inputs[TIME_GAP_INPUT] = np.where(padding, 0, buckets).astype(np.int32)
+        return EncodedBatch(inputs, counts)
+
+    def _encode_items(self, part: str, requests: Sequence[Request]) -> dict[str, list[Int32]]:
+        """Item features of each request's newest T events, or of all its candidates."""
+        item_id, *others = self.item_features
+        kept = self.max_seq_length if part == HISTORY else None
+
+        def newest(values: Sequence[Any]) -> Sequence[Any]:
+            return values if kept is None else values[-kept:]
+
+        raw = [newest(request[part][item_id]) for request in requests]
+        encoded = {item_id: encode_lists(self.encoders[item_id], f"{part}.{item_id}", raw)}
+        for name in others:
+            lists = [newest(request[part].get(name, ())) for request in requests]
+            values = encode_lists(self.encoders[name], f"{part}.{name}", lists)
+            for index, request in enumerate(requests):
+                if name not in request[part]:
+                    items = encoded[item_id][index]
+                    values[index] = self._look_up(index, part, name, items, raw[index])
+            encoded[name] = values
+        return encoded
+
+    def _look_up(self, index: int, part: str, name: str, items: Int32, raw: Sequence[Any]) -> Int32:
+        if self.catalogue is None:
+            raise ValueError("check() demands every feature where there is no catalogue")
+        values = self.catalogue.lookup(name, items)
+        if len(values) and values.min() == 0:
+            unknown = raw[int(np.argmin(values))]
+            raise RequestError(
+                index,
+                f"{part}.{name} is absent, and the catalogue does not know item {unknown!r}. Give "
+                f"{part}.{name}.",
+            )
+        return values
+
+    def _gaps(self, index: int, request: Request) -> npt.NDArray[np.int64]:
+        """Seconds from each of the newest T events to the request."""
+        item_id = self.item_features[0]
+        events = len(request[HISTORY][item_id])
+        if not events:
+            return np.zeros(0, np.int64)
+        for where, value in ((f"{HISTORY}.", request[HISTORY]), ("", request)):
+            if TIMESTAMP not in value:
+                raise RequestError(
+                    index, f"{where}{TIMESTAMP} (seconds) is missing; the model has time features."
+                )
+        now = _seconds(index, TIMESTAMP, [request[TIMESTAMP]])[0]
+        times = _seconds(index, f"{HISTORY}.{TIMESTAMP}", request[HISTORY][TIMESTAMP])
+        if np.any(np.diff(times) < 0):
+            raise RequestError(
+                index, f"{HISTORY}.{TIMESTAMP} decreases; histories are oldest first."
+            )
+        return now - times[-self.max_seq_length :]
+
+
+def _seconds(index: int, field: str, values: Any) -> npt.NDArray[np.int64]:
+    found = np.asarray(values)
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        raise RequestError(index, f"{field}: expected whole seconds, received {values!r:.60}.")
+    return found.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Requests of a user, answered with a ranking of items."""

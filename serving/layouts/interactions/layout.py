@@ -1,0 +1,92 @@
+"""Interactions: requests of a user, answered with a ranking of candidates or of all items."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from lookback.serving.encoding import FIRST_KNOWN, Catalogue, Vocabulary
+from lookback.serving.layouts.candidates import CANDIDATES
+from lookback.serving.layouts.candidates_layout import CandidatesLayout, best_first
+from lookback.serving.layouts.interactions.requests import (
+    DEFAULT_K,
+    EXCLUDE,
+    InteractionsRequestEncoder,
+    K,
+)
+from lookback.serving.layouts.interactions.sample import sample_interactions
+from lookback.serving.manifest import CATALOGUE_FILE, InteractionsManifest
+from lookback.serving.requests import Request
+from lookback.serving.scores import Scores
+
+
+class InteractionsLayout(CandidatesLayout):
+    """See the module, and `serving.layouts.interactions.requests` for the requests."""
+
+    def load_encoder(
+        self, directory: Path, manifest: InteractionsManifest
+    ) -> InteractionsRequestEncoder:
+        """Reads vocabularies and catalogue."""
+        (user_id,), (item_id,) = manifest.user_features, manifest.item_features
+        rows = manifest.cardinalities[item_id]
+        ids = Catalogue.read(directory / CATALOGUE_FILE, [item_id], rows).ids
+        users, items = (
+            Vocabulary.read(directory / manifest.vocabularies[name], name)
+            for name in (user_id, item_id)
+        )
+        # Null and unknown ids are no items to recommend.
+        return InteractionsRequestEncoder(user_id, item_id, users, items, ids[ids >= FIRST_KNOWN])
+
+    def pieces(
+        self, inputs: Mapping[str, npt.NDArray[Any]], rows: int
+    ) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+        """Some candidates of all users at a time: a catalogue may be larger than any batch."""
+        users = {name: values for name, values in inputs.items() if values.ndim == 1}
+        items = {name: values for name, values in inputs.items() if name not in users}
+        ((size, width),) = {values.shape for values in items.values()}
+        step = max(1, rows // size)
+        for start in range(0, width, step):
+            cut = {name: values[:, start : start + step] for name, values in items.items()}
+            yield {**users, **cut}
+
+    def chosen(
+        self,
+        request: Request,
+        encoder: InteractionsRequestEncoder,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        scores: Scores,
+    ) -> Scores:
+        """The best of the catalogue, or every candidate."""
+        if CANDIDATES in request:
+            return scores
+        best = best_first(scores.logit)[: request.get(K, DEFAULT_K)]
+        return dataclasses.replace(
+            scores,
+            logit=scores.logit[best],
+            probability=scores.probability[best],
+            items=tuple(encoder.items.decode(inputs[encoder.item_id][best])),
+        )
+
+    def about(self, request: Request, manifest: InteractionsManifest) -> str:
+        """What is ranked."""
+        if CANDIDATES in request:
+            return f"{len(request[CANDIDATES][manifest.item_features[0]])} candidates"
+        excluded = len(request.get(EXCLUDE, ()))
+        return f"of all items{f' but {excluded}' * bool(excluded)}"
+
+    def sample(
+        self,
+        manifest: InteractionsManifest,
+        export_dir: Path,
+        dataset_dir: Path,
+        *,
+        seed: int,
+        **options: int,
+    ) -> Iterable[dict[str, Any]]:
+        """Users, and the items of their last events among others."""
+        encoder = self.load_encoder(export_dir, manifest)
+        return sample_interactions(manifest, encoder, export_dir, dataset_dir, seed=seed, **options)

@@ -1,0 +1,1 @@
+"""Requests of one row of numbers and categorical values."""

@@ -1,0 +1,211 @@
+"""Raw numbers and categorical values to a model's inputs, as the tabular workflow encodes them.
+
+The workflow itself needs NVTabular and compiled loops; what is here reads the files it saves
+(``workflow/vocabulary/NAME.arrow``) and gives the same rows (a test holds them equal).
+
+In those files a categorical value is an int64 *key*: eight hexadecimal digits in lower case, as
+Criteo has them, are the number they stand for; any other text is 62 bits of its hash, with bit 62
+set. So values can be told from keys only where they are such digits.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lookback.core.errors import UserError
+from lookback.serving.encoding import Int32, excerpt
+
+LOG_OFFSET = 2  # seed 004: "Adding 2 to all the numerical features"
+UNKNOWN = 0
+"""Id of rare, unknown and missing values; known ones follow from 1."""
+
+_HEX_DIGITS = 8
+_HASHED = 1 << 62
+_MISSING = -1
+_BITS = (1 << 64) - 1
+_PRIME = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
+_MIX_1 = 0xBF58476D1CE4E5B9  # splitmix64's finaliser
+_MIX_2 = 0x94D049BB133111EB
+
+Float32 = npt.NDArray[np.float32]
+
+
+class Numbers(Protocol):
+    """Turns numbers, as requests give them, into what the model reads."""
+
+    def encode(self, values: Sequence[Any]) -> Float32:
+        """Encodes ``[n]``; raises ValueError, saying what is wrong with them."""
+
+
+class ShiftedLog:
+    """Raw numbers: x -> ln(max(x + 2, 1)), a missing x counting as 0."""
+
+    def encode(self, values: Sequence[Any]) -> Float32:
+        """Encodes numbers, None for missing ``[n]``.
+
+        Raises:
+          ValueError: if they are not finite numbers.
+        """
+        numbers = _finite(values, "a finite number or null", (int, float, type(None)))
+        return np.log(np.maximum(numbers + LOG_OFFSET, 1)).astype(np.float32)
+
+    def decode(self, values: npt.ArrayLike) -> list[int | float]:
+        """Numbers ``[n]`` that encode to `values`; whole ones where there are such."""
+        logs = np.asarray(values, np.float32)
+        exact = np.exp(logs.astype(np.float64)) - LOG_OFFSET
+        whole = np.round(exact)
+        same = self.encode(whole.tolist()) == logs
+        return [int(n) if s else x for n, s, x in zip(whole, same, exact.tolist(), strict=True)]
+
+
+class EncodedNumbers:
+    """Numbers that come as the model reads them: only checked."""
+
+    def encode(self, values: Sequence[Any]) -> Float32:
+        """The numbers ``[n]`` themselves.
+
+        Raises:
+          ValueError: if they are not numbers that float32 holds. None is refused, too: what stands
+            for a missing number is the workflow's to say, and the bundle has none.
+        """
+        expected = "a finite float32 (the bundle was exported without a workflow)"
+        numbers = _finite(values, expected, (int, float))
+        with np.errstate(over="ignore"):
+            encoded = numbers.astype(np.float32)
+        if not np.isfinite(encoded).all():
+            raise ValueError(f"expected {expected}, received {excerpt(values)}")
+        return encoded
+
+
+class KeyVocabulary:
+    """The values that a tabular workflow knows of one feature.
+
+    Args:
+      keys: ``[K]``, ascending.
+      ids: int32 ``[K]``, a permutation of 1 to K.
+    """
+
+    def __init__(self, keys: npt.NDArray[Any], ids: Int32) -> None:
+        self._keys = keys
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @classmethod
+    def read(cls, path: Path) -> KeyVocabulary:
+        """Maps a file that the workflow saved; it is read as far as it is asked for.
+
+        Raises:
+          UserError: if the file is not as expected.
+        """
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            keys, ids = (_column(table[name]) for name in ("key", "id"))
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise UserError(
+                f"{path} is not a vocabulary of a tabular workflow ({error}). Write the dataset "
+                "again with `python -m workflows run`."
+            ) from error
+        if keys.dtype not in (np.uint32, np.int64) or ids.dtype != np.int32:
+            raise UserError(
+                f"{path}: expected keys uint32 or int64 and ids int32, found {keys.dtype} and "
+                f"{ids.dtype}. Write the dataset again with `python -m workflows run`."
+            )
+        return cls(keys, ids)
+
+    def encode(self, ids: Sequence[Any]) -> Int32:
+        """Encodes raw values, None or "" for missing ``[n]``; unknown ones are `UNKNOWN`.
+
+        Raises:
+          ValueError: if they are not strings.
+        """
+        if not all(value is None or isinstance(value, str) for value in ids):
+            raise ValueError(f"expected a string or null, received {excerpt(ids)}")
+        encoded = np.full(len(ids), UNKNOWN, np.int32)
+        if not len(self):
+            return encoded
+        keys = np.fromiter(map(key_of, ids), np.int64, len(ids))
+        inside = (keys >= int(self._keys[0])) & (keys <= int(self._keys[-1]))
+        # In the vocabulary's own type: otherwise NumPy would convert all of it.
+        wanted = keys[inside].astype(self._keys.dtype)
+        places = np.searchsorted(self._keys, wanted)
+        encoded[inside] = np.where(self._keys[places] == wanted, self._ids[places], UNKNOWN)
+        return encoded
+
+    def decode(self, ids: npt.ArrayLike) -> list[str | None]:
+        """Raw values of ids ``[n]``; None for `UNKNOWN`.
+
+        Raises:
+          ValueError: if the file holds only the hash of one.
+        """
+        values: list[str | None] = []
+        for i in np.asarray(ids).tolist():
+            if i == UNKNOWN:
+                values.append(None)
+                continue
+            key = int(self._keys[self._places[i - 1]])
+            if key >= _HASHED:
+                raise ValueError(
+                    f"the vocabulary holds a hash for id {i}: its value is not {_HEX_DIGITS} "
+                    "hexadecimal digits"
+                )
+            values.append(f"{key:0{_HEX_DIGITS}x}")
+        return values
+
+    @functools.cached_property
+    def _places(self) -> npt.NDArray[np.int64]:
+        """Where the key of each id stands, from id 1 on."""
+        return np.argsort(self._ids)
+
+
+def key_of(value: str | None) -> int:
+    """Key of a raw value, see the module.
+
+    Raises:
+      ValueError: if it cannot be written as UTF-8.
+    """
+    if not value:
+        return _MISSING
+    if len(value) == _HEX_DIGITS and not value.strip("0123456789abcdef"):
+        return int(value, 16)
+    data = value.encode()
+    code = len(data)
+    for byte in data:
+        code = (code ^ byte) * _PRIME & _BITS
+        code ^= code >> 29
+    code = (code ^ (code >> 30)) * _MIX_1 & _BITS
+    code = (code ^ (code >> 27)) * _MIX_2 & _BITS
+    code ^= code >> 31
+    return code & (_HASHED - 1) | _HASHED
+
+
+def _finite(
+    values: Sequence[Any], expected: str, types: tuple[type, ...]
+) -> npt.NDArray[np.float64]:
+    """Values as float64, None as 0."""
+    # By exact type: True is no number.
+    good = all(type(value) in types for value in values)
+    try:
+        numbers = [0.0 if value is None else float(value) for value in values] if good else []
+        good = good and all(map(math.isfinite, numbers))
+    except OverflowError:
+        good = False
+    if not good:
+        raise ValueError(f"expected {expected}, received {excerpt(values)}")
+    return np.asarray(numbers, np.float64)
+
+
+def _column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    if not column.num_chunks:
+        return np.zeros(0, column.type.to_pandas_dtype())
+    values: npt.NDArray[Any] = column.combine_chunks().to_numpy(zero_copy_only=False)
+    return values

@@ -1,0 +1,120 @@
+"""Tabular datasets as bundles hold them: our format, with or without a workflow, and NVIDIA's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lookback.serving.export_dataset import DATASET_FILE, WORKFLOW_DIRECTORY, ExportedDataset
+from lookback.serving.layouts.tabular.encoding import UNKNOWN, KeyVocabulary
+from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
+
+if TYPE_CHECKING:
+    from merlin.schema import Schema
+
+# `dataloading` has these names, too, but with it comes Merlin, and with Merlin TensorFlow, before
+# train.py has set its environment. A test holds them equal.
+FORMAT = "lookback-tabular"
+SPECIFICATION_FILE = "feature_spec.yaml"
+VOCABULARIES = f"{WORKFLOW_DIRECTORY}/vocabulary"
+
+
+class Tabular(ExportedDataset):
+    """What `python -m workflows` writes for tabular data; there is a workflow if `run` wrote it."""
+
+    layout = "tabular"
+
+    @classmethod
+    def recognises(cls, directory: Path) -> bool:
+        """By its description."""
+        try:
+            description = json.loads((directory / DATASET_FILE).read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(description, dict) and description.get("format") == FORMAT
+
+    @property
+    def ids(self) -> Literal["raw", "encoded"]:
+        """Raw values if there is a workflow to encode them."""
+        return "raw" if (self.directory / WORKFLOW_DIRECTORY).is_dir() else "encoded"
+
+    def require(self) -> None:
+        """Looks for the vocabularies of a workflow."""
+        if self.ids == "raw":
+            self.require_parts(VOCABULARIES)
+
+    def schema(self, body: Mapping[str, Any]) -> Schema:
+        """As the loader has it."""
+        from lookback.dataloading.tabular.source import open_tabular
+
+        return open_tabular(self.directory).schema
+
+    def manifest(
+        self, schema: Schema, model_schema: Schema, body: Mapping[str, Any], **common: Any
+    ) -> TabularManifest:
+        """Describes a bundle; tables and vocabularies must agree."""
+        from lookback.formats.features import table_rows
+
+        numerical, categorical = (
+            tuple(body["features"][part]) for part in (NUMERICAL, CATEGORICAL)
+        )
+        rows = table_rows(schema)
+        self.require_same_tables(table_rows(model_schema), rows)
+        return TabularManifest(
+            ids=self.ids,
+            numerical=numerical,
+            categorical=categorical,
+            inputs={NUMERICAL: (None, len(numerical)), CATEGORICAL: (None, len(categorical))},
+            cardinalities=rows,
+            vocabularies=self._vocabularies(rows) if self.ids == "raw" else {},
+            dataset=self._summary(),
+            **common,
+        )
+
+    def copy_parts(self, target: Path) -> None:
+        """Description, and the workflow if there is one."""
+        self.copy_files(target, DATASET_FILE)
+        if self.ids == "raw":
+            self.copy_workflow(target)
+
+    def _vocabularies(self, rows: Mapping[str, int]) -> dict[str, str]:
+        """The file of each feature's vocabulary, checked against the size of its table."""
+        files = {name: f"{VOCABULARIES}/{name}.arrow" for name in rows}
+        for name, file in files.items():
+            known = len(KeyVocabulary.read(self.directory / file))
+            self.require_known(name, file, known, UNKNOWN + 1, rows[name])
+        return files
+
+    def _summary(self) -> dict[str, Any]:
+        from lookback.formats.tabular_parquet import SPLITS, read_description
+
+        description = read_description(self.directory)
+        counts = description["counts"]
+        return {
+            "name": description["dataset"],
+            "content_hash": description["content_hash"],
+            **{split: counts[split] for split in SPLITS if split in counts},
+        }
+
+
+class SplitBinary(Tabular):
+    """NVIDIA's split-binary files; they have no workflow."""
+
+    @classmethod
+    def recognises(cls, directory: Path) -> bool:
+        """By their specification."""
+        return (directory / SPECIFICATION_FILE).is_file()
+
+    @property
+    def ids(self) -> Literal["raw", "encoded"]:
+        """Encoded ones, whatever lies beside the files."""
+        return "encoded"
+
+    def copy_parts(self, target: Path) -> None:
+        """The specification."""
+        self.copy_files(target, SPECIFICATION_FILE)
+
+    def _summary(self) -> dict[str, Any]:
+        return {"name": "split_binary"}

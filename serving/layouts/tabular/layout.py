@@ -1,0 +1,77 @@
+"""Tabular: requests of one row of numbers and categorical values, answered with its score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lookback.serving.encoding import EncodedIds, Encoder
+from lookback.serving.layouts.base import Layout
+from lookback.serving.layouts.tabular.encoding import (
+    UNKNOWN,
+    EncodedNumbers,
+    KeyVocabulary,
+    Numbers,
+    ShiftedLog,
+)
+from lookback.serving.layouts.tabular.requests import RowEncoder
+from lookback.serving.layouts.tabular.sample import sample_rows
+from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
+from lookback.serving.requests import Request
+from lookback.serving.scores import Scores
+
+
+class TabularLayout(Layout):
+    """See the module, and `serving.layouts.tabular.requests` for the requests."""
+
+    sample_options = ("rows",)
+
+    def load_encoder(self, directory: Path, manifest: TabularManifest) -> RowEncoder:
+        """Maps the vocabularies."""
+        numbers: Numbers = EncodedNumbers()
+        if manifest.ids == "raw":
+            numbers = ShiftedLog()
+        encoders: dict[str, Encoder] = {}
+        for name in manifest.categorical:
+            if manifest.ids == "raw":
+                encoders[name] = KeyVocabulary.read(directory / manifest.vocabularies[name])
+            else:
+                encoders[name] = EncodedIds(manifest.cardinalities[name], lowest=UNKNOWN)
+        return RowEncoder(manifest.numerical, manifest.categorical, numbers, encoders)
+
+    def answer(self, request: Request, manifest: TabularManifest, scores: Scores) -> dict[str, Any]:
+        """The row's score."""
+        return {"probability": float(scores.probability[0]), "logit": float(scores.logit[0])}
+
+    def table(
+        self, number: int, request: Request, manifest: TabularManifest, scores: Scores
+    ) -> str:
+        """One line, the first under a header."""
+        header = "     row  probability     logit\n" if number == 0 else ""
+        return f"{header}{number + 1:>8}  {scores.probability[0]:11.4f}  {scores.logit[0]:8.4f}\n"
+
+    def sample(
+        self,
+        manifest: TabularManifest,
+        export_dir: Path,
+        dataset_dir: Path,
+        *,
+        seed: int,
+        **options: int,
+    ) -> Iterable[dict[str, Any]]:
+        """Rows of the test split."""
+        encoder = self.load_encoder(export_dir, manifest)
+        return sample_rows(manifest, encoder, export_dir, dataset_dir, seed=seed, **options)
+
+    def draw(
+        self, manifest: TabularManifest, batch_size: int, random: np.random.Generator
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Logarithms of exponentially spread numbers, and ids."""
+        rows = np.array([manifest.cardinalities[name] for name in manifest.categorical])
+        ids = random.integers(0, rows, (batch_size, len(rows)))
+        numbers = random.standard_exponential((batch_size, len(manifest.numerical)), np.float32)
+        return {NUMERICAL: numbers, CATEGORICAL: ids.astype(np.int32)}

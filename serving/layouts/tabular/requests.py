@@ -1,0 +1,149 @@
+"""Requests of models over rows of N numbers and M categorical values.
+
+A request is a plain dictionary, one row, in one of two forms::
+
+    {"numerical": [3, null, 17], "categorical": ["68fd1e64", null]}
+    {"num_0": 3, "num_1": null, "num_2": 17, "cat_0": "68fd1e64", "cat_1": null}
+
+Lists are in the order of the dataset's schema (``describe`` prints it). Every feature must be
+there: one that is left out by mistake would be scored all the same. A missing value is null.
+
+A bundle with a workflow takes raw values: numbers, and strings (null or "" for missing). One
+without takes a row as the model reads it: numbers, and ids from 0 on, none of them null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lookback.serving.encoding import Encoder
+from lookback.serving.layouts.tabular.encoding import Numbers
+from lookback.serving.manifest import CATEGORICAL, NUMERICAL
+from lookback.serving.requests import (
+    EncodedBatch,
+    Request,
+    RequestError,
+    attempt,
+    check_keys,
+    is_list,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowEncoder:
+    """Encodes requests for one model.
+
+    Attributes:
+      numerical: names of the N numbers.
+      categorical: names of the M categorical features.
+      numbers: encodes all numbers.
+      encoders: of each categorical feature.
+    """
+
+    numerical: tuple[str, ...]
+    categorical: tuple[str, ...]
+    numbers: Numbers
+    encoders: Mapping[str, Encoder]
+
+    def check(self, index: int, request: Request) -> int:
+        """Checks a request's shape, not its values.
+
+        Args:
+          index: to name it by.
+          request: see the module.
+
+        Returns:
+          1, the row's score.
+
+        Raises:
+          RequestError: saying what was expected and what came.
+        """
+        if not _has_lists(request):
+            names = (*self.numerical, *self.categorical)
+            check_keys(index, "the request", request, needed=names, allowed=())
+            return 1
+        check_keys(index, "the request", request, needed=(NUMERICAL, CATEGORICAL), allowed=())
+        for part, names in self._parts():
+            values = request[part]
+            if not is_list(values):
+                raise RequestError(index, f"{part}: expected a list, received {values!r:.60}")
+            if len(values) != len(names):
+                raise RequestError(
+                    index,
+                    f"{part} has {len(values)} entries; expected {len(names)}, {names[0]} to "
+                    f"{names[-1]}.",
+                )
+        return 1
+
+    def encode(self, requests: Sequence[Request]) -> EncodedBatch:
+        """Encodes requests into one batch.
+
+        Args:
+          requests: at least one; see the module.
+
+        Returns:
+          `numerical` float32 ``[B, N]``, `categorical` int32 ``[B, M]``.
+
+        Raises:
+          RequestError: naming the request and the field.
+        """
+        counts = tuple(self.check(index, request) for index, request in enumerate(requests))
+        columns = self._columns(requests, NUMERICAL, self.numerical)
+        numerical = [self._encode(requests, *c, self.numbers.encode) for c in columns]
+        columns = self._columns(requests, CATEGORICAL, self.categorical)
+        categorical = [
+            self._encode(requests, *column, self.encoders[name].encode)
+            for name, column in zip(self.categorical, columns, strict=True)
+        ]
+        inputs = {
+            NUMERICAL: _matrix(numerical, len(requests), np.float32),
+            CATEGORICAL: _matrix(categorical, len(requests), np.int32),
+        }
+        return EncodedBatch(inputs, counts)
+
+    def _parts(self) -> Sequence[tuple[str, tuple[str, ...]]]:
+        return (NUMERICAL, self.numerical), (CATEGORICAL, self.categorical)
+
+    def _columns(
+        self, requests: Sequence[Request], part: str, names: Sequence[str]
+    ) -> list[tuple[str, int, list[Any]]]:
+        """Part, number and values ``[B]`` of each column."""
+        rows = [_row(request, part, names) for request in requests]
+        return [(part, number, [row[number] for row in rows]) for number in range(len(names))]
+
+    def _encode(
+        self,
+        requests: Sequence[Request],
+        part: str,
+        number: int,
+        values: list[Any],
+        encode: Callable[[Sequence[Any]], Any],
+    ) -> Any:
+        """Encodes a column of all requests at once."""
+        try:
+            return encode(values)
+        except ValueError:
+            # Once more one by one, to tell whose it is.
+            name = dict(self._parts())[part][number]
+            for index, (request, value) in enumerate(zip(requests, values, strict=True)):
+                field = f"{part}[{number}] ({name})" if _has_lists(request) else name
+                attempt(index, field, encode, [value])
+            raise
+
+
+def _has_lists(request: Any) -> bool:
+    return isinstance(request, Mapping) and (NUMERICAL in request or CATEGORICAL in request)
+
+
+def _row(request: Request, part: str, names: Sequence[str]) -> list[Any]:
+    values = request[part] if _has_lists(request) else [request[name] for name in names]
+    # NumPy's numbers as Python's: the encoders tell types apart.
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
+
+
+def _matrix(columns: Sequence[Any], rows: int, dtype: Any) -> Any:
+    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), dtype)

@@ -1,0 +1,27 @@
+"""What scoring gives: the scores of one request."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores of one request's candidates, in the request's order; a row has one score (C = 1).
+
+    Attributes:
+      logit: ``[C]``.
+      probability: ``[C]``, the logits' sigmoid.
+      items: raw ids ``[C]`` of what was scored, best first, where the request names no candidates;
+        otherwise None.
+    """
+
+    logit: Float32
+    probability: Float32
+    items: tuple[Any, ...] | None = None

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from lookback.core.errors import UserError
+from lookback.core.options import options_of, parameter_table, parse, parse_run, save_yaml, to_yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    data: Path = dataclasses.field(metadata={"help": "Where the data is", "scope": "datasets"})
+    model_type: str = dataclasses.field(metadata={"help": "Which model"})
+    lr: float = dataclasses.field(default=0.01, metadata={"help": "Learning rate"})
+    epochs: int = 3
+    length: int = 100
+    amp: bool = False
+    shuffle: bool = True
+    seed: int | None = dataclasses.field(default=None, metadata={"none": (-1,)})
+    out: Path | None = dataclasses.field(default=None, metadata={"none": ("",)})
+    mode: Literal["train", "test"] = "train"
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"epochs: expected 1 or more, received {self.epochs}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Deep:
+    dims: tuple[int, ...] = dataclasses.field(default=(200, 80), metadata={"help": "100% dims"})
+    rate: float | None = dataclasses.field(default=None, metadata={"none": (-1,)})
+    search: Literal["soft", "hard"] = "soft"
+    length: int = 7
+    width: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Wide:
+    width: int = 8
+
+
+MODELS = {"deep": Deep, "wide": Wide}
+REMOVED = {"affinity": "use taskset."}
+
+
+def run(*argv: str) -> tuple[Any, Any]:
+    return parse_run(argv, Run, MODELS, removed=REMOVED, prog="train.py")
+
+
+def test_defaults_and_the_first_model():
+    config, model = run("--data", "d")
+    assert config == Run(data=Path("d"), model_type="deep")
+    assert model == Deep(length=100)
+
+
+def test_every_type_is_read_from_the_command_line():
+    config, model = run(
+        *("--data=d", "--lr", "1e-3", "--epochs", "5", "--amp", "--no_shuffle", "--seed", "0"),
+        *("--out", "o", "--mode", "test", "--tags", "a,b", "--dims", "4", "--rate", "0.5"),
+        *("--search", "hard"),
+    )
+    assert config == Run(
+        data=Path("d"),
+        model_type="deep",
+        lr=1e-3,
+        epochs=5,
+        amp=True,
+        shuffle=False,
+        seed=0,
+        out=Path("o"),
+        mode="test",
+        tags=("a", "b"),
+    )
+    assert model == Deep(dims=(4,), rate=0.5, search="hard", length=100)
+
+
+def test_sentinels_of_older_command_lines_are_none():
+    config, model = run("--data", "d", "--seed", "-1", "--out", "", "--rate", "-1")
+    assert (config.seed, config.out, model.rate) == (None, None, None)
+    assert run("--data", "d", "--rate=-1.0")[1].rate is None
+    assert run("--data", "d", "--seed", "none")[0].seed is None
+
+
+def test_the_chosen_model_adds_its_options():
+    config, model = run("--data", "d", "--model_type", "wide", "--width", "3")
+    assert config.model_type == "wide"
+    assert model == Wide(width=3)
+
+
+def test_a_field_of_both_classes_is_one_option():
+    config, model = run("--data", "d", "--length", "50")
+    assert (config.length, model.length) == (50, 50)
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "data: from_file\nlr: 1e-3\nepochs: 7\namp: true\nseed: 4\ndims: [1, 2]\nrate: null\n"
+    )
+    config, model = run("--config", str(file), "--epochs", "9", "--no_amp", "--seed", "none")
+    assert (config.data, config.lr, config.epochs) == (Path("from_file"), 1e-3, 9)
+    assert (config.amp, config.seed) == (False, None)
+    assert (model.dims, model.rate) == ((1, 2), None)
+
+
+def test_the_file_may_choose_the_model_and_the_command_line_another(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: d\nmodel_type: wide\nwidth: 5\n")
+    assert run("--config", str(file))[1] == Wide(width=5)
+    assert run("--config", str(file), "--model_type", "deep")[1].width == 5
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (("--epoch", "3"), r"unknown option: --epoch\. Did you mean --epochs\?"),
+        (("--no_shufle",), r"Did you mean --shuffle\?"),
+        (("--Epochs", "3"), r"Did you mean --epochs\?"),
+        (("--zzz",), r"unknown option: --zzz\. --help lists"),
+        (("--epochs", "three"), r"--epochs: expected an integer, received 'three'"),
+        (("--epochs", "3.5"), r"--epochs: expected an integer, received '3\.5'"),
+        (("--lr", "nan"), r"--lr: expected a number, received 'nan'"),
+        (("--epochs",), r"argument --epochs: expected one argument"),
+        (("--epochs", "0"), r"epochs: expected 1 or more, received 0"),
+        (("--mode", "trian"), r"expected one of train, test, received 'trian'.*mean 'train'"),
+        (("--dims", "1,x"), r"--dims: expected an integer, or several .* received '1,x'"),
+        (("--model_type", "depe"), r"expected one of deep, wide, received 'depe'.*mean 'deep'"),
+        (("stray",), r"unexpected argument 'stray'"),
+        (("--affinity", "socket"), r"--affinity is not needed here: use taskset\."),
+        (("--affinity=socket",), r"--affinity is not needed here: use taskset\."),
+        (
+            ("--model_type", "wide", "--search", "hard"),
+            r"--search is an option of deep, not of wide\. Remove it, or choose --model_type deep",
+        ),
+        (
+            ("--model_type", "wide", "--serch", "hard"),
+            r"Did you mean --search\? It is an option of deep, not of wide",
+        ),
+        (("--config", "/nowhere.yaml"), r"--config /nowhere\.yaml: expected a YAML file"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(argv, text):
+    with pytest.raises(UserError, match=text):
+        run("--data", "d", *argv)
+
+
+def test_a_missing_required_option_is_named():
+    with pytest.raises(UserError, match="--data is required: Where the data is"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3", r"key 'epoch' in .*run\.yaml\. Did you mean epochs\?"),
+        ("epochs: many", r"epochs in .*run\.yaml: expected an integer, received 'many'"),
+        ("epochs: true", r"expected an integer, received True"),
+        ("epochs: 2.0", r"expected an integer, received 2\.0"),
+        ("epochs: null", r"expected an integer, received None"),
+        ("amp: 1", r"expected true or false, received 1"),
+        ("amp: maybe", r"expected true or false, received 'maybe'"),
+        ("dims: {a: 1}", r"dims in .* expected an integer, or several"),
+        ("affinity: socket", r"key 'affinity' in .* is not needed here: use taskset"),
+        ("model_type: wide\nsearch: soft", r"key 'search' in .* is an option of deep, not of wide"),
+        ("epochs: 1\nepochs: 2", r"not valid YAML: the key 'epochs' is there twice"),
+        ("epochs: [", r"is not valid YAML"),
+        ("- 1", r"expected lines of the form 'name: value', received a list"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path, text, message):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        run("--data", "d", "--config", str(file))
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("# nothing\n")
+    assert run("--data", "d", "--config", str(file)) == run("--data", "d")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (),
+        ("--dims", "", "--tags", "x y,null,3", "--out", "a: b", "--seed", "3", "--lr", "1e-9"),
+        ("--model_type", "wide", "--amp", "--no_shuffle"),
+    ],
+)
+def test_yaml_round_trip(tmp_path, argv):
+    configs = run("--data", "d", *argv)
+    file = tmp_path / "config.yaml"
+    save_yaml(file, *configs, comments=("run", "model"))
+    assert run("--config", str(file)) == configs
+    assert to_yaml(*configs).count("length:") == 1
+
+
+def test_help_lists_every_option_by_scope_and_ends_with_status_0(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name in {**options_of(Run), **options_of(Deep)}:
+        assert f"--{name}" in text
+    plain = " ".join(text.split())
+    assert "--data PATH Where the data is (required)" in plain
+    assert "100% dims (default: 200,80; only deep)" in plain
+    assert "default: 16 for deep, 8 for wide" in plain
+    assert text.index("datasets:") < text.index("Run:") < text.index("model:")
+
+
+def test_parameter_table_has_a_row_for_each_option():
+    table = parameter_table(Run, MODELS)
+    assert "| datasets | `data` | Where the data is | required |" in table
+    assert "| model | `search` |  (soft, hard) (only deep) | soft |" in table
+    assert table.count("\n") == 2 + len({**options_of(Run), **options_of(Deep)})
+
+
+def test_parse_reads_one_or_several_classes():
+    (wide,) = parse(["--width", "2"], Wide)
+    assert wide == Wide(2)
+    deep, wide = parse(["--width", "2"], Deep, Wide)
+    assert (deep.width, wide.width) == (2, 2)
+    with pytest.raises(UserError, match=r"Did you mean --width\?"):
+        parse(["--widht", "2"], Wide)
+
+
+def test_classes_that_cannot_be_options_are_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Nested:
+        inner: dict
+
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        width: str = ""
+
+    with pytest.raises(TypeError, match=r"Nested\.inner: an option cannot have the type"):
+        options_of(Nested)
+    with pytest.raises(TypeError, match="'width' with different types"):
+        parse([], Wide, Other)
+
+
+def test_reading_options_loads_no_tensorflow():
+    code = (
+        "import sys, lookback.core.options, lookback.training.config;"
+        "print([m for m in ('tensorflow', 'nvtabular', 'pandas', 'numpy') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,283 @@
+"""NVIDIA's split-binary files against the arrays they were written from."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import yaml
+
+from lookback.core.errors import UserError
+from lookback.dataloading.parts import Part
+from lookback.dataloading.tabular.source import TabularSource, is_tabular_data, open_tabular
+from lookback.formats.split_binary import SplitBinaryDataset, is_split_binary
+from lookback.formats.tabular_schema import ROW_GROUP, TabularFeatures
+
+TABLES = {"cat_0.bin": (100, "int8"), "cat_1.bin": (30_000, "int16"), "cat_2.bin": (10**6, "int32")}
+ROWS = {"train": ROW_GROUP + 1234, "test": 77}
+NUMBERS = 4
+
+
+def make_arrays(split):
+    rng = np.random.default_rng(len(split))
+    rows = ROWS[split]
+    arrays = {"label": rng.integers(0, 2, rows).astype(bool)}
+    arrays["numerical"] = rng.normal(size=(rows, NUMBERS)).astype(np.float16)
+    return arrays | {
+        name: rng.integers(0, size, rows).astype(dtype) for name, (size, dtype) in TABLES.items()
+    }
+
+
+def make_spec():
+    """As NVIDIA's `get_default_feature_spec` makes it, features named after their files."""
+    numbers = [f"num_{n}" for n in range(NUMBERS)]
+    features = {n: {"dtype": d, "cardinality": size} for n, (size, d) in TABLES.items()}
+    features |= {name: {"dtype": "float16"} for name in numbers}
+    features["label"] = {"dtype": "bool"}
+
+    def chunk(names, file):
+        return {"type": "split_binary", "features": names, "files": [file]}
+
+    sources = {
+        split: [
+            chunk(list(numbers), f"{split}/numerical.bin"),
+            chunk(["label"], f"{split}/label.bin"),
+            *(chunk([name], f"{split}/{name}") for name in TABLES),
+        ]
+        for split in ROWS
+    }
+    channels = {"categorical": list(TABLES), "numerical": numbers, "label": ["label"]}
+    return {
+        "feature_spec": features,
+        "source_spec": sources,
+        "channel_spec": channels,
+        "metadata": {},
+    }
+
+
+def write_spec(path, spec):
+    (path / "feature_spec.yaml").write_text(yaml.dump(spec))
+
+
+def write_dataset(path):
+    path.mkdir()
+    write_spec(path, make_spec())
+    for split in ROWS:
+        (path / split).mkdir()
+        for name, values in make_arrays(split).items():
+            values.tofile(path / split / f"{name.removesuffix('.bin')}.bin")
+    return path
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("split") / "d")
+
+
+@pytest.fixture
+def broken(tmp_path):
+    return write_dataset(tmp_path / "d")
+
+
+def matrices(feeds):
+    """Numbers, ids and labels of some feeds."""
+    feeds = list(feeds)
+    return (
+        np.concatenate([features["numerical"] for features, _ in feeds]),
+        np.concatenate([features["categorical"] for features, _ in feeds]),
+        np.concatenate([labels for _, labels in feeds]),
+    )
+
+
+def expected(split):
+    arrays = make_arrays(split)
+    return (
+        arrays["numerical"].astype(np.float32),
+        np.stack([arrays[name].astype(np.int32) for name in TABLES], 1),
+        arrays["label"].astype(np.float32)[:, np.newaxis],
+    )
+
+
+def test_rows_equal_the_arrays(path):
+    source = TabularSource(open_tabular(path), seed=0, batch_size=5000, shuffle=False)
+    for split, feeds in (
+        ("train", source.train_feeds(0, 0)),
+        ("train", source.eval_feeds("train")),
+        ("test", source.eval_feeds("test")),
+    ):
+        for found, wanted in zip(matrices(feeds), expected(split), strict=True):
+            assert found.dtype == wanted.dtype
+            np.testing.assert_array_equal(found, wanted)
+
+
+def test_shuffled_shares_make_up_an_epoch(path):
+    def rows(part):
+        source = TabularSource(open_tabular(path), seed=0, batch_size=5000, part=part)
+        return list(source.train_feeds(1, 0))
+
+    whole, *shares = (rows(part) for part in (Part(), Part(0, 2), Part(1, 2)))
+    for step, batch in enumerate(whole):
+        parts = matrices([share[step] for share in shares])
+        for found, wanted in zip(parts, matrices([batch]), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+    def key(numbers, ids, labels):
+        every = np.hstack([numbers, ids, labels])
+        return every[np.lexsort(every.T)]
+
+    np.testing.assert_array_equal(key(*matrices(whole)), key(*expected("train")))
+
+
+def test_schema_is_that_of_the_specification(path):
+    dataset = open_tabular(path)
+    assert isinstance(dataset, SplitBinaryDataset)
+    # Without the files' ending, which NVIDIA's converter leaves in the features' names.
+    assert dataset.cardinalities == {"cat_0": 100, "cat_1": 30_000, "cat_2": 10**6}
+    names = tuple(f"num_{n}" for n in range(NUMBERS))
+    assert dataset.features == TabularFeatures("label", names, ("cat_0", "cat_1", "cat_2"))
+    assert [dataset.num_rows(split) for split in ROWS] == list(ROWS.values())
+    assert dataset.blocks("train") == [ROW_GROUP, 1234]
+    with pytest.raises(UserError, match=r"no rows in a split 'validation'. It has: test, train"):
+        dataset.num_rows("validation")
+
+
+def test_a_validation_split_beside_those_of_the_specification(broken):
+    (broken / "validation").mkdir()
+    arrays = make_arrays("test")
+    for name, values in arrays.items():
+        values[:50].tofile(broken / "validation" / f"{name.removesuffix('.bin')}.bin")
+    source = TabularSource(open_tabular(broken), seed=0, batch_size=20)
+    assert source.eval_steps("validation") == 3
+    found = matrices(source.eval_feeds("validation"))
+    for values, wanted in zip(found, expected("test"), strict=True):
+        np.testing.assert_array_equal(values, wanted[:50])
+    (broken / "validation" / "cat_0.bin").unlink()
+    with pytest.raises(UserError, match=r"validation/cat_0.bin cannot be read"):
+        open_tabular(broken)
+
+
+def test_which_directories_are_split_binary(path, tmp_path):
+    assert is_split_binary(path) and is_tabular_data(path)
+    assert not is_split_binary(tmp_path)
+
+
+# --- errors ---
+
+
+def without(spec, *keys):
+    """The specification without an entry."""
+    inner = spec
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+
+
+def put(spec, *keys_and_value):
+    *keys, last, value = keys_and_value
+    inner = spec
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "source_spec"), "has no section 'source_spec'"),
+        (lambda s: put(s, "channel_spec", []), "has no section 'channel_spec'"),
+        (lambda s: put(s, "source_spec", {}), "source_spec names no split"),
+        (lambda s: put(s, "channel_spec", "label", ["label", "num_0"]), "Expected one feature"),
+        (lambda s: put(s, "channel_spec", "label", "label"), "Expected a list of names"),
+        (
+            lambda s: without(s, "feature_spec", "num_1"),
+            r"has \['num_1'\], unknown to feature_spec",
+        ),
+        (
+            lambda s: put(s, "feature_spec", "num_1", {"dtype": "float32"}),
+            "feature 'num_1' has the dtype 'float32'. Expected float16",
+        ),
+        (
+            lambda s: put(s, "feature_spec", "cat_0.bin", "dtype", "int64"),
+            "has the dtype 'int64'. Expected int8 or int16 or int32",
+        ),
+        (lambda s: without(s, "feature_spec", "cat_0.bin", "cardinality"), "the cardinality None"),
+        (lambda s: put(s, "feature_spec", "cat_0.bin", 7), "has the dtype None"),
+        (lambda s: put(s, "source_spec", "test", 0, "type", "csv"), "an entry of type 'csv'"),
+        (lambda s: put(s, "source_spec", "test", {}), "an entry of type None"),
+        (lambda s: without(s, "source_spec", "test", 0, "files"), "Expected lists of names in"),
+        (lambda s: put(s, "source_spec", "test", 0, "files", ["a", "b"]), "Expected one file"),
+        (lambda s: without(s, "source_spec", "test", 1), r"names no file for \['label'\]"),
+        (
+            lambda s: s["source_spec"]["test"][0]["features"].reverse(),
+            r"names no file for \['num_0', .*all numerical features in the channel's order",
+        ),
+        (
+            lambda s: s["source_spec"]["test"].append(s["source_spec"]["test"][1]),
+            r"names files for \['label'\] twice",
+        ),
+        (
+            lambda s: put(s, "source_spec", "test", 1, "files", ["test/none.bin"]),
+            "none.bin cannot be read",
+        ),
+        (
+            lambda s: put(s, "feature_spec", "cat_1.bin", "dtype", "int8"),
+            rf"cat_1.bin holds {2 * ROWS['test']} rows, .*label.bin {ROWS['test']}",
+        ),
+    ],
+)
+def test_specifications_that_are_wrong(broken, change, message):
+    spec = copy.deepcopy(make_spec())
+    change(spec)
+    write_spec(broken, spec)
+    with pytest.raises(UserError, match=message):
+        SplitBinaryDataset(broken)
+
+
+def test_no_yaml(broken):
+    (broken / "feature_spec.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"feature_spec.yaml cannot be read as YAML"):
+        SplitBinaryDataset(broken)
+
+
+def test_files_that_are_cut_off(broken):
+    file = broken / "train" / "numerical.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"numerical.bin has \d+ bytes, which is not a whole"):
+        SplitBinaryDataset(broken)
+    file.write_bytes(file.read_bytes()[: -2 * NUMBERS + 1])
+    with pytest.raises(UserError, match=r"numerical.bin holds \d+ rows, .*label.bin \d+"):
+        SplitBinaryDataset(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("cat_0.bin", 100, r"cat_0.bin, row 66000 \(train\): id 100 in column 'cat_0' is out of"),
+        ("cat_1.bin", -1, r"cat_1.bin, row 66000 \(train\): id -1 in column 'cat_1'"),
+        ("cat_2.bin", 10**6, r"cat_2.bin, row 66000 \(train\): id 1000000 in column 'cat_2'"),
+        ("label.bin", 2, r"label.bin, row 66000 \(train\): label 2 in column 'label'"),
+    ],
+)
+def test_bad_values_are_named(broken, name, value, message):
+    dtype = TABLES[name][1] if name in TABLES else "uint8"
+    np.memmap(broken / "train" / name, dtype, "r+")[66_000] = value
+    source = TabularSource(SplitBinaryDataset(broken), seed=0, batch_size=5000)
+    with pytest.raises(UserError, match=message):
+        list(source.train_feeds(0, 0))
+
+
+def test_nan_is_named(broken):
+    numbers = np.memmap(broken / "train" / "numerical.bin", np.float16, "r+")
+    numbers.reshape(-1, NUMBERS)[66_000, 2] = np.nan
+    source = TabularSource(SplitBinaryDataset(broken), seed=0, batch_size=5000)
+    message = r"numerical.bin, row 66000 \(train\): nan in the numerical column 'num_2'"
+    with pytest.raises(UserError, match=message):
+        list(source.train_feeds(0, 0))
+
+
+def test_files_that_shrink_while_they_are_read(broken):
+    source = TabularSource(SplitBinaryDataset(broken), seed=0, batch_size=5000)
+    (broken / "train" / "cat_2.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cat_2.bin cannot be read"):
+        list(source.train_feeds(0, 0))

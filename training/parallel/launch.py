@@ -1,0 +1,245 @@
+"""Starts the processes of a job with horovodrun, and ends them: from outside, in plain Python."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Literal
+
+from lookback.training.parallel.bulletin import ERROR, STOP, Bulletin, NoLauncherError
+from lookback.training.signals import TERMINATED_EXIT_STATUS
+
+START_RANK = Path(__file__).resolve().parents[2] / "scripts" / "lib" / "start_rank.sh"
+
+_OF_A_RANK = re.compile(r"\[(\d+)\]<(?:stdout|stderr)>:(.*)", re.DOTALL)
+_END_OF_A_RANK = re.compile(r"Process (\d+) exit with status code (-?\d+)\.")
+_SAID_BY_US = "Terminating remaining workers after failure of Process"
+_SIGNS_OF_A_TRACEBACK = ("Traceback (most recent call last)", "Exception in thread")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SECONDS_TO_DRAIN = 10.0
+# horovodrun would import TensorFlow in a process of its own, for 5 seconds, to learn that Horovod
+# was built with Gloo (horovod/common/util.py, gloo_built). If not, each process says so.
+_HOROVODRUN = (
+    "from horovod.runner import launch; launch.gloo_built = lambda verbose: True; "
+    "launch.run_commandline()"
+)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Several processes of one command.
+
+    Attributes:
+      command: what each process runs.
+      ranks: how many processes.
+      hosts: where, as horovodrun reads it: "h1:4,h2:4"; None: all on this machine.
+      bind: cores: each process runs on its share of its machine's cores; none: on any.
+      interface: network interface that all machines have; None: horovodrun looks for one.
+    """
+
+    command: Sequence[str]
+    ranks: int
+    hosts: str | None = None
+    bind: Literal["cores", "none"] = "cores"
+    interface: str | None = None
+
+
+def run_job(job: Job) -> int:
+    """Runs a job to its end, with the output of its processes as that of this one.
+
+    Lines of all processes but the first carry their rank. SIGTERM and SIGINT ask the processes to
+    save and end; a second one ends them within seconds.
+
+    Returns:
+      0, or the exit status of the process that failed first.
+    """
+    announcement = secrets.token_hex(8)
+    horovodrun = _start(job, announcement)
+    listener = _Listener(announcement)
+    threads = [
+        threading.Thread(target=listener.listen, args=pair, daemon=True)
+        for pair in ((horovodrun.stdout, sys.stdout), (horovodrun.stderr, sys.stderr))
+    ]
+    for thread in threads:
+        thread.start()
+    _wait(horovodrun, lambda: _ask_to_stop(listener, horovodrun))
+    for thread in threads:
+        thread.join(_SECONDS_TO_DRAIN)
+    return _report(listener, horovodrun.returncode)
+
+
+def _start(job: Job, announcement: str) -> subprocess.Popen[str]:
+    hosts = [] if job.hosts is None else ["-H", job.hosts, "--disable-cache"]
+    # The cache would hold for an hour which machines could be reached, and through what.
+    interface = [] if job.interface is None else ["--network-interfaces", job.interface]
+    environment = {**os.environ, "LOOKBACK_ANNOUNCEMENT": announcement}
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-c", _HOROVODRUN, "--gloo", "-np", str(job.ranks)),
+            *(*hosts, *interface, str(START_RANK), job.bind, *job.command),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        bufsize=1,
+        env=environment,
+        start_new_session=True,  # Ctrl-C comes to us alone, and the processes have time to save
+        preexec_fn=_end_with_parent(),
+    )
+
+
+def _end_with_parent() -> Callable[[], Any] | None:
+    """Makes a child get SIGTERM when this process is killed, where the system can (Linux)."""
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except (AttributeError, OSError):
+        return None
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
+class _Listener:
+    """Passes on what horovodrun and the processes say, and notes what it means.
+
+    Attributes:
+      bulletin: where to leave word for the processes; None until the first has started.
+      first_end: rank and status of the first process that failed; None as long as none has.
+      complaint: the last line of horovodrun's own traceback.
+    """
+
+    def __init__(self, announcement: str) -> None:
+        self.bulletin: Bulletin | None = None
+        self.first_end: tuple[int, int] | None = None
+        self.complaint = ""
+        self._announcement = announcement
+        self._lock = threading.Lock()
+
+    def listen(self, source: IO[str], sink: IO[str]) -> None:
+        """Reads lines until there are no more."""
+        in_traceback = False
+        for line in source:
+            said = _OF_A_RANK.match(line)
+            if said is not None:
+                rank, text = said.groups()
+                if not self._is_announcement(text):
+                    self._write(sink, text if rank == "0" else f"[{rank}] {text}")
+                continue
+            end = _END_OF_A_RANK.search(line)
+            if end is not None:
+                self._note_end(int(end[1]), int(end[2]))
+                line = line.replace(end[0], "")
+            # Its threads write at the same time, so that one line may begin within another.
+            in_traceback |= any(sign in line for sign in _SIGNS_OF_A_TRACEBACK)
+            if in_traceback:
+                self.complaint = line.strip() or self.complaint
+            elif line.strip() and not line.startswith(_SAID_BY_US):
+                self._write(sink, line)
+
+    def _is_announcement(self, text: str) -> bool:
+        if not text.startswith(self._announcement):
+            return False
+        _, host, port = text.split()
+        self.bulletin = Bulletin(host, int(port))
+        return True
+
+    def _note_end(self, rank: int, status: int) -> None:
+        """Who failed first is who left word; a process that was killed could not."""
+        with self._lock:
+            if self.first_end is not None or status == 0:
+                return
+            self.first_end = rank, status
+            note = None
+            if self.bulletin is not None:
+                try:
+                    note = self.bulletin.get(ERROR)
+                except (NoLauncherError, OSError):
+                    return
+            if note is not None:
+                self.first_end = int(note["rank"]), int(note["status"])
+
+    def _write(self, sink: IO[str], text: str) -> None:
+        # Who reads us may leave (`| head`); training goes on.
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            sink.write(text)
+            sink.flush()
+
+
+def _wait(process: subprocess.Popen[str], on_signal: Callable[[], None]) -> None:
+    """Waits for a process to end; does something each time that this one is told to end."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, receive) for number in _SIGNALS}
+    try:
+        answered = 0
+        while True:
+            try:
+                process.wait(timeout=0.2)
+                return
+            except subprocess.TimeoutExpired:
+                if len(received) > answered:
+                    answered += 1
+                    on_signal()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _ask_to_stop(listener: _Listener, horovodrun: subprocess.Popen[str]) -> None:
+    """The first time, the processes may save; then, or where they cannot be told, they must end."""
+    bulletin = listener.bulletin
+    try:
+        if bulletin is None or bulletin.get(STOP) is not None:
+            horovodrun.terminate()
+            return
+        bulletin.put(STOP, {})
+    except (NoLauncherError, OSError):
+        horovodrun.terminate()
+        return
+    _say("told to end: the processes save a checkpoint first, if they were asked to save any")
+
+
+def _report(listener: _Listener, returncode: int) -> int:
+    if returncode == 0:
+        return 0
+    if listener.first_end is None:
+        _say(f"error: horovodrun started no process: {listener.complaint or returncode}")
+        return 1
+    rank, status = listener.first_end
+    _say(f"rank {rank} ended with status {status}{_words(status)}")
+    return status
+
+
+_WORDS: Mapping[int, str] = {
+    TERMINATED_EXIT_STATUS: ": terminated (SIGTERM)",
+    128 + signal.SIGKILL: ": killed (SIGKILL), by hand or because memory ran out",
+}
+
+
+def _words(status: int) -> str:
+    if status in _WORDS:
+        return _WORDS[status]
+    try:
+        return f" ({signal.Signals(status - 128).name})" if status > 128 else ""
+    except ValueError:
+        return ""
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"run_model: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,148 @@
+"""Decides where a run's tables live: the backend, and for several processes the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lookback.core.errors import UserError
+from lookback.core.sizes import format_size, parse_size
+from lookback.core.world import World, require_same
+from lookback.embeddings.config import Sharding
+from lookback.embeddings.plan_report import describe_plan
+from lookback.embeddings.planner import plan_tables
+from lookback.embeddings.plans import check_plan, load_plan
+from lookback.embeddings.sharding import shards_of
+from lookback.embeddings.types import Plan, TableSpec, Topology
+from lookback.training.config import RunConfig
+
+_WIRE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def choose_sharding(
+    run: RunConfig, tables: Sequence[TableSpec], world: World
+) -> tuple[Sharding, str]:
+    """Decides where the rows of `tables` live.
+
+    Args:
+      run: says which backend, plan, strategies and memory.
+      tables: of the model.
+      world: the processes that train together.
+
+    Returns:
+      The sharding, and its description for the log ("" if every table is whole, in one process).
+
+    Raises:
+      UserError: if the options contradict each other or the world, or no plan fits.
+    """
+    backend = run.backend or ("local" if world.size == 1 else "horovod")
+    if world.size == 1:
+        _refuse_what_one_process_ignores(run, backend)
+    if backend == "sok" and run.micro_batches is not None:
+        raise UserError(
+            "micro_batches: expected with --backend horovod, received sok, whose kernels add "
+            "gradients up in no fixed order. Leave one of them out."
+        )
+    topology = Topology(
+        ranks=world.size,
+        memory=None if run.memory is None else parse_size(run.memory, "memory"),
+        ranks_per_node=min(world.gather(world.local_size)),  # or ranks would plan differently
+    )
+    if backend == "local":
+        if world.size > 1:
+            raise UserError(
+                f"backend: local keeps all tables in one process, and {world.size} were started. "
+                "Leave --backend out; --strategies data_parallel gives every process a copy."
+            )
+        if topology.memory is not None:
+            _plan(run, tables, topology)  # refuses what does not fit
+        return Sharding(), ""
+    plan = _plan(run, tables, topology)
+    description = describe_plan(
+        plan,
+        topology,
+        batch_rows=run.global_batch_size,
+        optimizer=_optimizer(run),
+        wire_bytes=_WIRE_BYTES[run.wire_dtype],
+    )
+    sharding = Sharding(backend, plan, run.wire_dtype)
+    require_same(world, {"plan": sharding.as_config()})  # a file may differ from host to host
+    return sharding, description
+
+
+def _plan(run: RunConfig, tables: Sequence[TableSpec], topology: Topology) -> Plan:
+    if run.plan is not None:
+        plan = load_plan(run.plan)
+        check_plan(plan, tables, topology.ranks, optimizer=run.optimizer)
+        # The run knows its tables better than the plan's author did.
+        placements = tuple(plan.placement(table.name) for table in tables)
+        plan = Plan(plan.ranks, tuple(tables), placements)
+        _check_memory(plan, topology, _optimizer(run))
+        return plan
+    strategies = run.strategies
+    if run.backend == "sok" and strategies is None:
+        strategies = ("table_wise", "row_wise")  # what SOK can do
+    return plan_tables(
+        tables,
+        topology,
+        batch_rows=run.global_batch_size,
+        optimizer=_optimizer(run),
+        planner=run.planner,
+        strategies=strategies,
+        overrides=_overrides(run.placements or ()),
+        wire_bytes=_WIRE_BYTES[run.wire_dtype],
+        reserve_first_rank=False,
+    )
+
+
+def _optimizer(run: RunConfig) -> str:
+    """The optimizer whose state takes memory beside the tables: none, unless the run trains."""
+    return run.optimizer if run.mode == "train" else "sgd"
+
+
+def _overrides(entries: Sequence[str]) -> dict[str, str]:
+    """Placements by table, from ``["user_id=table_wise:1", "item_id=column_wise:0", "2"]``.
+
+    The command line splits at commas, those between ranks included.
+    """
+    joined: list[str] = []
+    for entry in entries:
+        if "=" in entry:
+            joined.append(entry)
+        else:
+            joined[-1] += f",{entry}"
+    return {name: wanted for name, _, wanted in (entry.partition("=") for entry in joined)}
+
+
+def _check_memory(plan: Plan, topology: Topology, optimizer: str) -> None:
+    if topology.memory is None:
+        return
+    optimizers = {table.name: table.optimizer or optimizer for table in plan.tables}
+    needed = [0] * plan.ranks
+    for shard in shards_of(plan):
+        needed[shard.rank] += shard.bytes(optimizers[shard.table])
+    most = max(needed)
+    if most > topology.memory:
+        raise UserError(
+            f"plan: rank {needed.index(most)} would hold {format_size(most, up=True)} of tables "
+            f"and optimizer state, and --memory allows {format_size(topology.memory)}. Make "
+            "another with `python -m embeddings plan`, or leave --plan out."
+        )
+
+
+def _refuse_what_one_process_ignores(run: RunConfig, backend: str) -> None:
+    ignored = {"gradient_wire_dtype": run.gradient_wire_dtype != "float32"}
+    if backend == "local":
+        ignored |= {
+            "plan": run.plan is not None,
+            "planner": run.planner != "cost",
+            "strategies": run.strategies is not None,
+            "placements": run.placements is not None,
+            "wire_dtype": run.wire_dtype != "float32",
+            "prefetch_ids": run.prefetch_ids,
+        }
+    for name, given in ignored.items():
+        if given:
+            raise UserError(
+                f"{name}: expected with several processes, received with one. Start them with "
+                f"scripts/run_model.sh --np R, or leave --{name} out."
+            )

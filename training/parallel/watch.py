@@ -1,0 +1,120 @@
+"""One process's ear for what becomes of the others, while it computes or waits for them.
+
+A collective that a dead process leaves unfinished fails by itself. Who is not in a collective (and
+may not be for minutes, loading data or evaluating) hears of the others' end here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+
+from lookback.core.errors import UserError
+from lookback.training.parallel.bulletin import ERROR, STOP, Bulletin, NoLauncherError
+from lookback.training.signals import TERMINATED_EXIT_STATUS
+
+ADVICE = (
+    "All processes have stopped. If checkpoints were saved, continue with --load_checkpoint_path."
+)
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_REFUSALS_OF_A_DEAD_LAUNCHER = 5  # in a row
+_SECONDS_TO_END = 3.0
+"""How long the main thread may take to end by itself, once another process has failed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How this process has to end because others do.
+
+    Attributes:
+      status: of its exit.
+      text: what to say; "" if there is nothing to say.
+    """
+
+    status: int
+    text: str = ""
+
+    def say(self) -> None:
+        """Prints the text, as the command lines do."""
+        if self.text:
+            print(f"error: {self.text}", file=sys.stderr, flush=True)
+
+
+class Watch:
+    """Tells the others of an error here, and hears of theirs.
+
+    Without a bulletin (a launcher that is not horovodrun) it knows nothing and does nothing.
+    """
+
+    def __init__(self, bulletin: Bulletin | None) -> None:
+        """Starts to listen."""
+        self.rank = int(os.environ.get("HOROVOD_RANK", "0"))
+        self._bulletin = bulletin
+        self._over = threading.Event()
+        if bulletin is not None:
+            threading.Thread(target=self._listen, args=(bulletin,), daemon=True).start()
+
+    def close(self) -> None:
+        """Stops listening: this process ends by itself."""
+        self._over.set()
+
+    def tell(self, error: BaseException) -> None:
+        """Leaves word of an error here, unless another process failed first."""
+        if self._bulletin is None:
+            return
+        user = isinstance(error, UserError)
+        note = {
+            "rank": self.rank,
+            "text": str(error) if user else f"{type(error).__name__}: {error}",
+            "status": 2 if user else 1,
+        }
+        try:
+            if self._bulletin.get(ERROR) is None:
+                self._bulletin.put(ERROR, note)
+        except (NoLauncherError, OSError):
+            pass  # then there is nobody to tell
+
+    def ending(self) -> Ending | None:
+        """How to end, by what the others and the launcher say; None if they say nothing."""
+        if self._bulletin is None:
+            return None
+        try:
+            return self._look(self._bulletin)
+        except (NoLauncherError, OSError):
+            return None
+
+    def _look(self, bulletin: Bulletin) -> Ending | None:
+        error = bulletin.get(ERROR)
+        if error is not None and error["rank"] != self.rank:
+            return Ending(
+                error["status"], f"rank {error['rank']} failed: {error['text']}\n{ADVICE}"
+            )
+        return None if bulletin.get(STOP) is None else Ending(TERMINATED_EXIT_STATUS)
+
+    def _listen(self, bulletin: Bulletin) -> None:
+        refusals = 0
+        while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+            try:
+                ending = self._look(bulletin)
+            except NoLauncherError:
+                refusals += 1
+                if refusals == _REFUSALS_OF_A_DEAD_LAUNCHER:
+                    Ending(1, "the launcher has ended, and so does this process.").say()
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                continue
+            except OSError:
+                continue  # the network; if it stays so, the next collective fails
+            refusals = 0
+            if ending is None:
+                continue
+            if not ending.text:  # the training loop saves and ends, anything else just ends
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif not self._over.wait(_SECONDS_TO_END):
+                ending.say()
+                os._exit(ending.status)
+            return

@@ -1,0 +1,186 @@
+"""Trains, evaluates or runs a recommender: configuration, data, model, fit, export.
+
+python train.py --dataset_dir DIR --model_type sim --mode train ...
+python train.py --help
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpoint
+from lookback.core.options import parse_run, save_yaml
+from lookback.core.world import World, require_same
+from lookback.embeddings.config import LOCAL
+from lookback.models import MODELS
+from lookback.training.config import RunConfig
+from lookback.training.config_checks import EVALUATION_MODES
+from lookback.training.output.logging import RunLogger, read_log
+from lookback.training.output.report import write_report, write_scores
+from lookback.training.parallel.horovod_world import start_world
+from lookback.training.process import prepare_environment, set_up_tensorflow
+from lookback.training.removed import REMOVED
+
+# What needs TensorFlow, which takes seconds to import and reads the environment that
+# `prepare_environment` sets, is imported where it is used: --help and mistakes answer at once.
+if TYPE_CHECKING:
+    import merlin.models.tf as mm
+
+    from lookback.dataloading.sources import BatchSource
+    from lookback.training.trainer import Outcome, Trainer
+
+
+class Exporter(Protocol):
+    """Writes trained models for serving, which lies above training: the doors hand it down."""
+
+    def check_export_target(self, export_dir: Path, dataset_dir: Path) -> None:
+        """Refuses a directory that a bundle must not replace, before any work."""
+
+    def export_bundle(self, model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:
+        """Writes a bundle of `model` and what its dataset says about raw values."""
+
+
+def main(argv: Sequence[str], exporter: Exporter) -> None:
+    """Runs one command line: configuration, data, plan, model, fit, report, export.
+
+    Args:
+      argv: the arguments, without the program's name.
+      exporter: of `serving`.
+    """
+    configs = {name: entry.config_class for name, entry in MODELS.items()}
+    run, options = parse_run(
+        argv, RunConfig, configs, removed=REMOVED, prog="train.py", description=__doc__
+    )
+    if run.load_checkpoint_path is not None:
+        find_checkpoint(run.load_checkpoint_path)  # a mistyped path fails before the long imports
+    if run.export_dir is not None:
+        exporter.check_export_target(run.export_dir, run.dataset_dir)
+    prepare_environment(run)
+    world = start_world(prefetch_ids=run.prefetch_ids)
+    with world.together():
+        set_up_tensorflow(run, world)
+        run_on(world, run, options, exporter)
+
+
+def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> None:
+    """Does what the configuration says, on one of the processes of `world`."""
+    import tensorflow as tf
+
+    from lookback.training.data import model_identity, open_source, run_identity
+    from lookback.training.parallel.sharding import choose_sharding
+    from lookback.training.trainer import Trainer
+
+    plain_options = json.loads(json.dumps(dataclasses.asdict(options)))
+    plain_run = json.loads(json.dumps(dataclasses.asdict(run), default=str))
+    require_same(world, plain_run | plain_options)
+    checkpoint = None
+    if run.load_checkpoint_path is not None:
+        checkpoint = open_checkpoint(run.load_checkpoint_path, world=world)
+    run = dataclasses.replace(run, seed=world.gather(choose_seed(run, checkpoint))[0])
+    tf.keras.utils.set_random_seed(run.seed)
+    source = open_source(run, options, world)
+    identity = run_identity(run, world.size)
+    require_same(world, identity)  # each host has its own copy of the data, maybe another one
+    sharding, plan = choose_sharding(
+        run, MODELS[run.model_type].tables(source.schema, options), world
+    )
+    model = MODELS[run.model_type](source.schema, options, sharding)
+    trainer = Trainer(
+        model,
+        source,
+        run,
+        model_identity=model_identity(run, plain_options, source),
+        run_identity=identity,
+        checkpoint=checkpoint,
+        world=world,
+    )
+    with RunLogger(
+        run.results_dir,
+        run.log_filename,
+        append=checkpoint is not None and run.mode == "train",
+        epochs=run.epochs,
+        steps_per_epoch=source.train_steps(),
+        enabled=world.rank == 0,
+    ) as log:
+        log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {run.results_dir}")
+        if world.rank == 0:
+            save_yaml(run.results_dir / "config.yaml", run, options)
+        if plan:
+            log.message(f"{world.size} processes\n{plan}")
+        if checkpoint is not None:
+            log.message(f"loaded {checkpoint.path} ({trainer.position})")
+        outcome = execute(trainer, run, options, log, world)
+        log.summary(outcome.summary)
+    if world.rank == 0:
+        directory = write_report(
+            run.results_dir,
+            read_log(run.results_dir / run.log_filename),
+            metrics=outcome.summary,
+            roc=outcome.roc,
+            title=f"{run.model_type} on {run.dataset_dir.name}",
+        )
+        print(f"report in {directory}")
+    if run.export_dir is not None:
+        export(model, source, run, options, world, exporter)
+        if world.rank == 0:
+            print(f"exported to {run.export_dir}")
+
+
+def export(
+    model: mm.Model,
+    source: BatchSource,
+    run: RunConfig,
+    options: Any,
+    world: World,
+    exporter: Exporter,
+) -> None:
+    """Exports the model: on one process as it is, a sharded one after putting it together."""
+    if run.export_dir is None:
+        return
+    dataset_dir, export_dir = run.dataset_dir, run.export_dir
+    if model.body.embeddings.sharding.backend == LOCAL.backend:
+        exporter.export_bundle(model, dataset_dir, export_dir)
+        return
+    from lookback.training.parallel.gathering import with_whole_model
+
+    with_whole_model(
+        model,
+        lambda: MODELS[run.model_type](source.schema, options),
+        source,
+        export_dir.absolute().parent,
+        world,
+        lambda whole: exporter.export_bundle(whole, dataset_dir, export_dir),
+    )
+
+
+def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:
+    """The seed asked for, else that of the run to continue, else a new one."""
+    if run.seed is not None:
+        return run.seed
+    if checkpoint is not None:
+        return int(checkpoint.meta["run"]["seed"])
+    return secrets.randbelow(1 << 31)
+
+
+def execute(
+    trainer: Trainer, run: RunConfig, options: Any, log: RunLogger, world: World
+) -> Outcome:
+    """Does what the mode says."""
+    if run.mode in EVALUATION_MODES:
+        return trainer.evaluate(log)
+    if run.mode == "train":
+        return trainer.benchmark(log) if run.benchmark else trainer.train(log)
+    if run.mode == "inference_benchmark":
+        from lookback.training.data import open_benchmark_sources
+
+        return trainer.inference_benchmark(open_benchmark_sources(run, options, world), log)
+    outcome, scores = trainer.inference(log)
+    if not run.benchmark and world.rank == 0:
+        path = write_scores(run.results_dir / "scores.parquet", scores)
+        log.message(f"scores of the {run.eval_split} split in {path}")
+    return outcome

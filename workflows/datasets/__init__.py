@@ -1,0 +1,1 @@
+"""The datasets, a file each: how raw files are found and read."""

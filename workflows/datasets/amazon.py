@@ -1,0 +1,317 @@
+"""Amazon reviews: ``reviews_*.json[.gz]`` and, where there is one, ``meta_*.json[.gz]``.
+
+Lines are JSON objects, or the Python literals that the 2014 files hold. A review is an event:
+``reviewerID``, ``asin``, ``unixReviewTime``. An item's category is the last of its first path of
+``categories``, as in NVIDIA's recipe (SIM/preprocessing/io.py reads ``categories[0][-1]``); the
+flat ``category`` list of the 2018 files serves as well. An item without metadata, or without a
+category in it, is of ``no_category``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from lookback.core.errors import UserError
+from lookback.workflows import columns as names
+from lookback.workflows.cluster import Runner
+from lookback.workflows.histories.ingest import Features, first_of_each
+from lookback.workflows.histories.pipeline import Reader
+from lookback.workflows.text import (
+    BadLineCounter,
+    BadLineError,
+    Block,
+    Parsed,
+    blocks,
+    is_utf8,
+    parse_lines,
+)
+
+NO_CATEGORY = "no_category"
+CATEGORY = "category_id"
+
+_EVENTS = pa.schema(
+    [
+        (names.USER_ID, pa.string()),
+        (names.ITEM_ID, pa.string()),
+        (names.TIMESTAMP, pa.int64()),
+    ]
+)
+_REVIEW = pa.schema(
+    [("reviewerID", pa.string()), ("asin", pa.string()), ("unixReviewTime", pa.int64())]
+)
+_ITEMS = pa.schema([(names.ITEM_ID, pa.string()), (CATEGORY, pa.string())])
+
+_STRING = rb"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_STRINGS = rb"\[(?:" + _STRING + rb"(?:, " + _STRING + rb")*)?\]"
+_LITERAL_ASIN = re.compile(rb"[{ ]'asin': '([0-9A-Za-z]+)'[,}]")
+_LITERAL_USER = re.compile(rb"[{ ]'reviewerID': '([0-9A-Za-z]+)'[,}]")
+_LITERAL_TIME = re.compile(rb"[{ ]'unixReviewTime': (\d{1,18})[,}]")
+_LITERAL_CATEGORIES = re.compile(
+    rb"[{ ]'categories': (\[" + _STRINGS + rb"(?:, " + _STRINGS + rb")*\])[,}]"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AmazonReader(Reader):
+    """One or more categories of Amazon reviews.
+
+    Args:
+      category: names of the categories to read, as in the file names, separated by commas; None
+        takes the one there is.
+    """
+
+    user_features: ClassVar[tuple[str, ...]] = ()
+    item_features: ClassVar[tuple[str, ...]] = (CATEGORY,)
+
+    category: str | None = None
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Adds this dataset's options."""
+        parser.add_argument(
+            "--category",
+            metavar="NAME[,NAME]",
+            help="which reviews_NAME.json[.gz] to read where the directory holds several",
+        )
+
+    def event_files(self, directory: Path) -> list[Path]:
+        """The files of reviews."""
+        found = _by_category(directory, "reviews")
+        if not found:
+            raise UserError(
+                f"{directory} has no reviews_*.json or reviews_*.json.gz. Point --input at the "
+                "directory that holds the reviews (scripts/download_amazon.sh fetches them)."
+            )
+        if self.category is None:
+            if len(found) > 1:
+                raise UserError(
+                    f"{directory} holds reviews of several categories: {', '.join(found)}. Choose "
+                    "with --category NAME, or NAME,NAME for more than one."
+                )
+            return list(found.values())
+        chosen = [name.strip() for name in self.category.split(",")]
+        unknown = [name for name in chosen if name not in found]
+        if unknown:
+            raise UserError(
+                f"{directory} has no reviews_{unknown[0]}.json[.gz]. It has: {', '.join(found)}."
+            )
+        return [found[name] for name in dict.fromkeys(chosen)]
+
+    def parse_block(self, block: Block) -> Parsed:
+        """Reviews of a block."""
+        return self.parse_events(block.read(), block.first)
+
+    def parse_events(self, data: bytes, first: bool) -> Parsed:
+        """Reviews of a block of lines."""
+        parsed = _parse_strict(data)
+        return parse_lines(data, _review, _EVENTS) if parsed is None else parsed
+
+    def features(
+        self, directory: Path, runner: Runner, bad_lines: BadLineCounter
+    ) -> tuple[list[Features], dict[str, int]]:
+        """The items' categories, and how many lines repeat an item (the first one counts)."""
+        files = self._metadata_files(directory)
+        defaults = {CATEGORY: NO_CATEGORY}
+        if not files:
+            return [Features(names.ITEM_ID, defaults)], {}
+        tables = []
+        for path, parsed in runner.map(
+            _parse_metadata,
+            (block for file in files for block in blocks(file)),
+            label="metadata",
+            carries_data=any(file.suffix == ".gz" for file in files),
+        ):
+            bad_lines.add(path, parsed)
+            tables.append(parsed.table)
+        table = pa.concat_tables(tables) if tables else _ITEMS.empty_table()
+        table, repeated = first_of_each(table, names.ITEM_ID)
+        counts = {"duplicate_item_metadata": repeated, "items_in_metadata": len(table)}
+        return [Features(names.ITEM_ID, defaults, table)], counts
+
+    def _metadata_files(self, directory: Path) -> list[Path]:
+        """The metadata of each file of reviews, where there is some.
+
+        The 5-core files ``reviews_X_5.json`` go with ``meta_X.json``.
+        """
+        metadata = _by_category(directory, "meta")
+        files = []
+        for path in self.event_files(directory):
+            name = _category(path)
+            for candidate in (name, name.removesuffix("_5")):
+                if candidate in metadata:
+                    files.append(metadata[candidate])
+                    break
+        return list(dict.fromkeys(files))
+
+
+def _by_category(directory: Path, kind: str) -> dict[str, Path]:
+    """Files of a kind by category; refuses a category that is there packed and unpacked."""
+    found: dict[str, Path] = {}
+    paths: Sequence[Path] = sorted(
+        [*directory.glob(f"{kind}_*.json"), *directory.glob(f"{kind}_*.json.gz")]
+    )
+    for path in paths:
+        name = _category(path)
+        if name in found:
+            raise UserError(
+                f"Both {found[name]} and {path} exist. Delete one (the first may be a partly "
+                "unpacked copy of the second)."
+            )
+        found[name] = path
+    return found
+
+
+def _category(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".json").split("_", 1)[1]
+
+
+def _parse_strict(data: bytes) -> Parsed | None:
+    """All lines at once, or None where any of them may be bad (or is no strict JSON)."""
+    if data[:2] == b"{'" or not is_utf8(data):
+        return None
+    lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
+    if not data.strip():
+        return Parsed(_EVENTS.empty_table(), lines)
+    try:
+        table = pj.read_json(
+            pa.BufferReader(data),
+            read_options=pj.ReadOptions(use_threads=pa.cpu_count() > 1, block_size=4 << 20),
+            parse_options=pj.ParseOptions(
+                explicit_schema=_REVIEW, unexpected_field_behavior="ignore"
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
+        return None
+    # Arrow takes two objects on a line for two lines, and passes over blank ones.
+    if len(table) != lines and len(table) != sum(1 for line in data.split(b"\n") if line.strip()):
+        return None
+    table = table.select(_REVIEW.names).rename_columns(_EVENTS.names)
+    if any(column.null_count for column in table.columns):
+        return None
+    if pc.min(table[names.TIMESTAMP]).as_py() < 0:
+        return None
+    for name in (names.USER_ID, names.ITEM_ID):
+        if pc.any(pc.equal(table[name], "")).as_py():
+            return None
+    return Parsed(table, lines)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """A line as JSON, or as a Python literal."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise BadLineError("not UTF-8") from error
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise BadLineError("neither JSON nor a Python literal") from error
+    if not isinstance(value, dict):
+        raise BadLineError("not an object")
+    return value
+
+
+def _identifier(value: dict[str, Any], key: str) -> str:
+    if key not in value:
+        raise BadLineError(f"no {key}")
+    found = value[key]
+    if not isinstance(found, str) or not found:
+        raise BadLineError(f"{key} is not a non-empty string")
+    try:
+        found.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, written as an escape
+        raise BadLineError(f"{key} is not Unicode text") from error
+    return found
+
+
+def _review(line: bytes) -> tuple[str, str, int]:
+    quick = _review_of_literal(line)
+    if quick is not None:
+        return quick
+    value = _object(line)
+    user = _identifier(value, "reviewerID")
+    item = _identifier(value, "asin")
+    if "unixReviewTime" not in value:
+        raise BadLineError("no unixReviewTime")
+    time = value["unixReviewTime"]
+    if isinstance(time, float) and time.is_integer():
+        time = int(time)
+    if not isinstance(time, int) or isinstance(time, bool) or time >= 1 << 63:
+        raise BadLineError("unixReviewTime is not an integer")
+    if time < 0:
+        raise BadLineError("unixReviewTime is negative")
+    return user, item, time
+
+
+def _parse_metadata(block: Any) -> tuple[Path, Parsed]:
+    """Task: items and categories of a block."""
+    return block.path, parse_lines(block.read(), _item, _ITEMS)
+
+
+def _item(line: bytes) -> tuple[str, str]:
+    quick = _item_of_literal(line)
+    if quick is not None:
+        return quick
+    value = _object(line)
+    return _identifier(value, "asin"), _last_category(value)
+
+
+def _review_of_literal(line: bytes) -> tuple[str, str, int] | None:
+    """Fields of a Python-literal line, or None where the long way is needed; see `_occur_once`."""
+    if not _occur_once(line, b"'reviewerID': ", b"'asin': ", b"'unixReviewTime': "):
+        return None
+    user, item, time = (
+        pattern.search(line) for pattern in (_LITERAL_USER, _LITERAL_ASIN, _LITERAL_TIME)
+    )
+    if user is None or item is None or time is None:
+        return None
+    return user[1].decode(), item[1].decode(), int(time[1])
+
+
+def _item_of_literal(line: bytes) -> tuple[str, str] | None:
+    """Item and category of a Python-literal line, or None where the long way is needed."""
+    if not _occur_once(line, b"'asin': ", b"'categories': "):
+        return None
+    asin = _LITERAL_ASIN.search(line)
+    categories = _LITERAL_CATEGORIES.search(line)
+    if asin is None or categories is None:
+        return None
+    paths = ast.literal_eval(categories[1].decode())
+    return asin[1].decode(), _last_category({"categories": paths})
+
+
+def _occur_once(line: bytes, *keys: bytes) -> bool:
+    """Whether a line may be read by its patterns instead of evaluated as a whole.
+
+    Evaluating a literal with a review's text or an item's description and related items takes
+    about 100 us, finding the fields 5 us. It is done where there is no doubt which text a key
+    goes with: the line looks whole and has each key once.
+    """
+    return (
+        line.startswith(b"{'")
+        and line.endswith(b"}")
+        and all(line.count(key) == 1 for key in keys)
+        and is_utf8(line)
+    )
+
+
+def _last_category(value: dict[str, Any]) -> str:
+    paths = value.get("categories")
+    path = paths[0] if isinstance(paths, list) and paths else value.get("category")
+    if isinstance(path, list) and path and isinstance(path[-1], str) and path[-1]:
+        return path[-1]
+    return NO_CATEGORY

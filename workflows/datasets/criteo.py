@@ -1,0 +1,90 @@
+"""Criteo's click logs, and data of their format: one line an impression.
+
+A line is label, N integers and M hashed categorical values, separated by tabs; an empty field is
+a missing value. Criteo has 13 and 26 of them, in one of two forms:
+
+- the Terabyte logs: ``day_0`` ... ``day_23``, or each with ``.gz``; the last file is the last day;
+- the Kaggle challenge: ``train.txt`` (or ``.gz``), seven days in order; its last seventh, by rows,
+  is the last day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lookback.core.errors import UserError
+from lookback.workflows.tabular.reader import RawFiles, TabularReader
+
+KAGGLE_FILES = ("train.txt", "train.txt.gz")
+KAGGLE_DAYS = 7
+DAY_FILE = re.compile(r"day_(\d+)(\.gz)?")
+
+
+@dataclass(frozen=True)
+class CriteoReader(TabularReader):
+    """Finds the files of Criteo's logs.
+
+    Attributes:
+      numerical: N, integers of a line.
+      categorical: M, categorical values of a line.
+    """
+
+    numerical: int = 13
+    categorical: int = 26
+
+    @staticmethod
+    def add_arguments(parser: argparse._ArgumentGroup, defaults: Mapping[str, object]) -> None:
+        """Adds an option for each field."""
+        for name, text in (("numerical", "integers"), ("categorical", "categorical values")):
+            parser.add_argument(
+                f"--{name}",
+                type=int,
+                metavar="N",
+                help=f"{text} of a line (default: {defaults[name]})",
+            )
+
+    def files(self, directory: Path) -> RawFiles:
+        """Kaggle's file, or the days in the order of their numbers."""
+        kaggle = [directory / name for name in KAGGLE_FILES if (directory / name).exists()]
+        days = _days(directory)
+        found = [*kaggle, *days.values()]
+        if not found:
+            raise UserError(
+                f"{directory} has neither day_0, day_1, ... (or day_0.gz, ...) nor train.txt. "
+                "Point --input at the directory of the unpacked logs "
+                "(scripts/download_criteo.sh fetches them)."
+            )
+        if kaggle and len(found) > 1:
+            names = ", ".join(path.name for path in found[:4])
+            raise UserError(f"{directory} has {names}: which to read? Move the others away.")
+        missing = sorted(set(range(min(days, default=0), max(days, default=-1) + 1)) - set(days))
+        if missing:
+            names = ", ".join(f"day_{number}" for number in missing[:5])
+            raise UserError(
+                f"{directory} has day_{min(days)} to day_{max(days)}, but not {names}. Fetch what "
+                "is missing, or move the days after the gap away."
+            )
+        for path in found:
+            if not path.stat().st_size:
+                raise UserError(f"{path} is empty. Fetch it again, or move it away.")
+        return RawFiles(tuple(found), KAGGLE_DAYS if kaggle else 1)
+
+
+def _days(directory: Path) -> dict[int, Path]:
+    days: dict[int, Path] = {}
+    for path in directory.iterdir():
+        match = DAY_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        number = int(match[1])
+        if number in days:
+            raise UserError(
+                f"{directory} has {days[number].name} and {path.name}, the same day. Move one of "
+                "them away."
+            )
+        days[number] = path
+    return dict(sorted(days.items()))

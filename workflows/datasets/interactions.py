@@ -1,0 +1,151 @@
+"""Interactions of anybody's: CSV or parquet with a column each of users, items and times.
+
+Every row is an event that took place (implicit feedback, positives only); other columns are
+passed over, so an item's only feature is its id. The input is a file or a directory of files, all
+CSV (``.csv``, ``.csv.gz``) or all parquet (``.parquet``).
+
+Ids are integers if all of them are: of parquet by the column's type, of CSV by how they are written
+(``007`` is text, as it would not come back from the number 7). Times are seconds; fractions have a
+say in the order and are then cut off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from lookback.core.errors import UserError
+from lookback.workflows import columns as names
+from lookback.workflows.cluster import Runner
+from lookback.workflows.histories import csv_events as csv_files
+from lookback.workflows.histories import parquet_events as parquet_files
+from lookback.workflows.histories.ingest import Features
+from lookback.workflows.histories.pipeline import Duplicates, Reader
+from lookback.workflows.text import BadLineCounter, Block, Parsed, estimate_lines
+
+ENDINGS = (".csv", ".csv.gz", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class InteractionsReader(Reader):
+    """Files with one interaction a row.
+
+    Args:
+      user_column: name of the users' column.
+      item_column: of the items'.
+      time_column: of the times'.
+    """
+
+    duplicates: ClassVar[Duplicates] = "first"  # seed 003: "dropping the duplicates"
+    takes_file: ClassVar[bool] = True
+
+    user_column: str = names.USER_ID
+    item_column: str = names.ITEM_ID
+    time_column: str = names.TIMESTAMP
+
+    def __post_init__(self) -> None:
+        if len(set(self._columns)) < len(self._columns):
+            raise UserError(
+                "--user_column, --item_column and --time_column must name three columns, not "
+                f"{', '.join(self._columns)}."
+            )
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Adds this dataset's options."""
+        for field, what in (("user", "users"), ("item", "items"), ("time", "times, in seconds")):
+            default = getattr(InteractionsReader, f"{field}_column")
+            parser.add_argument(
+                f"--{field}_column", metavar="NAME", help=f"column of the {what} ({default})"
+            )
+
+    def event_files(self, directory: Path) -> list[Path]:
+        """The input itself if it is a file, else the files in it; their columns are checked."""
+        if directory.is_file():
+            if not _ending(directory):
+                raise UserError(
+                    f"{directory} is of no known format: its name must end in {_listed()}."
+                )
+            paths = [directory]
+        else:
+            paths = _files(directory)
+        for path in paths:
+            if _is_parquet(path):
+                parquet_files.check_columns(path, self._columns)
+            else:
+                csv_files.find_columns(path, self._columns)
+        return paths
+
+    def count_events(self, paths: list[Path]) -> int:
+        """Rows of parquet files, or about the lines of CSV files."""
+        if _is_parquet(paths[0]):
+            return sum(parquet_files.count_rows(path) for path in paths)
+        return estimate_lines(paths)
+
+    def blocks(self, path: Path) -> Iterator[Block]:
+        """Blocks that know their columns."""
+        if _is_parquet(path):
+            return parquet_files.row_blocks(path, self._columns)
+        return csv_files.csv_blocks(path, self._columns)
+
+    def parse_block(self, block: Block) -> Parsed:
+        """Interactions of a block."""
+        if isinstance(block, parquet_files.RowBlock):
+            return parquet_files.parse(block)
+        if isinstance(block, csv_files.CsvBlock):
+            return csv_files.parse(block)
+        raise TypeError(f"{block} is not one that `blocks` gave")
+
+    def features(
+        self, directory: Path, runner: Runner, bad_lines: BadLineCounter
+    ) -> tuple[list[Features], dict[str, int]]:
+        """None: an interaction has ids and a time."""
+        return [], {}
+
+    @property
+    def _columns(self) -> tuple[str, str, str]:
+        return self.user_column, self.item_column, self.time_column
+
+
+def _files(directory: Path) -> list[Path]:
+    """The files of a directory, of one format and none of them twice."""
+    paths = sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and _ending(path) and not path.name.startswith((".", "_"))
+    )
+    if not paths:
+        raise UserError(
+            f"{directory} holds no file of interactions: none of the names in it ends in "
+            f"{_listed()}. Check --input."
+        )
+    parquet = [path for path in paths if _is_parquet(path)]
+    if parquet and len(parquet) < len(paths):
+        other = next(path for path in paths if path not in parquet)
+        raise UserError(
+            f"{directory} holds parquet ({parquet[0].name}) and CSV ({other.name}). Give each a "
+            "directory of its own, or one file."
+        )
+    for path in paths:
+        packed = path.with_name(f"{path.name}.gz")
+        if packed in paths:
+            raise UserError(
+                f"Both {path} and {packed} exist. Delete one (the first may be a partly unpacked "
+                "copy of the second)."
+            )
+    return paths
+
+
+def _ending(path: Path) -> str | None:
+    return next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
+
+
+def _is_parquet(path: Path) -> bool:
+    return _ending(path) == ".parquet"
+
+
+def _listed() -> str:
+    return f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"

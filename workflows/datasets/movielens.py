@@ -1,0 +1,327 @@
+"""MovieLens ratings in the layouts of the 100k, 1M, 20M and 25M sets (and newer ones alike).
+
+==========  ==================  ====================  ==========================
+set         ratings             movies                users
+==========  ==================  ====================  ==========================
+100k        u.data (tab)        u.item (``|``)        u.user (``|``)
+1M, 10M     ratings.dat (::)    movies.dat (::)       users.dat (::, 1M only)
+20M, 25M    ratings.csv         movies.csv            none
+==========  ==================  ====================  ==========================
+
+Every rating is an event, whatever its value. A movie's category is the combination of its genres
+as one name (``Animation|Children's|Comedy``): a category is one id an item here, no genre is the
+chief one, and the combination loses nothing (216 of them in the 100k set). A movie without genres
+is of ``no_category``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+
+from lookback.core.errors import UserError
+from lookback.workflows import columns as names
+from lookback.workflows.cluster import Runner
+from lookback.workflows.histories.ingest import Features, first_of_each
+from lookback.workflows.histories.pipeline import Reader
+from lookback.workflows.text import BadLineCounter, BadLineError, Block, Parsed, blocks, parse_lines
+
+CATEGORY = "category_id"
+NO_CATEGORY = "no_category"
+NO_GENRES = "(no genres listed)"
+UNKNOWN = "unknown"
+
+GENRES_100K = (
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
+"""The flags that end a line of u.item, in their order (u.genre)."""
+
+_EVENTS = pa.schema(
+    [
+        (names.USER_ID, pa.int64()),
+        (names.ITEM_ID, pa.int64()),
+        (names.TIMESTAMP, pa.int64()),
+    ]
+)
+_ITEMS = pa.schema([(names.ITEM_ID, pa.int64()), (CATEGORY, pa.string())])
+_RATING_COLUMNS = ("user", "item", "rating", "time")
+_CSV_HEADER = b"userId,movieId,rating,timestamp"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    ratings: str
+    movies: str
+    users: str | None
+    separator: str
+    encoding: str
+    user_columns: tuple[str, ...] = ()
+
+
+_LAYOUTS = (
+    _Layout(
+        "u.data", "u.item", "u.user", "\t", "latin-1", ("id", "age", "gender", "occupation", "zip")
+    ),
+    _Layout(
+        "ratings.dat",
+        "movies.dat",
+        "users.dat",
+        "::",
+        "latin-1",
+        ("id", "gender", "age", "occupation", "zip"),
+    ),
+    _Layout("ratings.csv", "movies.csv", None, ",", "utf-8"),
+)
+USER_FEATURES = ("gender", "age", "occupation", "zip")
+
+
+@dataclasses.dataclass(frozen=True)
+class MovieLensReader(Reader):
+    """A MovieLens set; the layout follows from the files in the directory.
+
+    Args:
+      user_columns: what to take of the users' file, where the set has one: any of `gender`,
+        `age`, `occupation`, `zip`, separated by commas.
+    """
+
+    item_features: ClassVar[tuple[str, ...]] = (CATEGORY,)
+
+    user_columns: str | None = None
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Adds this dataset's options."""
+        parser.add_argument(
+            "--user_columns",
+            metavar="NAME[,NAME]",
+            help=f"user features to add, of {', '.join(USER_FEATURES)} (100k and 1M sets)",
+        )
+
+    @property
+    def user_features(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The chosen columns of the users' file."""
+        chosen = tuple(name.strip() for name in (self.user_columns or "").split(",") if name)
+        unknown = [name for name in chosen if name not in USER_FEATURES]
+        if unknown:
+            raise UserError(
+                f"--user_columns: there is no {unknown[0]!r}. Choose of {', '.join(USER_FEATURES)}."
+            )
+        return chosen
+
+    def event_files(self, directory: Path) -> list[Path]:
+        """The file of ratings."""
+        return [_find(directory, _layout(directory).ratings)]
+
+    def parse_block(self, block: Block) -> Parsed:
+        """Ratings of a block."""
+        return self.parse_events(block.read(), block.first)
+
+    def parse_events(self, data: bytes, first: bool) -> Parsed:
+        """Ratings of a block of lines, in any of the three layouts."""
+        header = first and data[: len(_CSV_HEADER)] == _CSV_HEADER
+        parsed = _parse_table(data, header)
+        return parse_lines(data, _rating, _EVENTS, skip=header) if parsed is None else parsed
+
+    def features(
+        self, directory: Path, runner: Runner, bad_lines: BadLineCounter
+    ) -> tuple[list[Features], dict[str, int]]:
+        """Genres of the movies, and the chosen features of the users."""
+        layout = _layout(directory)
+        defaults = {CATEGORY: NO_CATEGORY}
+        counts = {}
+        movies = directory / layout.movies
+        if movies.exists():
+            table, repeated = _read(movies, _MovieLine(layout), _ITEMS, bad_lines)
+            counts = {"duplicate_item_metadata": repeated, "items_in_metadata": len(table)}
+            found = [Features(names.ITEM_ID, defaults, table)]
+        else:
+            found = [Features(names.ITEM_ID, defaults)]
+        if self.user_features:
+            users = directory / (layout.users or "users.dat")
+            if not users.exists():
+                raise UserError(
+                    f"--user_columns needs the users' file, and {users} is not there. Leave the "
+                    "option out (the 20M and 25M sets know nothing of their users)."
+                )
+            schema = pa.schema(
+                [(names.USER_ID, pa.int64()), *((n, pa.string()) for n in self.user_features)]
+            )
+            places = [layout.user_columns.index(name) for name in self.user_features]
+            table, _ = _read(users, _UserLine(layout, places), schema, bad_lines)
+            default = dict.fromkeys(self.user_features, UNKNOWN)
+            found.append(Features(names.USER_ID, default, table))
+        return found, counts
+
+
+def _layout(directory: Path) -> _Layout:
+    found = [
+        layout
+        for layout in _LAYOUTS
+        if any((directory / f"{layout.ratings}{packed}").exists() for packed in ("", ".gz"))
+    ]
+    if not found:
+        wanted = ", ".join(layout.ratings for layout in _LAYOUTS)
+        raise UserError(
+            f"{directory} has none of {wanted}. Point --input at an unpacked MovieLens set "
+            "(scripts/download_movielens.sh fetches one)."
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{directory} holds {' and '.join(layout.ratings for layout in found)}: two sets. "
+            "Give each a directory of its own."
+        )
+    return found[0]
+
+
+def _find(directory: Path, name: str) -> Path:
+    path = directory / name
+    return path if path.exists() else directory / f"{name}.gz"
+
+
+def _parse_table(data: bytes, header: bool) -> Parsed | None:
+    """All lines at once, or None where any of them may be bad."""
+    start = data.find(b"\n") + 1 if header else 0
+    lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
+    body = data[start:] if header else data
+    if not body.strip():
+        return Parsed(_EVENTS.empty_table(), lines)
+    line = body[: body.find(b"\n")] if b"\n" in body else body
+    if b"::" in line:
+        if b"\t" in body:
+            return None
+        body = body.replace(b"::", b"\t")
+        separator = "\t"
+    else:
+        separator = "\t" if b"\t" in line else ","
+    try:
+        table = pcsv.read_csv(
+            pa.BufferReader(body),
+            read_options=pcsv.ReadOptions(
+                column_names=list(_RATING_COLUMNS), use_threads=pa.cpu_count() > 1
+            ),
+            parse_options=pcsv.ParseOptions(delimiter=separator, quote_char=False),
+            convert_options=pcsv.ConvertOptions(
+                column_types={
+                    "user": pa.int64(),
+                    "item": pa.int64(),
+                    "rating": pa.float64(),
+                    "time": pa.int64(),
+                },
+                null_values=[],
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if pc.min(table["time"]).as_py() < 0:
+        return None
+    table = table.select(["user", "item", "time"]).rename_columns(_EVENTS.names)
+    return Parsed(table, lines)
+
+
+def _rating(line: bytes) -> tuple[int, int, int]:
+    fields = re.split(rb"::|\t|,", line)
+    if len(fields) != len(_RATING_COLUMNS):
+        raise BadLineError(f"{len(fields)} fields instead of {len(_RATING_COLUMNS)}")
+    try:
+        user, item, time = int(fields[0]), int(fields[1]), int(fields[3])
+        float(fields[2])
+    except ValueError as error:
+        raise BadLineError("not numbers") from error
+    if any(not -(1 << 63) <= number < 1 << 63 for number in (user, item, time)):
+        raise BadLineError("a number too large")
+    if time < 0:
+        raise BadLineError("the time is negative")
+    return user, item, time
+
+
+@dataclasses.dataclass(frozen=True)
+class _UserLine:
+    """Parses a line of the users' file."""
+
+    layout: _Layout
+    places: list[int]
+
+    def __call__(self, line: bytes) -> tuple[int | str, ...]:
+        separator = "|" if self.layout.separator == "\t" else self.layout.separator
+        fields = line.decode(self.layout.encoding).split(separator)
+        if len(fields) != len(self.layout.user_columns) or not fields[0].isdigit():
+            raise BadLineError("not a line of the users' file")
+        return (int(fields[0]), *(fields[place] for place in self.places))
+
+
+@dataclasses.dataclass(frozen=True)
+class _MovieLine:
+    """Parses a line of the movies' file: id and genres."""
+
+    layout: _Layout
+
+    def __call__(self, line: bytes) -> tuple[int, str]:
+        try:
+            text = line.decode(self.layout.encoding)
+        except UnicodeDecodeError as error:
+            raise BadLineError("not UTF-8") from error
+        if self.layout.separator == "\t":
+            fields = text.split("|")
+            flags = fields[-len(GENRES_100K) :]
+            if len(fields) < len(GENRES_100K) + 2 or not set(flags) <= {"0", "1"}:
+                raise BadLineError("not a line of u.item")
+            chosen = [genre for genre, flag in zip(GENRES_100K, flags, strict=True) if flag == "1"]
+            genres = "|".join(chosen)
+        elif self.layout.separator == "::":
+            fields = text.split("::")
+            if len(fields) < 3:
+                raise BadLineError("not a line of movies.dat")
+            genres = fields[-1]
+        else:
+            fields = next(csv.reader([text]), [])
+            if len(fields) != 3:
+                raise BadLineError("not a line of movies.csv")
+            genres = fields[2]
+        if not fields[0].isdigit():
+            raise BadLineError("the movie id is not a number")
+        return int(fields[0]), NO_CATEGORY if genres in ("", NO_GENRES) else genres
+
+
+def _read(
+    path: Path,
+    parse_line: Callable[[bytes], tuple[Any, ...]],
+    schema: pa.Schema,
+    bad_lines: BadLineCounter,
+) -> tuple[pa.Table, int]:
+    """A small file of features, one row an id; also gives the number of repeated ids."""
+    tables = []
+    for block in blocks(path):
+        data = block.read()
+        header = block.first and data.startswith(b"movieId,")
+        parsed = parse_lines(data, parse_line, schema, skip=header)
+        bad_lines.add(path, parsed)
+        tables.append(parsed.table)
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    return first_of_each(table, schema.names[0])

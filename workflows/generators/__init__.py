@@ -1,0 +1,1 @@
+"""Data made from a known law, so that the best possible score is known."""

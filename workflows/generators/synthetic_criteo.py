@@ -1,0 +1,495 @@
+"""Synthetic clicks in Criteo's format, whose best possible AUC is known.
+
+`synthetic_criteo_law` says what is drawn, and with what probability of a click. Rows are
+written as raw files ``day_0 .. day_{D-1}``, which `run --dataset criteo` reads, or straight as the
+dataset it would make of them, but for two things: the vocabulary is the whole table, whether or not
+a value occurs (id 0: missing; 1 + r: value r, by falling probability), and rows are not shuffled,
+as they are independent already. Both are of the same rows, bit by bit.
+
+``oracle.json`` tells the AUC of the true probabilities, which no model can beat but by luck, on the
+validation and test rows: `expected` over all labels that could have been drawn, and `drawn` for
+those that were, with its standard error. `without_interactions` is what a sum of effects reaches,
+the expected AUC of the logit without its part x.
+
+Rows come from Philox streams keyed by (seed, day, block), so the bytes do not depend on how many
+threads draw them. Memory holds a few blocks for each thread and the probabilities of the last day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import gzip
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_directory
+from lookback.workflows.generators.criteo_tables import ROWS
+from lookback.workflows.generators.synthetic_criteo_law import (
+    CriteoLaw,
+    CriteoLawConfig,
+    Rows,
+    sigmoid,
+)
+from lookback.workflows.generators.synthetic_criteo_text import lines
+
+BLOCK_ROWS = 65_536
+"""Rows that share a random stream: part of the format, for another value gives other bytes."""
+
+FORMATS = ("tsv", "parquet")
+ORACLE = "oracle.json"
+_SMALLEST_TABLE = 4  # that scaling leaves; the seeds' smallest has four rows, too
+_GZIP_LEVEL = 3
+
+_LAW_HELP = {
+    "numerical": "numerical features",
+    "exponents": "of the power law of ids: one number, or one for each field",
+    "missing": "mean share of missing values",
+    "click_rate": "mean share of clicks",
+    "numerical_strength": "standard deviation of the numerical features' part of the logit",
+    "categorical_strength": "standard deviation of the ids' own part of the logit",
+    "interaction_strength": "standard deviation of the part that only pairs of ids explain",
+    "interacting_fields": "fields that those pairs are of",
+    "signal_ids": "the most popular ids of a field carry the signal: how many",
+    "seed": "random seed",
+}
+
+Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticCriteoConfig:
+    """What is generated.
+
+    Attributes:
+      law: of the rows.
+      rows: of all days together.
+      days: D; all but the last are for training, the last is halved.
+    """
+
+    law: CriteoLawConfig
+    rows: int = 1_000_000
+    days: int = 24
+
+    def __post_init__(self) -> None:
+        """Validates.
+
+        Raises:
+          UserError: naming the option, what it may be and what came.
+        """
+        if not 2 <= self.days <= 10_000:
+            raise UserError(f"days must be from 2 to 10,000, received {self.days}.")
+        if self.rows < 2 * self.days:
+            raise UserError(
+                f"rows must be at least two a day, {2 * self.days:,}, received {self.rows:,}."
+            )
+
+    def rows_of(self, day: int) -> int:
+        """Rows of a day: as equal as can be."""
+        return self.rows * (day + 1) // self.days - self.rows * day // self.days
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each split."""
+        last = self.rows_of(self.days - 1)
+        return {
+            "train": self.rows - last,
+            "validation": last // 2,
+            "test": last - last // 2,
+        }
+
+
+def scaled(cardinalities: tuple[int, ...], factor: float) -> tuple[int, ...]:
+    """Table sizes times a factor; small ones keep at least four rows (or what they have).
+
+    Raises:
+      UserError: if the factor is not positive.
+    """
+    if not 0 < factor < math.inf:
+        raise UserError(f"scale must be above 0, received {factor}.")
+    return tuple(max(min(rows, _SMALLEST_TABLE), round(rows * factor)) for rows in cardinalities)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `generate`, `--output` excepted.
+
+    Args:
+      parser: the parser of the subcommand.
+    """
+    group = parser.add_argument_group("criteo")
+    sizes = "; ".join(f"{name}: {sum(rows):,} rows in all" for name, rows in ROWS.items())
+    group.add_argument(
+        "--variant",
+        choices=(*ROWS, "custom"),
+        default="t15",
+        help="table sizes: those of NVIDIA's recipe for Criteo 1TB with a frequency threshold of "
+        f"15, 3 or 0, or --cardinalities ({sizes}; default: %(default)s)",
+    )
+    group.add_argument(
+        "--cardinalities",
+        type=_integers,
+        metavar="INT,...",
+        help="rows of each table, of the variant custom",
+    )
+    group.add_argument(
+        "--scale", type=float, default=1.0, metavar="FLOAT", help="multiply the table sizes by it"
+    )
+    group.add_argument(
+        "--rows",
+        type=int,
+        default=SyntheticCriteoConfig.rows,
+        metavar="INT",
+        help="rows of all days together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--days",
+        type=int,
+        default=SyntheticCriteoConfig.days,
+        metavar="INT",
+        help="the last is for validation and test (default: %(default)s)",
+    )
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="raw files, or the dataset itself (default: %(default)s)",
+    )
+    group.add_argument("--gzip", action="store_true", help="compress the raw files")
+    group.add_argument(
+        "--threads", type=int, metavar="INT", help="of no influence on the result (default: cores)"
+    )
+    kinds: dict[str, Callable[[str], Any]] = {
+        "int": int,
+        "float": float,
+        "tuple[float, ...]": _floats,
+    }
+    for field in dataclasses.fields(CriteoLawConfig):
+        if field.name in _LAW_HELP:
+            kind = str(field.type)
+            group.add_argument(
+                f"--{field.name}",
+                type=kinds[kind],
+                default=field.default,
+                metavar="FLOAT,..." if "tuple" in kind else kind.upper(),
+                help=f"{_LAW_HELP[field.name]} (default: {_as_option(field.default)})",
+            )
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Generates what the command line asks for into `args.output`.
+
+    Args:
+      args: the options of `add_arguments`, `output`, and `overwrite` if there is one.
+
+    Raises:
+      UserError: for values that cannot be met, or an output that exists.
+    """
+    if (args.cardinalities is not None) != (args.variant == "custom"):
+        raise UserError(
+            "--cardinalities and --variant custom go together: the other variants have table sizes "
+            f"of their own. Received --variant {args.variant} and "
+            f"{'no' if args.cardinalities is None else 'some'} cardinalities."
+        )
+    cardinalities = ROWS.get(args.variant, args.cardinalities)
+    law = CriteoLawConfig(
+        scaled(cardinalities, args.scale), **{name: getattr(args, name) for name in _LAW_HELP}
+    )
+    report = generate_criteo(
+        SyntheticCriteoConfig(law, args.rows, args.days),
+        args.output,
+        format=args.format,
+        compress=args.gzip,
+        overwrite=getattr(args, "overwrite", False),
+        threads=args.threads,
+        log=lambda text: print(text, file=sys.stderr),
+    )
+    counts = report["counts"]
+    print(
+        f"{args.output}: {args.rows:,} rows, {report['click_rate']:.1%} clicks; "
+        + ", ".join(f"{counts[split]:,} {split}" for split in ("train", "validation", "test"))
+    )
+    for split, auc in report["bayes_auc"].items():
+        print(
+            f"Bayes AUC, {split}: {auc['expected']:.4f} expected, {auc['drawn']:.4f} ± "
+            f"{auc['standard_error']:.4f} on the labels drawn, {auc['without_interactions']:.4f} "
+            "expected without interactions"
+        )
+
+
+def generate_criteo(
+    config: SyntheticCriteoConfig,
+    output_dir: str | Path,
+    *,
+    format: str = "tsv",
+    compress: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    log: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Writes rows and oracle.json; the directory appears when all is done.
+
+    Args:
+      config: what to generate.
+      output_dir: the directory to create.
+      format: one of FORMATS.
+      compress: raw files as `.gz`.
+      overwrite: replace `output_dir` if it exists.
+      threads: that draw and format; None: one for each core.
+      log: told when a day is written.
+
+    Returns:
+      The content of oracle.json.
+
+    Raises:
+      UserError: if `output_dir` exists and `overwrite` is false, or an option cannot be met.
+    """
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, received {threads}.")
+    if compress and format != "tsv":
+        raise UserError("--gzip is of raw files: expected --format tsv, received parquet.")
+    law = CriteoLaw(config.law)
+    truth = _Truth(config)
+    workers = threads or len(os.sched_getaffinity(0))
+    with atomic_directory(output_dir, overwrite=overwrite) as directory:
+        if format == "parquet":
+            _write_parquet(law, config, directory, workers, truth, log)
+        else:
+            _write_text(law, config, directory, workers, truth, log, compress)
+        report = truth.report(law)
+        (directory / ORACLE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        if format == "parquet":
+            _describe(config, directory, report)
+    return report
+
+
+class _Truth:
+    """Collects the true logits and labels of the last day."""
+
+    def __init__(self, config: SyntheticCriteoConfig) -> None:
+        self._config = config
+        self._clicks = 0
+        self._last: list[tuple[Floats, Floats, npt.NDArray[np.bool_]]] = []
+
+    def add(self, day: int, rows: Rows) -> None:
+        self._clicks += int(rows.label.sum())
+        if day == self._config.days - 1:
+            self._last.append((rows.logit, rows.logit - rows.interaction, rows.label))
+
+    def report(self, law: CriteoLaw) -> dict[str, Any]:
+        config, counts = self._config, self._config.counts
+        logit, effects, label = (np.concatenate(c) for c in zip(*self._last, strict=True))
+        half = counts["validation"]
+        return {
+            "format": "lookback-oracle",
+            "format_version": 1,
+            "bayes_auc": {
+                "validation": _bayes_auc(logit[:half], effects[:half], label[:half]),
+                "test": _bayes_auc(logit[half:], effects[half:], label[half:]),
+            },
+            "click_rate": self._clicks / config.rows,
+            "counts": counts,
+            "bias": law.bias,
+            "interacting": law.interacting,
+            "config": dataclasses.asdict(config),
+            "seed": config.law.seed,
+        }
+
+
+def _bayes_auc(logit: Floats, effects: Floats, label: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    p = sigmoid(logit)
+    drawn, error = drawn_auc(logit, label)
+    return {
+        "expected": expected_auc(logit, p),
+        "drawn": drawn,
+        "standard_error": error,
+        "without_interactions": expected_auc(effects, p),
+    }
+
+
+def expected_auc(scores: Floats, p: Floats) -> float:
+    """AUC of scores over all labels that could be drawn, by expected pairs.
+
+    ``sum_{i != j} p_i (1 - p_j) [s_i > s_j] / sum_{i != j} p_i (1 - p_j)``, ties counted half: the
+    expected number of pairs in the right order over that of all pairs.
+
+    Args:
+      scores: ``[n]``.
+      p: ``[n]`` probability that the label is 1.
+    """
+    below, _ = _around(scores, 1.0 - p)
+    # A row makes no pair with itself; in `below` it is half of one.
+    itself = float(p @ (1.0 - p))
+    pairs = float(p.sum() * (1.0 - p).sum()) - itself
+    return (float(p @ below) - 0.5 * itself) / pairs
+
+
+def drawn_auc(scores: Floats, label: npt.NDArray[np.bool_]) -> tuple[float | None, float | None]:
+    """AUC of scores for labels, and its standard error (DeLong et al. 1988).
+
+    Args:
+      scores: ``[n]``.
+      label: ``[n]`` bool.
+
+    Returns:
+      Both; None, None with fewer than two rows of a class.
+    """
+    positives, negatives = int(label.sum()), int((~label).sum())
+    if min(positives, negatives) < 2:
+        return None, None
+    below, _ = _around(scores, (~label).astype(np.float64))
+    _, above = _around(scores, label.astype(np.float64))
+    share_below, share_above = below[label] / negatives, above[~label] / positives
+    variance = share_below.var(ddof=1) / positives + share_above.var(ddof=1) / negatives
+    return float(share_below.mean()), float(np.sqrt(variance))
+
+
+def _around(scores: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """``[n]`` the weight of all with a smaller and with a larger score, ties half in each."""
+    _, group = np.unique(scores, return_inverse=True)
+    of_group = np.bincount(group, weight)
+    below = np.cumsum(of_group) - 0.5 * of_group
+    return below[group], (of_group.sum() - below)[group]
+
+
+def _blocks(
+    law: CriteoLaw,
+    config: SyntheticCriteoConfig,
+    threads: int,
+    encode: Callable[[Rows], T],
+) -> Iterator[tuple[int, Rows, T]]:
+    """Day, rows and what `encode` makes of them, of all blocks in order.
+
+    NumPy lets go of the interpreter lock, so threads draw side by side.
+    """
+
+    def work(day: int, block: int, rows: int) -> tuple[int, Rows, T]:
+        drawn = law.draw(day, block, rows)
+        return day, drawn, encode(drawn)
+
+    tasks = (
+        (day, block, min(BLOCK_ROWS, config.rows_of(day) - block * BLOCK_ROWS))
+        for day in range(config.days)
+        for block in range(math.ceil(config.rows_of(day) / BLOCK_ROWS))
+    )
+    waiting: collections.deque[concurrent.futures.Future[tuple[int, Rows, T]]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(work, *task))
+                if len(waiting) > 2 * threads:  # as many as keep the threads busy, and no more
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_text(
+    law: CriteoLaw,
+    config: SyntheticCriteoConfig,
+    directory: Path,
+    threads: int,
+    truth: _Truth,
+    log: Callable[[str], None],
+    compress: bool,
+) -> None:
+    def encode(rows: Rows) -> bytes:
+        text = lines(rows)
+        # Members of a gzip file may follow each other, so each thread compresses its own.
+        return gzip.compress(text, _GZIP_LEVEL, mtime=0) if compress else text
+
+    current, out = -1, None
+    with contextlib.ExitStack() as stack:
+        for day, rows, text in _blocks(law, config, threads, encode):
+            if out is None or day != current:
+                stack.close()
+                current = day
+                name = f"day_{day}.gz" if compress else f"day_{day}"
+                out = stack.enter_context((directory / name).open("wb"))
+                log(f"{name}: {config.rows_of(day):,} rows")
+            out.write(text)
+            truth.add(day, rows)
+
+
+def _write_parquet(
+    law: CriteoLaw,
+    config: SyntheticCriteoConfig,
+    directory: Path,
+    threads: int,
+    truth: _Truth,
+    log: Callable[[str], None],
+) -> None:
+    from lookback.workflows.tabular.write import TabularWriter
+
+    numerical, categorical = config.law.numerical, len(config.law.cardinalities)
+    writers = {
+        split: TabularWriter(directory, split, numerical, categorical) for split in config.counts
+    }
+    left = config.counts["validation"]
+    current = -1
+    for day, rows, arrays in _blocks(law, config, threads, _as_dataset):
+        if day != current:
+            current = day
+            log(f"day {day}: {config.rows_of(day):,} rows")
+        truth.add(day, rows)
+        if day < config.days - 1:
+            writers["train"].write(*arrays)
+            continue
+        here = min(left, len(rows.label))
+        left -= here
+        writers["validation"].write(*(array[:here] for array in arrays))
+        writers["test"].write(*(array[here:] for array in arrays))
+    for writer in writers.values():
+        writer.close()
+
+
+def _as_dataset(rows: Rows) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Label [n], numerical [n, N] and categorical [n, M] as the workflow writes them."""
+    numerical = np.log(np.maximum(rows.numbers + 2.0, 1.0)).astype(np.float32)
+    return rows.label.astype(np.float32), numerical.T, rows.ids.T
+
+
+def _describe(config: SyntheticCriteoConfig, directory: Path, report: dict[str, Any]) -> None:
+    from lookback.workflows.tabular.write import write_description
+
+    write_description(
+        directory,
+        dataset="criteo",
+        options={"generator": "synthetic_criteo", **dataclasses.asdict(config)},
+        counts={**report["counts"], "bayes_auc": report["bayes_auc"]},
+        cardinalities={f"cat_{n}": rows for n, rows in enumerate(config.law.cardinalities)},
+        numerical=config.law.numerical,
+    )
+
+
+def _as_option(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        message = f"must be whole numbers such as 1000,20,300, received {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        message = f"must be numbers such as 1.05,0.9, received {text!r}"
+        raise argparse.ArgumentTypeError(message) from None

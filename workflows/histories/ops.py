@@ -1,0 +1,458 @@
+"""NVTabular operators of the history workflow, and the workflow itself.
+
+The saved workflow refers to these classes by name, so loading it needs this package on the path.
+What serving needs to encode raw ids on another machine is saved apart, from NVTabular's own
+classes only: see `save_workflow`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import nvtabular as nvt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from merlin.dag import Graph
+from merlin.dtypes.shape import DefaultShapes
+from merlin.schema import ColumnSchema, Schema
+from nvtabular import ops
+
+from lookback.workflows import columns as names
+from lookback.workflows.columns import Column
+from lookback.workflows.histories.ingest import encode_column, first_events
+
+COUNTS_MERGED_AT_ONCE = 8  # NVTabular's own `split_every`
+ENCODER_DIRECTORY = "encoder"
+
+
+class Vocabulary(ops.Categorify):
+    """`nvtabular.ops.Categorify`, fitted and applied with Arrow on CPU.
+
+    The files it writes and the ids it gives are Categorify's: 0 padding, 1 null, 2 out of
+    vocabulary, then the known values by falling count. Three things differ:
+
+    - values of equal count follow in the order of the values themselves, so a vocabulary depends
+      on the data alone (upstream sorts the counts with an unstable sort, categorify.py:1322);
+    - a partition without rows passes (upstream fails on it: ``dropna().iloc[0]``, :1663);
+    - counting and looking up run on Arrow's kernels: about 10 times the speed of the merge of
+      string columns, and without the interpreter's lock.
+
+    On a GPU (cuDF frames) upstream's code runs, and only the order is put right.
+
+    Args:
+      freq_threshold: for each column, the count below which a value is left out (and so becomes
+        index 2); 0 keeps all.
+      out_path: directory for the vocabulary files.
+    """
+
+    def __init__(self, freq_threshold: dict[str, int], out_path: str | os.PathLike[str]) -> None:
+        super().__init__(
+            freq_threshold=freq_threshold, out_path=str(out_path), dtype=np.dtype(np.int32)
+        )
+        self._fitted_upstream = False
+
+    def fit(self, col_selector: nvt.ColumnSelector, ddf: Any) -> Any:
+        """Counts the values of each column; the counts are merged in a tree."""
+        self._fitted_upstream = not isinstance(ddf._meta, pd.DataFrame)
+        if self._fitted_upstream:
+            return super().fit(col_selector, ddf)
+        count = dask.delayed(_count_values)
+        merge = dask.delayed(_merge_counts)
+        level = [count(partition, list(col_selector.names)) for partition in ddf.to_delayed()]
+        while len(level) > 1:
+            step = COUNTS_MERGED_AT_ONCE
+            level = [merge(level[i : i + step]) for i in range(0, len(level), step)]
+        return dask.delayed(_write_vocabularies)(level[0], self.out_path, self.freq_threshold)
+
+    def fit_finalize(self, categories: dict[str, str]) -> None:
+        """Takes the paths of the vocabulary files, in the canonical order."""
+        super().fit_finalize(categories)
+        if self._fitted_upstream:
+            for name, path in categories.items():
+                _order_vocabulary(name, Path(path))
+
+    def transform(self, col_selector: nvt.ColumnSelector, df: Any) -> Any:
+        """Replaces raw values by their int32 indices."""
+        if not isinstance(df, pd.DataFrame):
+            return super().transform(col_selector, df)
+        encoded = df.copy(deep=False)
+        for name in col_selector.names:
+            encoded[name] = self._encode(name, df[name])
+        return encoded
+
+    def _encode(self, name: str, series: pd.Series) -> np.ndarray[Any, np.dtype[np.int32]]:
+        path = Path(self.categories[name])
+        vocabulary = _read_vocabulary(path, name, path.stat().st_mtime_ns)
+        values = pa.array(series, from_pandas=True)
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        if not len(vocabulary):  # then it has no type either
+            vocabulary = pa.array([], values.type)
+        if pa.types.is_string(values.type) and not pa.types.is_string(vocabulary.type):
+            vocabulary = vocabulary.cast(values.type)  # numbers, but among the new ids is text
+        elif values.type != vocabulary.type:
+            values = values.cast(vocabulary.type)
+        found = pc.index_in(values, value_set=vocabulary)
+        indices = found.fill_null(names.OUT_OF_VOCABULARY - names.FIRST_KNOWN).to_numpy()
+        indices = indices.astype(np.int32) + np.int32(names.FIRST_KNOWN)
+        if values.null_count:
+            indices[values.is_null().to_numpy(zero_copy_only=False)] = names.NULL
+        return indices
+
+
+class MinInteractions:
+    """Keeps the events of the users who have enough of them; the callable of a `Filter`.
+
+    It counts inside a partition, so a user's events must all lie in one.
+
+    Args:
+      minimum: fewest events of a user who is kept.
+    """
+
+    def __init__(self, minimum: int) -> None:
+        self.minimum = minimum
+
+    def __call__(self, df: Any) -> Any:
+        """Whether to keep each row of a frame."""
+        counts = df[names.HISTORY_ID].value_counts()
+        return df[names.HISTORY_ID].isin(counts[counts >= self.minimum].index)
+
+
+class DifferentInteractions(MinInteractions):
+    """Keeps, of the users who have enough events, the first in time with each item.
+
+    Args:
+      minimum: fewest events of a user who is kept, counted before any is left out.
+      fewest_items: fewest events that a user must have after it.
+    """
+
+    def __init__(self, minimum: int, fewest_items: int) -> None:
+        super().__init__(minimum)
+        self.fewest_items = fewest_items
+
+    def __call__(self, df: Any) -> Any:
+        """Whether to keep each row of a frame."""
+        kept = super().__call__(df) & self._first_events(df)
+        counts = df[names.HISTORY_ID][kept].value_counts()
+        return kept & df[names.HISTORY_ID].isin(counts[counts >= self.fewest_items].index)
+
+    def _first_events(self, df: Any) -> Any:
+        history, item, time = names.HISTORY_ID, names.ITEM_ID, names.TIMESTAMP
+        if not isinstance(df, pd.DataFrame):
+            # Not run by our tests: they have no cuDF.
+            ordered = df[[history, item, time]].sort_values([history, time])
+            return ~ordered.duplicated([history, item]).sort_index()
+        items = encode_column(pa.chunked_array([pa.array(df[item], from_pandas=True)]))
+        codes = items.indices.fill_null(len(items.dictionary)).to_numpy().astype(np.int64)
+        return first_events(df[history].to_numpy(), df[time].to_numpy(), codes)
+
+
+class HistoryLists(ops.Groupby):
+    """`nvtabular.ops.Groupby` from events to one row a history, lists oldest event first.
+
+    Three things differ from upstream's operator:
+
+    - it declares no dependency on its key. Upstream's makes the executor fetch the key from the
+      raw input, over the parent's output of that name (groupby.py:148-150): an encoded key comes
+      back raw, and after a filter its rows no longer match the others;
+    - columns keep their names (upstream appends ``_list``);
+    - the sort is stable, so events of equal time stay in the order they came in, and on CPU lists
+      are cut from one sorted array instead of collected row by row (about 10 times faster).
+
+    Args:
+      user_columns: columns of which a history keeps its first value.
+      list_columns: columns of which a history keeps all values.
+    """
+
+    def __init__(self, user_columns: Sequence[str], list_columns: Sequence[str]) -> None:
+        self.user_columns = list(user_columns)
+        self.list_columns = list(list_columns)
+        super().__init__(
+            groupby_cols=[names.HISTORY_ID],
+            sort_cols=[names.TIMESTAMP],
+            aggs={
+                **{name: ["first"] for name in user_columns},
+                **{name: ["list"] for name in list_columns},
+            },
+        )
+
+    @property
+    def dependencies(self) -> list[str]:
+        """None: the key comes from the parents."""
+        return []
+
+    def column_mapping(self, col_selector: nvt.ColumnSelector) -> dict[str, list[str]]:
+        """Each column under its own name; the key is dropped."""
+        return {name: [name] for name in self.user_columns + self.list_columns}
+
+    def _compute_dtype(self, col_schema: ColumnSchema, input_schema: Schema) -> ColumnSchema:
+        return col_schema.with_dtype(input_schema[col_schema.name].dtype)
+
+    def _compute_shape(self, col_schema: ColumnSchema, input_schema: Schema) -> ColumnSchema:
+        is_list = col_schema.name in self.list_columns
+        return col_schema.with_shape(DefaultShapes.LIST if is_list else DefaultShapes.SCALAR)
+
+    def transform(self, col_selector: nvt.ColumnSelector, df: Any) -> Any:
+        """One row for each value of the key, in the key's order."""
+        if not isinstance(df, pd.DataFrame):
+            return self._transform_cudf(df)
+        keys = df[names.HISTORY_ID].to_numpy()
+        times = df[names.TIMESTAMP].to_numpy()
+        order = np.lexsort((times, keys))  # mergesort, so stable
+        keys = keys[order]
+        starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else keys[:0]
+        bounds = np.r_[starts, len(keys)].astype(np.int64)
+        histories = {}
+        for name in self.user_columns:
+            histories[name] = df[name].to_numpy()[order[starts]]
+        for name in self.list_columns:
+            histories[name] = _cut(df[name].to_numpy()[order], bounds)
+        return pd.DataFrame(histories)
+
+    def _transform_cudf(self, df: Any) -> Any:
+        # Not run by our tests: they have no cuDF. `ops.Groupby` sorts by time only, so the order
+        # that ingest gave to ties is made part of the sort.
+        df = df.reset_index(drop=True)
+        df["_order"] = df.index
+        df = df.sort_values([names.HISTORY_ID, names.TIMESTAMP, "_order"], ignore_index=True)
+        groups = df.groupby(names.HISTORY_ID, sort=True)
+        lists = groups[self.list_columns].agg(list)
+        return groups[self.user_columns].first().join(lists).reset_index(drop=True)
+
+
+class TagColumns(ops.AddMetadata):
+    """`nvtabular.ops.AddMetadata` with the tags of each column, in one node.
+
+    One `AddTags` for each column would run everything before it once for each column: the
+    executor keeps no node's result (merlin/dag/executors.py, `_run_upstream_transforms`).
+
+    Args:
+      columns: the columns and their tags.
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        self.column_tags = {column.name: list(column.tags) for column in columns}
+
+    def column_mapping(self, col_selector: nvt.ColumnSelector) -> dict[str, list[str]]:
+        """The columns, in the order of the dataset."""
+        return {name: [name] for name in self.column_tags}
+
+    def transform(self, col_selector: nvt.ColumnSelector, df: Any) -> Any:
+        """The same frame, columns in the order of the dataset."""
+        return df[list(self.column_tags)]
+
+    def _compute_tags(self, col_schema: ColumnSchema, input_schema: Schema) -> ColumnSchema:
+        return col_schema.with_tags(self.column_tags[col_schema.name])
+
+
+def build_workflow(
+    columns: Sequence[Column],
+    *,
+    min_interactions: int,
+    fewest_items: int | None = None,
+    frequency_threshold: int,
+    vocabulary_directory: str | os.PathLike[str],
+) -> nvt.Workflow:
+    """The workflow from partitioned raw events to encoded, tagged histories.
+
+    Filter (users) → Categorify → Groupby → tags. The filter comes first, so the vocabularies hold
+    what the kept users did and nothing else.
+
+    Args:
+      columns: of the histories; every one but the key is a column of the events, too.
+      min_interactions: fewest events of a user who is kept.
+      fewest_items: None keeps all events of these users. A number leaves of several events with
+        the same item only the first, and users with so many events or more after that.
+      frequency_threshold: fewest events of an item (or value of an item feature) that gets an
+        index of its own. Users are not subject to it: `min_interactions` is their threshold.
+      vocabulary_directory: where fitting writes the vocabularies.
+    """
+    categorical = list(names.categorical_names(columns))
+    thresholds = {
+        column.name: frequency_threshold if column.is_list else 0
+        for column in columns
+        if column.is_categorical
+    }
+    events = [names.HISTORY_ID, *categorical, names.TIMESTAMP]
+    kept = events >> ops.Filter(f=_filter(min_interactions, fewest_items))
+    encoded = kept[categorical] >> Vocabulary(thresholds, vocabulary_directory)
+    rest = kept[[names.HISTORY_ID, names.TIMESTAMP]]
+    # `a + b` changes `a` where `a` is a sum itself (merlin/dag/node.py); `encoded` is not.
+    histories = (encoded + rest) >> HistoryLists(
+        [column.name for column in columns if not column.is_list],
+        [column.name for column in columns if column.is_list],
+    )
+    return nvt.Workflow(histories >> TagColumns(columns))
+
+
+def save_workflow(workflow: nvt.Workflow, directory: Path, options: dict[str, Any]) -> None:
+    """Saves a fitted workflow, its options, and an encoder of raw ids.
+
+    ``directory/encoder`` is a second saved workflow, of `nvtabular.ops.Categorify` alone: it maps
+    raw ids to indices on any frame and loads without this package.
+
+    Args:
+      workflow: fitted.
+      directory: is created.
+      options: written to ``options.json``: what `transform` needs to read new data the same way.
+    """
+    workflow.save(str(directory))
+    vocabulary = vocabulary_of(workflow)
+    encoder_directory = directory / ENCODER_DIRECTORY
+    encoder = ops.Categorify(
+        vocabs=dict(vocabulary.categories),
+        dtype=np.dtype(np.int32),
+        out_path=vocabulary.out_path,
+    )
+    encoder.fitted = True  # its vocabulary files are given, so there is nothing to fit
+    raw = Schema([workflow.input_schema[name] for name in vocabulary.categories])
+    nvt.Workflow(list(vocabulary.categories) >> encoder).fit_schema(raw).save(
+        str(encoder_directory)
+    )
+    for metadata in (directory / "metadata.json", encoder_directory / "metadata.json"):
+        # The time of saving would make each run's files differ; NVTabular never reads it.
+        content = json.loads(metadata.read_text())
+        content.pop("generated_timestamp", None)
+        metadata.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    (directory / "options.json").write_text(json.dumps(options, indent=1, sort_keys=True) + "\n")
+
+
+def vocabulary_of(workflow: nvt.Workflow) -> ops.Categorify:
+    """The workflow's Categorify operator."""
+    (node,) = Graph.get_nodes_by_op_type([workflow.output_node], ops.Categorify)
+    return node.op
+
+
+def vocabulary_sizes(workflow: nvt.Workflow) -> dict[str, int]:
+    """Known values of each categorical column."""
+    categories = vocabulary_of(workflow).categories
+    return {name: pq.read_metadata(path).num_rows for name, path in categories.items()}
+
+
+def user_event_counts(workflow: nvt.Workflow) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Events of each known user when the workflow was fitted, in the order of their indices."""
+    path = vocabulary_of(workflow).categories[names.USER_ID]
+    table = pq.read_table(path, columns=[f"{names.USER_ID}_size"])
+    return table.column(0).to_numpy().astype(np.int64)
+
+
+def set_filter(workflow: nvt.Workflow, min_interactions: int, fewest_items: int | None) -> None:
+    """Changes the filter of a loaded workflow; see `build_workflow`."""
+    for node in Graph.get_nodes_by_op_type([workflow.output_node], ops.Filter):
+        node.op.f = _filter(min_interactions, fewest_items)
+
+
+def _filter(min_interactions: int, fewest_items: int | None) -> MinInteractions:
+    if fewest_items is None:
+        return MinInteractions(min_interactions)
+    return DifferentInteractions(min_interactions, fewest_items)
+
+
+def _cut(
+    values: np.ndarray[Any, Any], bounds: np.ndarray[Any, np.dtype[np.int64]]
+) -> np.ndarray[Any, Any]:
+    """Slices `values` at `bounds` (one more than there are lists) into an array of arrays."""
+    lists = np.empty(len(bounds) - 1, dtype=object)
+    edges = bounds.tolist()
+    for i in range(len(lists)):
+        lists[i] = values[edges[i] : edges[i + 1]]
+    return lists
+
+
+def _count_values(df: pd.DataFrame, columns: list[str]) -> dict[str, pa.Table]:
+    """Counts of the values of each column, as tables of value and count; nulls are not values."""
+    counts = {}
+    for name in columns:
+        values = pa.array(df[name], from_pandas=True)
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        if not len(df) and pa.types.is_null(values.type):
+            continue  # an empty object column has no type of its own
+        found = values.drop_null().value_counts()
+        counts[name] = pa.table({"value": found.field("values"), "count": found.field("counts")})
+    return counts
+
+
+def _merge_counts(parts: list[dict[str, pa.Table]]) -> dict[str, pa.Table]:
+    merged = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        table = pa.concat_tables([part[name] for part in parts if name in part])
+        values = encode_column(table["value"])
+        # Sums of float64 are exact below 2^53. (Arrow's own group_by warns on each table that
+        # came from another process that its buffers are not aligned.)
+        sums = np.bincount(values.indices.to_numpy(), weights=table["count"].to_numpy())
+        merged[name] = pa.table({"value": values.dictionary, "count": sums.astype(np.int64)})
+    return merged
+
+
+def _write_vocabularies(
+    counts: dict[str, pa.Table], out_path: str, thresholds: dict[str, int]
+) -> dict[str, str]:
+    """Writes the files that `nvtabular.ops.Categorify` reads; returns their paths by column."""
+    directory = Path(out_path) / "categories"
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, table in counts.items():
+        kept = table.filter(pc.greater_equal(table["count"], thresholds[name]))
+        left_out = pc.sum(table["count"]).as_py() or 0
+        left_out -= pc.sum(kept["count"]).as_py() or 0
+        path = directory / f"unique.{name}.parquet"
+        _write_vocabulary(name, path, kept)
+        pd.DataFrame(
+            {
+                "kind": ["pad", "null", "oov", "unique"],
+                "offset": [
+                    names.PADDING,
+                    names.NULL,
+                    names.OUT_OF_VOCABULARY,
+                    names.FIRST_KNOWN,
+                ],
+                "num_indices": [1, 1, 1, len(kept)],
+                "num_observed": [0, 0, left_out, pc.sum(kept["count"]).as_py() or 0],
+            }
+        ).to_parquet(directory / f"meta.{name}.parquet")
+        paths[name] = str(path)
+    return paths
+
+
+def _write_vocabulary(name: str, path: Path, counts: pa.Table) -> None:
+    counts = counts.take(
+        pc.sort_indices(counts, sort_keys=[("count", "descending"), ("value", "ascending")])
+    )
+    pd.DataFrame(
+        {name: counts["value"].to_pandas(), f"{name}_size": counts["count"].to_numpy()},
+    ).set_index(pd.RangeIndex(names.FIRST_KNOWN, names.FIRST_KNOWN + len(counts))).to_parquet(
+        path, compression=None
+    )
+
+
+def _order_vocabulary(name: str, path: Path) -> None:
+    """Puts a vocabulary that upstream's code fitted in the canonical order."""
+    table = pq.read_table(path)
+    ordered = table.take(
+        pc.sort_indices(table, sort_keys=[(f"{name}_size", "descending"), (name, "ascending")])
+    )
+    if ordered.column(name) != table.column(name):
+        _write_vocabulary(
+            name, path, pa.table({"value": ordered[name], "count": ordered[f"{name}_size"]})
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _read_vocabulary(path: Path, name: str, modified: int) -> pa.Array:
+    """The known values, in the order of their indices.
+
+    `modified` is part of the cache's key: a refitted vocabulary has the path of the old one.
+    """
+    values = pq.read_table(path, columns=[name]).column(0).combine_chunks()
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

@@ -1,0 +1,333 @@
+"""Tables of clicks, label + integers + hashed categorical values, the way all of them go.
+
+    count (by day) → merge → vocabulary, NVTabular workflow → transform (by day) → description
+
+Every stage is a pass over blocks of text by tasks on Dask (or in this process), with memory that
+does not depend on the size of the files; each finished day is on disk, and a run that was killed
+goes on after it (`tabular_state`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from lookback.core.errors import UserError
+from lookback.workflows.cluster import (
+    BYTES_PER_PROCESS,
+    MEMORY_SHARE,
+    Plan,
+    Runner,
+    available_memory,
+    open_runner,
+)
+from lookback.workflows.histories.pipeline import WORKFLOW_DIRECTORY, Log, Report
+from lookback.workflows.tabular import passes
+from lookback.workflows.tabular.counts import MERGED_AT_ONCE
+from lookback.workflows.tabular.passes import Job
+from lookback.workflows.tabular.reader import RawFiles, TabularOptions, TabularReader
+from lookback.workflows.tabular.state import (
+    Working,
+    check_space,
+    full_disk_explained,
+    megabytes,
+    open_working,
+)
+from lookback.workflows.tabular.write import FORMAT_VERSION
+from lookback.workflows.text import BadLineCounter, estimate_lines
+
+MEMORY_OF_A_BLOCK = 7
+"""Bytes that a worker takes for each byte of its block: text, frame, ids and their copies
+(two threads on 64 MiB stayed within it)."""
+
+MEMORY_OF_AN_ENTRY = 50  # of a merge: key, count and their sorted and packed copies
+WORTH_A_CLUSTER = 128 << 20
+"""Bytes of text; below this Dask would take longer to start than its threads save."""
+
+UNPACKED = 3  # Criteo's days shrink to about a third with gzip
+BLOCK_UNIQUE, DAY_UNIQUE = 0.25, 0.05
+"""Assumed shares of the values that are distinct in a block, and in a day: the disk that counts
+take. Where it is more, a full disk is told when it comes."""
+
+
+def run_dataset(
+    name: str,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    log: Log = lambda _: None,
+    **options: Any,
+) -> Report:
+    """Raw data to dataset: count, fit, transform, write.
+
+    Args:
+      name: a key of `TABULAR_DATASETS`.
+      input_dir: directory of raw files.
+      output_dir: the dataset to create; ``OUTPUT.partial`` beside it holds what is finished.
+      overwrite: replace `output_dir` if it exists, and an unfinished run with other options.
+      log: takes a line of text for each thing worth knowing.
+      **options: fields of `TabularOptions` and of the dataset's reader.
+
+    Raises:
+      UserError: about options, input, output or space.
+    """
+    common, own = _split_options(options)
+    reader = _make_reader(name, own)
+    with _prepared("run", name, reader, input_dir, output_dir, common, overwrite, log) as job:
+        _require_training_rows(job)
+        passes.fit(job, job.working.data / WORKFLOW_DIRECTORY)
+        metadata = passes.transform(job, job.working.data / WORKFLOW_DIRECTORY)
+        job.working.publish(overwrite)
+        return Report(Path(output_dir), job.plan, metadata)
+
+
+def fit_dataset(
+    name: str,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    log: Log = lambda _: None,
+    **options: Any,
+) -> Report:
+    """Raw data to saved workflow; see `run_dataset`. `output_dir` becomes the workflow itself."""
+    common, own = _split_options(options)
+    reader = _make_reader(name, own)
+    with _prepared("fit", name, reader, input_dir, output_dir, common, overwrite, log) as job:
+        if common.vocabulary == "train":
+            _require_training_rows(job)
+        sizes = passes.fit(job, job.working.data)
+        job.working.publish(overwrite)
+        return Report(Path(output_dir), job.plan, {"known_values": sizes})
+
+
+def transform_dataset(
+    workflow_dir: str | Path,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    log: Log = lambda _: None,
+    **options: Any,
+) -> Report:
+    """Raw data to dataset with a workflow that was fitted before; options are those of the fit.
+
+    Args:
+      workflow_dir: a saved workflow, or a dataset that holds one.
+      input_dir: directory of raw files of the same kind; here it may be a single day.
+      output_dir: the dataset to create.
+      overwrite: see `run_dataset`.
+      log: takes a line of text for each thing worth knowing.
+      **options: fields of `TabularOptions` to be changed from the fit's.
+
+    Raises:
+      UserError: about options, input, output or the workflow.
+    """
+    directory = saved_workflow(workflow_dir)
+    saved = read_saved_options(workflow_dir)
+    fixed = {"frequency_threshold", "vocabulary", "numerical", "categorical"} & set(options)
+    if fixed:
+        raise UserError(f"{min(fixed)} is fixed by the fit; fit a new workflow to change it.")
+    common, own = _split_options({**saved["options"], **options})
+    reader = _make_reader(saved["dataset"], own)
+    identity = (directory / "workflow.pkl").stat()
+    with _prepared(
+        f"transform with {directory.resolve()} of {identity.st_mtime_ns}",
+        saved["dataset"],
+        reader,
+        input_dir,
+        output_dir,
+        common,
+        overwrite,
+        log,
+    ) as job:
+        own_copy = job.working.data / WORKFLOW_DIRECTORY
+        if job.working.record("fitted", "workflow") is None:
+            shutil.copytree(directory, own_copy, dirs_exist_ok=True)
+            job.working.finish("fitted", "workflow", {})
+        metadata = passes.transform(job, own_copy)
+        job.working.publish(overwrite)
+        return Report(Path(output_dir), job.plan, metadata)
+
+
+def saved_workflow(directory: str | Path) -> Path:
+    """The workflow in a dataset, or the directory itself."""
+    inner = Path(directory) / WORKFLOW_DIRECTORY
+    return inner if inner.is_dir() else Path(directory)
+
+
+def read_saved_options(directory: str | Path) -> dict[str, Any]:
+    """``dataset`` and ``options`` of a saved workflow.
+
+    Raises:
+      UserError: if `directory` is not one.
+    """
+    try:
+        saved = json.loads((saved_workflow(directory) / "options.json").read_text())
+        return {"dataset": saved["dataset"], "options": dict(saved["options"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory} is not a workflow that `fit` or `run` saved ({error}). Point "
+            "--workflow at one, or at a dataset."
+        ) from error
+
+
+@contextmanager
+def _prepared(
+    command: str,
+    name: str,
+    reader: TabularReader,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    options: TabularOptions,
+    overwrite: bool,
+    log: Log,
+) -> Iterator[Job]:
+    """Checks all that can be checked before there is work to do."""
+    directory = Path(input_dir)
+    if not directory.is_dir():
+        raise UserError(f"--input {directory} is not a directory. Give the one with the raw files.")
+    files = reader.files(directory)
+    plan = _plan(files, options)
+    stats = [(path.name, path.stat()) for path in files.paths]
+    identity = {
+        "command": command,
+        "format_version": FORMAT_VERSION,
+        "dataset": name,
+        "options": {**options.content, **asdict(reader)},
+        "input": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+    }
+    with open_working(Path(output_dir), identity, overwrite) as working, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode")
+        _check_disk(working, files, reader)
+        with (
+            _open_runner(plan.workers, options) as runner,
+            full_disk_explained(working),
+        ):
+            where = f"{runner.workers} workers" if runner.client else "this process"
+            log(
+                f"{len(files.paths)} file(s) in blocks of {megabytes(options.block_size)} in "
+                f"{where}, to stay within {plan.memory / 2**30:.1f} GiB of memory"
+            )
+            counter = BadLineCounter(options.max_bad_lines)
+            yield Job(name, reader, files, options, plan, runner, working, log, counter)
+
+
+@contextmanager
+def _open_runner(workers: int, options: TabularOptions) -> Iterator[Runner]:
+    """Threads of this process under Dask, an existing cluster, or for 0 workers this thread.
+
+    The loops over a block let go of the interpreter's lock, so threads do as well as processes
+    here, start in no time, share one vocabulary, and pass packed blocks on without a copy.
+    """
+    if options.scheduler is not None or not workers:
+        with open_runner(workers, scheduler=options.scheduler, progress=options.progress) as runner:
+            yield runner
+        return
+    import dask
+    from distributed import Client, LocalCluster
+
+    # Tasks of seconds are how this works, not worth a warning each.
+    dask.config.set({"distributed.admin.tick.limit": "60s"})
+    # On a busy machine it printed a TimeoutError that nobody waited for (seen once; the cause is
+    # not known, and the output was whole). What tasks raise comes through their results.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    with (
+        tempfile.TemporaryDirectory(prefix="workflows-") as directory,
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=workers,
+            processes=False,
+            memory_limit=0,  # blocks are sized to fit
+            local_directory=directory,
+            dashboard_address="127.0.0.1:0",  # any free port; without one it insists on 8787
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield Runner(client, workers, options.progress)
+
+
+def _plan(files: RawFiles, options: TabularOptions) -> Plan:
+    """Chooses workers so that their blocks fit the memory."""
+    memory = available_memory() if options.memory_limit is None else options.memory_limit
+    sizes = [
+        path.stat().st_size * (UNPACKED if path.suffix == ".gz" else 1) for path in files.paths
+    ]
+    block = min(options.block_size, max(sizes)) * MEMORY_OF_A_BLOCK
+    each = max(block, min(MERGED_AT_ONCE, sum(sizes)) * MEMORY_OF_AN_ENTRY)
+    workers = options.workers
+    if workers is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        affordable = (int(memory * MEMORY_SHARE) - BYTES_PER_PROCESS) // each
+        workers = min(cpus, affordable) if sum(sizes) > WORTH_A_CLUSTER else 0
+        workers = workers if workers > 1 else 0
+    needed = int((max(workers, 1) * each + BYTES_PER_PROCESS) / MEMORY_SHARE)
+    if needed > memory:
+        raise UserError(
+            f"{megabytes(memory)} of memory is too little for {workers or 1} worker(s) with blocks "
+            f"of {megabytes(options.block_size)}: about {megabytes(needed)} are needed. Free "
+            "memory, or lower --workers or --block_size."
+        )
+    lines = max(1, estimate_lines(list(files.paths)))
+    pieces = sum(-(-size // options.block_size) for size in sizes)
+    return Plan(workers, memory, -(-lines // pieces), pieces)
+
+
+def _check_disk(working: Working, files: RawFiles, reader: TabularReader) -> None:
+    """Estimates what the run takes at its height, and checks that the disk has it."""
+    rows = [estimate_lines([path]) for path in files.paths]
+    row = 4 * (1 + reader.numerical + reader.categorical)
+    values = 8 * reader.categorical  # a key and its count
+    counts = int(max(rows) * values * BLOCK_UNIQUE + sum(rows) * values * DAY_UNIQUE)
+    check_space(
+        working,
+        sum(rows) * row + counts,
+        what=f"about {sum(rows):,} rows of up to {row} bytes, and {megabytes(counts)} of counts",
+    )
+
+
+def _require_training_rows(job: Job) -> None:
+    if len(job.files.paths) == 1 and job.files.last_day == 1:
+        raise UserError(
+            f"{job.files.paths[0]} is the only day, and the last day is for validation and test: "
+            "nothing is left to train on. Add days before it, or `transform` it with a workflow."
+        )
+
+
+def _make_reader(name: str, options: Mapping[str, Any]) -> TabularReader:
+    from lookback.workflows import TABULAR_DATASETS
+
+    if name not in TABULAR_DATASETS:
+        raise UserError(
+            f"There is no tabular dataset {name!r}. Choose of "
+            f"{', '.join(sorted(TABULAR_DATASETS))}."
+        )
+    reader = TABULAR_DATASETS[name]
+    known = {entry.name for entry in fields(reader)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise UserError(
+            f"Dataset {name!r} has no option {unknown[0]!r}. It has: {', '.join(sorted(known))}; "
+            "all tabular datasets have: "
+            f"{', '.join(entry.name for entry in fields(TabularOptions))}."
+        )
+    return reader(**options)
+
+
+def _split_options(options: Mapping[str, Any]) -> tuple[TabularOptions, dict[str, Any]]:
+    common = {entry.name for entry in fields(TabularOptions)}
+    return (
+        TabularOptions(**{name: value for name, value in options.items() if name in common}),
+        {name: value for name, value in options.items() if name not in common},
+    )

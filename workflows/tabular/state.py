@@ -1,0 +1,200 @@
+"""The working directory beside an output: what lets a run go on where another was killed.
+
+``OUTPUT.partial`` belongs to one input and one set of options. Each finished stage leaves a
+record there; a record is written after all that it speaks of, so what it says is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_directory, atomic_file
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Working:
+    """The open working directory of a run.
+
+    Attributes:
+      path: ``OUTPUT.partial``.
+      output: what the run is to create.
+    """
+
+    path: Path
+    output: Path
+
+    @property
+    def data(self) -> Path:
+        """What becomes the output."""
+        return self.path / "data"
+
+    @property
+    def counts(self) -> Path:
+        """Counts of finished days."""
+        return self.path / "counts"
+
+    def record(self, stage: str, name: str) -> dict[str, Any] | None:
+        """What a finished stage left, or None."""
+        try:
+            content: dict[str, Any] = json.loads(self._record_file(stage, name).read_text())
+        except FileNotFoundError:
+            return None
+        return content
+
+    def finish(self, stage: str, name: str, content: Mapping[str, Any]) -> None:
+        """Records that a stage is finished."""
+        with atomic_file(self._record_file(stage, name)) as file:
+            file.write_text(json.dumps(dict(content)))
+
+    def publish(self, overwrite: bool) -> None:
+        """Makes the data the output, and removes the rest."""
+        with atomic_directory(self.output, overwrite=overwrite) as temporary:
+            temporary.rmdir()
+            self.data.rename(temporary)
+        shutil.rmtree(self.path)
+
+    def used(self) -> int:
+        """Bytes of the files so far."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def _record_file(self, stage: str, name: str) -> Path:
+        return self.path / f"{stage}-{name}.json"
+
+
+@contextlib.contextmanager
+def open_working(output: Path, identity: Mapping[str, Any], overwrite: bool) -> Iterator[Working]:
+    """The working directory of an output, new or as a killed run left it.
+
+    Args:
+      output: what the run is to create.
+      identity: input and options, as JSON: of all that has a say in the output.
+      overwrite: whether `output` may be there, and whether to throw away what an unfinished run
+        with another identity left.
+
+    Raises:
+      UserError: if the output is there, if another process works on it, or if the unfinished run
+        had another identity.
+    """
+    if output.exists() and not overwrite:
+        raise UserError(
+            f"{output} already exists. Choose another directory, remove it, or pass --overwrite."
+        )
+    working = Working(output.parent / f"{output.name}.partial", output)
+    try:
+        working.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(working.path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"--output: {working.path} cannot be written to ({error.strerror}). Choose another "
+            "directory, or mend its permissions."
+        ) from error
+    try:
+        # Let go by the system if the process is killed.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise UserError(
+            f"Another process is writing {output} (it holds {working.path}). Wait for it, or "
+            "choose another --output."
+        ) from error
+    try:
+        _take_over(working, json.loads(json.dumps(dict(identity))), overwrite)
+        yield working
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def full_disk_explained(working: Working) -> Iterator[None]:
+    """Turns the system's error for a full disk into one that says what to do.
+
+    Raises:
+      UserError: if the block ran out of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        free = shutil.disk_usage(working.path).free
+        raise UserError(
+            f"No space is left for {working.path} ({os.strerror(error.errno or 0)}; "
+            f"{megabytes(free)} are free). Finished days are kept there: free some space, then "
+            "run the same command again and it goes on. Or remove that directory."
+        ) from error
+
+
+def check_space(working: Working, needed: int, *, what: str) -> None:
+    """Checks that the disk has room for what is still to be written.
+
+    Args:
+      working: the run's.
+      needed: bytes that the whole run takes at its height, by estimate.
+      what: how they were estimated.
+
+    Raises:
+      UserError: if it has not.
+    """
+    used, free = working.used(), shutil.disk_usage(working.path).free
+    if needed - used > free:
+        there = f", of which {megabytes(used)} are written" if used else ""
+        raise UserError(
+            f"{working.output.parent} has {megabytes(free)} free, but the run needs about "
+            f"{megabytes(needed)} ({what}){there}. Free some space, or choose an --output on "
+            "another disk."
+        )
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _take_over(working: Working, identity: dict[str, Any], overwrite: bool) -> None:
+    file = working.path / "identity.json"
+    if any(working.path.iterdir()):
+        found = json.loads(file.read_text()) if file.exists() else {}
+        if found != identity:
+            if not overwrite:
+                different = [key for key in identity if found.get(key) != identity[key]]
+                raise UserError(
+                    f"{working.path} holds an unfinished run of another input or other options "
+                    f"({_differences(found, identity, different)}). Give the same command as "
+                    "then to continue it, pass --overwrite to start anew, or remove it."
+                )
+            for entry in working.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if not file.exists():
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(identity, indent=1))
+    if not working.data.exists():
+        # New, or killed in the moment between the last rename and the output's.
+        for record in working.path.glob("written-*.json"):
+            record.unlink()
+        (working.path / "fitted-workflow.json").unlink(missing_ok=True)
+    working.data.mkdir(exist_ok=True)
+    working.counts.mkdir(exist_ok=True)
+
+
+def _differences(found: dict[str, Any], identity: dict[str, Any], keys: list[str]) -> str:
+    texts = []
+    for key in keys:
+        before, now = found.get(key), identity[key]
+        if isinstance(now, dict) and isinstance(before, dict):
+            names = [name for name in now if before.get(name) != now[name]]
+            texts += [f"{name}: {before.get(name)!r} then, {now[name]!r} now" for name in names[:3]]
+        else:
+            texts.append(f"{key}: {before!r} then, {now!r} now")
+    return "; ".join(texts) or "other files"

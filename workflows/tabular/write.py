@@ -1,0 +1,296 @@
+"""A tabular dataset on disk: parquet parts, schema, ``dataset.json``.
+
+Each part carries a digest of its values in its footer, so the hash of a whole dataset needs no
+second look at the data, and parts may be written by any process in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_file
+
+FORMAT = "lookback-tabular"
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+LABEL = "label"
+ROW_GROUP = 65_536
+"""Rows of a row group: what a reader that shuffles by row group takes at a time."""
+
+ROWS_A_FILE = 2**22
+DATASET_FILE = "dataset.json"
+COMPRESSION = "lz4"
+"""Ids are small numbers in four bytes each: lz4 halves them, and reads at the speed of memory."""
+
+_DIGEST = b"lookback.sha256"
+
+Columns = Sequence[np.ndarray[Any, Any]] | np.ndarray[Any, Any]
+
+
+class TabularWriter:
+    """Writes one split, in parts of a fixed number of rows.
+
+    The enclosing directory should be one of `fs.atomic_directory`: a part may be half written.
+
+    Args:
+      directory: of the dataset; the split's own is created on the first row.
+      split: a name of `SPLITS`.
+      numerical: N, number of numerical columns.
+      categorical: M, number of categorical columns.
+      rows_a_file: rows of each part but the last.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        split: str,
+        numerical: int,
+        categorical: int,
+        rows_a_file: int = ROWS_A_FILE,
+    ) -> None:
+        self._directory = Path(directory) / split
+        self._numerical = numerical
+        self._categorical = categorical
+        self._rows_a_file = rows_a_file
+        self._pending: list[tuple[np.ndarray[Any, Any], ...]] = []
+        self._waiting = 0
+        self._parts = 0
+        self._rows = 0
+
+    def write(
+        self,
+        label: np.ndarray[Any, Any],
+        numerical: np.ndarray[Any, Any],
+        categorical: np.ndarray[Any, Any],
+    ) -> None:
+        """Appends rows.
+
+        Args:
+          label: float32 [n], 0 or 1.
+          numerical: float32 [n, N].
+          categorical: int32 [n, M].
+
+        Raises:
+          ValueError: if the shapes are not these.
+        """
+        rows = len(label)
+        expected = ((rows, self._numerical), (rows, self._categorical))
+        if label.ndim != 1 or (numerical.shape, categorical.shape) != expected:
+            raise ValueError(
+                f"Expected label [n], numerical [n, {self._numerical}] and categorical "
+                f"[n, {self._categorical}]; received {label.shape}, {numerical.shape} and "
+                f"{categorical.shape}."
+            )
+        start = 0
+        while start < rows:
+            stop = min(rows, start + self._rows_a_file - self._waiting)
+            piece = (label[start:stop], numerical[start:stop], categorical[start:stop])
+            # The caller may fill the same buffer again.
+            self._pending.append(tuple(array.copy() for array in piece))
+            self._waiting += stop - start
+            start = stop
+            if self._waiting == self._rows_a_file:
+                self._flush()
+
+    def close(self) -> int:
+        """Writes what is left; gives the number of rows of the split."""
+        self._flush()
+        return self._rows
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        label, numerical, categorical = (
+            np.concatenate(arrays) for arrays in zip(*self._pending, strict=True)
+        )
+        self._pending.clear()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        file = self._directory / part_name(self._parts)
+        write_part(file, label, numerical.T, categorical.T)
+        self._parts += 1
+        self._rows += self._waiting
+        self._waiting = 0
+
+
+def part_name(number: int) -> str:
+    """File name of a split's part; names sort as numbers do up to 99,999."""
+    return f"part-{number:05d}.parquet"
+
+
+def column_names(numerical: int, categorical: int) -> tuple[list[str], list[str]]:
+    """Names of the numerical and of the categorical columns."""
+    return (
+        [f"num_{number}" for number in range(numerical)],
+        [f"cat_{number}" for number in range(categorical)],
+    )
+
+
+def write_part(
+    file: Path, label: np.ndarray[Any, Any], numerical: Columns, categorical: Columns
+) -> None:
+    """Writes one parquet file: PLAIN values, row groups of `ROW_GROUP` rows, no nulls.
+
+    Args:
+      file: to write.
+      label: [n].
+      numerical: N columns, each [n].
+      categorical: M columns, each [n].
+    """
+    nums, cats = column_names(len(numerical), len(categorical))
+    arrays = {
+        LABEL: np.ascontiguousarray(label, "<f4"),
+        **{
+            name: np.ascontiguousarray(values, "<f4")
+            for name, values in zip(nums, numerical, strict=True)
+        },
+        **{
+            name: np.ascontiguousarray(values, "<i4")
+            for name, values in zip(cats, categorical, strict=True)
+        },
+    }
+    digest = hashlib.sha256()
+    for values in arrays.values():
+        digest.update(values.data)
+    fields = [
+        pa.field(name, pa.from_numpy_dtype(values.dtype), nullable=False)
+        for name, values in arrays.items()
+    ]
+    schema = pa.schema(fields, metadata={_DIGEST: digest.hexdigest().encode()})
+    pq.write_table(
+        pa.table([pa.array(values) for values in arrays.values()], schema=schema),
+        file,
+        row_group_size=ROW_GROUP,
+        compression=COMPRESSION,
+        use_dictionary=False,
+        write_statistics=False,
+    )
+
+
+def write_description(
+    directory: Path,
+    *,
+    dataset: str,
+    options: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    cardinalities: Mapping[str, int],
+    numerical: int,
+) -> dict[str, Any]:
+    """Writes ``schema.pbtxt``, then ``dataset.json``, which makes the directory a dataset.
+
+    Args:
+      directory: with the parts of all splits.
+      dataset: name, a key of the registry it came through.
+      options: what has a say in the content.
+      counts: rows of each split under its name, and what else was counted.
+      cardinalities: rows of the table of each categorical column, in order.
+      numerical: N, number of numerical columns.
+
+    Returns:
+      the content of ``dataset.json``.
+    """
+    from lookback.workflows.histories.write import created_by
+
+    directory = Path(directory)
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "dataset": dataset,
+        "options": dict(options),
+        "counts": dict(counts),
+        "cardinalities": dict(cardinalities),
+        "content_hash": content_hash(directory, cardinalities, numerical),
+        "created_by": created_by(),
+    }
+    write_schema(directory, numerical, cardinalities)
+    with atomic_file(directory / DATASET_FILE) as file:
+        file.write_text(json.dumps(metadata, indent=1) + "\n")
+    return metadata
+
+
+def write_schema(directory: Path, numerical: int, cardinalities: Mapping[str, int]) -> None:
+    """Writes ``schema.pbtxt``: label, numerical and categorical columns, in order."""
+    from merlin.schema import ColumnSchema, Schema, Tags
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+    nums, _ = column_names(numerical, 0)
+    columns = [
+        ColumnSchema(LABEL, dtype=np.float32, tags=[Tags.TARGET, Tags.BINARY_CLASSIFICATION])
+    ]
+    columns += [ColumnSchema(name, dtype=np.float32, tags=[Tags.CONTINUOUS]) for name in nums]
+    columns += [
+        ColumnSchema(
+            name,
+            dtype=np.int32,
+            tags=[Tags.CATEGORICAL],
+            properties={"domain": {"min": 0, "max": rows - 1, "name": name}},
+        )
+        for name, rows in cardinalities.items()
+    ]
+    TensorflowMetadata.from_merlin_schema(Schema(columns)).to_proto_text_file(str(directory))
+
+
+def content_hash(directory: Path, cardinalities: Mapping[str, int], numerical: int) -> str:
+    """``sha256:<hex>`` of the columns, and of the values of each part in order.
+
+    It depends on how rows are spread over parts, which the input and the options decide: workers
+    and memory have no say in it.
+    """
+    content = {
+        "numerical": numerical,
+        "cardinalities": dict(cardinalities),
+        "parts": {split: [_digest(file) for file in parts(directory, split)] for split in SPLITS},
+    }
+    text = json.dumps(content)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def parts(directory: Path, split: str) -> list[Path]:
+    """The parts of a split, in order; none where it has no rows."""
+    return sorted(Path(directory).joinpath(split).glob("part-*.parquet"))
+
+
+def is_tabular(directory: Path) -> bool:
+    """Whether a directory is a dataset of this format, of any version."""
+    try:
+        metadata = json.loads((Path(directory) / DATASET_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """Content of ``dataset.json``.
+
+    Raises:
+      UserError: if `directory` is not a tabular dataset of this version.
+    """
+    path = Path(directory) / DATASET_FILE
+    try:
+        metadata: dict[str, Any] = json.loads(path.read_text())
+        found = (metadata["format"], metadata["format_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory} is not a tabular dataset: {error}. `python -m workflows run` writes one."
+        ) from error
+    if found != (FORMAT, FORMAT_VERSION):
+        raise UserError(
+            f"{path} is of format {found[0]!r} version {found[1]!r}; expected {FORMAT!r} version "
+            f"{FORMAT_VERSION}. Write the dataset anew."
+        )
+    return metadata
+
+
+def _digest(file: Path) -> str:
+    metadata = pq.read_schema(file).metadata or {}
+    if _DIGEST not in metadata:
+        raise ValueError(f"{file} was not written by `write_part`: it has no digest.")
+    return metadata[_DIGEST].decode()
