@@ -17,6 +17,7 @@ class HistoryModelConfig:
       auxiliary_negatives: whether training needs a negative for each short slot.
     """
 
+    scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "histories"
     auxiliary_negatives: ClassVar[bool] = False
 

@@ -20,6 +20,7 @@ class NeuMFConfig:
         to batches of 2**20: for smaller data lower both.
     """
 
+    scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "interactions"
     run_defaults: ClassVar[Mapping[str, Any]] = {
         "epochs": 30,

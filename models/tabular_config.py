@@ -41,6 +41,7 @@ class TabularModelConfig:
       run_defaults: defaults of the run's options that this model changes.
     """
 
+    scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "tabular"
     run_defaults: ClassVar[Mapping[str, Any]] = SCHEDULE
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpoint
-from lookback.core.options import parse_run, save_yaml
+from lookback.core.options import CommandLine, parse, save_yaml
 from lookback.core.world import World, require_same
 from lookback.embeddings.config import LOCAL
 from lookback.models import MODELS
@@ -45,6 +45,12 @@ class Exporter(Protocol):
         """Writes a bundle of `model` and what its dataset says about raw values."""
 
 
+def command_line() -> CommandLine:
+    """What can be given to a run: its own options, and those of the model that it names."""
+    models = {name: (entry.config_class,) for name, entry in MODELS.items()}
+    return CommandLine((RunConfig,), "model_type", models, removed=REMOVED)
+
+
 def main(argv: Sequence[str], exporter: Exporter) -> None:
     """Runs one command line: configuration, data, plan, model, fit, report, export.
 
@@ -52,10 +58,7 @@ def main(argv: Sequence[str], exporter: Exporter) -> None:
       argv: the arguments, without the program's name.
       exporter: of `serving`.
     """
-    configs = {name: entry.config_class for name, entry in MODELS.items()}
-    run, options = parse_run(
-        argv, RunConfig, configs, removed=REMOVED, prog="train.py", description=__doc__
-    )
+    run, options = parse(argv, command_line(), prog="train.py", description=__doc__)
     if run.load_checkpoint_path is not None:
         find_checkpoint(run.load_checkpoint_path)  # a mistyped path fails before the long imports
     if run.export_dir is not None:

@@ -40,11 +40,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lookback.core.errors import UserError  # noqa: E402
-from lookback.core.options import parse_run  # noqa: E402
-from lookback.models import MODELS  # noqa: E402
-from lookback.training.config import RunConfig  # noqa: E402
+from lookback.core.options import parse  # noqa: E402
 from lookback.training.parallel.launch import Job, run_job  # noqa: E402
-from lookback.training.removed import REMOVED  # noqa: E402
+from lookback.training.run import command_line  # noqa: E402
 
 RENAMED = {"data_path": "dataset_dir", "batch_size": "global_batch_size"}
 SWITCHES = ("amp", "xla", "benchmark", "drop_remainder")
@@ -164,8 +162,7 @@ def main(arguments: Sequence[str]) -> int:
     request = read(arguments)
     ranks = request.ranks
     # Mistakes are said once, and at once, not by every process.
-    configs = {name: entry.config_class for name, entry in MODELS.items()}
-    parse_run(request.train, RunConfig, configs, removed=REMOVED)
+    parse(request.train, command_line())
     command = [sys.executable, str(ROOT / "train.py"), *request.train]
     if ranks == 1 and request.hosts is None:
         sys.stdout.flush()

@@ -124,9 +124,8 @@ def test_memory_of_pytorch():
 
 
 def test_options_of_neumf_by_world_size_are_those_of_train_py(tmp_path, monkeypatch):
-    from lookback.core.options import parse_run
-    from lookback.models import MODELS
-    from lookback.training.config import RunConfig
+    from lookback.core.options import parse
+    from lookback.training.run import command_line
 
     ran = []
     monkeypatch.setattr(
@@ -140,8 +139,7 @@ def test_options_of_neumf_by_world_size_are_those_of_train_py(tmp_path, monkeypa
     )
     args = argparse.Namespace(model_type="neumf", input=tmp_path)
     world_size._train(1, {**world_size._training(args, tmp_path), "micro_batches": 4})
-    configs = {name: entry.config_class for name, entry in MODELS.items()}
-    run, options = parse_run(ran[0][2:], RunConfig, configs)
+    run, options = parse(ran[0][2:], command_line())
     assert (run.model_type, run.optimizer, run.micro_batches) == ("neumf", "full_adam", 4)
     assert (run.beta1, options.layers) == (0.9, (64, 64, 32, 16))
 

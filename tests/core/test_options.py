@@ -4,12 +4,24 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from lookback.core.errors import UserError
-from lookback.core.options import options_of, parameter_table, parse, parse_run, save_yaml, to_yaml
+from lookback.core.options import (
+    Command,
+    CommandLine,
+    Program,
+    check_options,
+    continued,
+    option,
+    options_of,
+    parameter_table,
+    parse,
+    save_yaml,
+    to_yaml,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Deep:
+    scope: ClassVar[str] = "model"
     dims: tuple[int, ...] = dataclasses.field(default=(200, 80), metadata={"help": "100% dims"})
     rate: float | None = dataclasses.field(default=None, metadata={"none": (-1,)})
     search: Literal["soft", "hard"] = "soft"
@@ -42,15 +55,17 @@ class Deep:
 
 @dataclasses.dataclass(frozen=True)
 class Wide:
+    scope: ClassVar[str] = "model"
     width: int = 8
 
 
-MODELS = {"deep": Deep, "wide": Wide}
-REMOVED = {"affinity": "use taskset."}
+LINE = CommandLine(
+    (Run,), "model_type", {"deep": (Deep,), "wide": (Wide,)}, removed={"affinity": "use taskset."}
+)
 
 
 def run(*argv: str) -> tuple[Any, Any]:
-    return parse_run(argv, Run, MODELS, removed=REMOVED, prog="train.py")
+    return parse(argv, LINE, prog="train.py")
 
 
 def test_defaults_and_the_first_model():
@@ -204,7 +219,7 @@ def test_yaml_round_trip(tmp_path, argv):
 
 def test_help_lists_every_option_by_scope_and_ends_with_status_0(capsys):
     with pytest.raises(SystemExit) as stop:
-        run("--help")
+        run("--help-all")
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for name in {**options_of(Run), **options_of(Deep)}:
@@ -217,19 +232,164 @@ def test_help_lists_every_option_by_scope_and_ends_with_status_0(capsys):
 
 
 def test_parameter_table_has_a_row_for_each_option():
-    table = parameter_table(Run, MODELS)
+    table = parameter_table(LINE)
     assert "| datasets | `data` | Where the data is | required |" in table
     assert "| model | `search` |  (soft, hard) (only deep) | soft |" in table
     assert table.count("\n") == 2 + len({**options_of(Run), **options_of(Deep)})
 
 
+def test_help_lists_the_options_of_the_chosen_model_alone(capsys):
+    with pytest.raises(SystemExit):
+        run("--model_type", "wide", "--help", "--nonsense")
+    text = capsys.readouterr().out
+    assert "--width" in text
+    assert "--search" not in text
+    assert "--help-all lists all" in text
+    assert "(default: wide)" in " ".join(text.split())
+
+
 def test_parse_reads_one_or_several_classes():
-    (wide,) = parse(["--width", "2"], Wide)
+    (wide,) = parse(["--width", "2"], CommandLine((Wide,)))
     assert wide == Wide(2)
-    deep, wide = parse(["--width", "2"], Deep, Wide)
+    deep, wide = parse(["--width", "2"], CommandLine((Deep, Wide)))
     assert (deep.width, wide.width) == (2, 2)
     with pytest.raises(UserError, match=r"Did you mean --width\?"):
-        parse(["--widht", "2"], Wide)
+        parse(["--widht", "2"], CommandLine((Wide,)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    """Every bound, unit and way of writing."""
+
+    path: Path = option(help="what to read", positional=True)
+    share: float = option(0.5, help="a share", above=0, at_most=1)
+    count: int | None = option(None, help="a count", at_least=1, continued=True)
+    sizes: tuple[int, ...] = option((1, 64), help="sizes", at_least=1, below=1000)
+    memory: int = option(1 << 30, help="memory", unit="bytes", at_least=1)
+    entries: tuple[str, ...] = option((), help="entries", repeatable=True)
+    wait: float = option(1.0, help="a wait", unit="seconds")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def bounded(*argv: str) -> Bounded:
+    (config,) = parse(argv, CommandLine((Bounded,)), prog="bounded")
+    return config
+
+
+def test_positional_repeatable_and_sizes():
+    config = bounded("in.txt", "--memory", "2GB", "--entries", "a=1", "--entries", "b=2,c=3")
+    assert config.path == Path("in.txt")
+    assert config.memory == 2_000_000_000
+    assert config.entries == ("a=1", "b=2", "c=3")
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (("--share", "0"), r"--share: expected a number, above 0 and 1 or less, received 0"),
+        (("--share", "1.01"), r"--share: .* received 1\.01"),
+        (("--count", "0"), r"--count: expected an integer, 1 or more, or none, received 0"),
+        (("--count", "1_0"), r"--count: expected an integer"),
+        (("--count", "9" * 400), r"--count: .* received '9{79}\.\.\. \(402 characters\)"),
+        (("--sizes", "1,1000"), r"--sizes: .* 1 or more and below 1000, received 1000"),
+        (("--memory", "much"), r"expected a size above 0 like 80GB"),
+        (("--share", "1e999"), r"--share: expected a number"),
+    ],
+)
+def test_bounds_are_held_and_said(argv, text):
+    with pytest.raises(UserError, match=text):
+        bounded("in.txt", *argv)
+
+
+def test_a_missing_positional_is_named():
+    with pytest.raises(UserError, match=r"^PATH is required: what to read"):
+        bounded()
+
+
+def test_bounds_hold_for_configs_made_in_code():
+    with pytest.raises(UserError, match=r"share: expected a number, above 0"):
+        Bounded(Path("x"), share=-1.0)
+    assert continued(Bounded(Path("x"), count=3)) == {"count": 3}
+
+
+def test_help_says_bounds_units_and_positionals(capsys):
+    with pytest.raises(SystemExit):
+        bounded("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "usage: bounded PATH [--config FILE.yaml] [options]" in text
+    assert "--memory SIZE memory (default: 1GiB)" in text
+    assert "a wait (default: 1.0; in seconds)" in text
+
+
+def test_yaml_reads_numbers_as_people_write_them(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: d\nepochs: 010\n")
+    assert run("--config", str(file))[0].epochs == 10
+    file.write_text("data: d\nepochs: 1:30\n")
+    with pytest.raises(UserError, match=r"expected an integer, received '1:30'"):
+        run("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: &x d\nout: *x", r"aliases \(\*x\) are not read"),
+        ("data: " + "[" * 5000, "nested too deeply|not valid YAML"),
+        ("data: 2026-99-99", "not valid YAML|expected"),
+        ("? [a, b]\n: 1", "a key must be one word"),
+        ("data: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, text, message):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as refused:
+        run("--config", str(file))
+    assert len(str(refused.value)) < 2000
+
+
+def test_a_large_file_is_no_yaml_of_people(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"#" * (2 << 20))
+    with pytest.raises(UserError, match="at most 1,048,576 bytes"):
+        run("--config", str(file))
+
+
+def program(**runs) -> Program:
+    commands = {
+        name: Command(f"do {name}", CommandLine((Wide,)), function)
+        for name, function in runs.items()
+    }
+    return Program("prog", "Does things.", commands)
+
+
+def test_a_program_runs_its_commands(capsys):
+    ran = []
+    assert program(one=ran.append, two=ran.append).main(["two", "--width", "5"]) == 0
+    assert ran == [Wide(5)]
+    assert program(one=ran.append).main(["--help"]) == 0
+    assert "do one" in capsys.readouterr().out
+    assert program(one=ran.append).main(["one", "--help"]) == 0
+    assert "usage: prog one" in capsys.readouterr().out
+
+
+def test_a_program_says_what_is_wrong_in_a_line(capsys):
+    def refuse(_):
+        raise UserError("not so.")
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    three = program(refuse=refuse, interrupted=interrupted)
+    assert three.main(["refuse"]) == 2
+    assert capsys.readouterr().err == "error: not so.\n"
+    assert three.main(["refuze"]) == 2
+    assert "Did you mean refuse?" in capsys.readouterr().err
+    assert three.main(["interrupted"]) == 130
+    assert three.main([]) == 2
+    assert "expected a command" in capsys.readouterr().err
 
 
 def test_classes_that_cannot_be_options_are_refused():
@@ -244,7 +404,7 @@ def test_classes_that_cannot_be_options_are_refused():
     with pytest.raises(TypeError, match=r"Nested\.inner: an option cannot have the type"):
         options_of(Nested)
     with pytest.raises(TypeError, match="'width' with different types"):
-        parse([], Wide, Other)
+        parse([], CommandLine((Wide, Other)))
 
 
 def test_reading_options_loads_no_tensorflow():

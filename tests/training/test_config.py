@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from lookback.core import options
 from lookback.core.errors import UserError
-from lookback.core.options import options_of, parse_run
+from lookback.core.options import CommandLine, options_of
 from lookback.training.config import RunConfig
 from lookback.training.removed import REMOVED, removed_table
 
@@ -83,7 +84,8 @@ def config(**values: Any) -> RunConfig:
 
 def parse(*argv: str) -> RunConfig:
     argv = ("--dataset_dir", "d", *argv)
-    return parse_run(argv, RunConfig, {"any": AnyModel}, removed=REMOVED)[0]
+    line = CommandLine((RunConfig,), "model_type", {"any": (AnyModel,)}, removed=REMOVED)
+    return options.parse(argv, line)[0]
 
 
 def test_every_parameter_of_the_seed_is_here_or_has_a_replacement():

@@ -1,0 +1,32 @@
+"""Command lines and YAML files from frozen dataclasses: a field is an option, and nothing else is.
+
+A field ``lr: float = option(0.01, help="...", above=0)`` becomes ``--lr FLOAT`` on the command line
+and the key ``lr`` in a YAML file. `option` says what a field may declare about itself: its help,
+its bounds, its unit, its group. `CommandLine` joins dataclasses, among them those that one option's
+value brings in (as ``--model_type`` does with a model's own options), `parse` reads one, and
+`Program` has several under names.
+
+Plain Python: nothing here imports TensorFlow, so `--help` and typing errors answer at once.
+"""
+
+from __future__ import annotations
+
+from lookback.core.options.command_line import CommandLine, parse, save_yaml, to_yaml
+from lookback.core.options.help import parameter_table
+from lookback.core.options.option import Option, check_options, continued, option, options_of
+from lookback.core.options.program import Command, Program
+
+__all__ = [
+    "Command",
+    "CommandLine",
+    "Option",
+    "Program",
+    "check_options",
+    "continued",
+    "option",
+    "options_of",
+    "parameter_table",
+    "parse",
+    "save_yaml",
+    "to_yaml",
+]

@@ -1,0 +1,319 @@
+"""A command line: dataclasses joined, read from arguments and a YAML file, written as YAML."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_file
+from lookback.core.options.option import Option, options_of
+from lookback.core.yaml_files import read_yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What a command reads.
+
+    Two classes may have a field of the same name and type: it is one option, and both get its value
+    (the first class's default counts). A variant's class may have a class attribute `run_defaults`
+    (option -> value): defaults of other classes' options that it changes.
+
+    Attributes:
+      configs: dataclasses that every use of the command has.
+      chooser: option of theirs whose value brings in more; None if none does.
+      variants: that option's values -> the dataclasses it brings in; the first is the default.
+      choices: option -> allowed values, for choices that only the caller knows (a registry).
+      removed: names that users of older versions may still write -> the sentence that says what
+        replaces them.
+    """
+
+    configs: tuple[type, ...]
+    chooser: str | None = None
+    variants: Mapping[str, Sequence[type]] = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def shared(self) -> dict[str, Option]:
+        """The options that every use has, by name."""
+        choices = dict(self.choices)
+        if self.chooser is not None:
+            choices[self.chooser] = tuple(self.variants)
+        options = merge([options_of(config, choices=choices) for config in self.configs])
+        if self.chooser is not None and options[self.chooser].required:
+            first = next(iter(self.variants))
+            options[self.chooser] = dataclasses.replace(options[self.chooser], default=first)
+        return options
+
+    def own(self, variant: str) -> dict[str, Option]:
+        """The options that a variant brings in, by name."""
+        classes = self.variants[variant]
+        return merge([options_of(config, choices=self.choices) for config in classes])
+
+    def defaults(self, variant: str) -> dict[str, Any]:
+        """Defaults that a variant changes.
+
+        Raises:
+          TypeError: if there is no such option: a mistake in the class, not of the user.
+        """
+        changed: dict[str, Any] = {}
+        for config in self.variants[variant]:
+            changed |= getattr(config, "run_defaults", {})
+        unknown = sorted(set(changed) - {*self.shared(), *self.own(variant)})
+        if unknown:
+            raise TypeError(f"run_defaults of {variant}: the run has no {unknown[0]!r}")
+        return changed
+
+
+def parse(
+    argv: Sequence[str],
+    line: CommandLine,
+    *,
+    prog: str | None = None,
+    description: str | None = None,
+) -> tuple[Any, ...]:
+    """Reads a command line into one instance of each dataclass.
+
+    Defaults give way to `--config FILE.yaml`, which gives way to the arguments.
+
+    Args:
+      argv: the arguments, without the program's name.
+      line: what can be given.
+      prog: the program's name in `--help`.
+      description: one paragraph above the options in `--help`.
+
+    Returns:
+      Instances of `line.configs`, then of the dataclasses that the choice brings in.
+
+    Raises:
+      UserError: unknown, mistyped, missing or invalid options.
+      SystemExit: with status 0, after printing what `--help` or `--help-all` asks for.
+    """
+    shared = line.shared()
+    asked = next((word for word in argv if word in ("-h", "--help", "--help-all")), None)
+    if asked is not None:
+        from lookback.core.options.help import help_text  # rarely needed, and textwrap takes time
+
+        chosen = None if asked == "--help-all" else _chosen_for_help(argv, line, shared)
+        print(help_text(line, chosen, prog, description), end="")
+        raise SystemExit(0)
+    classes, options, chosen = line.configs, dict(shared), None
+    foreign: dict[str, str] = {}
+    if line.chooser is not None:
+        chosen = _choice(argv, line, shared)
+        classes = (*classes, *line.variants[chosen])
+        options = merge([shared, line.own(chosen)])
+        for name, value in line.defaults(chosen).items():
+            options[name] = dataclasses.replace(options[name], default=value)
+        foreign = _foreign(line, chosen, options)
+    values = _values(argv, options, line.removed, foreign)
+    return tuple(
+        config(**{field.name: values[field.name] for field in dataclasses.fields(config)})
+        for config in classes
+    )
+
+
+def to_yaml(*configs: Any, comments: Sequence[str] = ()) -> str:
+    """The configs as one flat YAML mapping that `--config` reads back to equal objects.
+
+    Args:
+      *configs: instances of config dataclasses; a field that several share is written once.
+      comments: a heading for each config.
+    """
+    lines: list[str] = []
+    seen: set[str] = set()
+    for index, config in enumerate(configs):
+        if index < len(comments):
+            lines.append(f"# {comments[index]}")
+        for name, option in options_of(type(config)).items():
+            if name in seen:
+                continue
+            seen.add(name)
+            value = yaml.safe_dump(
+                option.write(getattr(config, name)), default_flow_style=True, width=10**6
+            )
+            # A scalar's document ends in a line of dots.
+            lines.append(f"{name}: {value.removesuffix('...' + chr(10)).strip()}")
+    return "\n".join(lines) + "\n"
+
+
+def save_yaml(path: str | os.PathLike[str], *configs: Any, comments: Sequence[str] = ()) -> None:
+    """Writes `to_yaml` of the configs to `path`, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(to_yaml(*configs, comments=comments), encoding="utf-8")
+
+
+def merge(groups: Sequence[Mapping[str, Option]]) -> dict[str, Option]:
+    """Options of several classes as one mapping; of equal names the first counts.
+
+    Raises:
+      TypeError: if two of a name have different types: a mistake in the classes.
+    """
+    merged: dict[str, Option] = {}
+    for options in groups:
+        for name, option in options.items():
+            first = merged.setdefault(name, option)
+            if (first.kind, first.is_tuple) != (option.kind, option.is_tuple):
+                raise TypeError(
+                    f"two config classes define {name!r} with different types: "
+                    f"{first.metavar} and {option.metavar}"
+                )
+    return merged
+
+
+def _chosen_for_help(
+    argv: Sequence[str], line: CommandLine, shared: Mapping[str, Option]
+) -> str | None:
+    """The variant whose options are to be listed: who asks for help may have written anything."""
+    if line.chooser is None:
+        return None
+    try:
+        return _choice(argv, line, shared)
+    except UserError:
+        return str(shared[line.chooser].default)
+
+
+def _choice(argv: Sequence[str], line: CommandLine, shared: Mapping[str, Option]) -> str:
+    """The value of the option that brings in more."""
+    name = typing.cast(str, line.chooser)
+    chooser = shared[name]
+    words = [word for word in argv if word not in ("-h", "--help", "--help-all")]
+    written, _ = _read_argv(words, {name: chooser})
+    chosen = chooser.default
+    if "config" in written:
+        in_file = _read_config(written["config"])
+        if name in in_file:
+            chosen = chooser.read(in_file[name], f"{name} in {written['config']}")
+    if name in written:
+        chosen = chooser.read(written[name], f"--{name}")
+    return str(chosen)
+
+
+def _foreign(line: CommandLine, chosen: str, known: Mapping[str, Option]) -> dict[str, str]:
+    """What to say of options that other choices alone have."""
+    owners: dict[str, list[str]] = {}
+    for variant in line.variants:
+        for name in line.own(variant):
+            if name not in known:
+                owners.setdefault(name, []).append(variant)
+    return {
+        name: f"is an option of {', '.join(variants)}, not of {chosen}. Remove it, or choose "
+        f"--{line.chooser} {variants[0]}."
+        for name, variants in owners.items()
+    }
+
+
+def _values(
+    argv: Sequence[str],
+    options: Mapping[str, Option],
+    removed: Mapping[str, str],
+    foreign: Mapping[str, str],
+) -> dict[str, Any]:
+    """The value of every option: as written, as in the file, or its default."""
+    written, unknown = _read_argv(argv, options)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        if not word.startswith("-"):
+            raise UserError(f"unexpected argument {unknown[0]!r}: every value follows a --name.")
+        raise _unknown(word, "--", word.lstrip("-"), options, removed, foreign)
+
+    values = {}
+    if "config" in written:
+        path = written.pop("config")
+        for key, raw in _read_config(path).items():
+            if key not in options:
+                raise _unknown(f"key {key!r} in {path}", "", str(key), options, removed, foreign)
+            values[key] = options[key].read(raw, f"{key} in {path}")
+    for name, raw in written.items():
+        values[name] = options[name].read(raw, options[name].written)
+
+    for name, option in options.items():
+        if name not in values:
+            if option.required:
+                raise UserError(
+                    f"{option.written} is required: {option.help or option.expected}. "
+                    "Give it on the command line or in --config."
+                )
+            values[name] = option.default
+    return values
+
+
+def _unknown(
+    what: str,
+    dashes: str,
+    name: str,
+    known: Mapping[str, Option],
+    removed: Mapping[str, str],
+    foreign: Mapping[str, str],
+) -> UserError:
+    plain = name.replace("-", "_").lower()
+    if plain in foreign:
+        return UserError(f"{what} {foreign[plain]}")
+    if plain in removed:
+        return UserError(f"{what} is not needed here: {removed[plain]}")
+    positive = plain.removeprefix("no_")
+    close = difflib.get_close_matches(positive, [*known, "config"], n=1)
+    if close:
+        return UserError(f"unknown option: {what}. Did you mean {dashes}{close[0]}?")
+    close = difflib.get_close_matches(plain, list(foreign), n=1)
+    if close:
+        return UserError(
+            f"unknown option: {what}. Did you mean {dashes}{close[0]}? It {foreign[close[0]]}"
+        )
+    return UserError(f"unknown option: {what}. --help lists the options.")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser that raises where the original prints and exits."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}. --help lists the options.")
+
+
+def _read_argv(
+    argv: Sequence[str], options: Mapping[str, Option]
+) -> tuple[dict[str, Any], list[str]]:
+    """`(name -> raw value, arguments that no option claims)`."""
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config")
+    for option in options.values():
+        if option.positional:
+            continue
+        if option.kind is bool:
+            parser.add_argument(f"--{option.name}", action="store_true")
+            parser.add_argument(f"--no_{option.name}", action="store_false", dest=option.name)
+        else:
+            action = "append" if option.repeatable else "store"
+            parser.add_argument(f"--{option.name}", action=action)
+    found, rest = parser.parse_known_args(list(argv))
+    written = vars(found)
+    for option in options.values():
+        if option.repeatable and option.name in written:
+            written[option.name] = [
+                part for text in written[option.name] for part in text.split(",")
+            ]
+        if option.positional:
+            word = next((word for word in rest if not word.startswith("-")), None)
+            if word is not None:
+                rest.remove(word)
+                written[option.name] = word
+    return written, rest
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    content = read_yaml(path, f"--config {path}")
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(
+            f"--config {path}: expected lines of the form 'name: value', received a "
+            f"{type(content).__name__}."
+        )
+    return content

@@ -1,0 +1,389 @@
+"""A field of a config dataclass as an option: what it declares, how its values are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lookback.core.errors import UserError
+from lookback.core.sizes import parse_size
+
+_SCALARS: dict[type, tuple[str, str]] = {  # type -> (name in --help, words in an error)
+    int: ("INT", "an integer"),
+    float: ("FLOAT", "a number"),
+    str: ("TEXT", "text"),
+    Path: ("PATH", "a path"),
+}
+_SIZE = ("SIZE", "a size like 80GB, 40GiB or 1000000")
+_INTEGER = re.compile(r"[-+]?\d{1,30}")  # not all that int() takes: 1_0 is a mistake
+_SHOWN = 80  # characters of a wrong value
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    scope: str | None = None,
+    unit: str | None = None,
+    none: tuple[Any, ...] = (),
+    choices: Sequence[str] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    continued: bool = False,
+    positional: bool = False,
+    repeatable: bool = False,
+) -> Any:
+    """A field of a config dataclass that is an option.
+
+    Its annotation may be bool, int, float, str, Path, a Literal of strings, tuple[int|float|str,
+    ...], and any of them ``| None``, where None means absent.
+
+    Args:
+      default: its value where none is given; required without one.
+      help: one line for `--help` and the documents.
+      scope: the group under which it is listed; None: that of its class.
+      unit: of a number: "bytes" is read and shown as a size (80GB), others are only shown.
+      none: written values that mean None, for the sentinels of older command lines: with (-1,)
+        `--seed -1` is None. The word `none` (YAML: null) is so for every optional field.
+      choices: the allowed values, if the annotation is not a Literal.
+      at_least: bounds of a number, or of each number of a tuple.
+      above: likewise.
+      at_most: likewise.
+      below: likewise.
+      continued: whether a run that is continued must have the value of its beginning.
+      positional: on the command line it is a word of its own: no `--name` before it.
+      repeatable: a tuple whose values may be given one by one, `--name` before each.
+    """
+    given = {
+        "help": help,
+        "scope": scope,
+        "unit": unit,
+        "none": none,
+        "choices": choices,
+        "at_least": at_least,
+        "above": above,
+        "at_most": at_most,
+        "below": below,
+        "continued": continued,
+        "positional": positional,
+        "repeatable": repeatable,
+    }
+    return dataclasses.field(default=default, metadata=given)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What `option` and a field's annotation say together.
+
+    Attributes:
+      name: the field's name; the flag is `--name`, the YAML key is `name`.
+      kind: bool, int, float, str or Path; of a tuple, the type of its elements.
+      is_tuple: the value is a tuple of `kind`, written "200,80" or as a YAML list.
+      is_optional: None is allowed.
+      choices: the allowed values, or None if any value of the type will do.
+      default: the default value; `dataclasses.MISSING` if the option is required.
+      help: one line.
+      scope: the group under which the option is listed.
+      none: written values that mean None.
+      unit: of a number.
+      bounds: ("at_least" | "above" | "at_most" | "below", number), none to two of them.
+      continued: whether a continued run must have the same.
+      positional: whether it is written without a flag.
+      repeatable: whether its flag may come several times.
+    """
+
+    name: str
+    kind: type
+    is_tuple: bool
+    is_optional: bool
+    choices: tuple[str, ...] | None
+    default: Any
+    help: str
+    scope: str
+    none: tuple[Any, ...] = ()
+    unit: str | None = None
+    bounds: tuple[tuple[str, float], ...] = ()
+    continued: bool = False
+    positional: bool = False
+    repeatable: bool = False
+
+    @property
+    def required(self) -> bool:
+        """Whether a value must be given."""
+        return self.default is dataclasses.MISSING
+
+    @property
+    def written(self) -> str:
+        """How one writes it on the command line."""
+        return self.name.upper() if self.positional else f"--{self.name}"
+
+    @property
+    def metavar(self) -> str:
+        """The value's place holder in `--help`."""
+        if self.choices:
+            return "{" + ",".join(self.choices) + "}"
+        word = self._words[0]
+        return f"{word},{word},..." if self.is_tuple and not self.repeatable else word
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words, for error messages."""
+        if self.choices:
+            text = "one of " + ", ".join(self.choices)
+        elif self.kind is bool:
+            text = "true or false"
+        elif self.is_tuple:
+            text = f"{self._words[1]}, or several separated by commas"
+        else:
+            text = self._words[1]
+        text += self._bounds_in_words()
+        return f"{text}, or none" if self.is_optional else text
+
+    def read(self, raw: object, source: str) -> Any:
+        """The value that `raw` spells.
+
+        Args:
+          raw: text from the command line, or what YAML made of the file.
+          source: where it came from, for the error message.
+
+        Raises:
+          UserError: if it spells no value of this option.
+        """
+        if self.is_optional and (
+            raw is None or (isinstance(raw, str) and raw.strip().lower() == "none")
+        ):
+            return None
+        if any(str(raw) == str(sentinel) for sentinel in self.none):
+            return None
+        try:
+            value = self._convert(raw)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise UserError(
+                f"{source}: expected {self.expected}, received {_shortened(raw)}."
+                f"{self._suggestion(raw)}"
+            ) from None
+        if not isinstance(value, tuple) and value in self.none:
+            return None
+        self.check(value, source)
+        return value
+
+    def check(self, value: Any, source: str) -> None:
+        """Refuses a value out of bounds.
+
+        Args:
+          value: of the option's type.
+          source: names it in the error.
+
+        Raises:
+          UserError: naming what is expected.
+        """
+        if value is None or (self.kind is bool and not self.choices):
+            return
+        for element in value if isinstance(value, tuple) else (value,):
+            if self.choices and element not in self.choices:
+                raise UserError(
+                    f"{source}: expected {self.expected}, received {_shortened(element)}."
+                    f"{self._suggestion(element)}"
+                )
+            if self.bounds and not all(_holds(element, *bound) for bound in self.bounds):
+                raise UserError(
+                    f"{source}: expected {self.expected}, received {self.show(element)}."
+                )
+
+    def write(self, value: Any) -> Any:
+        """The value as YAML can hold it: tuples become lists, paths text."""
+        if isinstance(value, tuple):
+            return [self.write(element) for element in value]
+        return str(value) if isinstance(value, Path) else value
+
+    def show(self, value: Any) -> str:
+        """The value as one would write it on the command line, for tables and `--help`."""
+        if value is dataclasses.MISSING:
+            return "required"
+        if isinstance(value, tuple):
+            return ",".join(str(element) for element in value)
+        if value is not None and self.unit == "bytes":
+            return _shown_size(value)
+        return "none" if value is None else str(value)
+
+    @property
+    def _words(self) -> tuple[str, str]:
+        return _SIZE if self.unit == "bytes" else _SCALARS[self.kind]
+
+    def _bounds_in_words(self) -> str:
+        words = {"at_least": "{} or more", "above": "above {}", "at_most": "{} or less"}
+        texts = [words.get(name, "below {}").format(f"{bound:g}") for name, bound in self.bounds]
+        return f", {' and '.join(texts)}" if texts else ""
+
+    def _convert(self, raw: object) -> Any:
+        if self.is_tuple:
+            if isinstance(raw, str):
+                elements: Iterable[object] = [part for part in raw.split(",") if part.strip()]
+            elif isinstance(raw, list | tuple):
+                elements = raw
+            else:
+                elements = [raw]
+            return tuple(_scalar(self.kind, element) for element in elements)
+        if self.unit == "bytes" and isinstance(raw, str):
+            return self.kind(parse_size(raw, self.name))
+        value = _scalar(self.kind, raw)
+        if self.choices and value not in self.choices:
+            raise ValueError(value)
+        return value
+
+    def _suggestion(self, raw: object) -> str:
+        close = difflib.get_close_matches(str(raw), self.choices or (), n=1)
+        return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def options_of(
+    config_class: type,
+    *,
+    scope: str | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Option]:
+    """The options that a config dataclass defines, in the order of its fields.
+
+    Args:
+      config_class: a dataclass whose fields have the annotations that `option` lists.
+      scope: the group of fields that name none; None: the class attribute `scope`, else its name.
+      choices: field name -> allowed values, for choices that only the caller knows (a registry).
+
+    Raises:
+      TypeError: if a field cannot be an option: a mistake in the class, not of the user.
+    """
+    hints = typing.get_type_hints(config_class)
+    group = str(scope or getattr(config_class, "scope", config_class.__name__))
+    options = {}
+    for field in dataclasses.fields(config_class):
+        if not field.init:
+            continue
+        kind, is_tuple, is_optional, literal = _annotation(config_class, field.name, hints)
+        said = field.metadata
+        allowed = (choices or {}).get(field.name, said.get("choices") or literal)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        bounds = ("at_least", "above", "at_most", "below")
+        options[field.name] = Option(
+            name=field.name,
+            kind=kind,
+            is_tuple=is_tuple,
+            is_optional=is_optional,
+            choices=tuple(allowed) if allowed is not None else None,
+            default=default,
+            help=said.get("help", ""),
+            scope=str(said.get("scope") or group),
+            none=tuple(said.get("none", ())),
+            unit=said.get("unit"),
+            bounds=tuple((b, said[b]) for b in bounds if said.get(b) is not None),
+            continued=said.get("continued", False),
+            positional=said.get("positional", False),
+            repeatable=said.get("repeatable", False),
+        )
+    return options
+
+
+def check_options(config: Any) -> None:
+    """Refuses field values out of the bounds they declare; for a config's `__post_init__`.
+
+    Raises:
+      UserError: naming the field, what it may be and what came.
+    """
+    for name, found in options_of(type(config)).items():
+        found.check(getattr(config, name), name)
+
+
+def continued(*configs: Any) -> dict[str, Any]:
+    """Values of the options that a continued run must share with its beginning, by name."""
+    return {
+        name: getattr(config, name)
+        for config in configs
+        for name, found in options_of(type(config)).items()
+        if found.continued
+    }
+
+
+def _holds(value: Any, name: str, bound: float) -> bool:
+    if name == "at_least":
+        return bool(value >= bound)
+    if name == "above":
+        return bool(value > bound)
+    return bool(value <= bound) if name == "at_most" else bool(value < bound)
+
+
+def _annotation(
+    config_class: type, name: str, hints: Mapping[str, Any]
+) -> tuple[type, bool, bool, tuple[str, ...] | None]:
+    """`(kind, is_tuple, is_optional, choices)` of a field's annotation."""
+    hint = hints[name]
+    is_optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        arms = [arm for arm in typing.get_args(hint) if arm is not type(None)]
+        is_optional = len(arms) < len(typing.get_args(hint))
+        hint = arms[0] if len(arms) == 1 else hint
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        if all(isinstance(choice, str) for choice in choices):
+            return str, False, is_optional, choices
+    if typing.get_origin(hint) is tuple:
+        elements = typing.get_args(hint)
+        if len(elements) == 2 and elements[1] is Ellipsis and elements[0] in (int, float, str):
+            return elements[0], True, is_optional, None
+    if hint is bool:
+        return bool, False, is_optional, None
+    if hint in _SCALARS:
+        return hint, False, is_optional, None
+    raise TypeError(
+        f"{config_class.__name__}.{name}: an option cannot have the type {hints[name]}; `option` "
+        "lists those that it can"
+    )
+
+
+def _scalar(kind: type, raw: object) -> Any:
+    if kind is bool:
+        if isinstance(raw, bool):
+            return raw
+        return {"true": True, "false": False}[str(raw).lower()] if isinstance(raw, str) else _bad()
+    if isinstance(raw, bool) or raw is None:
+        return _bad()
+    if kind is int:
+        if isinstance(raw, str) and not _INTEGER.fullmatch(raw.strip()):
+            return _bad()
+        return int(raw) if isinstance(raw, int | str) else _bad()
+    if kind is float:
+        if isinstance(raw, str) and "_" in raw:
+            return _bad()
+        value = float(raw) if isinstance(raw, int | float | str) else _bad()
+        return value if math.isfinite(value) else _bad()
+    if kind is Path:
+        if not isinstance(raw, str) or not raw or "\0" in raw:
+            return _bad()
+        return Path(raw)
+    # A YAML number where text is expected is what the user wrote without quotes: `name: 3`.
+    return str(raw) if isinstance(raw, str | int | float) else _bad()
+
+
+def _bad() -> typing.NoReturn:
+    raise ValueError
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"
+
+
+def _shown_size(value: float) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("GB", 10**9), ("MB", 10**6)):
+        if value >= scale and value % scale == 0:
+            return f"{value // scale:.0f}{unit}"
+    return f"{value:.0f}"

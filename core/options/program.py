@@ -1,0 +1,112 @@
+"""A program of several commands, each with options from dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lookback.core.errors import UserError
+from lookback.core.options.command_line import CommandLine, parse
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT."""
+
+_CLOSED_PIPE = 141  # 128 + SIGPIPE, as if the system had ended the process
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command of a program.
+
+    Attributes:
+      help: one line.
+      line: its options.
+      run: does the work; called with the instances that `parse` gives.
+      description: the paragraph above its options; None: `help` as a sentence.
+    """
+
+    help: str
+    line: CommandLine
+    run: Callable[..., None]
+    description: str | None = None
+
+    @property
+    def paragraph(self) -> str:
+        """What `--help` says first."""
+        return self.description or f"{self.help[0].upper()}{self.help[1:]}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Commands under names.
+
+    Attributes:
+      prog: how one calls it, such as "python -m workflows".
+      description: one paragraph.
+      commands: by name.
+    """
+
+    prog: str
+    description: str
+    commands: Mapping[str, Command]
+
+    def main(self, arguments: Sequence[str], prog: str | None = None) -> int:
+        """Runs a command line; gives the exit status: 2 for what the user can put right.
+
+        Args:
+          arguments: without the program's name.
+          prog: how it was called, if not as `prog`.
+        """
+        return guarded(lambda: self._run(list(arguments), prog or self.prog))
+
+    def _run(self, arguments: list[str], prog: str) -> None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(self._help(prog), end="")
+            if not arguments:
+                raise UserError(f"expected a command, one of {', '.join(self.commands)}.")
+            return
+        name, *rest = arguments
+        if name not in self.commands:
+            close = difflib.get_close_matches(name, self.commands, n=1)
+            hint = f" Did you mean {close[0]}?" if close else f" `{prog} --help` lists them."
+            raise UserError(f"{prog} has no command {name!r}.{hint}")
+        command = self.commands[name]
+        try:
+            configs = parse(
+                rest, command.line, prog=f"{prog} {name}", description=command.paragraph
+            )
+        except SystemExit:  # --help is answered
+            return
+        command.run(*configs)
+
+    def _help(self, prog: str) -> str:
+        width = max(map(len, self.commands))
+        lines = [f"usage: {prog} COMMAND [options]", "", self.description, "", "commands:"]
+        lines += [f"  {name:<{width}}  {c.help}" for name, c in self.commands.items()]
+        return "\n".join([*lines, "", f"{prog} COMMAND --help lists a command's options.", ""])
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Runs a door's work; gives its exit status, and one line for what the user can put right.
+
+    Args:
+      work: what the door does.
+    """
+    try:
+        work()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing that was being written is left behind", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python would report it once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED_PIPE
+    return 0

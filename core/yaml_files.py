@@ -1,0 +1,116 @@
+"""YAML that people write: read strictly, so that what was meant is what is understood.
+
+YAML 1.1, which PyYAML reads, takes 010 for 8 and 1:30 for 90, the last of two equal keys, and lets
+a few lines stand for gigabytes by aliases. Here whole numbers are decimal, a key comes once, and
+there are no aliases.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lookback.core.errors import UserError
+
+MOST_BYTES = 1 << 20
+"""Of a file; what people write is far smaller."""
+
+_SHOWN = 300  # characters of a parser's message
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
+_INTEGER_TAG = "tag:yaml.org,2002:int"
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_FLOAT = re.compile(
+    r"""[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$
+      |[-+]?[0-9]+[eE][-+]?[0-9]+$
+      |[-+]?\.(inf|Inf|INF)$
+      |\.(nan|NaN|NAN)$""",
+    re.VERBOSE,
+)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without its surprises; see the module."""
+
+    # Of all resolvers but those of numbers, and of numbers only YAML 1.2's.
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own attribute)
+        first: [(tag, form) for tag, form in forms if tag not in (_INTEGER_TAG, _FLOAT_TAG)]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"aliases (*{event.anchor}) are not read", event.start_mark
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool | None):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be one word or number", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(_INTEGER_TAG, _INTEGER, list("-+0123456789"))
+_StrictLoader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """What a YAML text holds: mappings, lists, text, numbers, true, false and null.
+
+    Args:
+      text: of the file.
+      source: names it in errors.
+
+    Raises:
+      UserError: naming `source`, the line and what is wrong with it.
+    """
+    try:
+        # Not the unsafe load: _StrictLoader is a SafeLoader.
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{source} is not valid YAML: {said[:_SHOWN]}") from None
+    except RecursionError:
+        raise UserError(f"{source} is not valid YAML for us: it is nested too deeply.") from None
+    except ValueError as error:  # such as a date that does not exist, or too many digits
+        raise UserError(f"{source} is not valid YAML: {str(error)[:_SHOWN]}.") from None
+
+
+def read_yaml(path: str | Path, source: str | None = None) -> Any:
+    """What a YAML file holds; see `load_yaml`.
+
+    Args:
+      path: of the file.
+      source: names it in errors; None: its path.
+
+    Raises:
+      UserError: if it cannot be read, is larger than `MOST_BYTES`, or is not YAML.
+    """
+    source = source or str(path)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(
+                f"{source}: expected a YAML file of at most {MOST_BYTES:,} bytes, as people write, "
+                "received a larger one."
+            )
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: expected a YAML file, but {error}.") from None
+    return load_yaml(text, source)
