@@ -6,6 +6,8 @@
                         directories for results under the same paths
   --network_interface I the one by which the machines reach each other; it has the same name on all
                         of them (default: one is looked for)
+  --env NAME,NAME       environment variables that the processes get besides those that they read
+                        (training/parallel/environment.py)
   --bind cores|none     cores (default): each process runs on its share of its machine's cores
 
 Options of NVIDIA's SIM script; each has train.py's default:
@@ -58,6 +60,7 @@ class Request:
       hosts: as horovodrun reads it; None: this machine.
       bind: see `training.parallel.launch.Job`.
       interface: see `training.parallel.launch.Job`.
+      variables: see `training.parallel.launch.Job`.
       train: arguments of train.py.
     """
 
@@ -65,6 +68,7 @@ class Request:
     hosts: str | None = None
     bind: Literal["cores", "none"] = "cores"
     interface: str | None = None
+    variables: list[str] = dataclasses.field(default_factory=list)
     train: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -100,7 +104,7 @@ def read(arguments: Sequence[str]) -> Request:
                 value = rest.pop(0)
             request.train += switch(name, value or "1")
             continue
-        if name not in ("np", "gpus", "hosts", "bind", "network_interface", *RENAMED):
+        if name not in ("np", "gpus", "hosts", "bind", "network_interface", "env", *RENAMED):
             request.train.append(argument)
             continue
         if not equals:
@@ -116,6 +120,8 @@ def read(arguments: Sequence[str]) -> Request:
             request.hosts = value
         elif name == "network_interface":
             request.interface = value
+        elif name == "env":
+            request.variables += value.split(",")
         elif value in ("cores", "none"):
             request.bind = cast(Literal["cores", "none"], value)
         else:
@@ -167,7 +173,9 @@ def main(arguments: Sequence[str]) -> int:
     if ranks == 1 and request.hosts is None:
         sys.stdout.flush()
         os.execv(command[0], command)
-    return run_job(Job(command, ranks, request.hosts, request.bind, request.interface))
+    return run_job(
+        Job(command, ranks, request.hosts, request.bind, request.interface, request.variables)
+    )
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ while [[ $# -gt 0 ]]; do
     *) [[ -z ${{host:-}} ]] || break; host=$1; shift ;;
   esac
 done
-setsid {enter} sh -c "$*" &
+setsid {enter} sh -c "$*" <&0 &
 wait $!
 """
 

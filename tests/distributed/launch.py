@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -136,15 +137,21 @@ def run_script(ranks: int, script: Path, *arguments: str | Path) -> Result:
 
 
 def start_script(
-    ranks: int, script: Path, *arguments: str | Path, cwd: Path = ROOT, **environment: str
+    ranks: int,
+    script: Path,
+    *arguments: str | Path,
+    cwd: Path = ROOT,
+    before: Sequence[str] = (),
+    job: Mapping[str, Any] = {"bind": "none"},
+    **environment: str,
 ) -> Started:
     """Starts a program as run_model.sh starts train.py."""
-    job = (
+    code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
         "from lookback.training.parallel.launch import Job, run_job; "
-        f"sys.exit(run_job(Job(sys.argv[1:], {ranks}, bind='none')))"
+        f"sys.exit(run_job(Job(sys.argv[1:], {ranks}, **{dict(job)!r})))"
     )
-    command = (sys.executable, "-c", job, sys.executable, str(script))
+    command = (*before, sys.executable, "-c", code, sys.executable, str(script))
     return Started(*command, *arguments, cwd=cwd, **environment)
 
 

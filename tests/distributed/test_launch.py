@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -42,11 +43,13 @@ def script() -> ModuleType:
         ("--mode train --lr=0.1 --plan p", 1, "--mode train --lr=0.1 --plan p"),
         ("--np 2 --network_interface eth1 --seed 3", 2, "--seed 3"),
         ("--np 2 -- --np 3 --amp 1", 2, "--np 3 --amp 1"),
+        ("--env A,B --np 2 --env=C", 2, ""),
     ],
 )
 def test_options_of_nvidias_script_and_of_train(script, written, ranks, train):
     request = script.read(written.split())
     assert (request.ranks, request.train) == (ranks, train.split())
+    assert request.variables == (["A", "B", "C"] if "--env" in written else [])
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,7 @@ def test_options_of_nvidias_script_and_of_train(script, written, ranks, train):
         ("--hosts h1", "--hosts: expected HOST:SLOTS,HOST:SLOTS, such as node1:4,node2:4"),
         ("--hosts h1:4,h2:0", "received 'h2:0'"),
         ("--hosts h1:2,h2:2 --np 5", "--np: expected at most the 4 slots of --hosts"),
+        ("--env", "--env: expected a value, received none"),
     ],
 )
 def test_mistakes_say_what_was_expected(script, written, says):
@@ -163,6 +167,32 @@ def test_a_program_that_fails_and_one_that_ends_well(launch, tmp_path):
     assert "horovodrun" not in failed.stdout
 
 
+def write_to(port: int, key: str, body: bytes) -> int:
+    """Writes to a store as anybody can; returns the HTTP status."""
+    url = f"http://127.0.0.1:{port}/lookback/{key}"
+    with urlopen(Request(url, data=body, method="PUT"), timeout=5) as answer:
+        return answer.status
+
+
+def read_from(port: int, key: str) -> bytes:
+    """Reads what a store has."""
+    with urlopen(f"http://127.0.0.1:{port}/lookback/{key}", timeout=5) as answer:
+        return answer.read()
+
+
+def test_a_note_is_sealed_as_rfc_2104_says():
+    # Outer and inner hash, in full.
+    import hashlib
+
+    def sha256(data: bytes) -> bytes:
+        return hashlib.sha256(data).digest()
+
+    key = b"secret".ljust(64, b"\0")
+    inner = sha256(bytes(byte ^ 0x36 for byte in key) + b"error\n{}")
+    expected = sha256(bytes(byte ^ 0x5C for byte in key) + inner)
+    assert Bulletin("127.0.0.1", 1, "secret")._seal("error", b"{}") == expected
+
+
 def test_notes_outlive_who_wrote_them(monkeypatch):
     from horovod.runner.http.http_server import RendezvousServer
 
@@ -171,6 +201,7 @@ def test_notes_outlive_who_wrote_them(monkeypatch):
     server.init([])
     monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", "127.0.0.1")
     monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_PORT", str(port))
+    monkeypatch.setenv("LOOKBACK_SECRET", "open sesame")
     bulletin = Bulletin.of_this_process()
     assert bulletin is not None
     assert bulletin.get("error") is None
@@ -178,6 +209,16 @@ def test_notes_outlive_who_wrote_them(monkeypatch):
     assert bulletin.get("error") == {"rank": 1, "text": "ü"}
     with pytest.raises(TimeoutError, match="here-1"):
         bulletin.meet(0, 2, seconds=0.2)
+    assert not bulletin.found_strange
+    # Notes of who does not know the secret, without a seal, and one that was moved, are none.
+    Bulletin("127.0.0.1", port, "open rye").put("here-1", {})
+    assert bulletin.get("here-1") is None
+    assert bulletin.found_strange
+    assert write_to(port, "here-1", b"{}") == 200
+    assert bulletin.get("here-1") is None
+    assert write_to(port, "stop", read_from(port, "error")) == 200
+    assert bulletin.get("stop") is None
+    assert bulletin.get("error") is not None
     bulletin.put("here-1", {})
     bulletin.meet(0, 2, seconds=0.2)
     bulletin.meet(1, 2, seconds=0.2)

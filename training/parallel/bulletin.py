@@ -2,10 +2,15 @@
 
 They lie in the key-value store of horovodrun, through which its processes find each other: where
 one of them dies, the store still says why. Plain HTTP, so that a launcher can use it, too.
+
+Whoever reaches the store may write to it. So a note carries its HMAC-SHA256 (RFC 2104) under a
+secret that scripts/run_model.sh draws for each run and its processes find in their environment.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import http.client
 import json
 import os
@@ -17,10 +22,13 @@ ERROR = "error"
 """Key of the first error: {"rank": int, "text": str, "status": int}, the status being its exit's"""
 STOP = "stop"
 """Key of the launcher's request to save a checkpoint and end."""
+SECRET = "LOOKBACK_SECRET"
+"""Name of the environment variable."""
 
 _SCOPE = "lookback"  # of the store
 _HERE = "here-"  # key of a rank, by its number, that has started
 _ALL_HERE = "all-here"
+_SEAL_BYTES = hashlib.sha256().digest_size
 _SECONDS_BETWEEN_LOOKS = 0.1
 _TIMEOUT = 5.0  # seconds; the store is a thread of the launcher, and its answers are bytes
 
@@ -30,10 +38,18 @@ class NoLauncherError(Exception):
 
 
 class Bulletin:
-    """The store of one launcher."""
+    """The store of one launcher.
 
-    def __init__(self, host: str, port: int) -> None:
+    Attributes:
+      secret: of the run; "" where there is none (horovodrun without run_model.sh): then notes of
+        strangers look like others.
+      found_strange: whether a note of a stranger has been found, and ignored.
+    """
+
+    def __init__(self, host: str, port: int, secret: str) -> None:
         """Knows where the store is; connects at each call."""
+        self.secret = secret
+        self.found_strange = False
         self._address = (host, port)
 
     @classmethod
@@ -41,7 +57,8 @@ class Bulletin:
         """The store of the launcher that started this process; None if it has none."""
         host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
         port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
-        return None if host is None or port is None else cls(host, int(port))
+        secret = os.environ.get(SECRET, "")
+        return None if host is None or port is None else cls(host, int(port), secret)
 
     def put(self, key: str, note: Mapping[str, Any]) -> None:
         """Leaves a note, in place of an earlier one of that key.
@@ -50,12 +67,19 @@ class Bulletin:
           NoLauncherError: if the launcher has ended.
           OSError: if it cannot be reached.
         """
-        self._request("PUT", key, json.dumps(note).encode())
+        text = json.dumps(note).encode()
+        self._request("PUT", key, self._seal(key, text) + text)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The note of that key; None if nobody left one. Errors are those of `put`."""
         body = self._request("GET", key)
-        return None if body is None else dict(json.loads(body))
+        if body is None:
+            return None
+        seal, text = body[:_SEAL_BYTES], body[_SEAL_BYTES:]
+        if not hmac.compare_digest(seal, self._seal(key, text)):
+            self.found_strange = True
+            return None
+        return dict(json.loads(text))
 
     def meet(self, rank: int, size: int, seconds: float) -> None:
         """Waits until all ranks have called this.
@@ -74,6 +98,11 @@ class Bulletin:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         if rank == 0:
             self.put(_ALL_HERE, {})
+
+    def _seal(self, key: str, text: bytes) -> bytes:
+        """Under another key, the same text has another seal: nobody can move it."""
+        message = f"{key}\n".encode() + text
+        return hmac.digest(self.secret.encode(), message, hashlib.sha256)
 
     def _request(self, method: str, key: str, body: bytes | None = None) -> bytes | None:
         connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT)

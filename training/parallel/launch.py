@@ -17,10 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Literal
 
-from lookback.training.parallel.bulletin import ERROR, STOP, Bulletin, NoLauncherError
+from lookback.training.parallel.bulletin import ERROR, SECRET, STOP, Bulletin, NoLauncherError
+from lookback.training.parallel.environment import handed_over
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
-START_RANK = Path(__file__).resolve().parents[2] / "scripts" / "lib" / "start_rank.sh"
+_LIB = Path(__file__).resolve().parents[2] / "scripts" / "lib"
+_HOROVODRUN = _LIB / "horovodrun.py"
+_START_RANK = _LIB / "start_rank.sh"
 
 _OF_A_RANK = re.compile(r"\[(\d+)\]<(?:stdout|stderr)>:(.*)", re.DOTALL)
 _END_OF_A_RANK = re.compile(r"Process (\d+) exit with status code (-?\d+)\.")
@@ -28,12 +31,6 @@ _SAID_BY_US = "Terminating remaining workers after failure of Process"
 _SIGNS_OF_A_TRACEBACK = ("Traceback (most recent call last)", "Exception in thread")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SECONDS_TO_DRAIN = 10.0
-# horovodrun would import TensorFlow in a process of its own, for 5 seconds, to learn that Horovod
-# was built with Gloo (horovod/common/util.py, gloo_built). If not, each process says so.
-_HOROVODRUN = (
-    "from horovod.runner import launch; launch.gloo_built = lambda verbose: True; "
-    "launch.run_commandline()"
-)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -47,6 +44,8 @@ class Job:
       hosts: where, as horovodrun reads it: "h1:4,h2:4"; None: all on this machine.
       bind: cores: each process runs on its share of its machine's cores; none: on any.
       interface: network interface that all machines have; None: horovodrun looks for one.
+      variables: names of environment variables that the processes get besides those of
+        `training.parallel.environment`.
     """
 
     command: Sequence[str]
@@ -54,6 +53,7 @@ class Job:
     hosts: str | None = None
     bind: Literal["cores", "none"] = "cores"
     interface: str | None = None
+    variables: Sequence[str] = ()
 
 
 def run_job(job: Job) -> int:
@@ -64,10 +64,13 @@ def run_job(job: Job) -> int:
 
     Returns:
       0, or the exit status of the process that failed first.
+
+    Raises:
+      UserError: if a variable that the processes should get is not there.
     """
-    announcement = secrets.token_hex(8)
-    horovodrun = _start(job, announcement)
-    listener = _Listener(announcement)
+    announcement, secret = secrets.token_hex(8), secrets.token_hex(32)
+    horovodrun = _start(job, announcement, secret)
+    listener = _Listener(announcement, secret)
     threads = [
         threading.Thread(target=listener.listen, args=pair, daemon=True)
         for pair in ((horovodrun.stdout, sys.stdout), (horovodrun.stderr, sys.stderr))
@@ -80,15 +83,20 @@ def run_job(job: Job) -> int:
     return _report(listener, horovodrun.returncode)
 
 
-def _start(job: Job, announcement: str) -> subprocess.Popen[str]:
+def _start(job: Job, announcement: str, secret: str) -> subprocess.Popen[str]:
     hosts = [] if job.hosts is None else ["-H", job.hosts, "--disable-cache"]
     # The cache would hold for an hour which machines could be reached, and through what.
     interface = [] if job.interface is None else ["--network-interfaces", job.interface]
-    environment = {**os.environ, "LOOKBACK_ANNOUNCEMENT": announcement}
+    for_ssh = () if job.hosts is None else {"SSH_AUTH_SOCK"} & set(os.environ)
+    environment = {
+        **handed_over(os.environ, [*job.variables, *for_ssh]),
+        "LOOKBACK_ANNOUNCEMENT": announcement,
+        SECRET: secret,
+    }
     return subprocess.Popen(
         [
-            *(sys.executable, "-c", _HOROVODRUN, "--gloo", "-np", str(job.ranks)),
-            *(*hosts, *interface, str(START_RANK), job.bind, *job.command),
+            *(sys.executable, str(_HOROVODRUN), "--gloo", "-np", str(job.ranks)),
+            *(*hosts, *interface, str(_START_RANK), job.bind, *job.command),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -120,11 +128,12 @@ class _Listener:
       complaint: the last line of horovodrun's own traceback.
     """
 
-    def __init__(self, announcement: str) -> None:
+    def __init__(self, announcement: str, secret: str) -> None:
         self.bulletin: Bulletin | None = None
         self.first_end: tuple[int, int] | None = None
         self.complaint = ""
         self._announcement = announcement
+        self._secret = secret
         self._lock = threading.Lock()
 
     def listen(self, source: IO[str], sink: IO[str]) -> None:
@@ -152,7 +161,7 @@ class _Listener:
         if not text.startswith(self._announcement):
             return False
         _, host, port = text.split()
-        self.bulletin = Bulletin(host, int(port))
+        self.bulletin = Bulletin(host, int(port), self._secret)
         return True
 
     def _note_end(self, rank: int, status: int) -> None:

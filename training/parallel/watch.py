@@ -20,6 +20,10 @@ ADVICE = (
     "All processes have stopped. If checkpoints were saved, continue with --load_checkpoint_path."
 )
 
+_STRANGE = (
+    "warning: somebody who does not belong to this run writes to its store, and is ignored. "
+    "Horovod's own entries there are not protected: run on a network that strangers cannot reach."
+)
 _SECONDS_BETWEEN_LOOKS = 1.0
 _REFUSALS_OF_A_DEAD_LAUNCHER = 5  # in a row
 _SECONDS_TO_END = 3.0
@@ -48,6 +52,8 @@ class Watch:
     """Tells the others of an error here, and hears of theirs.
 
     Without a bulletin (a launcher that is not horovodrun) it knows nothing and does nothing.
+    Without a secret (horovodrun by itself) it hears of the launcher's end only, as anybody on the
+    network could write all else. horovodrun then ends the others, and who failed has said why.
     """
 
     def __init__(self, bulletin: Bulletin | None) -> None:
@@ -55,6 +61,7 @@ class Watch:
         self.rank = int(os.environ.get("HOROVOD_RANK", "0"))
         self._bulletin = bulletin
         self._over = threading.Event()
+        self._warned = self.rank != 0
         if bulletin is not None:
             threading.Thread(target=self._listen, args=(bulletin,), daemon=True).start()
 
@@ -88,12 +95,17 @@ class Watch:
             return None
 
     def _look(self, bulletin: Bulletin) -> Ending | None:
-        error = bulletin.get(ERROR)
+        error, stop = bulletin.get(ERROR), bulletin.get(STOP)
+        if not bulletin.secret:
+            return None
+        if bulletin.found_strange and not self._warned:
+            self._warned = True
+            print(_STRANGE, file=sys.stderr, flush=True)
         if error is not None and error["rank"] != self.rank:
             return Ending(
                 error["status"], f"rank {error['rank']} failed: {error['text']}\n{ADVICE}"
             )
-        return None if bulletin.get(STOP) is None else Ending(TERMINATED_EXIT_STATUS)
+        return None if stop is None else Ending(TERMINATED_EXIT_STATUS)
 
     def _listen(self, bulletin: Bulletin) -> None:
         refusals = 0
