@@ -5,7 +5,8 @@
                         a password, and they see this checkout, its .venv, the dataset and the
                         directories for results under the same paths
   --network_interface I the one by which the machines reach each other; it has the same name on all
-                        of them (default: one is looked for)
+                        of them (default: one is looked for, which docs/network.md advises against
+                        where others have accounts)
   --env NAME,NAME       environment variables that the processes get besides those that they read
                         (training/parallel/environment.py)
   --bind cores|none     cores (default): each process runs on its share of its machine's cores

@@ -6,17 +6,21 @@ The program waits and listens as train.py does, without TensorFlow.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+from horovod.runner.common.util.hosts import SlotInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "hunter2-not-for-ps"
@@ -201,3 +205,36 @@ def test_horovodrun_by_itself_tells_nobody_and_hears_nobody(launch, program, tmp
     assert "error: the disk is full" in result.stderr  # who failed says it
     assert "a stranger says so" not in result.stderr
     assert not started.left_over()
+
+
+@pytest.fixture(scope="module")
+def wrapped() -> ModuleType:
+    """scripts/lib/horovodrun.py."""
+    path = ROOT / "scripts" / "lib" / "horovodrun.py"
+    spec = importlib.util.spec_from_file_location("wrapped_horovodrun", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_shell_sets_variables_without_starting_env(wrapped):
+    slot = SlotInfo("here", rank=1, local_rank=0, cross_rank=1, size=2, local_size=1, cross_size=2)
+    written = wrapped.slot_info_to_command_fn("/bin/sh -c 'echo \"$A\"'", {"A": "it's; $HOME"})(
+        slot
+    )
+    ran = subprocess.run(
+        ["/bin/sh", "-c", written], env={"PATH": ""}, capture_output=True, text=True, timeout=10
+    )
+    assert (ran.stdout, ran.stderr) == ("it's; $HOME\n", "")
+
+
+def test_a_remote_shell_without_input_fails(wrapped):
+    def run(text: str) -> subprocess.CompletedProcess:
+        words = ["/bin/sh", "-c", wrapped.EVALUATE_INPUT]
+        return subprocess.run(words, input=text, capture_output=True, text=True, timeout=10)
+
+    assert run("echo 'a b'; exit 3").stdout == "a b\n"
+    assert run("echo 'a b'; exit 3").returncode == 3
+    assert run("").returncode != 0
+    assert "expected from ssh, which passed no input on" in run("").stderr
