@@ -190,11 +190,11 @@ def differing_columns(ours: Path, spark: Path) -> list[str]:
 def _our_vocabulary(file: Path) -> Vocabulary:
     """Value, id and count, by value; the key of 8 hexadecimal digits is their number."""
     import numpy as np
-    import pyarrow as pa
 
-    with pa.memory_map(str(file)) as source:
-        table = pa.ipc.open_file(source).read_all()
-        key, number, count = (table[name].to_numpy() for name in ("key", "id", "count"))
+    from lookback.core.arrow_files import map_arrow
+
+    table = map_arrow(file)
+    key, number, count = (table[name].to_numpy() for name in ("key", "id", "count"))
     key = key.astype(np.int64)
     order = np.argsort(key)
     return key[order], number[order].astype(np.int64), count[order].astype(np.int64)
@@ -202,11 +202,12 @@ def _our_vocabulary(file: Path) -> Vocabulary:
 
 def _spark_vocabulary(directory: Path) -> Vocabulary:
     import numpy as np
-    import pyarrow.parquet as pq
+
+    from lookback.core.arrow_files import read_parquet
 
     if not directory.exists():  # Spark writes no partition for a column without known values
         return (np.zeros(0, np.int64),) * 3
-    table = pq.ParquetDataset(directory).read(columns=["value", "id", "count"])
+    table = read_parquet(directory, ["value", "id", "count"])
     key = np.array([int(text, 16) for text in table["value"].to_pylist()], np.int64)
     order = np.argsort(key)
     number, count = (table[name].to_numpy().astype(np.int64) for name in ("id", "count"))

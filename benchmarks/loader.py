@@ -277,12 +277,13 @@ def _merlin(directory: Path, rows: int, cache_dir: Path | None) -> Callable[[], 
     from merlin.loader.tensorflow import Loader
 
     from lookback.benchmarks.data import cached
+    from lookback.core.arrow_files import open_parquet
     from lookback.core.files import atomic_file
 
     file = cached("merlin", {"source": directory.name, "rows": rows}, cache_dir)
     file = file.with_suffix(".parquet")
     if not file.exists():
-        with pq.ParquetFile(directory / "train" / "part.0.parquet") as source:
+        with open_parquet(directory / "train" / "part.0.parquet") as source:
             table = source.read_row_group(0).slice(0, rows)
         with atomic_file(file) as temporary:
             pq.write_table(table, temporary, compression="snappy")

@@ -12,9 +12,9 @@ import re
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from merlin.schema import ColumnSchema, Schema, Tags
 
+from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 
 SPLITS = ("train", "test")
@@ -82,7 +82,7 @@ def read_footers(path: Path, split: str) -> tuple[list[RowGroup], pa.Schema]:
     schema = None
     for file in files:
         try:
-            with pq.ParquetFile(file) as parquet:
+            with open_parquet(file) as parquet:
                 metadata, found = parquet.metadata, parquet.schema_arrow.remove_metadata()
         except (pa.ArrowException, OSError) as error:
             raise UserError(

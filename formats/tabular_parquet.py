@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from merlin.schema import Schema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
+from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats.features import table_rows
 from lookback.formats.tabular_rows import (
@@ -85,7 +86,7 @@ class TabularDataset:
             self._blocks[split] = _read_footers(self._path / split, expected, self.features)
             self._counts[split] = expected
         # Shared by the threads. A footer of 64 row groups of 40 columns is parsed in about 2 ms.
-        self._footer = functools.lru_cache(_FOOTERS_KEPT)(pq.read_metadata)
+        self._footer = functools.lru_cache(_FOOTERS_KEPT)(_read_footer)
 
     def num_rows(self, split: str) -> int:
         """Rows of a split.
@@ -126,7 +127,7 @@ class TabularDataset:
     def _decode(self, where: _Block) -> list[pa.ChunkedArray]:
         try:
             footer = self._footer(where.file)
-            with pq.ParquetFile(where.file, metadata=footer, memory_map=True) as file:
+            with open_parquet(where.file, metadata=footer, memory_map=True) as file:
                 # Other row groups keep the other cores busy.
                 table = file.read_row_group(
                     where.group, columns=list(self.features.names), use_threads=False
@@ -207,7 +208,7 @@ def _read_footers(directory: Path, expected: int, features: TabularFeatures) -> 
     blocks: list[_Block] = []
     for file in files:
         try:
-            footer = pq.read_metadata(file)
+            footer = _read_footer(file)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{file} cannot be read as parquet ({error}). It is damaged or cut off. {_AGAIN}"
@@ -226,6 +227,11 @@ def _read_footers(directory: Path, expected: int, features: TabularFeatures) -> 
             f"Files are missing, or not of this dataset. {_AGAIN}"
         )
     return blocks
+
+
+def _read_footer(file: Path) -> pq.FileMetaData:
+    with open_parquet(file) as parquet:
+        return parquet.metadata
 
 
 def _number(file: Path) -> int:

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from lookback.core.arrow_files import read_parquet
 from lookback.core.errors import UserError
 
 # NVTabular 23.8 reserves these indices of every vocabulary (nvtabular/ops/categorify.py:45-48).
@@ -63,7 +63,7 @@ class Vocabulary:
           UserError: if the file is not as expected.
         """
         try:
-            table = pq.read_table(path)
+            table = read_parquet(path)
             (index,) = table.schema.pandas_metadata["index_columns"]
             start, values = index["start"], table[feature].combine_chunks()
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
@@ -196,7 +196,7 @@ class Catalogue:
     @classmethod
     def read(cls, path: Path, features: Sequence[str], rows: int) -> Catalogue:
         """Reads items.parquet; `features` are those of an item, the id first."""
-        table = pq.read_table(path, columns=list(features))
+        table = read_parquet(path, features)
         return cls({name: table[name].to_numpy() for name in features}, rows)
 
     def lookup(self, feature: str, items: Int32) -> Int32:

@@ -154,6 +154,30 @@ def test_only_backends_and_process_setup_import_horovod_or_sok() -> None:
     assert not wrong
 
 
+# What opens a Parquet or Arrow file, and with an old pyarrow runs what is in it (CVE-2023-47248).
+OPENERS = {"ParquetDataset", "open_file", "open_stream", "read_feather", "read_metadata"}
+OPENERS |= {"read_pandas", "read_parquet", "read_schema", "read_table"}
+
+
+def _opens_arrow(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ParquetFile"):
+        return True
+    if not isinstance(node, ast.Attribute) or node.attr not in OPENERS:
+        return False
+    return ast.unparse(node.value) in ("pq", "pa.ipc", "ipc", "pd", "dd", "feather")
+
+
+def test_arrow_files_are_opened_in_one_place() -> None:
+    wrong = [
+        f"{_relative(path)}:{node.lineno}: {ast.unparse(node)}"
+        for path in sources()
+        if path.name != "arrow_files.py"
+        for node in ast.walk(parse(path))
+        if _opens_arrow(node)
+    ]
+    assert not wrong
+
+
 def _words(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Words of identifiers and of strings other than docstrings, with their lines."""
     prose = {

@@ -30,8 +30,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats.features import history_name, negatives_name
 from lookback.formats.materialised import (
@@ -213,7 +213,7 @@ class MaterialisedDataset:
         for group in groups[position:]:
             row = group.first_row
             # A file is opened once a row group: its footer is small, and no handle is kept open.
-            with pq.ParquetFile(group.file) as file:
+            with open_parquet(group.file) as file:
                 for piece in file.iter_batches(
                     _DECODE_ROWS, row_groups=[group.index], columns=columns, use_threads=True
                 ):

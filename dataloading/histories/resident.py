@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from merlin.schema import Schema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
+from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.core.errors import UserError
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.formats.features import HistoryFeatures, table_rows
@@ -151,7 +151,7 @@ class Histories:
         lists = [*features.item, *([features.time] if features.time else [])]
         try:
             table = _read_users(files, [*features.user, *lists], part)
-            items = pq.read_table(directory / "items.parquet", columns=list(features.item))
+            items = read_parquet(directory / "items.parquet", features.item)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(
                 f"{directory} cannot be read ({error}). The dataset is damaged or incomplete: run "
@@ -216,10 +216,10 @@ def _read_schema(directory: Path) -> Schema:
 def _read_users(files: list[Path], columns: list[str], part: Part) -> pa.Table:
     """The part's users of all files, without ever holding the others'."""
     if part == WHOLE:
-        return pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
+        return pa.concat_tables(read_parquet(file, columns) for file in files)
     tables, seen = [], 0
     for file in files:
-        with pq.ParquetFile(file) as parquet:
+        with open_parquet(file) as parquet:
             for batch in parquet.iter_batches(batch_size=_USERS_AT_A_TIME, columns=columns):
                 own = np.arange(len(batch))[(part.rank - seen) % part.ranks :: part.ranks]
                 tables.append(pa.Table.from_batches([batch]).take(own))

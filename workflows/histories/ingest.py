@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.core.errors import UserError
 from lookback.workflows import columns as names
 from lookback.workflows.cluster import Runner
@@ -178,7 +179,7 @@ def ingest(
             without[name] = without.get(name, 0) + count
     return Events(
         files=tuple(part.file for part in parts if part.users_kept),
-        schema=pq.read_schema(parts[0].file),
+        schema=open_parquet(parts[0].file).schema_arrow,
         events=sum(part.events for part in parts),
         users=sum(part.users for part in parts),
         users_with_one_event=sum(part.users_with_one_event for part in parts),
@@ -267,7 +268,7 @@ def _of_one_type(splits: Sequence[_Split], runner: Runner, partitions: int) -> l
 
 def _split_again(split: _Split, schema: pa.Schema, partitions: int) -> _Split:
     """Task between the passes."""
-    table = pq.ParquetFile(split.file).read().cast(schema, safe=False)  # int64 to float64 rounds
+    table = open_parquet(split.file).read().cast(schema, safe=False)  # int64 to float64 rounds
     return dataclasses.replace(split, rows=_write_split(table, split.file, partitions))
 
 
@@ -325,7 +326,7 @@ def _gather_partition(
 ) -> _Gathered:
     """Task of the second pass."""
     number, source = task
-    table = pa.concat_tables([pq.ParquetFile(file).read_row_group(group) for file, group in source])
+    table = pa.concat_tables([open_parquet(file).read_row_group(group) for file, group in source])
     table = _sort_events(table)
     history = table[names.HISTORY_ID].to_numpy()
     lengths = left = np.bincount(history)
@@ -408,7 +409,7 @@ def _store(
 
 @functools.lru_cache(maxsize=2)
 def _read_features(path: Path) -> pa.Table:
-    return pq.read_table(path).combine_chunks()
+    return read_parquet(path).combine_chunks()
 
 
 def encode_column(column: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -20,12 +20,12 @@ import nvtabular as nvt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from merlin.dag import Graph
 from merlin.dtypes.shape import DefaultShapes
 from merlin.schema import ColumnSchema, Schema
 from nvtabular import ops
 
+from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.workflows import columns as names
 from lookback.workflows.columns import Column
 from lookback.workflows.histories.ingest import encode_column, first_events
@@ -336,13 +336,13 @@ def vocabulary_of(workflow: nvt.Workflow) -> ops.Categorify:
 def vocabulary_sizes(workflow: nvt.Workflow) -> dict[str, int]:
     """Known values of each categorical column."""
     categories = vocabulary_of(workflow).categories
-    return {name: pq.read_metadata(path).num_rows for name, path in categories.items()}
+    return {name: open_parquet(path).metadata.num_rows for name, path in categories.items()}
 
 
 def user_event_counts(workflow: nvt.Workflow) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Events of each known user when the workflow was fitted, in the order of their indices."""
     path = vocabulary_of(workflow).categories[names.USER_ID]
-    table = pq.read_table(path, columns=[f"{names.USER_ID}_size"])
+    table = read_parquet(path, [f"{names.USER_ID}_size"])
     return table.column(0).to_numpy().astype(np.int64)
 
 
@@ -438,7 +438,7 @@ def _write_vocabulary(name: str, path: Path, counts: pa.Table) -> None:
 
 def _order_vocabulary(name: str, path: Path) -> None:
     """Puts a vocabulary that upstream's code fitted in the canonical order."""
-    table = pq.read_table(path)
+    table = read_parquet(path)
     ordered = table.take(
         pc.sort_indices(table, sort_keys=[(f"{name}_size", "descending"), (name, "ascending")])
     )
@@ -454,5 +454,5 @@ def _read_vocabulary(path: Path, name: str, modified: int) -> pa.Array:
 
     `modified` is part of the cache's key: a refitted vocabulary has the path of the old one.
     """
-    values = pq.read_table(path, columns=[name]).column(0).combine_chunks()
+    values = read_parquet(path, [name]).column(0).combine_chunks()
     return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values

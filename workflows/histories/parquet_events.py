@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.workflows import columns as names
 from lookback.workflows.text import BAD_LINES_SHOWN, EXCERPT, BadLine, Block, Parsed
@@ -141,7 +142,7 @@ def parse(block: RowBlock) -> Parsed:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, buffer_size=READ_BUFFER, pre_buffer=False)
+        return open_parquet(path, buffer_size=READ_BUFFER, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 

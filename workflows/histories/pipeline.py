@@ -473,9 +473,9 @@ def _events_dataset(job: _Job) -> Any:
 
 
 def _read_events(file: Path) -> Any:
-    import pyarrow.parquet as pq
+    from lookback.core.arrow_files import read_parquet
 
-    return pq.read_table(file).to_pandas()
+    return read_parquet(file).to_pandas()
 
 
 def _fit(job: _Job) -> Any:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lookback.core.arrow_files import open_parquet
 from lookback.workflows import columns as names
 from lookback.workflows.columns import Column
 
@@ -100,7 +101,7 @@ def write_part(task: tuple[list[tuple[Path, int]], Path]) -> Path:
     """Task: puts one file of the dataset together, by user id."""
     sources, file = task
     table = pa.concat_tables(
-        [pq.ParquetFile(source).read_row_group(group) for source, group in sources]
+        [open_parquet(source).read_row_group(group) for source, group in sources]
     ).combine_chunks()
     if len(sources) > 1:  # one source is in order
         order = np.argsort(table[names.USER_ID].to_numpy(), kind="stable")
@@ -155,7 +156,7 @@ def read_totals(
     unknown = {column.name: 0 for column in columns if column.is_categorical}
     lengths = [np.zeros(0, dtype=np.int64)]
     for file in files:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file)
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group)
             values = {}

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from lookback.core.arrow_files import map_arrow
 from lookback.workflows.tabular import kernels
 
 Array = np.ndarray[Any, Any]
@@ -162,7 +163,7 @@ class Vocabulary:
     """
 
     def __init__(self, path: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = map_arrow(path)
         self.keys, self.ids, self.counts = (_column(table, name) for name in table.column_names)
         size = len(self.keys)
         # About one bucket a key: evenly spread keys, as hashes or small numbers are, are then

@@ -71,11 +71,12 @@ def categorical_type(cardinality: int) -> str:
 
 
 def _numerical_columns(directory: Path) -> list[str]:
-    import pyarrow.parquet as pq
+    from lookback.core.arrow_files import open_parquet
 
     for split in SPLITS:
         for file in parts(directory, split):
-            return [name for name in pq.read_schema(file).names if name.startswith("num_")]
+            columns = open_parquet(file).schema_arrow.names
+            return [name for name in columns if name.startswith("num_")]
     raise UserError(f"{directory} has no rows to export.")
 
 
@@ -83,7 +84,8 @@ def _write_split(
     files: list[Path], directory: Path, numerical: int, cardinalities: dict[str, int]
 ) -> int:
     import numpy as np
-    import pyarrow.parquet as pq
+
+    from lookback.core.arrow_files import open_parquet
 
     nums, _ = column_names(numerical, 0)
     types = {name: categorical_type(rows) for name, rows in cardinalities.items()}
@@ -99,7 +101,7 @@ def _write_split(
         numbers = create(NUMERICAL_FILE) if nums else None
         ids = {name: create(f"{name}.bin") for name in types}
         for file in files:
-            parquet = pq.ParquetFile(file)
+            parquet = open_parquet(file)
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group)
                 label.write(table[LABEL].to_numpy().astype(bool).data)

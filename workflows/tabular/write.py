@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file
 
@@ -290,7 +291,8 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def _digest(file: Path) -> str:
-    metadata = pq.read_schema(file).metadata or {}
+    with open_parquet(file) as parquet:
+        metadata = parquet.schema_arrow.metadata or {}
     if _DIGEST not in metadata:
         raise ValueError(f"{file} was not written by `write_part`: it has no digest.")
     return metadata[_DIGEST].decode()

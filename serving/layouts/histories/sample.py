@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.serving.encoding import FIRST_KNOWN, Vocabulary
 from lookback.serving.layouts.candidates import CANDIDATES
@@ -97,7 +97,7 @@ def random_users(
     Raises:
       UserError: if there are fewer users.
     """
-    files = [pq.ParquetFile(path) for path in sorted((dataset_dir / "histories").glob("*.parquet"))]
+    files = [open_parquet(path) for path in sorted((dataset_dir / "histories").glob("*.parquet"))]
     total = sum(file.metadata.num_rows for file in files)
     if users > total:
         raise UserError(f"{dataset_dir} has {total} users, fewer than the {users} asked for.")

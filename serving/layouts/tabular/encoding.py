@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lookback.core.arrow_files import map_arrow
 from lookback.core.errors import UserError
 from lookback.serving.encoding import Int32, excerpt
 
@@ -108,7 +109,7 @@ class KeyVocabulary:
           UserError: if the file is not as expected.
         """
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table = map_arrow(path)
             keys, ids = (_column(table[name]) for name in ("key", "id"))
         except (OSError, pa.ArrowException, KeyError) as error:
             raise UserError(
