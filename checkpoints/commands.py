@@ -13,6 +13,7 @@ from lookback.checkpoints.format import Checkpoint, find_checkpoint
 from lookback.checkpoints.manifest import listed
 from lookback.checkpoints.reshard import reshard, row_wise_plan, tables_of
 from lookback.checkpoints.table_export import export_table
+from lookback.core.outputs import check_directory, check_file
 from lookback.core.sizes import format_size
 
 
@@ -195,6 +196,7 @@ def _reshard(args: argparse.Namespace) -> None:
         plan = load_plan(args.plan)
     else:
         plan = row_wise_plan(checkpoint, args.ranks)
+    check_directory(Path(args.output), None, inputs=[checkpoint.path])
     checkpoint.verify()  # else damage would be copied, with checksums that say all is well
     path = reshard(checkpoint, plan, Path(args.output))
     size = format_size(sum(spec.size for spec in checkpoint.specs.values()))
@@ -206,6 +208,7 @@ def _reshard(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     checkpoint = _open(args.checkpoint)
+    check_file(Path(args.output), None, [checkpoint.path])
     tensor = f"table/{args.table}"
     checkpoint.verify(names=[tensor] if tensor in checkpoint else [])
     table = export_table(checkpoint, args.table, Path(args.output))

@@ -20,13 +20,14 @@ import numpy as np
 
 from lookback.checkpoints.ranges import contains, partition_fault
 from lookback.core.errors import UserError
+from lookback.core.outputs import Kind
 
 FORMAT = "lookback-checkpoint"
 FORMAT_VERSION = 2  # 1 had no columns
 MANIFEST = "manifest.json"
 
 _READABLE = (1, FORMAT_VERSION)
-_STEP = re.compile(r"step-(\d{8,})(?:\.(\d+))?")  # a second save of a step gets ".1"
+STEP = re.compile(r"step-(\d{8,})(?:\.(\d+))?")  # a second save of a step gets ".1"
 
 Entry = dict[str, Any]
 """A tensor in a manifest: name, shape, dtype and pieces."""
@@ -240,6 +241,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _files(path: Path) -> list[str] | None:
+    """Data files that a manifest names."""
+    try:
+        return list(read_manifest(path)["content"]["files"])
+    except UserError:
+        return None
+
+
+CHECKPOINT = Kind("checkpoint", MANIFEST, _files)
+
+
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """The checkpoint that a user means by `path`: itself, or the latest in it.
 
@@ -247,7 +259,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
       UserError: if there is none.
     """
     path = Path(path)
-    if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
+    if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
         return path
     existing = checkpoints_in(path)
     if existing:
@@ -269,7 +281,7 @@ def checkpoints_in(directory: Path) -> list[Path]:
     """The checkpoints that are there, earliest first."""
     if not directory.is_dir():
         return []
-    found = [path for path in directory.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
+    found = [path for path in directory.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
@@ -285,7 +297,7 @@ def checkpoint_name(step: int, revision: int = 0) -> str:
 
 def step_of(path: Path) -> tuple[int, int]:
     """`(step, revision)` from a checkpoint's name."""
-    match = _STEP.fullmatch(path.name)
+    match = STEP.fullmatch(path.name)
     if match is None:
         raise ValueError(f"not the name of a checkpoint: {path}")
     return int(match[1]), int(match[2] or 0)

@@ -24,6 +24,7 @@ from lookback.checkpoints.manifest import checkpoint_name, listed, merge_entries
 from lookback.checkpoints.ranges import intersect, place
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
+from lookback.core.outputs import check_directory
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.types import Placement, Plan, Shard, TableSpec
 
@@ -102,10 +103,7 @@ def reshard(checkpoint: Checkpoint, plan: Plan, directory: Path) -> Path:
         no room; nothing is left then.
     """
     regions = _regions(checkpoint, plan)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(
-            f"{directory} already exists and is not empty. Choose another --output, or remove it."
-        )
+    check_directory(directory, None, inputs=[checkpoint.path])
     path = directory / checkpoint_name(checkpoint.step)
     full = f"no space left in {directory} for the resharded checkpoint. Choose another --output."
     with full_disk_means(full):

@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +31,9 @@ from lookback.checkpoints.format import (
     write_pieces,
 )
 from lookback.checkpoints.manifest import (
+    CHECKPOINT,
     MANIFEST,
+    STEP,
     checkpoint_name,
     checkpoints_in,
     find_checkpoint,
@@ -43,7 +43,7 @@ from lookback.checkpoints.manifest import (
     write_manifest,
 )
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_directory, require_writable
+from lookback.core.files import atomic_directory, clear_up, remove_directory, require_writable
 from lookback.core.world import SOLO, World, agree
 
 __all__ = [
@@ -106,8 +106,10 @@ class CheckpointStore:
                     return None
                 self._refuse_another_run(resumed_from)
                 require_writable(self.directory, "save_checkpoint_path")
-                for path in self.directory.glob(".step-*"):
-                    shutil.rmtree(path, ignore_errors=True)
+                clear_up(self.directory, STEP)
+                for path in self.directory.glob(".step-probe-*"):
+                    with contextlib.suppress(OSError):  # not empty: no probe of a killed run
+                        path.rmdir()
                 # Something that only those who share the directory can see.
                 probe = tempfile.TemporaryDirectory(prefix=".step-probe-", dir=self.directory)
                 return Path(stack.enter_context(probe)).name
@@ -147,7 +149,8 @@ class CheckpointStore:
                 with self._room_for(step):
                     require_space(self.directory, sum(map(bytes_of, layouts)))
                     path = self.directory / self._new_name(step)
-                    return [path.name, stack.enter_context(atomic_directory(path)).name]
+                    new = stack.enter_context(atomic_directory(path, CHECKPOINT))
+                    return [path.name, str(new.relative_to(self.directory))]
 
             name, temporary = agree(world, prepare)[0]
 
@@ -256,15 +259,12 @@ class CheckpointStore:
         )
 
     def _delete_old(self) -> None:
-        """Keeps the latest save of each of the last `keep` steps."""
+        """Keeps the latest save of each of the last `keep` steps, and what is not only ours."""
         latest_of_step = {step_of(path)[0]: path for path in self.checkpoints()}
         kept = list(latest_of_step.values())[-self.keep :]
         for path in self.checkpoints():
             if path not in kept:
-                # Renamed first: a half-deleted directory must not look like a checkpoint.
-                doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-                path.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                remove_directory(path, CHECKPOINT)
 
 
 def open_checkpoint(

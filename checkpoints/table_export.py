@@ -11,6 +11,7 @@ from lookback.checkpoints.format import Checkpoint, full_disk_means
 from lookback.checkpoints.reshard import StoredTable, tables_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file
+from lookback.core.outputs import check_file
 
 
 def export_table(checkpoint: Checkpoint, name: str, output: Path) -> StoredTable:
@@ -34,11 +35,10 @@ def export_table(checkpoint: Checkpoint, name: str, output: Path) -> StoredTable
         raise UserError(f"{checkpoint.path} has no table {name!r}. It has: {known}.")
     if output.suffix not in WRITERS:
         raise UserError(f"--output: expected {' or '.join(WRITERS)}, received {output.name!r}.")
-    if output.exists():
-        raise UserError(f"{output} already exists. Choose another --output, or remove it.")
+    check_file(output, None, [checkpoint.path])
     output.parent.mkdir(parents=True, exist_ok=True)
     full = f"no space left for {output}. Free some, or choose another --output."
-    with full_disk_means(full), atomic_file(output) as temporary:
+    with full_disk_means(full), atomic_file(output, inputs=[checkpoint.path]) as temporary:
         WRITERS[output.suffix](checkpoint, table, temporary)
     return table
 

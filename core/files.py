@@ -1,31 +1,64 @@
-"""Atomic writes: a file or directory is either whole under its name, or not there."""
+"""Atomic writes: a file or directory is either whole under its name, or not there.
+
+What may be written where, `outputs` says; nothing here replaces or removes what it does not allow.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import glob
 import os
+import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lookback.core.errors import UserError
+from lookback.core.outputs import Kind, check_directory, check_file, write_record
+
+_WORKING = re.compile(r"\.(.+)\.lookback")
+_NEW, _OLD = "new", "old"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """The path with a name at its end, as `.` and `..` have none to write beside."""
+    path = Path(path)
+    return path if path.name not in ("", "..") else Path(os.path.realpath(path))
+
+
+def inside_ours(path: Path) -> bool:
+    """For `atomic_file`: any file may be replaced, as its directory is known to be ours."""
+    return True
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(
+    path: str | os.PathLike[str],
+    *,
+    replaces: Callable[[Path], bool] | None = None,
+    inputs: Iterable[Path] = (),
+) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it to `path` if the block succeeds.
 
     The temporary file lies in the same directory (so the rename is atomic), its content is
     flushed to disk before the rename, and it is removed if the block raises.
 
     Args:
-      path: the file to write or replace. Its directory must exist.
+      path: the file to write. Its directory must exist.
+      replaces: whether an existing file may be replaced, from its content; None: none may.
+      inputs: files and directories that are read, which `path` must keep apart from.
+
+    Raises:
+      UserError: if `path` is in the way, before the block or after it, or cannot be created.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    path, inputs = located(path), tuple(inputs)
+    with _creating(path):
+        check_file(path, replaces, inputs)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     # mkstemp makes private files; what replaces `path` should be as readable as any other file.
@@ -33,6 +66,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
+        check_file(path, replaces, inputs)
         temporary.replace(path)
         _sync(path.parent)
     finally:
@@ -40,48 +74,77 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary directory beside `path`; renames it to `path` if the block succeeds.
+def atomic_directory(
+    path: str | os.PathLike[str],
+    kind: Kind | None = None,
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[Path] = (),
+) -> Iterator[Path]:
+    """Yields a temporary directory; renames it to `path` if the block succeeds.
 
-    Before the block it clears up what killed processes left of earlier attempts.
+    It lies in a working directory beside `path`, which is locked while the block runs. What killed
+    processes left there is cleared up first.
 
     Args:
-      path: the directory to create.
-      overwrite: replace an existing directory at `path`. It is moved aside first and deleted only
-        after the new one is in place.
+      path: the directory to create; an empty one may be there.
+      kind: of the directory; None: of no kind that is ever replaced.
+      overwrite: replace a directory of this kind at `path`, if all in it is ours. It is moved aside
+        first, deleted only after the new one is in place, and moved back if that fails.
+      inputs: files and directories that are read, which `path` must keep apart from.
 
     Raises:
-      UserError: if `path` exists and `overwrite` is false; raised before the block runs.
+      UserError: if `path` is in the way, or another process is writing it: before the block runs,
+        or after it if that has come about meanwhile.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_up(path)
-    if path.exists() and not overwrite:
-        raise UserError(
-            f"{path} already exists. Choose another directory, remove it, or pass --overwrite."
-        )
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o777 & ~_umask())
-    # Held while the block runs, and let go by the system if the process is killed.
-    lock = os.open(temporary, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    try:
-        yield temporary
-        for root, _, files in os.walk(temporary):
+    path, inputs = located(path), tuple(inputs)
+
+    def check() -> None:
+        check_directory(path, kind, overwrite=overwrite, inputs=inputs)
+
+    with _creating(path):
+        check()
+    with _claimed(path) as working:
+        check()  # it may have appeared before the lock was ours
+        new = working / _NEW
+        new.mkdir()
+        yield new
+        if kind is not None and kind.has_record:
+            write_record(new, kind)
+        for root, _, files in os.walk(new):
             for name in files:
                 _sync(Path(root) / name)
             _sync(Path(root))
-        if path.exists():
-            replaced = temporary.with_suffix(".old")
-            path.rename(replaced)
-            temporary.rename(path)
-            shutil.rmtree(replaced)
-        else:
-            temporary.rename(path)
+        check()
+        replaced = path.exists() and any(path.iterdir())
+        _put_in_place(new, path, working / _OLD)
         _sync(path.parent)
-    finally:
-        os.close(lock)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if replaced and kind is not None:
+            print(f"replaced the {kind.name} that was at {path}", file=sys.stderr)
+
+
+def remove_directory(path: Path, kind: Kind) -> None:
+    """Deletes a directory of ours, at once under its name; one with anything else in it stays."""
+    if not path.is_symlink() and kind.foreign(path) == []:
+        with _claimed(path) as working:
+            path.rename(working / _NEW)
+
+
+def clear_up(directory: Path, names: re.Pattern[str]) -> None:
+    """Clears up what killed processes left of the directories that they were writing.
+
+    Args:
+      directory: where they wrote.
+      names: of what they wrote.
+
+    Raises:
+      UserError: if a process is still writing one.
+    """
+    for working in directory.glob(".*.lookback"):
+        match = _WORKING.fullmatch(working.name)
+        if match is not None and names.fullmatch(match[1]):
+            with _claimed(directory / match[1]):
+                pass
 
 
 def require_writable(directory: Path, option: str) -> None:
@@ -105,31 +168,87 @@ def require_writable(directory: Path, option: str) -> None:
         ) from error
 
 
-def _clear_up(path: Path) -> None:
-    """Clears up what killed processes left beside `path`.
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[Path]:
+    """The working directory of `path`, without leftovers and for us alone; removed at the end."""
+    working = path.with_name(f".{path.name}.lookback")
+    with _creating(path):
+        lock = _lock(working, path)
+    try:
+        _recover(working, path)
+        yield working
+        # What was replaced, and only now: where the block failed, it may be all that there is.
+        shutil.rmtree(working / _OLD, ignore_errors=True)
+    finally:
+        shutil.rmtree(working / _NEW, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            working.rmdir()
+        os.close(lock)
 
-    Unlocked temporary directories are removed. A directory that was moved aside to be replaced is
-    moved back if the new one never came, else removed.
-    """
-    for replaced in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
-        if path.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            replaced.rename(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if not left.is_dir():
-            continue
+
+def _lock(working: Path, path: Path) -> int:
+    """Creates and locks a working directory; the system lets go of it if the process is killed."""
+    while True:
+        working.mkdir(parents=True, exist_ok=True)
         try:
-            lock = os.open(left, os.O_RDONLY)
-        except OSError:
-            continue
+            lock = os.open(working, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # whoever had it has just removed it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-        except OSError:
-            continue  # a process is writing to it
-        finally:
+            if working.exists() and os.path.samestat(os.fstat(lock), working.stat()):
+                return lock
+        except BlockingIOError as error:
             os.close(lock)
+            raise UserError(
+                f"Another process is writing {path} (it holds {working}). Wait for it, or choose "
+                "another directory."
+            ) from error
+        os.close(lock)
+
+
+def _recover(working: Path, path: Path) -> None:
+    """Clears up what a killed process left: undoes a replacement that it had not finished."""
+    new, old = working / _NEW, working / _OLD
+    foreign = sorted({entry.name for entry in working.iterdir()} - {_NEW, _OLD})
+    if foreign:
+        raise UserError(f"{working} holds {foreign[0]}, which we did not write. Move it away.")
+    if old.exists() and new.exists():
+        if os.path.lexists(path):
+            raise UserError(
+                f"{old} is what was at {path} when a process that was replacing it was killed, and "
+                "something else is there now. Move one of them away."
+            )
+        old.rename(path)
+    for left in (old, new):
+        if left.exists():
+            shutil.rmtree(left)
+
+
+def _put_in_place(new: Path, path: Path, aside: Path) -> None:
+    """Renames a directory to `path`; what is there goes aside, and comes back on failure."""
+    try:
+        if path.exists():
+            path.rename(aside)
+        new.rename(path)
+    except BaseException:
+        if aside.exists() and not os.path.lexists(path):
+            aside.rename(path)
+        raise
+
+
+@contextlib.contextmanager
+def _creating(path: Path) -> Iterator[None]:
+    """Says in words why something cannot be created; a full disk is the caller's to explain."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}). Choose another place, or mend the "
+            "permissions."
+        ) from error
 
 
 def _umask() -> int:

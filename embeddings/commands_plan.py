@@ -174,7 +174,7 @@ def _plan(args: argparse.Namespace) -> None:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if args.output is not None:
-        save_plan(plan, args.output)
+        save_plan(plan, args.output, [] if args.tables is None else [Path(args.tables)])
     print(describe_plan(plan, topology, **step))
     if args.output is not None:
         print(f"plan: {args.output}")

@@ -23,15 +23,16 @@ VERSION = 1
 _PLACEMENT = {"strategy": str, "ranks": tuple[int, ...]}
 
 
-def save_plan(plan: Plan, path: str | Path) -> None:
+def save_plan(plan: Plan, path: str | Path, inputs: Iterable[Path] = ()) -> None:
     """Writes a plan as YAML; the file is whole or not there.
 
     Args:
       plan: to be written.
-      path: the file, which is replaced if it is there.
+      path: the file; another plan there is replaced.
+      inputs: what the plan was made from, which it must not replace.
 
     Raises:
-      UserError: if it cannot be written.
+      UserError: if it cannot be written, or something else is there.
     """
     content = {
         "format": FORMAT,
@@ -47,7 +48,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
         },
     }
     try:
-        with atomic_file(path) as temporary:
+        with atomic_file(path, replaces=_is_plan, inputs=inputs) as temporary:
             temporary.write_text(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}).") from error
@@ -145,6 +146,13 @@ def check_plan(
             f"The plan does not belong to this run: {'; '.join(sorted(faults))}. Make a plan for "
             "these tables and ranks with `python -m embeddings plan`."
         )
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        return _read_yaml(path).get("format") == FORMAT
+    except UserError:
+        return False
 
 
 def _differences(planned: TableSpec, wanted: TableSpec) -> Iterable[str]:

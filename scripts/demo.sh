@@ -4,7 +4,7 @@
 #
 # usage: scripts/demo.sh [--output DIR]     (default: demo/ in this checkout)
 #
-# A directory that an earlier demo made is replaced; any other is left alone.
+# What an earlier demo made is replaced; a directory with anything else in it is left alone.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -24,9 +24,17 @@ while (($#)); do
   esac
 done
 
+# What a demo made is listed in a file there: a name alone is no reason to delete anything.
 made_here=.lookback-demo
+files() { (cd "$out" && find . ! -type d ! -path "./$made_here" | LC_ALL=C sort); }
+
 if [[ -e $out && ! -f $out/$made_here ]] && [[ ! -d $out || -n $(ls -A "$out") ]]; then
   die "$out exists and is not an earlier demo's: choose another with --output DIR"
+fi
+if [[ -f $out/$made_here ]]; then
+  foreign=$(files | LC_ALL=C comm -23 - "$out/$made_here")
+  [[ -z $foreign ]] || die "$out holds ${foreign%%$'\n'*}, which no demo made: move it away, or" \
+    "choose another with --output DIR"
 fi
 
 "$root/scripts/setup.sh"
@@ -36,6 +44,7 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd -P)
 touch "$out/$made_here"
 rm -rf "$out"/{raw,dataset,results,checkpoints,export,requests.jsonl}
+trap 'files > "$out/$made_here"' EXIT
 cd "$root"
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 

@@ -80,6 +80,10 @@ if [[ -d $output/$name ]]; then
   say "$output/$name is here already"
   exit
 fi
+[[ ! -e $output/$name && ! -L $output/$name ]] ||
+  die "$output/$name is in the way: it is no directory. Move it away, or choose another --output."
+had_archive=''
+[[ ! -e $output/$name.zip ]] || had_archive=1
 url=${base_url%/}/$name.zip
 md5=$(published_md5 "$url.md5")
 [[ -n $md5 ]] || say "no checksum is published at $url.md5; the archive's own are used"
@@ -87,9 +91,11 @@ fetch "$url" "$name.zip" "$md5" test_archive
 
 bytes=$(unpacked_size "$output/$name.zip") || die "cannot read $output/$name.zip"
 check_space "$bytes" "unpacking $name"
-rm -rf "$output/.$name.tmp"
-unpack "$output/$name.zip" "$output/.$name.tmp"
-[[ -d $output/.$name.tmp/$name ]] || die "$output/$name.zip does not hold a directory $name."
-mv "$output/.$name.tmp/$name" "$output/$name"
-rm -rf "$output/.$name.tmp" "$output/$name.zip"
+unpacked=$(mktemp -d "$output/.$name.XXXXXX")
+trap 'rm -rf "$unpacked"' EXIT
+unpack "$output/$name.zip" "$unpacked"
+[[ -d $unpacked/$name ]] || die "$output/$name.zip does not hold a directory $name."
+mv "$unpacked/$name" "$output/$name"
+# An archive that was there before may be somebody's own.
+[[ $had_archive ]] || rm "$output/$name.zip"
 say "done: $output/$name"

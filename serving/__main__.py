@@ -121,13 +121,14 @@ def _score(args: argparse.Namespace) -> None:
                 source = stack.enter_context(Path(args.requests).open(encoding="utf-8"))
             except OSError as error:
                 raise UserError(f"--requests {args.requests}: {error.strerror}.") from error
+        output = sys.stdout
+        if args.output is not None:
+            inputs = [args.export_dir, *([] if source is sys.stdin else [Path(args.requests)])]
+            output = stack.enter_context(_open_output(Path(args.output), inputs))
         from lookback.serving.bundle import Bundle
         from lookback.serving.layouts.registry import LAYOUTS
 
         bundle = Bundle.load(args.export_dir)
-        output = sys.stdout
-        if args.output is not None:
-            output = stack.enter_context(_open_output(Path(args.output)))
         layout = LAYOUTS[bundle.manifest.layout]
         number = 0
         for lines in _chunks(source, "standard input" if source is sys.stdin else args.requests):
@@ -143,11 +144,14 @@ def _score(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _open_output(path: Path) -> Iterator[TextIO]:
+def _open_output(path: Path, inputs: Sequence[Path]) -> Iterator[TextIO]:
     """A file that appears under its name only when it is whole."""
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: there is no directory {path.parent}.")
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        atomic_file(path, inputs=inputs) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         yield file
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
+from lookback.core.outputs import check_directory
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.histories.export import Histories, Materialised
 from lookback.serving.layouts.interactions.export import Interactions
 from lookback.serving.layouts.tabular.export import SplitBinary, Tabular
-from lookback.serving.manifest import MANIFEST_FILE, MODEL_DIRECTORY, SIGNATURE, Manifest, is_bundle
+from lookback.serving.manifest import BUNDLE, MODEL_DIRECTORY, SIGNATURE, Manifest
 
 # Importing them takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:
@@ -34,26 +35,22 @@ OTHER_READINGS: Mapping[tuple[type[ExportedDataset], str], type[ExportedDataset]
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "merlin-models", "merlin-core", "nvtabular")
 
 
-def check_export_target(export_dir: Path, dataset_dir: Path | None = None) -> None:
+def check_export_target(
+    export_dir: Path, dataset_dir: Path | None = None, inputs: Sequence[Path] = ()
+) -> None:
     """Checks, before hours of training, that a bundle could be written.
 
     Args:
-      export_dir: must not exist, or be empty, or hold a bundle (which the export will replace, in
-        one step and only when the new one is complete).
+      export_dir: must not exist, or be empty, or hold a bundle and nothing else (which the export
+        will replace, in one step and only when the new one is complete).
       dataset_dir: if given, what a bundle needs of it is looked for, too.
+      inputs: what else is read, which the bundle must keep apart from.
 
     Raises:
       UserError: saying what is in the way.
     """
-    if export_dir.is_symlink() or export_dir.exists():
-        if export_dir.is_symlink() or not export_dir.is_dir():
-            raise UserError(f"export_dir: {export_dir} is not a directory. Choose another.")
-        if any(export_dir.iterdir()) and not is_bundle(export_dir):
-            raise UserError(
-                f"export_dir: {export_dir} exists and holds no {MANIFEST_FILE}, so it is not an "
-                "exported bundle, and nothing else is ever replaced. Choose another directory, or "
-                "remove this one."
-            )
+    read = [*inputs, *([] if dataset_dir is None else [dataset_dir])]
+    check_directory(export_dir, BUNDLE, overwrite=True, inputs=read)
     existing = export_dir.absolute().parent
     while not existing.exists():
         existing = existing.parent
@@ -103,7 +100,7 @@ def export_bundle(model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:
         options=_plain(body["config"]),
         versions=_versions(),
     )
-    with atomic_directory(export_dir, overwrite=True) as directory:
+    with atomic_directory(export_dir, BUNDLE, overwrite=True, inputs=[dataset_dir]) as directory:
         dataset.copy_parts(directory)
         _write_schema(schema, directory)
         save_model(model, manifest, directory / MODEL_DIRECTORY)

@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
+from lookback.core.outputs import Kind
 
 FORMAT = "lookback-bundle"
 FORMAT_VERSION = 2
 FIRST_VERSION = 1  # knew one layout and did not name it
 MANIFEST_FILE = "bundle.json"
 MODEL_DIRECTORY = "model"
+EMPTY_DIRECTORY = f"{MODEL_DIRECTORY}/assets"  # every SavedModel has it
 SIGNATURE = "serving_default"
 CATALOGUE_FILE = "items.parquet"
 NUMERICAL = "numerical"
@@ -200,13 +202,18 @@ MANIFESTS: Mapping[str, type[Manifest]] = {
 }
 
 
-def is_bundle(directory: Path) -> bool:
-    """Whether `directory` holds a bundle.json of ours, of whatever version or state."""
+def _entries(directory: Path) -> list[str] | None:
+    """What a bundle of whatever version or state holds; None of what is none."""
     try:
         content = json.loads((directory / MANIFEST_FILE).read_text())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+        return None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    return [*content.get("files", ()), EMPTY_DIRECTORY]
+
+
+BUNDLE = Kind("bundle", MANIFEST_FILE, _entries)
 
 
 def require_same_workflow(manifest: Manifest, export_dir: Path, dataset_dir: Path) -> None:

@@ -22,6 +22,7 @@ from lookback.training.config import RunConfig
 from lookback.training.config_checks import EVALUATION_MODES
 from lookback.training.output.logging import RunLogger, read_log
 from lookback.training.output.report import write_report, write_scores
+from lookback.training.output.results import check_results
 from lookback.training.parallel.horovod_world import start_world
 from lookback.training.process import prepare_environment, set_up_tensorflow
 from lookback.training.removed import REMOVED
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 class Exporter(Protocol):
     """Writes trained models for serving, which lies above training: the doors hand it down."""
 
-    def check_export_target(self, export_dir: Path, dataset_dir: Path) -> None:
+    def check_export_target(
+        self, export_dir: Path, dataset_dir: Path, inputs: Sequence[Path] = ()
+    ) -> None:
         """Refuses a directory that a bundle must not replace, before any work."""
 
     def export_bundle(self, model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:
@@ -59,10 +62,11 @@ def main(argv: Sequence[str], exporter: Exporter) -> None:
       exporter: of `serving`.
     """
     run, options = parse(argv, command_line(), prog="train.py", description=__doc__)
-    if run.load_checkpoint_path is not None:
-        find_checkpoint(run.load_checkpoint_path)  # a mistyped path fails before the long imports
+    # What is mistyped or in the way fails before the long imports.
+    loaded = [] if run.load_checkpoint_path is None else [find_checkpoint(run.load_checkpoint_path)]
+    check_results(run.results_dir, run.log_filename)
     if run.export_dir is not None:
-        exporter.check_export_target(run.export_dir, run.dataset_dir)
+        exporter.check_export_target(run.export_dir, run.dataset_dir, loaded)
     prepare_environment(run)
     world = start_world(prefetch_ids=run.prefetch_ids)
     with world.together():

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from lookback.checkpoints.store import Checkpoint, CheckpointStore, RowBlocks
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_file
+from lookback.core.files import atomic_file, inside_ours
 from lookback.core.world import SOLO, World, agree
 from lookback.dataloading.sources import BatchSource
 from lookback.training.config import RunConfig
@@ -382,7 +382,7 @@ class Trainer:
         self._config.results_dir.mkdir(parents=True, exist_ok=True)
         suffix = "" if self._world.size == 1 else f".{self._world.rank}"
         path = self._config.results_dir / f"bad_batch{suffix}.json"
-        with atomic_file(path) as temporary:
+        with atomic_file(path, replaces=inside_ours) as temporary:
             temporary.write_text(json.dumps(samples))
         shown = "; ".join(f"{name}={values[:3]}" for name, values in samples.items())
         return UserError(

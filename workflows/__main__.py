@@ -129,7 +129,16 @@ def _command(commands: Any, name: str, text: str, function: Any) -> argparse.Arg
 def _add_paths(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument("--input", required=True, metavar="DIR", help=what)
     command.add_argument("--output", required=True, metavar="DIR", help="directory to write")
-    command.add_argument("--overwrite", action="store_true", default=False, help="replace --output")
+    _add_overwrite(command)
+
+
+def _add_overwrite(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=False,
+        help="replace --output if such a command wrote it, and all that is in it",
+    )
 
 
 def _add_common(command: argparse.ArgumentParser, fits: bool) -> None:
@@ -294,7 +303,7 @@ def _generate(dataset: str, rest: list[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="directory to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace --output")
+    _add_overwrite(parser)
     GENERATORS[dataset].add_arguments(parser)
     GENERATORS[dataset].generate(parser.parse_args(rest))
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         order = Window.partitionBy("column").orderBy(F.desc("count"), "value")
         counts = counts.withColumn("id", F.row_number().over(order))
         path = str(args.output / _VOCABULARY)
-        counts.write.partitionBy("column").parquet(path, mode="overwrite")
+        counts.write.partitionBy("column").parquet(path)
     with _timed(seconds, "split"):
         halves = _halve(days[-1], args.output / "last_day")
     with _timed(seconds, "transform"):
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             frame = _transform(frame, vocabularies, numerical, categorical)
             if args.shuffle:
                 frame = frame.repartition(args.partitions).sortWithinPartitions(F.rand(0))
-            frame.write.parquet(str(args.output / split), mode="overwrite")
+            frame.write.parquet(str(args.output / split))
     shutil.rmtree(args.output / "last_day")
     total = time.perf_counter() - start
     rows = sum(
@@ -92,7 +92,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory", default="8g", help="of the Java heap")
     parser.add_argument("--partitions", type=int, default=32, help="of an exchange")
     parser.add_argument("--shuffle", action="store_true", help="shuffle the rows of each split")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        parser.error(f"--output: {args.output} exists and is no empty directory; choose another")
+    return args
 
 
 def _session(args: argparse.Namespace) -> SparkSession:
@@ -167,7 +170,6 @@ def _transform(
 
 def _halve(file: Path, directory: Path) -> dict[str, list[Path]]:
     """The first half of a file's lines for validation, the second for test."""
-    shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     read = f"gzip -dc '{file}'" if file.suffix == ".gz" else f"cat '{file}'"
     lines = int(subprocess.check_output(f"{read} | wc -l", shell=True))

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_file
+from lookback.core.files import atomic_file, inside_ours
 from lookback.core.options.option import Option, options_of
 from lookback.core.yaml_files import read_yaml
 
@@ -146,7 +146,7 @@ def to_yaml(*configs: Any, comments: Sequence[str] = ()) -> str:
 
 def save_yaml(path: str | os.PathLike[str], *configs: Any, comments: Sequence[str] = ()) -> None:
     """Writes `to_yaml` of the configs to `path`, whole or not at all."""
-    with atomic_file(path) as temporary:
+    with atomic_file(path, replaces=inside_ours) as temporary:
         temporary.write_text(to_yaml(*configs, comments=comments), encoding="utf-8")
 
 

@@ -91,6 +91,9 @@ fetch() { # URL NAME MD5|"" CHECK_COMMAND...
 
   source="$url $size $version"
   have=$(size_of "$part")
+  [[ ! -e $part || -e $part.source ]] ||
+    die "$part is in the way: no download of ours left it. Move it away, or choose another" \
+      "--output."
   if ((have)) && [[ $(cat "$part.source" 2> /dev/null) != "$source" || $have -gt ${size:-$have} ]]
   then
     say "$name.part belongs to another file or version; starting over"

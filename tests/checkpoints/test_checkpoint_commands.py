@@ -162,9 +162,15 @@ def fails(capsys: Any, *arguments: Any) -> str:
 
 def test_nothing_is_overwritten_and_damage_is_not_copied(saved, tmp_path, capsys):
     command = ("reshard", saved, "--ranks", 2, "--output")
-    assert "already exists and is not empty" in fails(capsys, *command, saved)
+    assert "has the input" in fails(capsys, *command, saved)
+    inside = saved / "step-00000012"
+    assert "is the input itself" in fails(capsys, *command, inside)
+    assert "lies in the input" in fails(capsys, *command, inside / "new")
     (tmp_path / "file").touch()
-    assert "already exists and is not empty" in fails(capsys, *command, tmp_path / "file")
+    assert "file is not a directory" in fails(capsys, *command, tmp_path / "file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    assert "already exists and is not empty" in fails(capsys, *command, tmp_path / "mine")
     (tmp_path / "empty").mkdir()
     assert main([*map(str, command), str(tmp_path / "empty")]) == 0
     assert "--ranks: expected 1 or more" in fails(
@@ -179,7 +185,7 @@ def test_nothing_is_overwritten_and_damage_is_not_copied(saved, tmp_path, capsys
     assert "'table/item' has changed" in fails(capsys, *export)
     assert "'table/item' has changed" in fails(capsys, "inspect", saved, "--verify")
     assert main(["inspect", str(saved)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "saved"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "mine", "saved"]
 
 
 def test_a_full_disk_is_one_clear_error(saved, tmp_path, monkeypatch, capsys):
@@ -263,7 +269,18 @@ def test_exports_that_cannot_be_are_refused(saved, tmp_path, capsys):
     assert "expected .npy or .parquet, received 'x.csv'" in text
     (tmp_path / "there.npy").touch()
     assert "already exists" in fails(capsys, *command, tmp_path / "there.npy", "--table", "user")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["saved", "there.npy"]
+    (tmp_path / "link.npy").symlink_to("there.npy")
+    (tmp_path / "directory.npy").mkdir()
+    for name, says in (
+        ("link.npy", "is a symbolic link"),
+        ("directory.npy", "is a directory"),
+        ("there.npy/x.npy", "is not a directory"),
+        ("saved/step-00000012/x.npy", "lies in the input"),
+    ):
+        assert says in fails(capsys, *command, tmp_path / name, "--table", "user")
+    names = ["directory.npy", "link.npy", "saved", "there.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "there.npy").read_bytes() == b""
 
 
 def test_help_answers_without_tensorflow():

@@ -219,13 +219,32 @@ def test_begin_refuses_to_mix_two_runs(tmp_path):
 def test_leftovers_of_killed_saves_are_ignored_then_removed(tmp_path):
     store = CheckpointStore(tmp_path)
     saved(tmp_path)
-    left = tmp_path / ".step-00000009.abc.tmp"
-    left.mkdir()
-    (left / "data-00000.bin").write_bytes(b"half")
+    left = tmp_path / ".step-00000009.lookback"
+    (left / "new").mkdir(parents=True)
+    (left / "new" / "data-00000.bin").write_bytes(b"half")
+    (tmp_path / ".step-probe-abc").mkdir()
+    mine = tmp_path / ".step-by-step"  # a name alone is no reason to delete it
+    mine.mkdir()
+    (mine / "notes.txt").write_text("precious")
     assert store.load().step == 3
     store.begin(resumed_from=store.load())
-    assert not left.exists()
+    assert not left.exists() and not (tmp_path / ".step-probe-abc").exists()
+    assert (mine / "notes.txt").read_text() == "precious"
     assert store.load().step == 3
+
+
+def test_retention_deletes_only_what_we_wrote(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1)
+    first = store.save(1, {}, {})
+    (first / "notes.txt").write_text("precious")
+    foreign = tmp_path / "step-00000002"
+    foreign.mkdir()
+    (foreign / "mine").write_text("precious")
+    for step in (3, 4, 5):
+        store.save(step, {}, {})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000001", "step-00000002", "step-00000005"]
+    assert (first / "notes.txt").exists() and (foreign / "mine").exists()
 
 
 @pytest.mark.parametrize("at", [0.0, 0.3, 0.7, 1.0])

@@ -302,7 +302,7 @@ def shutil_usage(free: int) -> Any:
 
 def test_begin_gives_every_rank_the_same_verdict(tmp_path):
     saved(tmp_path, 2)
-    left = tmp_path / ".step-00000009.abc.tmp"
+    left = tmp_path / ".step-00000009.lookback"
     left.mkdir()
 
     def work(world: Any, resumed: Checkpoint | None) -> Any:

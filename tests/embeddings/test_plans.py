@@ -85,6 +85,21 @@ def test_a_plan_that_cannot_be_written_is_a_user_s_error(tmp_path):
         save_plan(PLAN, tmp_path / "missing" / "plan.yaml")
 
 
+@pytest.mark.parametrize("text", ["precious", "format: mine\n", "", "{"])
+def test_a_plan_replaces_a_plan_and_nothing_else(tmp_path, text):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="already exists, and only what we wrote"):
+        save_plan(PLAN, path)
+    assert path.read_text() == text
+    path.unlink()
+    save_plan(dataclasses.replace(PLAN, ranks=4), path)
+    save_plan(PLAN, path)
+    assert load_plan(path) == PLAN
+    with pytest.raises(UserError, match="is the input itself"):
+        save_plan(PLAN, path, inputs=[path])
+
+
 HEAD = "format: lookback-plan\nversion: 1\nranks: 2\n"
 
 

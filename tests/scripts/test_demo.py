@@ -44,6 +44,17 @@ def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
+def test_what_somebody_put_into_an_earlier_demo_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "log.json").write_text("ours")
+    (tmp_path / ".lookback-demo").write_text("./results/log.json\n")
+    (tmp_path / "results" / "notes.txt").write_text("precious")
+    result = demo("--output", str(tmp_path))
+    assert result.returncode == 2
+    assert f"{tmp_path} holds ./results/notes.txt, which no demo made" in result.stderr
+    assert (tmp_path / "results" / "notes.txt").read_text() == "precious"
+
+
 def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     result = demo("--output", str(tmp_path / "file"))

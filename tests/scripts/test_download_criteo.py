@@ -90,6 +90,7 @@ def test_a_part_is_continued(site: tuple[Path, str], tmp_path: Path) -> None:
     served, url = site
     (served / "day_0.gz").write_bytes(gzip.compress(LINE * 100))
     (tmp_path / "day_0.gz.part").write_bytes(b"something else")
+    (tmp_path / "day_0.gz.part.source").write_text("of another server")
     result = download("--days", "0", "--output", str(tmp_path), "--base_url", url)
     assert result.returncode == 0, result.stderr
     assert "belongs to another file or version; starting over" in result.stdout

@@ -373,14 +373,37 @@ def test_an_interrupted_unpacking_is_repeated(site: Site, tmp_path: Path) -> Non
     site.files = {
         "ml-20m.zip": content, "ml-20m.zip.md5": hashlib.md5(content).hexdigest().encode()
     }  # fmt: skip
-    (tmp_path / ".ml-20m.tmp" / "ml-20m").mkdir(parents=True)
-    (tmp_path / ".ml-20m.tmp" / "ml-20m" / "half").touch()
+    (tmp_path / ".ml-20m.tmp").mkdir()
+    (tmp_path / ".ml-20m.tmp" / "mine").touch()  # a name alone is no reason to delete it
     (tmp_path / "ml-20m.zip").write_bytes(content)
     result = download("download_movielens.sh", "20m", "--output", str(tmp_path),
                       "--base_url", site.url)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "ml-20m").iterdir()) == ["README", "u.data"]
     assert site.ranges_of("ml-20m.zip") == []
+    # The archive was there before: it may be somebody's own.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".ml-20m.tmp",
+        "ml-20m",
+        "ml-20m.zip",
+    ]
+    assert (tmp_path / ".ml-20m.tmp" / "mine").exists()
+
+
+def test_what_we_did_not_download_is_not_deleted(site: Site, tmp_path: Path) -> None:
+    name = "meta_Baby.json.gz"
+    site.files = {name: compressed()}
+    (tmp_path / f"{name}.part").write_text("precious")
+    result = amazon(site, tmp_path)
+    assert result.returncode == 2
+    assert f"{name}.part is in the way: no download of ours left it" in result.stderr
+    assert (tmp_path / f"{name}.part").read_text() == "precious"
+    (tmp_path / "ml-1m").write_text("precious")
+    result = download("download_movielens.sh", "1m", "--output", str(tmp_path),
+                      "--base_url", site.url)  # fmt: skip
+    assert result.returncode == 2
+    assert "ml-1m is in the way: it is no directory" in result.stderr
+    assert (tmp_path / "ml-1m").read_text() == "precious"
 
 
 def test_movielens_can_be_unpacked_without_unzip(site: Site, tmp_path: Path) -> None:
@@ -390,7 +413,7 @@ def test_movielens_can_be_unpacked_without_unzip(site: Site, tmp_path: Path) -> 
     }  # fmt: skip
     tools = tmp_path / "tools"
     tools.mkdir()
-    names = "bash dirname env mkdir stat df awk tr cat rm mv cut head grep md5sum curl"
+    names = "bash dirname env mkdir stat df awk tr cat rm mv mktemp cut head grep md5sum curl"
     for tool in names.split():
         (tools / tool).symlink_to(shutil.which(tool))
     (tools / "python3").write_text(f'#!{shutil.which("bash")}\nexec {sys.executable} "$@"\n')

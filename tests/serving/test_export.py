@@ -159,13 +159,13 @@ def test_a_killed_export_leaves_no_bundle(
         finally:
             os._exit(0)
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".export.*.tmp/schema.pbtxt")):  # the model comes after it
+    while not list(tmp_path.glob(".export.lookback/new/schema.pbtxt")):  # the model comes after it
         assert time.monotonic() < deadline
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     (left,) = tmp_path.iterdir()
-    for directory in (left, tmp_path / "export"):
+    for directory in (left / "new", tmp_path / "export"):
         with pytest.raises(UserError, match="is not an exported bundle"):
             Bundle.load(directory)
     export_bundle(model, dataset_dir, tmp_path / "export")
@@ -179,17 +179,28 @@ def test_a_target_in_the_way_is_refused(
         check_export_target(allowed, dataset_dir)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"exists and holds no bundle\.json"):
+    with pytest.raises(UserError, match=r"exists and holds no bundle\.json that says"):
         check_export_target(tmp_path)
     with pytest.raises(UserError, match="file is not a directory"):
         check_export_target(tmp_path / "file")
-    with pytest.raises(UserError, match="cannot be created"):
+    with pytest.raises(UserError, match="file is not a directory"):
         check_export_target(tmp_path / "file" / "export")
     with pytest.raises(UserError, match="cannot be created"):
         check_export_target(Path("/proc/export"))
     (tmp_path / "link").symlink_to(sim_bundle)
-    with pytest.raises(UserError, match="link is not a directory"):
+    with pytest.raises(UserError, match="link is a symbolic link"):
         check_export_target(tmp_path / "link")
+    for inside in (dataset_dir, dataset_dir / "export"):
+        with pytest.raises(UserError, match=r"is the input itself|lies in the input"):
+            check_export_target(inside, dataset_dir)
+    with pytest.raises(UserError, match="lies in the input"):
+        check_export_target(tmp_path / "run" / "export", inputs=[tmp_path / "run"])
+    bundle = tmp_path / "bundle"
+    shutil.copytree(sim_bundle, bundle)
+    check_export_target(bundle)
+    (bundle / "model" / "notes.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"bundle of ours, but we did not write model/notes\.txt"):
+        check_export_target(bundle)
 
 
 def test_what_does_not_belong_together_is_refused(

@@ -107,6 +107,34 @@ def test_mistakes_are_one_line(
     assert code == 2 and "is not an exported bundle" in err
 
 
+def test_scores_replace_nothing(
+    sim_bundle: Path, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests, mine = tmp_path / "requests.jsonl", tmp_path / "mine.txt"
+    request = sample(capsys, sim_bundle, dataset_dir, "--users", 1)[0]
+    requests.write_text(json.dumps(request) + "\n")
+    mine.write_text("precious")
+    (tmp_path / "link").symlink_to("mine.txt")
+    before = {path: path.read_bytes() for path in (requests, mine)}
+    score = ("score", "--export_dir", sim_bundle, "--requests", requests, "--output")
+    for output, says in (
+        (requests, "is the input itself"),
+        (mine, "already exists"),
+        (tmp_path / "link", "is a symbolic link"),
+        (tmp_path, "has the input"),
+        (dataset_dir, "is a directory"),
+        (sim_bundle / "scores.jsonl", "lies in the input"),
+        ("/dev/null", "already exists"),
+    ):
+        code, _, err = run(capsys, *score, output)
+        assert code == 2 and says in err, (output, err)
+    assert {path: path.read_bytes() for path in before} == before
+    assert Path("/dev/null").is_char_device()
+    code, _, err = run(capsys, *score, tmp_path / "scores.jsonl")
+    assert code == 0, err
+    assert json.loads((tmp_path / "scores.jsonl").read_text())["user_id"] == request["user_id"]
+
+
 def test_a_dataset_of_another_workflow_is_refused(
     sim_bundle: Path, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

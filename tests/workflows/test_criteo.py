@@ -24,6 +24,7 @@ from merlin.schema import Tags
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from lookback.core.errors import UserError
+from lookback.workflows.output import DATASET, Output
 from lookback.workflows.tabular.ops import build_workflow
 from lookback.workflows.tabular.pipeline import fit_dataset, run_dataset, transform_dataset
 from lookback.workflows.tabular.state import Working, check_space
@@ -136,7 +137,7 @@ def test_dataset_is_what_pandas_computes(
     assert len(parts(output, "train")) > 5
     files = {path.name for path in output.iterdir()}
     assert files == {
-        "dataset.json", "schema.pbtxt", "train", "validation", "test", "workflow"
+        ".lookback.json", "dataset.json", "schema.pbtxt", "train", "validation", "test", "workflow"
     }  # fmt: skip
     assert not (tmp_path / "out.partial").exists()
 
@@ -352,8 +353,10 @@ def test_existing_output_needs_overwrite(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "old").touch()
     with pytest.raises(UserError, match="already exists"):
         run_dataset("criteo", raw, tmp_path / "out", **SMALL)
-    run_dataset("criteo", raw, tmp_path / "out", overwrite=True, **SMALL)
-    assert not (tmp_path / "out" / "old").exists()
+    with pytest.raises(UserError, match="nothing else is ever replaced"):
+        run_dataset("criteo", raw, tmp_path / "out", overwrite=True, **SMALL)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_full_disk_keeps_the_finished_days(
@@ -431,7 +434,7 @@ def test_too_small_a_disk_is_refused_before_anything(
     with pytest.raises(UserError, match=expected):
         run_dataset("criteo", raw, tmp_path / "out", **SMALL)
     # What is written already need not be written again.
-    working = Working(tmp_path / "w", tmp_path / "o")
+    working = Working(tmp_path / "w", Output(tmp_path / "o", DATASET, False, ()))
     working.path.mkdir()
     (working.path / "file").write_bytes(bytes(50_000))
     check_space(working, 59_000, what="")

@@ -290,6 +290,7 @@ def test_transform_with_a_saved_workflow(
     whole = run_dataset("amazon", raw, tmp_path / "run", min_interactions=20)
     fit_dataset("amazon", raw, tmp_path / "workflow", min_interactions=20)
     assert sorted(path.name for path in (tmp_path / "workflow").iterdir()) == [
+        ".lookback.json",
         "categories",
         "encoder",
         "metadata.json",

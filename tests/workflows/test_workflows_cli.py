@@ -206,3 +206,186 @@ def test_only_tabular_datasets_are_exported(
     command = ["export", "--dataset_type", "split_binary", "--input", str(tmp_path)]
     assert main([*command, "--output", str(tmp_path / "out")]) == 2
     assert "is not a tabular dataset" in capsys.readouterr().err
+
+
+def _tree(directory: Path) -> dict[str, bytes | str | None]:
+    """All paths below a directory: a file's content, where a link points, None of a directory."""
+    return {
+        path.relative_to(directory).as_posix(): str(path.readlink())
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
+        for path in directory.rglob("*")
+    }
+
+
+REFUSED = [
+    # The input, what contains it, what lies in it.
+    ("run", "data/raw", "is the input itself"),
+    ("run", "data", "has the input"),
+    ("run", "data/raw/out", "lies in the input"),
+    ("run", "to_raw", "is a symbolic link"),
+    ("fit", "data/raw", "is the input itself"),
+    ("fit", "data", "has the input"),
+    ("run_clicks", "clicks", "is the input itself"),
+    ("run_clicks", ".", "has the input"),
+    ("run_clicks", "clicks/out", "lies in the input"),
+    ("run_clicks", "to_clicks", "is a symbolic link"),
+    ("run_clicks", "dangling", "is a symbolic link"),
+    ("run_clicks", "mine.txt/out", "is not a directory"),
+    ("fit_clicks", "clicks", "is the input itself"),
+    ("transform", "clicks", "is the input itself"),
+    ("transform", "fitted", "is the input itself"),
+    ("transform", "fitted/out", "lies in the input"),
+    ("export", "dataset", "is the input itself"),
+    ("export", "dataset/out", "lies in the input"),
+    # What we did not write, or what is of another kind.
+    *(
+        (command, output, says)
+        for command in ("run", "fit", "run_clicks", "fit_clicks", "transform", "generate", "export")
+        for output, says in (
+            ("mine", "nothing else is ever replaced"),
+            ("mine.txt", "is not a directory"),
+            ("dangling", "is a symbolic link"),
+        )
+    ),
+    ("run", "fitted", "says it is a dataset of ours"),
+    ("fit_clicks", "dataset", "says it is a saved workflow of ours"),
+    ("generate", "dataset", "says it is a set of generated files of ours"),
+    ("run_clicks", "mixed", "we did not write train/notes.txt in it"),
+]
+
+
+def test_overwrite_spares_all_that_we_did_not_write(
+    tmp_path: Path,
+    make_events: Make,
+    write_reviews: Write,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raw = write_reviews(make_events(), directory=tmp_path / "data/raw")
+    (tmp_path / "data/notes.txt").write_text("precious")
+    clicks = _write_clicks(tmp_path / "clicks")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/dataset.json").write_text('{"format": "lookback-tabular"}')
+    (tmp_path / "mine.txt").write_text("precious")
+    (tmp_path / "to_raw").symlink_to(raw)
+    (tmp_path / "to_clicks").symlink_to("clicks")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    of_clicks = ["--dataset", "criteo", *SMALL_CLICKS, "--input", str(clicks)]
+    of_events = ["--dataset", "amazon", "--workers", "0", "--input", str(raw)]
+    commands = {
+        "run": ["run", *of_events],
+        "fit": ["fit", *of_events],
+        "run_clicks": ["run", *of_clicks],
+        "fit_clicks": ["fit", *of_clicks],
+        "transform": ["transform", "--workflow", f"{tmp_path}/fitted", "--input", str(clicks)],
+        "generate": ["generate", "--dataset", "synthetic", "--preset", "tiny"],
+        "export": ["export", "--dataset_type", "split_binary", "--input", f"{tmp_path}/dataset"],
+    }
+    for command, name in (("fit_clicks", "fitted"), ("run_clicks", "dataset")):
+        assert main([*commands[command], "--output", str(tmp_path / name)]) == 0
+    assert main([*commands["run_clicks"], "--output", str(tmp_path / "mixed")]) == 0
+    (tmp_path / "mixed/train/notes.txt").write_text("precious")
+    before = _tree(tmp_path)
+    capsys.readouterr()
+    for command, output, says in REFUSED:
+        arguments = [*commands[command], "--output", str(tmp_path / output), "--overwrite"]
+        assert main(arguments) == 2, (command, output)
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1, (command, output, error)
+        assert says in error, (command, output, error)
+        assert _tree(tmp_path) == before, (command, output)
+
+
+def test_overwrite_replaces_our_own_and_says_so(
+    tmp_path: Path,
+    make_events: Make,
+    write_reviews: Write,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raw, clicks = write_reviews(make_events()), _write_clicks(tmp_path / "clicks")
+    of_clicks = ["--dataset", "criteo", *SMALL_CLICKS, "--input", str(clicks)]
+    of_events = ["--dataset", "amazon", "--workers", "0", "--input", str(raw)]
+    generated = ["generate", "--dataset", "criteo", "--variant", "custom", "--rows", "100"]
+    generated += ["--cardinalities", "5,6", "--days", "2"]
+    for kind, command in (
+        ("dataset", ["run", *of_events]),
+        ("saved workflow", ["fit", *of_events]),
+        ("saved workflow", ["fit", *of_clicks]),
+        ("dataset", ["transform", "--workflow", f"{tmp_path}/2", "--input", str(clicks)]),
+        ("dataset", ["run", *of_clicks]),
+        ("set of split_binary files", ["export", "--dataset_type", "split_binary", "--input"]),
+        ("set of generated files", ["generate", "--dataset", "synthetic", "--preset", "tiny"]),
+        ("set of generated files", generated),
+        ("dataset", [*generated, "--format", "parquet"]),
+    ):
+        output = tmp_path / str(len(list(tmp_path.glob("[0-9]"))))
+        if command[-1] == "--input":
+            command = [*command, f"{tmp_path}/4"]
+        written = [*command, "--output", str(output)]
+        assert main(written) == 0, command
+        first = sorted(_tree(output))
+        assert "replaced" not in capsys.readouterr().err
+        assert main(written) == 2, command
+        assert "already exists" in capsys.readouterr().err
+        assert main([*written, "--overwrite"]) == 0, command
+        assert f"replaced the {kind} that was at {output}\n" in capsys.readouterr().err
+        assert sorted(_tree(output)) == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*"012345678", "clicks", "raw"]
+
+
+def test_two_runs_to_one_output_are_one(
+    tmp_path: Path, make_events: Make, write_reviews: Write
+) -> None:
+    """The second is refused while the first is at work, whatever it was told."""
+    raw = write_reviews(make_events())
+    output = tmp_path / "out"
+    script = (
+        "import sys, time\n"
+        "from lookback.workflows import base, __main__\n"
+        "fit = base._fit\n"
+        "def slow(job):\n"
+        "    print('fitting', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    return fit(job)\n"
+        "base._fit = slow\n"
+        "sys.exit(__main__.main(sys.argv[1:]))\n"
+    )
+    command = ["run", "--dataset", "amazon", "--input", str(raw), "--output", str(output)]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *command],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as first:
+        assert first.stdin is not None and first.stdout is not None
+        assert first.stdout.readline() == "fitting\n"
+        for more in ([], ["--overwrite"]):
+            second = _cli(*command, "--min_interactions", "5", *more)
+            assert second.returncode == 2
+            assert f"Another process is writing {output}" in second.stderr
+        first.stdin.write("go on\n")
+        first.stdin.flush()
+        first.stdout.read()
+        assert first.wait() == 0
+    assert read_metadata(output)["options"]["min_interactions"] == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+@pytest.mark.parametrize("content", [{"notes.txt": "precious"}, {"identity.json": "[]"}])
+def test_an_unfinished_run_that_is_not_ours_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict[str, str]
+) -> None:
+    clicks = str(_write_clicks(tmp_path / "clicks"))
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    for name, text in content.items():
+        (partial / name).write_text(text)
+    command = ["run", "--dataset", "criteo", *SMALL_CLICKS, "--input", clicks]
+    command += ["--output", str(tmp_path / "out"), "--overwrite"]
+    assert main(command) == 2
+    assert f"{partial} " in capsys.readouterr().err
+    assert _tree(partial) == {name: text.encode() for name, text in content.items()}

@@ -39,6 +39,7 @@ from rich.progress import (
 
 from lookback.core.errors import UserError
 from lookback.core.files import require_writable
+from lookback.training.output.results import LOG_PREFIX, check_results
 
 UNITS: dict[str, str | None] = {
     "samples/s": "samples/s",
@@ -137,6 +138,7 @@ class RunLogger:
         )
         directory = Path(results_dir)
         require_writable(directory, "results_dir")
+        check_results(directory, log_filename)
         path = directory / log_filename
         if append:
             _drop_half_line(path)
@@ -244,7 +246,7 @@ class RunLogger:
             **content,
         }
         # Line-buffered: each line is in the file when this returns, whatever happens to us next.
-        self._file.write(f"DLLL {json.dumps(line, allow_nan=False)}\n")
+        self._file.write(f"{LOG_PREFIX}{json.dumps(line, allow_nan=False)}\n")
 
     def _global_step(self, epoch: int, step: int) -> int:
         return epoch * self._steps_per_epoch + step if self._steps_per_epoch else self._steps_logged
@@ -360,10 +362,10 @@ def read_log(path: str | os.PathLike[str]) -> list[LogRecord]:
         raise UserError(f"expected a log at {path}, but {error.strerror}.") from None
     records: dict[tuple[int, ...], LogRecord] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.startswith("DLLL "):
+        if not line.startswith(LOG_PREFIX):
             continue
         try:
-            entry = json.loads(line.removeprefix("DLLL "))
+            entry = json.loads(line.removeprefix(LOG_PREFIX))
             if entry["type"] != "LOG":
                 continue
             step = tuple(entry["step"])

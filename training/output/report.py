@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lookback.core.files import atomic_file
+from lookback.core.files import atomic_file, inside_ours
 from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
 from lookback.training.output.logging import LogRecord
 
@@ -62,7 +62,7 @@ def write_report(
         "steps": len(steps),
         "roc_auc": {name: curve.auc for name, curve in (roc or {}).items()},
     }
-    with atomic_file(directory / "metrics.json") as temporary:
+    with atomic_file(directory / "metrics.json", replaces=inside_ours) as temporary:
         text = json.dumps(_finite(content), indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     _save(learning_curve(steps, epochs, loss=loss, title=title), directory / "learning_curve.png")
@@ -90,7 +90,7 @@ def write_scores(path: Path, scores: ScoreAccumulator) -> Path:
     groups = scores.groups()
     if groups is not None:
         columns = {"group": groups, **columns}
-    with atomic_file(path) as temporary:
+    with atomic_file(path, replaces=inside_ours) as temporary:
         pq.write_table(pa.table(columns), temporary)
     return path
 
@@ -241,7 +241,7 @@ def _save(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    with atomic_file(path) as temporary:
+    with atomic_file(path, replaces=inside_ours) as temporary:
         # No creation date or version in the file: equal runs give equal bytes.
         figure.savefig(temporary, dpi=_DOTS_PER_INCH, format="png", metadata={"Software": None})
 

@@ -43,8 +43,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_directory
 from lookback.workflows.generators.oracle import EvidenceBuffer, OracleOptions, compute_oracle
+from lookback.workflows.output import RAW, Output
 
 BLOCK_USERS = 1024
 """Users that share a random stream: part of the format, for another value gives other bytes."""
@@ -302,7 +302,7 @@ def generate_synthetic(
       config: what to generate.
       output_dir: the directory to create.
       compress: write `.json.gz`.
-      overwrite: replace `output_dir` if it exists.
+      overwrite: replace generated files of ours at `output_dir`.
       blocks_per_write: blocks of `BLOCK_USERS` users held at a time; does not show in the bytes.
       oracle: how the oracle is measured; None for the defaults.
       progress: show a progress bar on standard error.
@@ -316,7 +316,7 @@ def generate_synthetic(
     if blocks_per_write < 1:
         raise UserError(f"blocks_per_write must be at least 1, received {blocks_per_write}.")
     options = oracle or OracleOptions()
-    with atomic_directory(output_dir, overwrite=overwrite) as directory:
+    with Output(Path(output_dir), RAW, overwrite, ()).create() as directory:
         population = Population(config)
         catalogue = population.catalogue
         buffer = EvidenceBuffer(config.users, options)

@@ -35,7 +35,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_directory
 from lookback.workflows.generators.criteo_tables import ROWS
 from lookback.workflows.generators.synthetic_criteo_law import (
     CriteoLaw,
@@ -44,6 +43,7 @@ from lookback.workflows.generators.synthetic_criteo_law import (
     sigmoid,
 )
 from lookback.workflows.generators.synthetic_criteo_text import lines
+from lookback.workflows.output import DATASET, RAW, Output
 
 BLOCK_ROWS = 65_536
 """Rows that share a random stream: part of the format, for another value gives other bytes."""
@@ -246,7 +246,7 @@ def generate_criteo(
       output_dir: the directory to create.
       format: one of FORMATS.
       compress: raw files as `.gz`.
-      overwrite: replace `output_dir` if it exists.
+      overwrite: replace what we generated, in the same format, at `output_dir`.
       threads: that draw and format; None: one for each core.
       log: told when a day is written.
 
@@ -263,7 +263,8 @@ def generate_criteo(
     law = CriteoLaw(config.law)
     truth = _Truth(config)
     workers = threads or len(os.sched_getaffinity(0))
-    with atomic_directory(output_dir, overwrite=overwrite) as directory:
+    kind = DATASET if format == "parquet" else RAW
+    with Output(Path(output_dir), kind, overwrite, ()).create() as directory:
         if format == "parquet":
             _write_parquet(law, config, directory, workers, truth, log)
         else:

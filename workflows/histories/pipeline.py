@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_directory
 from lookback.workflows import columns as names
 from lookback.workflows.cluster import Plan, Runner, make_plan, open_runner
 from lookback.workflows.columns import Column, history_columns
 from lookback.workflows.histories.ingest import Events, Features, ingest
+from lookback.workflows.output import DATASET, WORKFLOW, Output
 from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
 
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
@@ -228,7 +228,7 @@ def run_dataset(
       name: a key of `DATASETS`.
       input_dir: directory of raw files, or where the reader takes one a file.
       output_dir: the dataset to create.
-      overwrite: replace `output_dir` if it exists.
+      overwrite: replace a dataset of ours at `output_dir`.
       log: takes a line of text for each thing worth knowing.
       **options: fields of `Options` and of the dataset's reader.
 
@@ -237,7 +237,9 @@ def run_dataset(
     """
     common, own = split_options(options)
     reader = make_reader(name, own)
-    with _prepared(reader, input_dir, output_dir, common, overwrite, log) as job:
+    raw = Path(input_dir)
+    target = Output(Path(output_dir), DATASET, overwrite, (raw,))
+    with _prepared(reader, raw, target, common, log) as job:
         workflow = _fit(job)
         _save(job, workflow, name, own, job.output / WORKFLOW_DIRECTORY)
         return _transform(job, workflow, name, {**job.options.content, **own})
@@ -255,7 +257,9 @@ def fit_dataset(
     """Raw data to saved workflow; see `run_dataset`. `output_dir` becomes the workflow itself."""
     common, own = split_options(options)
     reader = make_reader(name, own)
-    with _prepared(reader, input_dir, output_dir, common, overwrite, log) as job:
+    raw = Path(input_dir)
+    target = Output(Path(output_dir), WORKFLOW, overwrite, (raw,))
+    with _prepared(reader, raw, target, common, log) as job:
         workflow = _fit(job)
         _save(job, workflow, name, own, job.output)
         return Report(Path(output_dir), job.plan, {"counts": job.counts()})
@@ -279,7 +283,7 @@ def transform_dataset(
       workflow_dir: a saved workflow, or a dataset that holds one.
       input_dir: directory of raw files of the same kind.
       output_dir: the dataset to create.
-      overwrite: replace `output_dir` if it exists.
+      overwrite: replace a dataset of ours at `output_dir`.
       log: takes a line of text for each thing worth knowing.
       **options: fields of `Options` (without `frequency_threshold`), of the reader, or both, to
         be changed from the fit's.
@@ -300,7 +304,9 @@ def transform_dataset(
         raise UserError("frequency_threshold is fixed by the fit; fit a new workflow to change it.")
     common, own = split_options({**given, **options})
     reader = make_reader(name, own)
-    with _prepared(reader, input_dir, output_dir, common, overwrite, log) as job:
+    raw = Path(input_dir)
+    target = Output(Path(output_dir), DATASET, overwrite, (raw, Path(workflow_dir)))
+    with _prepared(reader, raw, target, common, log) as job:
         import nvtabular as nvt
 
         from lookback.workflows.histories import ops
@@ -375,19 +381,14 @@ class _Job:
 
 @contextmanager
 def _prepared(
-    reader: Reader,
-    input_dir: str | Path,
-    output_dir: str | Path,
-    options: Options,
-    overwrite: bool,
-    log: Log,
+    reader: Reader, directory: Path, target: Output, options: Options, log: Log
 ) -> Iterator[_Job]:
     """Checks everything that can be checked, then ingests into the output's temporary directory."""
-    directory = Path(input_dir)
     if reader.takes_file and not directory.exists():
         raise UserError(f"--input {directory} does not exist. Give a raw file, or a directory.")
     if not reader.takes_file and not directory.is_dir():
         raise UserError(f"--input {directory} is not a directory. Give the one with the raw files.")
+    target.check()
     options = dataclasses.replace(options, duplicates=options.duplicates or reader.duplicates)
     columns = reader.columns
     paths = reader.event_files(directory)
@@ -398,7 +399,7 @@ def _prepared(
         memory=options.memory_limit,
         partition_events=options.partition_events,
     )
-    with atomic_directory(output_dir, overwrite=overwrite) as output, warnings.catch_warnings():
+    with target.create() as output, warnings.catch_warnings():
         # It calls its CPU mode experimental each time; that mode is what the tests compare here.
         warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode")
         working = output / WORKING_DIRECTORY
@@ -432,7 +433,7 @@ def _prepared(
             _check_users(events, options)
             yield _Job(
                 output,
-                Path(output_dir),
+                target.path,
                 reader,
                 options,
                 plan,

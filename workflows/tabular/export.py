@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_directory
+from lookback.workflows.output import SPLIT_BINARY, Output
 from lookback.workflows.tabular.write import LABEL, SPLITS, column_names, parts, read_metadata
 
 DESCRIBED_SPLITS = ("train", "test")
@@ -34,15 +34,16 @@ def export_split_binary(
     Args:
       input_dir: a tabular dataset.
       output_dir: to create.
-      overwrite: replace `output_dir` if it exists.
+      overwrite: replace split_binary files of ours at `output_dir`.
 
     Raises:
       UserError: if `input_dir` is no tabular dataset, or `output_dir` is there.
     """
     directory = Path(input_dir)
+    target = Output(Path(output_dir), SPLIT_BINARY, overwrite, (directory,))
     cardinalities = read_metadata(directory)["cardinalities"]
     numerical = _numerical_columns(directory)
-    with atomic_directory(output_dir, overwrite=overwrite) as output:
+    with target.create() as output:
         rows = 0
         for split in SPLITS:
             files = parts(directory, split)

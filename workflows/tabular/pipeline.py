@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.core.outputs import RECORD
 from lookback.workflows.cluster import (
     BYTES_PER_PROCESS,
     MEMORY_SHARE,
@@ -31,6 +32,7 @@ from lookback.workflows.cluster import (
     open_runner,
 )
 from lookback.workflows.histories.pipeline import WORKFLOW_DIRECTORY, Log, Report
+from lookback.workflows.output import DATASET, WORKFLOW, Output
 from lookback.workflows.tabular import passes
 from lookback.workflows.tabular.counts import MERGED_AT_ONCE
 from lookback.workflows.tabular.passes import Job
@@ -74,7 +76,8 @@ def run_dataset(
       name: a key of `TABULAR_DATASETS`.
       input_dir: directory of raw files.
       output_dir: the dataset to create; ``OUTPUT.partial`` beside it holds what is finished.
-      overwrite: replace `output_dir` if it exists, and an unfinished run with other options.
+      overwrite: replace a dataset of ours at `output_dir`, and what an unfinished run with other
+        options left.
       log: takes a line of text for each thing worth knowing.
       **options: fields of `TabularOptions` and of the dataset's reader.
 
@@ -83,11 +86,13 @@ def run_dataset(
     """
     common, own = _split_options(options)
     reader = _make_reader(name, own)
-    with _prepared("run", name, reader, input_dir, output_dir, common, overwrite, log) as job:
+    raw = Path(input_dir)
+    target = Output(Path(output_dir), DATASET, overwrite, (raw,))
+    with _prepared("run", name, reader, raw, target, common, log) as job:
         _require_training_rows(job)
         passes.fit(job, job.working.data / WORKFLOW_DIRECTORY)
         metadata = passes.transform(job, job.working.data / WORKFLOW_DIRECTORY)
-        job.working.publish(overwrite)
+        job.working.publish()
         return Report(Path(output_dir), job.plan, metadata)
 
 
@@ -103,11 +108,13 @@ def fit_dataset(
     """Raw data to saved workflow; see `run_dataset`. `output_dir` becomes the workflow itself."""
     common, own = _split_options(options)
     reader = _make_reader(name, own)
-    with _prepared("fit", name, reader, input_dir, output_dir, common, overwrite, log) as job:
+    raw = Path(input_dir)
+    target = Output(Path(output_dir), WORKFLOW, overwrite, (raw,))
+    with _prepared("fit", name, reader, raw, target, common, log) as job:
         if common.vocabulary == "train":
             _require_training_rows(job)
         sizes = passes.fit(job, job.working.data)
-        job.working.publish(overwrite)
+        job.working.publish()
         return Report(Path(output_dir), job.plan, {"known_values": sizes})
 
 
@@ -141,22 +148,17 @@ def transform_dataset(
     common, own = _split_options({**saved["options"], **options})
     reader = _make_reader(saved["dataset"], own)
     identity = (directory / "workflow.pkl").stat()
-    with _prepared(
-        f"transform with {directory.resolve()} of {identity.st_mtime_ns}",
-        saved["dataset"],
-        reader,
-        input_dir,
-        output_dir,
-        common,
-        overwrite,
-        log,
-    ) as job:
+    raw = Path(input_dir)
+    target = Output(Path(output_dir), DATASET, overwrite, (raw, Path(workflow_dir)))
+    command = f"transform with {directory.resolve()} of {identity.st_mtime_ns}"
+    with _prepared(command, saved["dataset"], reader, raw, target, common, log) as job:
         own_copy = job.working.data / WORKFLOW_DIRECTORY
         if job.working.record("fitted", "workflow") is None:
-            shutil.copytree(directory, own_copy, dirs_exist_ok=True)
+            not_its_own = shutil.ignore_patterns(RECORD)  # the record of what `fit` wrote
+            shutil.copytree(directory, own_copy, ignore=not_its_own, dirs_exist_ok=True)
             job.working.finish("fitted", "workflow", {})
         metadata = passes.transform(job, own_copy)
-        job.working.publish(overwrite)
+        job.working.publish()
         return Report(Path(output_dir), job.plan, metadata)
 
 
@@ -187,14 +189,12 @@ def _prepared(
     command: str,
     name: str,
     reader: TabularReader,
-    input_dir: str | Path,
-    output_dir: str | Path,
+    directory: Path,
+    target: Output,
     options: TabularOptions,
-    overwrite: bool,
     log: Log,
 ) -> Iterator[Job]:
     """Checks all that can be checked before there is work to do."""
-    directory = Path(input_dir)
     if not directory.is_dir():
         raise UserError(f"--input {directory} is not a directory. Give the one with the raw files.")
     files = reader.files(directory)
@@ -207,7 +207,7 @@ def _prepared(
         "options": {**options.content, **asdict(reader)},
         "input": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
     }
-    with open_working(Path(output_dir), identity, overwrite) as working, warnings.catch_warnings():
+    with open_working(target, identity) as working, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode")
         _check_disk(working, files, reader)
         with (

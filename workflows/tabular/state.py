@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_directory, atomic_file
+from lookback.core.files import atomic_file, inside_ours, located
+from lookback.workflows.output import Output
+
+IDENTITY = "identity.json"
+OURS = re.compile(
+    r"identity\.json|data|counts|vocabulary|(counts|rows|written|fitted)-.+\.json"
+    r"|\..+\.json\.\w+\.tmp"
+)
+"""Names of what a run writes to its working directory."""
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -33,7 +42,7 @@ class Working:
     """
 
     path: Path
-    output: Path
+    output: Output
 
     @property
     def data(self) -> Path:
@@ -55,15 +64,17 @@ class Working:
 
     def finish(self, stage: str, name: str, content: Mapping[str, Any]) -> None:
         """Records that a stage is finished."""
-        with atomic_file(self._record_file(stage, name)) as file:
+        with atomic_file(self._record_file(stage, name), replaces=inside_ours) as file:
             file.write_text(json.dumps(dict(content)))
 
-    def publish(self, overwrite: bool) -> None:
+    def publish(self) -> None:
         """Makes the data the output, and removes the rest."""
-        with atomic_directory(self.output, overwrite=overwrite) as temporary:
+        with self.output.create() as temporary:
             temporary.rmdir()
             self.data.rename(temporary)
-        shutil.rmtree(self.path)
+        _clear(self.path)
+        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+            self.path.rmdir()
 
     def used(self) -> int:
         """Bytes of the files so far."""
@@ -74,27 +85,24 @@ class Working:
 
 
 @contextlib.contextmanager
-def open_working(output: Path, identity: Mapping[str, Any], overwrite: bool) -> Iterator[Working]:
+def open_working(output: Output, identity: Mapping[str, Any]) -> Iterator[Working]:
     """The working directory of an output, new or as a killed run left it.
 
     Args:
-      output: what the run is to create.
-      identity: input and options, as JSON: of all that has a say in the output.
-      overwrite: whether `output` may be there, and whether to throw away what an unfinished run
+      output: what the run is to create; if it may be overwritten, so may be what an unfinished run
         with another identity left.
+      identity: input and options, as JSON: of all that has a say in the output.
 
     Raises:
-      UserError: if the output is there, if another process works on it, or if the unfinished run
-        had another identity.
+      UserError: if the output is in the way, if another process works on it, if the working
+        directory is not ours, or if the unfinished run had another identity.
     """
-    if output.exists() and not overwrite:
-        raise UserError(
-            f"{output} already exists. Choose another directory, remove it, or pass --overwrite."
-        )
-    working = Working(output.parent / f"{output.name}.partial", output)
+    output.check()
+    path = located(output.path)
+    working = Working(path.with_name(f"{path.name}.partial"), output)
     try:
         working.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(working.path, os.O_RDONLY)
+        lock = os.open(working.path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
         raise UserError(
             f"--output: {working.path} cannot be written to ({error.strerror}). Choose another "
@@ -106,11 +114,11 @@ def open_working(output: Path, identity: Mapping[str, Any], overwrite: bool) -> 
     except OSError as error:
         os.close(lock)
         raise UserError(
-            f"Another process is writing {output} (it holds {working.path}). Wait for it, or "
+            f"Another process is writing {output.path} (it holds {working.path}). Wait for it, or "
             "choose another --output."
         ) from error
     try:
-        _take_over(working, json.loads(json.dumps(dict(identity))), overwrite)
+        _take_over(working, json.loads(json.dumps(dict(identity))))
         yield working
     finally:
         os.close(lock)
@@ -151,7 +159,7 @@ def check_space(working: Working, needed: int, *, what: str) -> None:
     if needed - used > free:
         there = f", of which {megabytes(used)} are written" if used else ""
         raise UserError(
-            f"{working.output.parent} has {megabytes(free)} free, but the run needs about "
+            f"{working.output.path.parent} has {megabytes(free)} free, but the run needs about "
             f"{megabytes(needed)} ({what}){there}. Free some space, or choose an --output on "
             "another disk."
         )
@@ -162,20 +170,19 @@ def megabytes(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-def _take_over(working: Working, identity: dict[str, Any], overwrite: bool) -> None:
-    file = working.path / "identity.json"
-    if any(working.path.iterdir()):
-        found = json.loads(file.read_text()) if file.exists() else {}
+def _take_over(working: Working, identity: dict[str, Any]) -> None:
+    file = working.path / IDENTITY
+    if any(working.path.glob("[!.]*")):
+        found = _identity(working.path, identity)
         if found != identity:
-            if not overwrite:
+            if not working.output.overwrite:
                 different = [key for key in identity if found.get(key) != identity[key]]
                 raise UserError(
                     f"{working.path} holds an unfinished run of another input or other options "
                     f"({_differences(found, identity, different)}). Give the same command as "
                     "then to continue it, pass --overwrite to start anew, or remove it."
                 )
-            for entry in working.path.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            _clear(working.path)
     if not file.exists():
         with atomic_file(file) as temporary:
             temporary.write_text(json.dumps(identity, indent=1))
@@ -186,6 +193,37 @@ def _take_over(working: Working, identity: dict[str, Any], overwrite: bool) -> N
         (working.path / "fitted-workflow.json").unlink(missing_ok=True)
     working.data.mkdir(exist_ok=True)
     working.counts.mkdir(exist_ok=True)
+
+
+def _identity(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose run a working directory is of; it must be ours, and nothing else in it.
+
+    Raises:
+      UserError: if it is not.
+    """
+    foreign = sorted(entry.name for entry in path.iterdir() if not OURS.fullmatch(entry.name))
+    if foreign:
+        raise UserError(
+            f"{path} holds {foreign[0]}, which we did not write; it is where unfinished runs are "
+            "kept. Move that away, or choose another --output."
+        )
+    try:
+        found: Any = json.loads((path / IDENTITY).read_text())
+    except (OSError, ValueError):
+        found = None
+    if isinstance(found, dict) and found.keys() == like.keys():
+        return found
+    raise UserError(
+        f"{path} is in the way: unfinished runs are kept there, and its {IDENTITY} says of none. "
+        "Remove it, or choose another --output."
+    )
+
+
+def _clear(path: Path) -> None:
+    """Removes what we wrote to a working directory."""
+    for entry in path.iterdir():
+        if OURS.fullmatch(entry.name):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _differences(found: dict[str, Any], identity: dict[str, Any], keys: list[str]) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
-from lookback.core.files import atomic_file
+from lookback.core.files import atomic_file, inside_ours
 
 FORMAT = "lookback-tabular"
 FORMAT_VERSION = 1
@@ -212,7 +212,7 @@ def write_description(
         "created_by": created_by(),
     }
     write_schema(directory, numerical, cardinalities)
-    with atomic_file(directory / DATASET_FILE) as file:
+    with atomic_file(directory / DATASET_FILE, replaces=inside_ours) as file:
         file.write_text(json.dumps(metadata, indent=1) + "\n")
     return metadata
 

@@ -1,0 +1,187 @@
+"""What an output may replace: what we wrote ourselves, all of it, and nothing else.
+
+A name proves nothing, so every directory that may be replaced says what it is and which files are
+in it: bundles and checkpoints in their manifests, all others in a record (``.lookback.json``) that
+`fs.atomic_directory` writes. A file that it does not name is somebody's, and makes the whole
+directory theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from lookback.core.errors import UserError
+
+RECORD = ".lookback.json"
+FORMAT = "lookback-output"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of directories that we write.
+
+    Attributes:
+      name: what one is, in words.
+      manifest: the file that says so.
+      entries: the files (and empty directories) that the manifest of a directory names, relative to
+        it; None if it is no manifest of this kind. Without it, the manifest is the record.
+    """
+
+    name: str
+    manifest: str = RECORD
+    entries: Callable[[Path], Collection[str] | None] | None = None
+
+    @property
+    def has_record(self) -> bool:
+        """Whether whoever writes a directory must write its record."""
+        return self.entries is None
+
+    def foreign(self, directory: Path) -> list[str] | None:
+        """What lies in a directory and is not ours; None if the directory is not of this kind."""
+        known = (self.entries or self._recorded)(directory)
+        if known is None:
+            return None
+        known = {self.manifest, *known}
+        # A directory of ours of which somebody has taken what was in it is still ours.
+        known |= {str(above) for entry in known for above in PurePosixPath(entry).parents}
+        return sorted(
+            entry
+            for entry in _entries(directory)
+            if entry not in known or (directory / entry).is_symlink()  # we write no links
+        )
+
+    def _recorded(self, directory: Path) -> Collection[str] | None:
+        try:
+            record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            return None
+        entries = record.get("entries")
+        return entries if record.get("kind") == self.name and isinstance(entries, list) else None
+
+
+def write_record(directory: Path, kind: Kind) -> None:
+    """Writes down what a directory is, and all that is in it now.
+
+    Args:
+      directory: complete but for the record.
+      kind: of the directory.
+    """
+    record = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind.name,
+        "entries": sorted(_entries(directory)),
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    (directory / RECORD).write_text(text, encoding="utf-8")
+
+
+def check_directory(
+    path: Path, kind: Kind | None, *, overwrite: bool = False, inputs: Iterable[Path] = ()
+) -> None:
+    """Checks that a directory may be written; touches nothing.
+
+    Args:
+      path: may be missing, or empty, or, with `overwrite`, a directory of this kind with nothing in
+        it that we did not write.
+      kind: of what is to be written; None: of no kind that is ever replaced.
+      overwrite: whether the user allows to replace it.
+      inputs: files and directories that are read: `path` must not be one of them, nor lie in one,
+        nor one in it.
+
+    Raises:
+      UserError: saying what is in the way.
+    """
+    _check_place(path, inputs)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory. Choose another.")
+    if path.is_mount():
+        raise UserError(f"{path} is a mount point, which stays as it is. Choose a directory in it.")
+    if not any(path.iterdir()):
+        return
+    if kind is None or not overwrite:
+        way_out = "or remove it" if kind is None else "remove it, or pass --overwrite"
+        raise UserError(
+            f"{path} already exists and is not empty. Choose another directory, {way_out}."
+        )
+    foreign = kind.foreign(path)
+    if foreign is None:
+        raise UserError(
+            f"{path} exists and holds no {kind.manifest} that says it is a {kind.name} of ours; "
+            "nothing else is ever replaced. Choose another directory, or remove this one."
+        )
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise UserError(
+            f"{path} is a {kind.name} of ours, but we did not write {', '.join(foreign[:3])}{more} "
+            "in it, and nothing else is ever replaced. Move that away, or choose another directory."
+        )
+
+
+def check_file(
+    path: Path, replaces: Callable[[Path], bool] | None, inputs: Iterable[Path] = ()
+) -> None:
+    """Checks that a file may be written; touches nothing.
+
+    Args:
+      path: may be missing, or a file that may be replaced.
+      replaces: whether that is so, from the file's content; None: none may.
+      inputs: as for `check_directory`.
+
+    Raises:
+      UserError: saying what is in the way.
+    """
+    _check_place(path, inputs)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory. Give the name of a file.")
+    if not path.exists():
+        return
+    if not path.is_file() or replaces is None or not replaces(path):
+        raise UserError(
+            f"{path} already exists, and only what we wrote is ever replaced. Choose another file, "
+            "or remove this one."
+        )
+
+
+def _check_place(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuses links, what overlaps with the inputs, and what lies below a file."""
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a symbolic link, and nothing is written through one or in place of one. "
+            "Give what it points to, or another name."
+        )
+    real = Path(os.path.realpath(path))
+    for given in inputs:
+        source = Path(os.path.realpath(given))
+        for overlap, words in (
+            (real == source, "is the input itself"),
+            (source in real.parents, f"lies in the input {given}"),
+            (real in source.parents, f"has the input {given} in it"),
+        ):
+            if overlap:
+                raise UserError(f"The output {path} {words}. Choose one apart from the inputs.")
+    above = next(place for place in real.parents if os.path.lexists(place))
+    if not above.is_dir():
+        raise UserError(
+            f"{path} cannot be written: {above} is not a directory. Choose another place."
+        )
+
+
+def _entries(directory: Path) -> Iterator[str]:
+    """Files, links and empty directories in a directory and below, relative to it."""
+    for root, folders, files in os.walk(directory):
+        place = Path(root)
+        links = [name for name in folders if (place / name).is_symlink()]
+        for name in (*files, *links):
+            yield (place / name).relative_to(directory).as_posix()
+        if not folders and not files and place != directory:
+            yield place.relative_to(directory).as_posix()
