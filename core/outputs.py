@@ -46,7 +46,7 @@ class Kind:
         known = (self.entries or self._recorded)(directory)
         if known is None:
             return None
-        known = {self.manifest, *known}
+        known = {self.manifest, *map(str, known)}
         # A directory of ours of which somebody has taken what was in it is still ours.
         known |= {str(above) for entry in known for above in PurePosixPath(entry).parents}
         return sorted(
@@ -106,7 +106,7 @@ def check_directory(
         raise UserError(f"{path} is not a directory. Choose another.")
     if path.is_mount():
         raise UserError(f"{path} is a mount point, which stays as it is. Choose a directory in it.")
-    if not any(path.iterdir()):
+    if next(_entries(path), None) is None:
         return
     if kind is None or not overwrite:
         way_out = "or remove it" if kind is None else "remove it, or pass --overwrite"
@@ -178,10 +178,17 @@ def _check_place(path: Path, inputs: Iterable[Path]) -> None:
 
 def _entries(directory: Path) -> Iterator[str]:
     """Files, links and empty directories in a directory and below, relative to it."""
-    for root, folders, files in os.walk(directory):
+    for root, folders, files in os.walk(directory, onerror=_unreadable):
         place = Path(root)
         links = [name for name in folders if (place / name).is_symlink()]
         for name in (*files, *links):
             yield (place / name).relative_to(directory).as_posix()
         if not folders and not files and place != directory:
             yield place.relative_to(directory).as_posix()
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(
+        f"{error.filename} cannot be read ({error.strerror}), so what is in it stays. Choose "
+        "another directory, or mend its permissions."
+    ) from error

@@ -210,7 +210,8 @@ def _entries(directory: Path) -> list[str] | None:
         return None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
-    return [*content.get("files", ()), EMPTY_DIRECTORY]
+    files = content.get("files")
+    return [*(files if isinstance(files, dict) else ()), EMPTY_DIRECTORY]
 
 
 BUNDLE = Kind("bundle", MANIFEST_FILE, _entries)

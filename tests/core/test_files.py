@@ -166,7 +166,8 @@ def test_only_what_we_wrote_is_replaced(tmp_path: Path) -> None:
     refused(foreign, no_record, overwrite=True)
     write(tmp_path / "other", "old", Kind("dataset"))
     refused(tmp_path / "other", "says it is a set of notes", overwrite=True)
-    for text in ("", "[]", "null", "{}", '{"format": "lookback-output", "kind": "set of notes"}'):
+    record = '{"format": "lookback-output", "kind": "set of notes"}'
+    for text in ("", "[]", "null", "{}", record, record.replace("}", ', "entries": 5}')):
         (tmp_path / "other" / RECORD).write_text(text)
         refused(tmp_path / "other", "says it is a set of notes", overwrite=True)
 

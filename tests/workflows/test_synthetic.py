@@ -15,6 +15,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from lookback.core.errors import UserError
+from lookback.core.outputs import RECORD
 from lookback.workflows.generators import synthetic
 from lookback.workflows.generators.oracle import (
     OracleOptions,
@@ -46,8 +47,11 @@ def read(path: Path) -> list[dict]:
 
 
 def digests(directory: Path) -> dict[str, str]:
+    """Of the files, but for the list of their names."""
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.iterdir()
+        if path.name != RECORD
     }
 
 
@@ -414,6 +418,7 @@ def test_impossible_options_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="blocks_per_write must be at least 1"):
         generate_synthetic(TINY, tmp_path / "raw", blocks_per_write=0)
     (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "mine").touch()
     with pytest.raises(UserError, match="already exists"):
         generate_synthetic(TINY, tmp_path / "raw")
 

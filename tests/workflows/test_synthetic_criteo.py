@@ -205,7 +205,7 @@ def test_the_oracle_is_the_auc_of_the_true_probabilities(tmp_path: Path) -> None
 def test_raw_files_have_criteos_format(tmp_path: Path, small_blocks: None) -> None:
     generate_criteo(SMALL, tmp_path / "raw")
     names = {path.name for path in (tmp_path / "raw").iterdir()}
-    assert names == {"day_0", "day_1", "day_2", "oracle.json"}
+    assert names == {".lookback.json", "day_0", "day_1", "day_2", "oracle.json"}
     fields = r"[01](\t(-1|0|[1-9]\d{0,6})?){3}(\t([0-9a-f]{8})?){5}\n"
     total = 0
     for day in range(3):
@@ -284,7 +284,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_threads(
     generate_criteo(dataclasses.replace(SMALL, law=law), tmp_path / "other", format=format)
     one, other = digests(tmp_path / "1"), digests(tmp_path / "other")
     same = {name for name in one if other.get(name) == one[name]}
-    assert same <= {"schema.pbtxt"}
+    assert same <= {".lookback.json", "schema.pbtxt"}
 
 
 def test_a_block_does_not_depend_on_the_blocks_before_it() -> None:
