@@ -37,6 +37,9 @@ DOORS = ("cli", "train")
 
 COMMUNICATION = {"horovod", "sparse_operation_kit"}
 MAY_COMMUNICATE = ("embeddings/backends/", "training/parallel/")
+PICKLES = {"pickle", "cloudpickle", "joblib", "dill", "shelve"}
+WRITES_A_PICKLE = "workflows/saved.py"
+LOADING = ("Workflow", "pickle")
 
 # Lines of code, without docstrings, comments and blank lines.
 LONGEST_FILE = 500
@@ -175,6 +178,30 @@ def test_arrow_files_are_opened_in_one_place() -> None:
         for node in ast.walk(parse(path))
         if _opens_arrow(node)
     ]
+    assert not wrong
+
+
+def test_nothing_is_unpickled() -> None:
+    """Datasets, workflows, checkpoints and bundles are read as data."""
+    wrong = []
+    for path in sources():
+        tree = parse(path)
+        wrong += [
+            f"{_relative(path)} imports {name}"
+            for name in PICKLES.intersection(imports(tree))
+            if _relative(path) != WRITES_A_PICKLE
+        ]
+        wrong += [
+            f"{_relative(path)}:{node.lineno} calls {ast.unparse(node)}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and (node.attr == "load" and ast.unparse(node.value).endswith(LOADING))
+        ]
+        wrong += [
+            f"{_relative(path)} passes allow_pickle"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle"
+        ]
     assert not wrong
 
 

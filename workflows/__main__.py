@@ -286,7 +286,7 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _transform(args: argparse.Namespace) -> None:
-    from lookback.workflows.tabular.pipeline import read_saved_options
+    from lookback.workflows.saved import read_saved_options
 
     dataset = read_saved_options(args.workflow)["dataset"]
     kind, options = _kind(dataset), _options(args, dataset)

@@ -1,20 +1,20 @@
 """NVTabular operators of the history workflow, and the workflow itself.
 
-The saved workflow refers to these classes by name, so loading it needs this package on the path.
-What serving needs to encode raw ids on another machine is saved apart, from NVTabular's own
-classes only: see `save_workflow`.
+The pickle of a saved workflow refers to these classes by name, so NVTabular loads it only with this
+package on the path; `restore_workflow` needs no pickle. What NVTabular's users need to encode raw
+ids on another machine is saved apart, from NVTabular's own classes only: see `save_workflow`.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dask
+import merlin.dtypes as md
 import numpy as np
 import nvtabular as nvt
 import pandas as pd
@@ -29,9 +29,11 @@ from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.workflows import columns as names
 from lookback.workflows.columns import Column
 from lookback.workflows.histories.ingest import encode_column, first_events
+from lookback.workflows.saved import incomplete, write_options, write_workflow
 
 COUNTS_MERGED_AT_ONCE = 8  # NVTabular's own `split_every`
 ENCODER_DIRECTORY = "encoder"
+VOCABULARY_DIRECTORY = "categories"  # as NVTabular calls it
 
 
 class Vocabulary(ops.Categorify):
@@ -304,27 +306,70 @@ def save_workflow(workflow: nvt.Workflow, directory: Path, options: dict[str, An
     Args:
       workflow: fitted.
       directory: is created.
-      options: written to ``options.json``: what `transform` needs to read new data the same way.
+      options: see `workflows.saved.write_options`.
     """
-    workflow.save(str(directory))
+    write_workflow(workflow, directory)
     vocabulary = vocabulary_of(workflow)
-    encoder_directory = directory / ENCODER_DIRECTORY
-    encoder = ops.Categorify(
-        vocabs=dict(vocabulary.categories),
-        dtype=np.dtype(np.int32),
-        out_path=vocabulary.out_path,
-    )
-    encoder.fitted = True  # its vocabulary files are given, so there is nothing to fit
+    encoder = ops.Categorify(dtype=np.dtype(np.int32), out_path=vocabulary.out_path)
+    _take_vocabularies(encoder, vocabulary.categories)
     raw = Schema([workflow.input_schema[name] for name in vocabulary.categories])
-    nvt.Workflow(list(vocabulary.categories) >> encoder).fit_schema(raw).save(
-        str(encoder_directory)
+    encoding = nvt.Workflow(list(vocabulary.categories) >> encoder).fit_schema(raw)
+    write_workflow(encoding, directory / ENCODER_DIRECTORY)
+    write_options(options, directory)
+
+
+def restore_workflow(
+    vocabularies: Mapping[str, Path],
+    columns: Sequence[Column],
+    *,
+    min_interactions: int,
+    fewest_items: int | None,
+    frequency_threshold: int,
+) -> nvt.Workflow:
+    """A fitted workflow from saved vocabularies: what `save_workflow` pickled, without the pickle.
+
+    Args:
+      vocabularies: see `saved_vocabularies`.
+      columns: see `build_workflow`.
+      min_interactions: see `build_workflow`; need not be the fit's.
+      fewest_items: see `build_workflow`; need not be the fit's.
+      frequency_threshold: of the fit; the vocabularies have it in them.
+    """
+    workflow = build_workflow(
+        columns,
+        min_interactions=min_interactions,
+        fewest_items=fewest_items,
+        frequency_threshold=frequency_threshold,
+        vocabulary_directory=vocabularies[names.USER_ID].parent.parent,
     )
-    for metadata in (directory / "metadata.json", encoder_directory / "metadata.json"):
-        # The time of saving would make each run's files differ; NVTabular never reads it.
-        content = json.loads(metadata.read_text())
-        content.pop("generated_timestamp", None)
-        metadata.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    (directory / "options.json").write_text(json.dumps(options, indent=1, sort_keys=True) + "\n")
+    paths = {name: str(path) for name, path in vocabularies.items()}
+    _take_vocabularies(vocabulary_of(workflow), paths)
+    types = {
+        names.HISTORY_ID: md.int64,
+        **{name: _raw_type(path, name) for name, path in vocabularies.items()},
+        names.TIMESTAMP: md.int64,
+    }
+    raw = [ColumnSchema(name, dtype=kind, dims=(None,)) for name, kind in types.items()]
+    return workflow.fit_schema(Schema(raw))
+
+
+def saved_vocabularies(directory: Path, columns: Sequence[Column]) -> dict[str, Path]:
+    """The vocabulary files of a saved workflow, by categorical column.
+
+    Raises:
+      UserError: if one is not there, or is none.
+    """
+    paths = {}
+    for name in names.categorical_names(columns):
+        path = _vocabulary_file(directory / VOCABULARY_DIRECTORY, name)
+        try:
+            found = open_parquet(path).schema_arrow.names[:2]
+        except (OSError, pa.ArrowException) as error:
+            raise incomplete(path, error) from error
+        if found != [name, f"{name}_size"]:
+            raise incomplete(path, f"the columns {found}")
+        paths[name] = path
+    return paths
 
 
 def vocabulary_of(workflow: nvt.Workflow) -> ops.Categorify:
@@ -344,12 +389,6 @@ def user_event_counts(workflow: nvt.Workflow) -> np.ndarray[Any, np.dtype[np.int
     path = vocabulary_of(workflow).categories[names.USER_ID]
     table = read_parquet(path, [f"{names.USER_ID}_size"])
     return table.column(0).to_numpy().astype(np.int64)
-
-
-def set_filter(workflow: nvt.Workflow, min_interactions: int, fewest_items: int | None) -> None:
-    """Changes the filter of a loaded workflow; see `build_workflow`."""
-    for node in Graph.get_nodes_by_op_type([workflow.output_node], ops.Filter):
-        node.op.f = _filter(min_interactions, fewest_items)
 
 
 def _filter(min_interactions: int, fewest_items: int | None) -> MinInteractions:
@@ -399,14 +438,14 @@ def _write_vocabularies(
     counts: dict[str, pa.Table], out_path: str, thresholds: dict[str, int]
 ) -> dict[str, str]:
     """Writes the files that `nvtabular.ops.Categorify` reads; returns their paths by column."""
-    directory = Path(out_path) / "categories"
+    directory = Path(out_path) / VOCABULARY_DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, table in counts.items():
         kept = table.filter(pc.greater_equal(table["count"], thresholds[name]))
         left_out = pc.sum(table["count"]).as_py() or 0
         left_out -= pc.sum(kept["count"]).as_py() or 0
-        path = directory / f"unique.{name}.parquet"
+        path = _vocabulary_file(directory, name)
         _write_vocabulary(name, path, kept)
         pd.DataFrame(
             {
@@ -423,6 +462,22 @@ def _write_vocabularies(
         ).to_parquet(directory / f"meta.{name}.parquet")
         paths[name] = str(path)
     return paths
+
+
+def _vocabulary_file(directory: Path, name: str) -> Path:
+    return directory / f"unique.{name}.parquet"
+
+
+def _take_vocabularies(operator: ops.Categorify, paths: Mapping[str, str]) -> None:
+    """Fits an operator with files that are there. As its `vocabs` their paths would be saved."""
+    operator.fit_finalize(paths)
+    operator.fitted = True
+
+
+def _raw_type(path: Path, name: str) -> Any:
+    """Type of the ids that a vocabulary was fitted on, as a schema has it."""
+    found = open_parquet(path).schema_arrow.field(name).type
+    return md.int64 if pa.types.is_integer(found) else md.object_
 
 
 def _write_vocabulary(name: str, path: Path, counts: pa.Table) -> None:

@@ -26,12 +26,12 @@ from lookback.workflows.cluster import Plan, Runner, make_plan, open_runner
 from lookback.workflows.columns import Column, history_columns
 from lookback.workflows.histories.ingest import Events, Features, ingest
 from lookback.workflows.output import DATASET, WORKFLOW, Output
+from lookback.workflows.saved import WORKFLOW_DIRECTORY, read_saved_options, saved_workflow
 from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
 
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
 TEST_EVENTS = 1  # of each user, the last
 WORKING_DIRECTORY = ".ingest"
-WORKFLOW_DIRECTORY = "workflow"
 DATASET_FILE = "dataset.json"
 
 Duplicates = Literal["keep", "first"]
@@ -291,28 +291,25 @@ def transform_dataset(
     Raises:
       UserError: about options, input, output or the workflow.
     """
-    directory = _workflow_directory(Path(workflow_dir))
-    try:
-        saved = json.loads((directory / "options.json").read_text())
-        name, given = saved["dataset"], saved["options"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{workflow_dir} is not a workflow that `fit` or `run` saved ({error}). Point "
-            "--workflow at one, or at a dataset."
-        ) from error
+    saved = read_saved_options(workflow_dir)
+    name = saved["dataset"]
     if "frequency_threshold" in options:
         raise UserError("frequency_threshold is fixed by the fit; fit a new workflow to change it.")
-    common, own = split_options({**given, **options})
+    common, own = split_options({**saved["options"], **options})
     reader = make_reader(name, own)
     raw = Path(input_dir)
     target = Output(Path(output_dir), DATASET, overwrite, (raw, Path(workflow_dir)))
+    from lookback.workflows.histories import ops
+
+    vocabularies = ops.saved_vocabularies(saved_workflow(workflow_dir), reader.columns)
     with _prepared(reader, raw, target, common, log) as job:
-        import nvtabular as nvt
-
-        from lookback.workflows.histories import ops
-
-        workflow = nvt.Workflow.load(str(directory))
-        ops.set_filter(workflow, common.min_interactions, job.options.fewest_items)
+        workflow = ops.restore_workflow(
+            vocabularies,
+            reader.columns,
+            min_interactions=common.min_interactions,
+            fewest_items=job.options.fewest_items,
+            frequency_threshold=common.frequency_threshold,
+        )
         _save(job, workflow, name, own, job.output / WORKFLOW_DIRECTORY)
         return _transform(job, workflow, name, {**job.options.content, **own})
 
@@ -561,7 +558,3 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
     text = json.dumps(metadata, indent=1) + "\n"
     (job.output / DATASET_FILE).write_text(text)
     return Report(job.final, job.plan, metadata)
-
-
-def _workflow_directory(directory: Path) -> Path:
-    return directory / WORKFLOW_DIRECTORY if (directory / DATASET_FILE).exists() else directory

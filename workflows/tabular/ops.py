@@ -1,6 +1,7 @@
 """NVTabular operators of the tabular workflow, and the workflow itself.
 
-The saved workflow refers to these classes by name, so loading it needs this package on the path.
+The pickle of a saved workflow refers to these classes by name, so NVTabular loads it only with this
+package on the path; `restore_workflow` needs no pickle.
 They take pandas frames: of text, as a block was parsed (`tabular_text.Rows.frame`), or of raw
 values, as a request gives them; both come to the same rows.
 """
@@ -8,7 +9,6 @@ values, as a request gives them; both come to the same rows.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,13 @@ from merlin.dag import Graph
 from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular import ops
 
+from lookback.workflows.saved import incomplete, read_saved_options, write_options, write_workflow
 from lookback.workflows.tabular import kernels
 from lookback.workflows.tabular.counts import ENDINGS, Vocabulary, write_runs, write_vocabulary
 from lookback.workflows.tabular.write import LABEL, column_names
 
-OPTIONS_FILE = "options.json"
 VOCABULARY_DIRECTORY = "vocabulary"
+KEY_TYPES = (pa.uint32(), pa.int64())  # see `tabular_counts.write_vocabulary`
 LOG_OFFSET = 2  # seed 004: "Adding 2 to all the numerical features"
 
 
@@ -206,15 +207,28 @@ def build_workflow(
     return workflow
 
 
-def save_workflow(workflow: nvt.Workflow, directory: Path, options: Mapping[str, Any]) -> None:
-    """Saves a fitted workflow with its vocabularies, and ``options.json`` for `transform`."""
-    workflow.save(str(directory))
-    metadata = directory / "metadata.json"
-    # The time of saving would make each run's files differ; NVTabular never reads it.
-    content = json.loads(metadata.read_text())
-    content.pop("generated_timestamp", None)
-    metadata.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    (directory / OPTIONS_FILE).write_text(json.dumps(options, indent=1, sort_keys=True) + "\n")
+def save_workflow(workflow: nvt.Workflow, directory: Path, options: dict[str, Any]) -> None:
+    """Saves a fitted workflow with its vocabularies and options; see `workflows.saved`."""
+    write_workflow(workflow, directory)
+    write_options(options, directory)
+
+
+def restore_workflow(directory: Path) -> nvt.Workflow:
+    """A saved workflow from its vocabularies and options, without its pickle.
+
+    Raises:
+      UserError: if something of it is not there, or not as expected.
+    """
+    options = read_saved_options(directory)["options"]
+    _, cats = column_names(0, options["categorical"])
+    vocabulary = directory / VOCABULARY_DIRECTORY
+    return build_workflow(
+        options["numerical"],
+        options["categorical"],
+        frequency_threshold=options["frequency_threshold"],
+        vocabulary_directory=vocabulary,
+        sizes={name: _saved_size(_file(vocabulary, name)) for name in cats},
+    )
 
 
 def known_values(workflow: nvt.Workflow) -> dict[str, int]:
@@ -223,6 +237,23 @@ def known_values(workflow: nvt.Workflow) -> dict[str, int]:
     for node in Graph.get_nodes_by_op_type([workflow.output_node], KeyCategorify):
         sizes.update(node.op.sizes)
     return sizes
+
+
+def _saved_size(path: Path) -> int:
+    """Number of known values in a vocabulary file.
+
+    Raises:
+      UserError: if it is none.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise incomplete(path, error) from error
+    expected = ({"key": kind, "id": pa.int32(), "count": pa.int64()} for kind in KEY_TYPES)
+    types = dict(zip(table.schema.names, table.schema.types, strict=True))
+    if types not in expected or any(column.null_count for column in table.columns):
+        raise incomplete(path, f"the columns {table.schema.to_string()}")
+    return len(table)
 
 
 def _file(directory: str | os.PathLike[str], name: str) -> Path:

@@ -202,8 +202,6 @@ def _merge_day(job: Job, path: Path, directory: Path, runs: list[list[Run]]) -> 
 
 def transform(job: Job, workflow: Path) -> dict[str, Any]:
     """Writes all days with a saved workflow, then the description."""
-    import nvtabular as nvt
-
     from lookback.workflows.tabular import ops
 
     if not job.rows:
@@ -224,7 +222,7 @@ def transform(job: Job, workflow: Path) -> dict[str, Any]:
             totals[split] += rows
         for name, count in zip(names, record["unknown"], strict=True):
             unknown[name] += count
-    sizes = ops.known_values(nvt.Workflow.load(str(workflow)))
+    sizes = ops.known_values(ops.restore_workflow(workflow))
     counts = {
         **totals,
         "bad_lines": dict(sorted(job.bad_lines.reasons.items())),

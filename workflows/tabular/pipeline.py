@@ -9,7 +9,6 @@ goes on after it (`tabular_state`).
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
-from lookback.core.outputs import RECORD
 from lookback.workflows.cluster import (
     BYTES_PER_PROCESS,
     MEMORY_SHARE,
@@ -31,8 +29,14 @@ from lookback.workflows.cluster import (
     available_memory,
     open_runner,
 )
-from lookback.workflows.histories.pipeline import WORKFLOW_DIRECTORY, Log, Report
+from lookback.workflows.histories.pipeline import Log, Report
 from lookback.workflows.output import DATASET, WORKFLOW, Output
+from lookback.workflows.saved import (
+    OPTIONS_FILE,
+    WORKFLOW_DIRECTORY,
+    read_saved_options,
+    saved_workflow,
+)
 from lookback.workflows.tabular import passes
 from lookback.workflows.tabular.counts import MERGED_AT_ONCE
 from lookback.workflows.tabular.passes import Job
@@ -147,41 +151,22 @@ def transform_dataset(
         raise UserError(f"{min(fixed)} is fixed by the fit; fit a new workflow to change it.")
     common, own = _split_options({**saved["options"], **options})
     reader = _make_reader(saved["dataset"], own)
-    identity = (directory / "workflow.pkl").stat()
+    identity = (directory / OPTIONS_FILE).stat()
     raw = Path(input_dir)
     target = Output(Path(output_dir), DATASET, overwrite, (raw, Path(workflow_dir)))
     command = f"transform with {directory.resolve()} of {identity.st_mtime_ns}"
+    from lookback.workflows.tabular import ops
+
+    workflow = ops.restore_workflow(directory)
     with _prepared(command, saved["dataset"], reader, raw, target, common, log) as job:
         own_copy = job.working.data / WORKFLOW_DIRECTORY
         if job.working.record("fitted", "workflow") is None:
-            not_its_own = shutil.ignore_patterns(RECORD)  # the record of what `fit` wrote
-            shutil.copytree(directory, own_copy, ignore=not_its_own, dirs_exist_ok=True)
+            shutil.rmtree(own_copy, ignore_errors=True)
+            ops.save_workflow(workflow, own_copy, saved)
             job.working.finish("fitted", "workflow", {})
         metadata = passes.transform(job, own_copy)
         job.working.publish()
         return Report(Path(output_dir), job.plan, metadata)
-
-
-def saved_workflow(directory: str | Path) -> Path:
-    """The workflow in a dataset, or the directory itself."""
-    inner = Path(directory) / WORKFLOW_DIRECTORY
-    return inner if inner.is_dir() else Path(directory)
-
-
-def read_saved_options(directory: str | Path) -> dict[str, Any]:
-    """``dataset`` and ``options`` of a saved workflow.
-
-    Raises:
-      UserError: if `directory` is not one.
-    """
-    try:
-        saved = json.loads((saved_workflow(directory) / "options.json").read_text())
-        return {"dataset": saved["dataset"], "options": dict(saved["options"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{directory} is not a workflow that `fit` or `run` saved ({error}). Point "
-            "--workflow at one, or at a dataset."
-        ) from error
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def write_block(task: WriteTask, shape: Shape, workflow: Path, data: Path) -> Wr
             "was changed while the run went on. Remove the directory ending in .partial, and run "
             "again."
         )
-    frame = _load_workflow(workflow, workflow.stat().st_mtime_ns).transform(rows.frame())
+    frame = _restore_workflow(workflow, workflow.stat().st_mtime_ns).transform(rows.frame())
     nums, cats = column_names(shape.numerical, shape.categorical)
     label = frame[LABEL].to_numpy()
     numerical = [frame[name].to_numpy() for name in nums]
@@ -152,8 +152,8 @@ def _keep_freed_memory() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_workflow(directory: Path, modified: int) -> Any:
+def _restore_workflow(directory: Path, modified: int) -> Any:
     """`modified` is part of the cache's key: another run may have saved one there."""
-    import nvtabular as nvt
+    from lookback.workflows.tabular import ops
 
-    return nvt.Workflow.load(str(directory))
+    return ops.restore_workflow(directory)

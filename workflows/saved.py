@@ -1,0 +1,82 @@
+"""A saved workflow on disk: data, which `transform` reads, and NVTabular's pickle, which is code.
+
+    DIR/
+      options.json    dataset and options
+      categories/     (histories) unique.NAME.parquet, the known values in the order of their ids
+      encoder/        (histories) NVTabular's Categorify alone, as a workflow of its own
+      vocabulary/     (rows) NAME.arrow, the known values by key, with their ids
+      metadata.json   NVTabular's versions
+      workflow.pkl    the operators, for NVTabular's users
+
+`nvtabular.Workflow.load` unpickles ``workflow.pkl``, which runs whatever somebody put there.
+Nothing of ours does that: all that a command needs is in the other files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookback.core.errors import UserError
+
+if TYPE_CHECKING:
+    import nvtabular as nvt
+
+WORKFLOW_DIRECTORY = "workflow"  # in a dataset
+OPTIONS_FILE = "options.json"
+
+
+def saved_workflow(directory: str | Path) -> Path:
+    """The workflow in a dataset, or the directory itself."""
+    inner = Path(directory) / WORKFLOW_DIRECTORY
+    return inner if inner.is_dir() else Path(directory)
+
+
+def read_saved_options(directory: str | Path) -> dict[str, Any]:
+    """``dataset`` and ``options`` of a saved workflow.
+
+    Raises:
+      UserError: if `directory` is not one.
+    """
+    try:
+        saved = json.loads((saved_workflow(directory) / OPTIONS_FILE).read_text())
+        return {"dataset": saved["dataset"], "options": dict(saved["options"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory} is not a workflow that `fit` or `run` saved ({error}). Point "
+            "--workflow at one, or at a dataset."
+        ) from error
+
+
+def incomplete(path: Path, found: object) -> UserError:
+    """The error for a vocabulary file that is not what this version reads.
+
+    Args:
+      path: of the file.
+      found: what is there instead.
+    """
+    return UserError(
+        f"{path}: expected the known values as this version of Lookback saves them, found "
+        f"{found}. The workflow is damaged, or of a version that left them to workflow.pkl, which "
+        "is code and is not loaded. Save it again with `python -m workflows fit`."
+    )
+
+
+def write_workflow(workflow: nvt.Workflow, directory: Path) -> None:
+    """Saves a fitted workflow as NVTabular does, but for the time: it differs with each run."""
+    workflow.save(str(directory))
+    metadata = directory / "metadata.json"
+    content = json.loads(metadata.read_text())
+    content.pop("generated_timestamp", None)
+    metadata.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def write_options(options: dict[str, Any], directory: Path) -> None:
+    """Writes ``options.json``.
+
+    Args:
+      options: ``dataset`` and ``options``: what `transform` needs to read new data the same way.
+      directory: of the workflow.
+    """
+    (directory / OPTIONS_FILE).write_text(json.dumps(options, indent=1, sort_keys=True) + "\n")
