@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 WORKFLOW_DIRECTORY = "workflow"  # in a dataset
 OPTIONS_FILE = "options.json"
 
+PLACE = "@workflow"
+"""In the pickle, the directory it lies in: `Workflow.load` puts the real one in its stead."""
+
 
 def saved_workflow(directory: str | Path) -> Path:
     """The workflow in a dataset, or the directory itself."""
@@ -64,8 +67,30 @@ def incomplete(path: Path, found: object) -> UserError:
 
 
 def write_workflow(workflow: nvt.Workflow, directory: Path) -> None:
-    """Saves a fitted workflow as NVTabular does, but for the time: it differs with each run."""
+    """Saves a fitted workflow as NVTabular does, but for what is true of this run alone.
+
+    That is the time, which would make each run's files differ, and the paths of this machine:
+    `nvtabular.Workflow.save` leaves in the pickle where the vocabularies are and were.
+    """
+    import cloudpickle
+    from merlin.dag import Graph
+    from merlin.dag.node import iter_nodes
+    from nvtabular.ops import StatOperator
+
+    for node in iter_nodes([workflow.output_node]):
+        for schema in (node.input_schema, node.output_schema):
+            for column in schema or ():
+                column.properties.pop("cat_path", None)  # where fitting wrote; loading ignores it
     workflow.save(str(directory))
+    operators = [
+        node.op for node in Graph.get_nodes_by_op_type([workflow.output_node], StatOperator)
+    ]
+    for operator in operators:
+        operator.set_storage_path(PLACE, copy=False)
+    with (directory / "workflow.pkl").open("wb") as file:
+        cloudpickle.dump(workflow, file)
+    for operator in operators:
+        operator.set_storage_path(str(directory), copy=False)
     metadata = directory / "metadata.json"
     content = json.loads(metadata.read_text())
     content.pop("generated_timestamp", None)

@@ -119,6 +119,7 @@ def test_restored_histories_equal_what_nvtabular_loads(
     pd.testing.assert_frame_equal(restored.transform(events), expected)
     assert restored.input_schema == loaded.input_schema
     ops.save_workflow(restored, tmp_path / "again", {})
+    assert restored.output_schema == loaded.output_schema
     pd.testing.assert_frame_equal(
         nvt.Workflow.load(str(tmp_path / "again/encoder")).transform(events),
         nvt.Workflow.load(str(tmp_path / "saved/encoder")).transform(events),

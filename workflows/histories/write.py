@@ -252,13 +252,11 @@ def write_schema(schema: Any, columns: Sequence[Column], directory: Path) -> Non
     fixed = []
     for column in columns:
         found = schema[column.name]
-        properties = dict(found.properties)
-        properties.pop("cat_path", None)  # where fitting wrote; of no use and of no constancy
         found = type(found)(
             column.name,
             dtype=np.dtype(column.dtype),
             tags=list(column.tags),
-            properties=properties,
+            properties=found.properties,
             is_list=column.is_list,
             is_ragged=column.is_list,
         )
