@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lookback.checkpoints.format import Checkpoint, find_checkpoint
-from lookback.checkpoints.manifest import listed
+from lookback.checkpoints.manifest import MANIFEST, listed
 from lookback.checkpoints.reshard import reshard, row_wise_plan, tables_of
 from lookback.checkpoints.table_export import export_table
+from lookback.core import digests
 from lookback.core.outputs import check_directory, check_file
 from lookback.core.sizes import format_size
 
@@ -57,6 +58,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     pieces = [piece for held in checkpoint.pieces.values() for piece in held]
     return {
         "path": str(checkpoint.path),
+        "digest": checkpoint.digest,
         "step": checkpoint.step,
         "format_version": checkpoint.format_version,
         "meta": checkpoint.meta,
@@ -107,16 +109,18 @@ def _add(subparsers: Any, name: str, text: str, function: Any) -> argparse.Argum
         metavar="CHECKPOINT",
         help="checkpoint, or directory of checkpoints (the latest counts)",
     )
+    digests.add_argument(parser, MANIFEST)
     parser.set_defaults(func=function)
     return parser
 
 
-def _open(path: str) -> Checkpoint:
-    return Checkpoint(find_checkpoint(path), verify=False)
+def _open(args: argparse.Namespace) -> Checkpoint:
+    path = find_checkpoint(args.checkpoint)
+    return Checkpoint(path, verify=False, trusted_digest=args.trusted_digest)
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    checkpoint = _open(args.checkpoint)
+    checkpoint = _open(args)
     if args.verify:
         checkpoint.verify()
     content = describe(checkpoint)
@@ -124,6 +128,7 @@ def _inspect(args: argparse.Namespace) -> None:
         print(json.dumps({**content, "verified": args.verify}, indent=1))
         return
     print(f"{content['path']}: step {content['step']}, format {content['format_version']}")
+    print(f"digest {content['digest']} (of {MANIFEST}, for --trusted_digest)")
     for key, value in checkpoint.meta.items():
         print(f"{key}: {_brief(value)}")
     _print_tables(content["tables"])
@@ -189,7 +194,7 @@ def _brief(value: Any) -> str:
 
 def _reshard(args: argparse.Namespace) -> None:
     began = time.perf_counter()
-    checkpoint = _open(args.checkpoint)
+    checkpoint = _open(args)
     if args.plan is not None:
         from lookback.embeddings.plans import load_plan
 
@@ -202,12 +207,12 @@ def _reshard(args: argparse.Namespace) -> None:
     size = format_size(sum(spec.size for spec in checkpoint.specs.values()))
     print(
         f"wrote {path}: {len(checkpoint)} tensors, {size}, for {plan.ranks} ranks, in "
-        f"{time.perf_counter() - began:.1f} s"
+        f"{time.perf_counter() - began:.1f} s; digest {digests.digest_of(path / MANIFEST)}"
     )
 
 
 def _export(args: argparse.Namespace) -> None:
-    checkpoint = _open(args.checkpoint)
+    checkpoint = _open(args)
     check_file(Path(args.output), None, [checkpoint.path])
     tensor = f"table/{args.table}"
     checkpoint.verify(names=[tensor] if tensor in checkpoint else [])

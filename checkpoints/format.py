@@ -1,7 +1,7 @@
 """The format of checkpoints: directories of named arrays, readable by any number of processes.
 
   step-00000123/
-    manifest.json    what is inside, with a checksum for each piece and one for the manifest itself
+    manifest.json    what is inside, with a SHA-256 for each piece and a checksum of its own
     data-00000.bin   the numbers that rank 0 held, one piece after another, aligned to 64 bytes
     data-00001.bin   those of rank 1, and so on
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import mmap
 import os
 import shutil
@@ -41,6 +42,7 @@ from lookback.checkpoints.manifest import (
     checkpoints_in,
     entry_of,
     find_checkpoint,
+    has_digests,
     listed,
     plain,
     plain_region,
@@ -107,14 +109,14 @@ class Piece:
       file: name of the data file.
       offset: of its first byte.
       size: in bytes.
-      crc32: checksum of its bytes.
+      checksum: of its bytes, in hexadecimal: SHA-256 (of versions 1 and 2, CRC-32).
     """
 
     region: Region
     file: str
     offset: int
     size: int
-    crc32: int
+    checksum: str
 
 
 class Checkpoint(Mapping[str, NDArray]):
@@ -123,7 +125,7 @@ class Checkpoint(Mapping[str, NDArray]):
     Attributes:
       path: its directory.
       format_version: of its manifest.
-      checksum: of its manifest, which has the checksums of all data.
+      digest: SHA-256 of its manifest, which has the checksums of all data.
       step: the step it was saved at.
       meta: the caller's own facts, as given when it was saved.
       specs: name -> shape and type, in the order in which they were saved.
@@ -134,19 +136,25 @@ class Checkpoint(Mapping[str, NDArray]):
       UserError: on opening, if `path` is no checkpoint, or one that cannot be trusted.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        trusted_digest: str | None = None,
+    ) -> None:
         """Opens a checkpoint.
 
         Args:
           path: a directory `step-...`.
           verify: compare the checksums of all data, which reads it once (about 1 GB/s). Without
             it, only the manifest and the sizes of the files are checked.
+          trusted_digest: SHA-256 that the manifest must have; None: any.
         """
         self.path = Path(path)
-        manifest = read_manifest(self.path)
+        manifest, self.digest = read_manifest(self.path, trusted_digest)
         content = manifest["content"]
         self.format_version: int = manifest["format_version"]
-        self.checksum: int = manifest["crc32"]
         self.step: int = content["step"]
         self.meta: dict[str, Any] = content["meta"]
         self.files: dict[str, int] = content["files"]
@@ -157,7 +165,7 @@ class Checkpoint(Mapping[str, NDArray]):
             spec = spec_of(entry)
             self.specs[entry["name"]] = spec
             self.pieces[entry["name"]] = [
-                Piece(region_of(p, spec), p["file"], p["offset"], p["bytes"], p["crc32"])
+                Piece(region_of(p, spec), p["file"], p["offset"], p["bytes"], self._noted(p))
                 for p in entry["pieces"]
             ]
         self._check_files()
@@ -255,15 +263,11 @@ class Checkpoint(Mapping[str, NDArray]):
         """
         rank, ranks = part
         for name, piece in self._shares(ranks, self if names is None else names)[rank]:
-            data = self._bytes(piece)
-            crc = 0
-            for start in range(0, piece.size, _CHUNK):
-                crc = zlib.crc32(data[start : start + _CHUNK].data, crc)
-                self.release()
-            if crc != piece.crc32:
+            found = self._checksum(piece)
+            if found != piece.checksum:
                 raise self._corrupt(
                     f"{piece.file}: the content of tensor {name!r} has changed (expected "
-                    f"checksum {piece.crc32:08x}, received {crc:08x})"
+                    f"checksum {piece.checksum}, received {found})"
                 )
 
     def require_tensors(self, expected: Mapping[str, TensorSpec | NDArray]) -> None:
@@ -351,6 +355,26 @@ class Checkpoint(Mapping[str, NDArray]):
             loads[rank] += piece.size
         return shares
 
+    def _noted(self, piece: Mapping[str, Any]) -> str:
+        """The checksum that the manifest has of a piece."""
+        kind = "sha256" if has_digests(self.format_version) else "crc32"
+        if kind not in piece:
+            raise self._corrupt(f"{MANIFEST} is of format {self.format_version}, without {kind}")
+        return piece[kind] if kind == "sha256" else f"{piece[kind]:08x}"
+
+    def _checksum(self, piece: Piece) -> str:
+        """The checksum that a piece has."""
+        data = self._bytes(piece)
+        digest, crc = hashlib.sha256(), 0
+        for start in range(0, piece.size, _CHUNK):
+            chunk = data[start : start + _CHUNK].data
+            if has_digests(self.format_version):
+                digest.update(chunk)
+            else:
+                crc = zlib.crc32(chunk, crc)
+            self.release()
+        return digest.hexdigest() if has_digests(self.format_version) else f"{crc:08x}"
+
     def _corrupt(self, what: str) -> UserError:
         others = [path for path in checkpoints_in(self.path.parent) if path != self.path]
         fix = f"Use an earlier one, {others[-1]}" if others else "Restore it from a backup"
@@ -389,7 +413,7 @@ class DataFile:
         self.entries: list[Entry] = []
         self._file = path.open("wb")
         self._name, self._spec, self._region = "", _NOTHING, Region(range(0), range(0))
-        self._offset = self._crc = 0
+        self._offset, self._digest = 0, hashlib.sha256()
 
     def __enter__(self) -> DataFile:
         return self
@@ -412,7 +436,7 @@ class DataFile:
         padding = -self.size % _ALIGNMENT
         self._file.write(bytes(padding))
         self.size += padding
-        self._offset, self._crc = self.size, 0
+        self._offset, self._digest = self.size, hashlib.sha256()
 
     def write(self, block: NDArray) -> None:
         """Appends rows to the piece.
@@ -438,7 +462,7 @@ class DataFile:
                 rows[start : start + at_once], dtype=dtype.newbyteorder("<")
             )
             data = chunk.reshape(-1).view(np.uint8).data
-            self._crc = zlib.crc32(data, self._crc)
+            self._digest.update(data)
             self._file.write(data)
             self.size += len(data)
 
@@ -462,7 +486,7 @@ class DataFile:
                 "file": self.path.name,
                 "offset": self._offset,
                 "bytes": size,
-                "crc32": self._crc,
+                "sha256": self._digest.hexdigest(),
             }
         )
 

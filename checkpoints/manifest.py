@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 
 from lookback.checkpoints.ranges import contains, partition_fault
+from lookback.core.digests import read_trusted
 from lookback.core.errors import UserError
 from lookback.core.outputs import Kind
 
 FORMAT = "lookback-checkpoint"
-FORMAT_VERSION = 2  # 1 had no columns
+FORMAT_VERSION = 3  # 1 had no columns; 1 and 2 had CRC-32 in place of SHA-256
 MANIFEST = "manifest.json"
 
-_READABLE = (1, FORMAT_VERSION)
+_READABLE = (1, 2, FORMAT_VERSION)
+_DIGESTS_SINCE = 3
 STEP = re.compile(r"step-(\d{8,})(?:\.(\d+))?")  # a second save of a step gets ".1"
 
 Entry = dict[str, Any]
@@ -205,11 +207,20 @@ def write_manifest(
     (directory / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, if it is one of ours, of a known version, and as it was written.
+def has_digests(version: int) -> bool:
+    """Whether the pieces of a format version have a SHA-256; else it is a CRC-32."""
+    return version >= _DIGESTS_SINCE
+
+
+def read_manifest(path: Path, trusted_digest: str | None = None) -> tuple[dict[str, Any], str]:
+    """The manifest, if it is one of ours, of a known version, and as it was written; its digest.
+
+    Args:
+      path: of the checkpoint.
+      trusted_digest: SHA-256 that the manifest must have, compared before anything else; None: any.
 
     Raises:
-      UserError: if it is not.
+      UserError: if it is not, or cannot be trusted: then it has checksums that can be forged.
     """
     file = path / MANIFEST
     if not file.is_file():
@@ -218,9 +229,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint: {what}. Give the directory that a run had as "
             f"--save_checkpoint_path, or one step-... directory in it."
         )
+    text, digest = read_trusted(file, trusted_digest)
     manifest: Any = None
     with contextlib.suppress(ValueError):  # what is not UTF-8 or not JSON
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(text)
     if not isinstance(manifest, dict):
         raise UserError(f"the checkpoint {path} is corrupt: {MANIFEST} is not a JSON object.")
     if manifest.get("format") != FORMAT:
@@ -233,18 +245,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"the checkpoint {path} has format version {manifest.get('format_version')!r}, "
             f"expected {' or '.join(map(str, _READABLE))}. Load it with the version that wrote it."
         )
+    if trusted_digest is not None and not has_digests(manifest["format_version"]):
+        raise UserError(
+            f"the checkpoint {path} has format version {manifest['format_version']}, expected "
+            f"{_DIGESTS_SINCE} with trusted_digest: before, data had a CRC-32, which can be "
+            "forged. Write it anew (`python -m embeddings reshard`) where you trust it."
+        )
     content = manifest.get("content")
     if not isinstance(content, dict) or _content_checksum(content) != manifest.get("crc32"):
         raise UserError(
             f"the checkpoint {path} is corrupt: {MANIFEST} has changed since it was written."
         )
-    return manifest
+    return manifest, digest
 
 
 def _files(path: Path) -> list[str] | None:
     """Data files that a manifest names."""
     try:
-        return list(read_manifest(path)["content"]["files"])
+        return list(read_manifest(path)[0]["content"]["files"])
     except UserError:
         return None
 

@@ -268,7 +268,11 @@ class CheckpointStore:
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str], *, world: World = SOLO, verify: bool = True
+    path: str | os.PathLike[str],
+    *,
+    world: World = SOLO,
+    verify: bool = True,
+    trusted_digest: str | None = None,
 ) -> Checkpoint:
     """Opens a checkpoint on every rank; each verifies a share of it.
 
@@ -276,6 +280,7 @@ def open_checkpoint(
       path: a checkpoint, or a directory of them, of which the latest counts.
       world: the processes that open it together.
       verify: compare the checksums of all data.
+      trusted_digest: SHA-256 that its manifest must have; None: any.
 
     Raises:
       UserError: on every rank, if one of them does not find it, finds another one than rank 0, or
@@ -284,9 +289,10 @@ def open_checkpoint(
     opened: list[Checkpoint] = []
 
     def find() -> list[Any]:
-        checkpoint = Checkpoint(find_checkpoint(path), verify=False)
+        place = find_checkpoint(path)
+        checkpoint = Checkpoint(place, verify=False, trusted_digest=trusted_digest)
         opened.append(checkpoint)
-        return [str(checkpoint.path), checkpoint.checksum]
+        return [str(checkpoint.path), checkpoint.digest]
 
     found = agree(world, find)
 

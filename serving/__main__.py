@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from lookback.core import digests
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file
 from lookback.serving.scores import Scores
@@ -105,6 +106,7 @@ def _command(commands: Any, name: str, text: str, function: Any) -> argparse.Arg
     command.add_argument(
         "--export_dir", required=True, type=Path, metavar="DIR", help="what train.py exported"
     )
+    digests.add_argument(command, "bundle.json")
     command.set_defaults(command=function)
     return command
 
@@ -128,7 +130,7 @@ def _score(args: argparse.Namespace) -> None:
         from lookback.serving.bundle import Bundle
         from lookback.serving.layouts.registry import LAYOUTS
 
-        bundle = Bundle.load(args.export_dir)
+        bundle = Bundle.load(args.export_dir, args.trusted_digest)
         layout = LAYOUTS[bundle.manifest.layout]
         number = 0
         for lines in _chunks(source, "standard input" if source is sys.stdin else args.requests):
@@ -189,7 +191,7 @@ def _sample(args: argparse.Namespace) -> None:
     from lookback.serving.layouts.registry import LAYOUTS
     from lookback.serving.manifest import Manifest
 
-    manifest = Manifest.read(args.export_dir)
+    manifest = Manifest.read(args.export_dir, args.trusted_digest)
     layout = LAYOUTS[manifest.layout]
     counts = {name: n for name, n in vars(args).items() if name in ("users", "candidates", "rows")}
     foreign = [f"--{name}" for name in counts if name not in layout.sample_options]
@@ -206,12 +208,14 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _describe(args: argparse.Namespace) -> None:
-    from lookback.serving.manifest import Manifest, bundle_bytes
+    from lookback.serving.manifest import MANIFEST_FILE, Manifest, bundle_bytes
 
-    manifest = Manifest.read(args.export_dir)
+    manifest = Manifest.read(args.export_dir, args.trusted_digest)
     print(
         f"bundle      {args.export_dir}  ({bundle_bytes(args.export_dir) / 1e6:,.1f} MB, verified)"
     )
+    digest = digests.digest_of(args.export_dir / MANIFEST_FILE)
+    print(f"digest      {digest}  (of {MANIFEST_FILE}, for --trusted_digest)")
     print(f"model       {manifest.model_type}")
     for name, value in manifest.options.items():
         print(f"              {name} = {value}")
@@ -236,7 +240,7 @@ def _benchmark(args: argparse.Namespace) -> None:
     from lookback.serving.bundle import Bundle
 
     options = BenchmarkOptions(args.batch_sizes, args.steps, args.warmup_steps, args.seed)
-    rows = measure(Bundle.load(args.export_dir), options)
+    rows = measure(Bundle.load(args.export_dir, args.trusted_digest), options)
     if args.format == "json":
         for row in rows:
             print(json.dumps(row), flush=True)

@@ -42,17 +42,21 @@ class Bundle:
         self._signature = saved_model.signatures[SIGNATURE]
 
     @classmethod
-    def load(cls, directory: str | Path) -> Bundle:
+    def load(cls, directory: str | Path, trusted_digest: str | None = None) -> Bundle:
         """Verifies and loads a bundle.
+
+        Its SavedModel is code that scoring runs: see the README's "Whom to trust".
 
         Args:
           directory: that train.py --export_dir wrote.
+          trusted_digest: SHA-256 that bundle.json must have; None: any.
 
         Raises:
-          UserError: if it is no bundle, or damaged; the text names the file.
+          UserError: if it is no bundle, another one than is trusted, or damaged; the text names
+            the file.
         """
         directory = Path(directory)
-        manifest = Manifest.read(directory)
+        manifest = Manifest.read(directory, trusted_digest)
         encoder = LAYOUTS[manifest.layout].load_encoder(directory, manifest)
         import tensorflow as tf
 

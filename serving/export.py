@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
 from lookback.core.outputs import check_directory
@@ -64,6 +65,15 @@ def check_export_target(
         ) from error
     if dataset_dir is not None:
         open_dataset(dataset_dir).require()
+
+
+def bundle_digest(export_dir: Path) -> str:
+    """The digest by which a bundle can be trusted: that of its manifest, which has all others.
+
+    Args:
+      export_dir: a bundle.
+    """
+    return digest_of(export_dir / MANIFEST_FILE)
 
 
 def export_bundle(model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:

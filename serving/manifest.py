@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from lookback.core.digests import digest_of, read_trusted
 from lookback.core.errors import UserError
 from lookback.core.outputs import Kind
 
@@ -91,7 +92,7 @@ class Manifest(abc.ABC):
             "files": {
                 path.relative_to(directory).as_posix(): {
                     "bytes": path.stat().st_size,
-                    "sha256": _sha256(path),
+                    "sha256": digest_of(path),
                 }
                 for path in sorted(directory.rglob("*"))
                 if path.is_file()
@@ -101,14 +102,19 @@ class Manifest(abc.ABC):
         (directory / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n")
 
     @staticmethod
-    def read(directory: Path) -> Manifest:
+    def read(directory: Path, trusted_digest: str | None = None) -> Manifest:
         """Reads bundle.json and compares every file of the bundle with its digest.
 
+        Args:
+          directory: of the bundle.
+          trusted_digest: SHA-256 that bundle.json must have, compared before anything else is
+            read; None: any.
+
         Raises:
-          UserError: if the directory is no bundle, is of another version or layout, or is damaged;
-            the text names the file.
+          UserError: if the directory is no bundle, is another one than is trusted, is of another
+            version or layout, or is damaged; the text names the file.
         """
-        content = _read(directory)
+        content = _read(directory, trusted_digest)
         for name, expected in content["files"].items():
             path = directory / name
             if not path.is_file():
@@ -116,7 +122,7 @@ class Manifest(abc.ABC):
             size = path.stat().st_size
             if size != expected["bytes"]:
                 raise _damaged(directory, f"{name} has {size} bytes instead of {expected['bytes']}")
-            if _sha256(path) != expected["sha256"]:
+            if digest_of(path) != expected["sha256"]:
                 raise _damaged(directory, f"the content of {name} is not what was exported")
         kind = MANIFESTS[content["layout"]]
         values = {field.name: content[field.name] for field in dataclasses.fields(kind)}
@@ -227,7 +233,7 @@ def require_same_workflow(manifest: Manifest, export_dir: Path, dataset_dir: Pat
         path = dataset_dir / name
         if not path.is_file():
             raise UserError(f"{path} does not exist: {path.parent} is not part of a dataset.")
-        if _sha256(path) != _sha256(export_dir / name):
+        if digest_of(path) != digest_of(export_dir / name):
             raise UserError(
                 f"{dataset_dir} was not written with the workflow in {export_dir} ({name} "
                 "differs). Give the dataset that the model was trained on."
@@ -239,15 +245,16 @@ def bundle_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
     path = directory / MANIFEST_FILE
     if not path.is_file():
         raise UserError(
             f"{directory} is not an exported bundle: there is no {MANIFEST_FILE} in it. Expected "
             "the directory that train.py --export_dir wrote."
         )
+    text, _ = read_trusted(path, trusted_digest)
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(text)
         found = (content.get("format"), content.get("format_version"))
     except (ValueError, AttributeError) as error:
         raise _damaged(directory, f"{MANIFEST_FILE} is not valid JSON ({error})") from error
@@ -279,11 +286,3 @@ def _damaged(directory: Path, what: str) -> UserError:
 
 def _digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

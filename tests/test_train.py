@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import signal
@@ -15,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lookback.checkpoints.store import Checkpoint, find_checkpoint
+from lookback.checkpoints.store import MANIFEST, Checkpoint, CheckpointStore, find_checkpoint
+from lookback.core.digests import digest_of
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -44,7 +46,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_help_and_mistakes_answer_without_tensorflow():
+def test_help_and_mistakes_answer_without_tensorflow(tmp_path):
     def answer(*arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         """What train.py said, without what Python says about its imports."""
         result = run(sys.executable, "-X", "importtime", "train.py", *arguments)
@@ -57,8 +59,16 @@ def test_help_and_mistakes_answer_without_tensorflow():
     helped, _ = answer("--help")
     mistaken, complaint = answer("--dataset_dir", "d", "--epoch", "3")
     removed, advice = answer("--dataset_dir", "d", "--prebatch_train_size", "3")
+    saved = CheckpointStore(tmp_path).save(1, {"step": np.array(1)}, {})
+    trusted = ("--trusted_digest", "0" * 64)
+    untrusted, refusal = answer(
+        *("--dataset_dir", "d", "--model_type", "din"),
+        *("--load_checkpoint_path", str(tmp_path), *trusted),
+    )
     assert "--long_seq_length" in helped.stdout
-    assert mistaken.returncode == removed.returncode == 2
+    assert mistaken.returncode == removed.returncode == untrusted.returncode == 2
+    digest = hashlib.sha256((saved / MANIFEST).read_bytes()).hexdigest()
+    assert f"expected the SHA-256 {'0' * 64}, as trusted_digest says, found {digest}" in refusal[0]
     assert complaint[0].startswith("error: ")
     assert "--epochs" in complaint[0]
     assert "--global_batch_size" in advice[0]
@@ -72,6 +82,8 @@ def whole(dataset, tmp_path_factory) -> Path:
     trained = run(*command(dataset, directory, *EPOCHS, *saved))
     assert trained.returncode == 0, trained.stderr
     assert "WARNING" not in trained.stderr
+    last = find_checkpoint(directory / "saved")
+    assert f"saved {last}, digest {digest_of(last / MANIFEST)}\n" in trained.stdout
     return directory
 
 
@@ -83,7 +95,8 @@ def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_pa
     options = yaml.safe_load((whole / "config.yaml").read_text())
     assert (options["model_type"], options["max_seq_length"]) == ("din", 9)
 
-    loaded = ("--load_checkpoint_path", str(whole / "saved"))
+    trusted = digest_of(find_checkpoint(whole / "saved") / MANIFEST)
+    loaded = ("--load_checkpoint_path", str(whole / "saved"), "--trusted_digest", trusted)
     evaluated = run(*command(dataset, tmp_path / "evaluate", "--mode", "evaluate", *loaded))
     assert evaluated.returncode == 0, evaluated.stderr
     again = json.loads((tmp_path / "evaluate/report/metrics.json").read_text())

@@ -374,6 +374,15 @@ class RunConfig:
             none=("",),
         ),
     )
+    trusted_digest: str | None = dataclasses.field(
+        default=None,
+        metadata=_option(
+            "results",
+            "SHA-256 that manifest.json of the checkpoint to continue from must have, as saving "
+            "and `python -m embeddings inspect` print it; none: any",
+            none=("",),
+        ),
+    )
     checkpoint_every: int | None = dataclasses.field(
         default=None,
         metadata=_option(

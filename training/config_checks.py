@@ -197,6 +197,11 @@ def _check_mode(run: Any) -> None:
             f"benchmark: expected with --mode train or inference, received --mode {run.mode}. "
             "Use --mode inference, which runs the same forward pass."
         )
+    if run.trusted_digest is not None and run.load_checkpoint_path is None:
+        raise UserError(
+            "trusted_digest: expected with a checkpoint to open, received without one. Add "
+            "--load_checkpoint_path DIR, or remove --trusted_digest."
+        )
     if run.checkpoint_every is not None and run.save_checkpoint_path is None:
         raise UserError(
             "checkpoint_every: expected together with a directory to save to. Give "

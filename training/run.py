@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lookback.checkpoints.manifest import MANIFEST, checkpoints_in, read_manifest
 from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpoint
+from lookback.core.digests import digest_of
 from lookback.core.options import CommandLine, parse, save_yaml
 from lookback.core.world import World, require_same
 from lookback.embeddings.config import LOCAL
@@ -44,6 +46,9 @@ class Exporter(Protocol):
     ) -> None:
         """Refuses a directory that a bundle must not replace, before any work."""
 
+    def bundle_digest(self, export_dir: Path) -> str:
+        """The digest by which a bundle can be trusted."""
+
     def export_bundle(self, model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:
         """Writes a bundle of `model` and what its dataset says about raw values."""
 
@@ -62,8 +67,10 @@ def main(argv: Sequence[str], exporter: Exporter) -> None:
       exporter: of `serving`.
     """
     run, options = parse(argv, command_line(), prog="train.py", description=__doc__)
-    # What is mistyped or in the way fails before the long imports.
+    # What is mistyped, not trusted or in the way fails before the long imports.
     loaded = [] if run.load_checkpoint_path is None else [find_checkpoint(run.load_checkpoint_path)]
+    for path in loaded:
+        read_manifest(path, run.trusted_digest)
     check_results(run.results_dir, run.log_filename)
     if run.export_dir is not None:
         exporter.check_export_target(run.export_dir, run.dataset_dir, loaded)
@@ -87,7 +94,9 @@ def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> No
     require_same(world, plain_run | plain_options)
     checkpoint = None
     if run.load_checkpoint_path is not None:
-        checkpoint = open_checkpoint(run.load_checkpoint_path, world=world)
+        checkpoint = open_checkpoint(
+            run.load_checkpoint_path, world=world, trusted_digest=run.trusted_digest
+        )
     run = dataclasses.replace(run, seed=world.gather(choose_seed(run, checkpoint))[0])
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, options, world)
@@ -132,10 +141,9 @@ def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> No
             title=f"{run.model_type} on {run.dataset_dir.name}",
         )
         print(f"report in {directory}")
-    if run.export_dir is not None:
-        export(model, source, run, options, world, exporter)
-        if world.rank == 0:
-            print(f"exported to {run.export_dir}")
+    export(model, source, run, options, world, exporter)
+    if world.rank == 0:
+        print_digests(run, exporter)
 
 
 def export(
@@ -163,6 +171,15 @@ def export(
         world,
         lambda whole: exporter.export_bundle(whole, dataset_dir, export_dir),
     )
+
+
+def print_digests(run: RunConfig, exporter: Exporter) -> None:
+    """Prints what there is to hand on, with the digests by which it will be known again."""
+    if run.save_checkpoint_path is not None:
+        for path in checkpoints_in(run.save_checkpoint_path)[-1:]:
+            print(f"saved {path}, digest {digest_of(path / MANIFEST)}")
+    if run.export_dir is not None:
+        print(f"exported to {run.export_dir}, digest {exporter.bundle_digest(run.export_dir)}")
 
 
 def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookback.checkpoints.format import Checkpoint, RowBlocks
+from lookback.checkpoints.manifest import MANIFEST
 from lookback.checkpoints.reshard import reshard, row_wise_plan, tables_of
 from lookback.checkpoints.store import CheckpointStore, find_checkpoint
 from lookback.core.errors import UserError
@@ -202,7 +205,7 @@ def test_inspect_says_what_is_there(saved, tmp_path, capsys, ranks):
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "new"), "--verify"]) == 0
     text = capsys.readouterr().out
-    assert "step 12, format 2" in text
+    assert "step 12, format 3" in text
     assert "model: model_type=some, k=50\n" in text
     assert "position: epoch=2\n" in text
     where = "whole in data-00000.bin" if ranks == 1 else "rows over 3 files"
@@ -212,10 +215,13 @@ def test_inspect_says_what_is_there(saved, tmp_path, capsys, ranks):
     assert "optimizer: 2 dense tensors, 128 B" in text
     assert text.count(".bin: ") == ranks
     assert "verified" in text
+    digest = hashlib.sha256((find_checkpoint(tmp_path / "new") / MANIFEST).read_bytes()).hexdigest()
+    assert f"digest {digest} (of manifest.json, for --trusted_digest)" in text
 
     assert main(["inspect", str(tmp_path / "new"), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert (content["step"], content["meta"], content["verified"]) == (12, META, False)
+    assert content["digest"] == digest
     item = content["tables"][0]
     assert (item["name"], item["rows"], item["dim"], item["bytes"]) == ("item", 31, 8, 992)
     assert item["slots"]["m"]["bytes"] == 992
@@ -225,6 +231,37 @@ def test_inspect_says_what_is_there(saved, tmp_path, capsys, ranks):
     assert sum(file["pieces"] for file in files.values()) == 3 + sum(
         2 * min(ranks, table.rows) for table in TABLES
     )
+
+
+def forge(path: Path) -> None:
+    """Changes a number of a checkpoint, and its manifest to what would have been saved with it."""
+    tensors = state()
+    tensors["table/item"][0, 0] += 1
+    shutil.rmtree(path)
+    CheckpointStore(path.parent).save(12, tensors, META)
+
+
+def test_only_what_is_trusted_is_opened(saved, tmp_path, capsys):
+    path = find_checkpoint(saved)
+    digest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    commands = [
+        ("inspect", saved),
+        ("reshard", saved, "--ranks", 2, "--output", tmp_path / "new"),
+        ("export-table", saved, "--table", "item", "--output", tmp_path / "item.npy"),
+    ]
+    for command in commands:
+        assert main([*map(str, command), "--trusted_digest", digest]) == 0
+    resharded = hashlib.sha256((find_checkpoint(tmp_path / "new") / MANIFEST).read_bytes())
+    assert f"digest {resharded.hexdigest()}" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "new")
+    (tmp_path / "item.npy").unlink()
+    forge(path)
+    Checkpoint(path)  # as sound as the other
+    forged = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+    for command in commands:
+        text = fails(capsys, *command, "--trusted_digest", digest)
+        assert f"expected the SHA-256 {digest}, as trusted_digest says, found {forged}" in text
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["saved"]
 
 
 def test_inspect_of_a_small_or_empty_checkpoint(tmp_path, capsys):

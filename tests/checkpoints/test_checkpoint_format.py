@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from lookback.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.embeddings.sharding.base import split_evenly
 
@@ -206,7 +208,7 @@ def test_cover_of_a_huge_table_needs_no_memory():
 
 def rewrite(path: Path, change) -> None:
     """Changes a manifest's content, and its checksum along with it."""
-    content = read_manifest(path)["content"]
+    content = read_manifest(path)[0]["content"]
     change(content)
     entries = content.pop("tensors")
     write_manifest(path, **content, entries=entries)
@@ -250,12 +252,20 @@ def test_version_1_is_still_read(tmp_path):
     path = write(
         tmp_path / "c", [{"t": pieces(array, [(range(0, 6, 2), None), (range(1, 6, 2), None)])}]
     )
-    rewrite(path, lambda content: [p.pop("columns") for p in content["tensors"][0]["pieces"]])
+
+    def as_it_was(content):
+        for first, piece in enumerate(content["tensors"][0]["pieces"]):
+            del piece["columns"], piece["sha256"]
+            piece["crc32"] = zlib.crc32(array[first::2].tobytes())
+
+    rewrite(path, as_it_was)
     manifest = json.loads((path / MANIFEST).read_text())
     assert "columns" not in json.dumps(manifest)
     (path / MANIFEST).write_text(json.dumps({**manifest, "format_version": 1}))
     checkpoint = Checkpoint(path)
     assert checkpoint.format_version == 1
+    with pytest.raises(UserError, match=r"version 1, expected 3 with trusted_digest: .*CRC-32"):
+        Checkpoint(path, trusted_digest=digest_of(path / MANIFEST))
     np.testing.assert_array_equal(checkpoint["t"], array)
     np.testing.assert_array_equal(checkpoint.rows("t", range(3), range(1, 2)), array[:3, 1:])
 

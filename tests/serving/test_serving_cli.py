@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from lookback.serving.__main__ import main
+from lookback.serving.manifest import Manifest
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -80,6 +82,39 @@ def test_describe_says_what_a_bundle_holds(
     assert code == 0
     for text in ("sim", "k = 3", "raw (encoded by the bundle)", "item_id_history int32 [B, 12]"):
         assert text in out
+    digest = hashlib.sha256((sim_bundle / "bundle.json").read_bytes()).hexdigest()
+    assert f"digest      {digest}  (of bundle.json, for --trusted_digest)\n" in out
+
+
+def test_only_what_is_trusted_is_opened(
+    sim_bundle: Path, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A forged bundle is as consistent as the other; only its digest differs."""
+    trusted = hashlib.sha256((sim_bundle / "bundle.json").read_bytes()).hexdigest()
+    bundle = tmp_path / "bundle"
+    shutil.copytree(sim_bundle, bundle)
+    requests = tmp_path / "requests.jsonl"
+    options = ("--export_dir", bundle, "--trusted_digest", trusted)
+    code, text, _ = run(capsys, "sample", *options, "--dataset_dir", dataset_dir, "--users", 1)
+    assert code == 0
+    requests.write_text(text)
+    commands = (
+        ("describe", *options),
+        ("score", *options, "--requests", requests),
+        ("benchmark", *options, "--batch_sizes", 1, "--steps", 1, "--warmup_steps", 0),
+    )
+    for command in commands:
+        assert run(capsys, *command)[0] == 0
+    (bundle / "items.parquet").write_bytes(b"another catalogue")
+    manifest = Manifest.read(sim_bundle)
+    (bundle / "bundle.json").unlink()
+    manifest.write(bundle)
+    assert Manifest.read(bundle) == manifest
+    forged = hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+    for command in (*commands, ("sample", *options, "--dataset_dir", dataset_dir)):
+        code, out, err = run(capsys, *command)
+        assert (code, out) == (2, "")
+        assert f"expected the SHA-256 {trusted}, as trusted_digest says, found {forged}" in err
 
 
 def test_mistakes_are_one_line(

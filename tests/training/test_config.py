@@ -185,6 +185,7 @@ def test_a_command_line_of_the_seed_is_read():
             "Use --mode inference",
         ),
         ({"checkpoint_every": 10}, "Give --save_checkpoint_path DIR"),
+        ({"trusted_digest": "ab"}, "trusted_digest: expected with a checkpoint to open"),
         ({"micro_batches": 0}, "micro_batches: expected 1 or more"),
         ({"micro_batches": 2, "prefetch_ids": True}, "micro_batches: .* without --prefetch_ids"),
         ({"micro_batches": 2, "shard_histories": True}, "without --shard_histories"),

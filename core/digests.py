@@ -1,0 +1,59 @@
+"""SHA-256 digests of files: they tell which file it is, not who made it.
+
+A bundle's and a checkpoint's manifest hold the digests of all that is beside them, so the digest of
+the manifest stands for the whole, if it came by another way than the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from lookback.core.errors import UserError
+
+_CHUNK = 1 << 20  # bytes read at once
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
+    """A file's content and its digest.
+
+    Args:
+      path: of the file, which is read whole.
+      trusted: what its digest must be; None: anything.
+
+    Raises:
+      UserError: if it is another one.
+    """
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if trusted is not None and trusted.strip().lower() != found:
+        raise UserError(
+            f"{path}: expected the SHA-256 {trusted}, as trusted_digest says, found {found}. It is "
+            "not what you trust: get it again from where the digest came from, or ask there for "
+            "the digest of this one."
+        )
+    return content, found
+
+
+def add_argument(parser: argparse.ArgumentParser, manifest: str) -> None:
+    """Adds ``--trusted_digest`` to a command.
+
+    Args:
+      parser: of the command.
+      manifest: name of the file whose digest it is.
+    """
+    parser.add_argument(
+        "--trusted_digest",
+        metavar="SHA256",
+        help=f"open it only if this is the SHA-256 of its {manifest}",
+    )
