@@ -18,7 +18,7 @@ from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.histories.export import Histories, Materialised
 from lookback.serving.layouts.interactions.export import Interactions
 from lookback.serving.layouts.tabular.export import SplitBinary, Tabular
-from lookback.serving.manifest import BUNDLE, MODEL_DIRECTORY, SIGNATURE, Manifest
+from lookback.serving.manifest import BUNDLE, MANIFEST_FILE, MODEL_DIRECTORY, SIGNATURE, Manifest
 
 # Importing them takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:
