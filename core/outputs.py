@@ -2,7 +2,7 @@
 
 A name proves nothing, so every directory that may be replaced says what it is and which files are
 in it: bundles and checkpoints in their manifests, all others in a record (``.lookback.json``) that
-`fs.atomic_directory` writes. A file that it does not name is somebody's, and makes the whole
+`core.files.atomic_directory` writes. A file that it does not name is somebody's, and makes the whole
 directory theirs.
 """
 

@@ -43,5 +43,5 @@ class Output:
         check_directory(self.path, self.kind, overwrite=self.overwrite, inputs=self.inputs)
 
     def create(self) -> AbstractContextManager[Path]:
-        """`fs.atomic_directory` of it."""
+        """`core.files.atomic_directory` of it."""
         return atomic_directory(self.path, self.kind, overwrite=self.overwrite, inputs=self.inputs)
