@@ -2,8 +2,8 @@
 
 A name proves nothing, so every directory that may be replaced says what it is and which files are
 in it: bundles and checkpoints in their manifests, all others in a record (``.lookback.json``) that
-`core.files.atomic_directory` writes. A file that it does not name is somebody's, and makes the whole
-directory theirs.
+`core.files.atomic_directory` writes. A file that it does not name is somebody's, and makes the
+whole directory theirs.
 """
 
 from __future__ import annotations
