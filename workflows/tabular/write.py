@@ -40,7 +40,7 @@ Columns = Sequence[np.ndarray[Any, Any]] | np.ndarray[Any, Any]
 class TabularWriter:
     """Writes one split, in parts of a fixed number of rows.
 
-    The enclosing directory should be one of `core.files.atomic_directory`: a part may be half written.
+    The enclosing directory should be one of `atomic_directory`: a part may be half written.
 
     Args:
       directory: of the dataset; the split's own is created on the first row.
