@@ -19,7 +19,7 @@ from lookback.benchmarks.peers.client import contender, missing
 from lookback.dataloading.sources import Batch, BatchSource
 from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL, tabular_schema
 from lookback.models import dlrm
-from lookback.models.tabular import TabularModel
+from lookback.models.click_model import ClickModel
 from lookback.models.tabular_config import DLRMConfig
 from lookback.training.optimizers import Optimizer
 
@@ -158,7 +158,7 @@ class Contenders:
         model = self._plain()
         return self._cycle(tf.function(lambda features, labels: model(features, training=False)))
 
-    def _ours(self) -> TabularModel:
+    def _ours(self) -> ClickModel:
         model = dlrm.build(self._schema, self._config)
         model(self._few)
         return model

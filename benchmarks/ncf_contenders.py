@@ -24,7 +24,7 @@ from lookback.dataloading.interactions.source import InteractionSource
 from lookback.formats.features import table_rows
 from lookback.formats.interaction_features import InteractionFeatures
 from lookback.models import MODELS
-from lookback.models.neumf import NeuMFModel
+from lookback.models.click_model import ClickModel
 from lookback.models.neumf_config import NeuMFConfig
 from lookback.training.optimizers import Optimizer
 
@@ -188,7 +188,7 @@ class Contenders:
             with Peer(PEER, batches=path, **options) as peer:
                 yield peer
 
-    def _model(self) -> NeuMFModel:
+    def _model(self) -> ClickModel:
         model = MODELS["neumf"](self._schema, self._config)
         ids = tf.zeros([2], tf.int32)
         model({self._features.user: ids, self._features.item: tf.expand_dims(ids, 1)})

@@ -20,9 +20,9 @@ from lookback.dataloading.sources import ResidentSource
 from lookback.embeddings.optimizers import LazyAdam
 from lookback.formats.features import table_rows
 from lookback.models import MODELS, SIMConfig
+from lookback.models.click_model import contract_of
 from lookback.training.optimizers import Optimizer
 from lookback.training.precision import amp_policy
-from lookback.training.steps import head_loss
 
 LEARNING_RATE = 0.01  # seed 000's default
 _BATCHES = 8  # prepared batches that the plain model and inference cycle through
@@ -199,7 +199,9 @@ class Contenders:
         def backward(features: Features, labels: tf.Tensor) -> list[tf.Tensor]:
             with tf.GradientTape() as tape:
                 logits = self.ours(features, targets=labels, training=True)
-                loss = tf.add_n([head_loss(self.ours)(labels, logits), *self.ours.losses])
+                loss = tf.add_n(
+                    [contract_of(self.ours).head_loss(labels, logits), *self.ours.losses]
+                )
             return tape.gradient(loss, self.ours.trainable_variables)
 
         graph = (

@@ -15,7 +15,7 @@ from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.tables import tables_from_schema
 from lookback.embeddings.types import TableSpec
 
-__all__ = ["COMBINERS", "EmbeddingCollection", "tables_from_schema"]
+__all__ = ["COMBINERS", "EmbeddingCollection", "collections_of", "tables_from_schema"]
 
 COMBINERS = ("sum", "mean", "sqrtn")
 """How the vectors of a bag become one: their sum, divided by n, or divided by sqrt(n)."""
@@ -223,6 +223,20 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         valid = tf.cast(ids > 0, tf.float32)  # [B, T]
         sums = tf.reduce_sum(vector * tf.expand_dims(valid, 2), 1)  # [B, D]
         return _combined(sums, tf.reduce_sum(valid, 1), combiner)
+
+
+def collections_of(model: tf.keras.Model) -> list[EmbeddingCollection]:
+    """A model's embedding collections.
+
+    Raises:
+      ValueError: if two of them hold a table of the same name.
+    """
+    found = [module for module in model.submodules if isinstance(module, EmbeddingCollection)]
+    names = [table.name for collection in found for table in collection.tables]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Two embedding collections hold a table named {name!r}.")
+    return found
 
 
 def _flat(ids: Ids) -> tf.Tensor:

@@ -3,6 +3,16 @@
 Importing this module imports `merlin.models.tf`, which starts Horovod where it is installed
 (merlin/models/tf/distributed/backend.py:20-33 of 23.12), so do it after process set-up.
 
+On several processes, train such a model with `training.steps.Steps`, to which a model is its
+`Contract` (`models.click_model`). Of a model of somebody's own that is its one output; it may have
+any number of our tables. Losses that it adds (regularisers, too) must be named::
+
+    contract = dataclasses.replace(contract_of(model), added_losses=("l2",))
+    steps = Steps(model, optimizer, source, None, world=world, contract=contract)
+
+With ``lookups=Lookups(embeddings.collection, ids)``, where ``ids`` says what a call looks up, its
+ids can travel ahead, and its batches be cut in parts.
+
 Where results differ from Merlin's own table: in dense bags ``[B, T, 1]`` id 0 is padding and does
 not count, while Merlin averages it in; ragged bags are the same.
 """

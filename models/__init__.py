@@ -1,4 +1,4 @@
-"""The models by name: ``MODELS["sim"](schema, SIMConfig())`` is a `merlin.models.tf.Model`."""
+"""The models by name: ``MODELS["sim"](schema, SIMConfig())`` is a `ClickModel`."""
 
 from __future__ import annotations
 

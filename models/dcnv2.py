@@ -15,12 +15,14 @@ from merlin.schema import Schema
 
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.models.blocks.mlp_relu import ReluMLP
-from lookback.models.tabular import TabularBlock, TabularModel, build_tabular, tabular_tables
+from lookback.models.click_model import ClickModel
+from lookback.models.stored_names import stored_as
+from lookback.models.tabular_body import TabularBody, build_tabular, tabular_tables
 from lookback.models.tabular_config import DCNv2Config
 
 
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class DCNv2Block(TabularBlock):
+@stored_as("DCNv2Body", "DCNv2Block")
+class DCNv2Body(TabularBody):
     """``x_{l+1} = x_0 * (W_l x_l + b_l) + x_l`` with ``W = V U``: equations 1 and 2 of the paper.
 
     ``x_0`` is the bottom MLP's output and the embeddings, one after another. Stacked (figure 1,
@@ -29,11 +31,12 @@ class DCNv2Block(TabularBlock):
     """
 
     config_class = DCNv2Config
+    scopes = ("tabular_model", "dc_nv2_block")
     _config: DCNv2Config
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Creates the layers; arguments as of `TabularBlock`, with a `DCNv2Config`."""
-        super().__init__(**kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `ClickBody`, with a `DCNv2Config`."""
+        super().__init__(*args, **kwargs)
         config = self._config
         self._cross = mm.CrossBlock(
             config.num_cross_layers, low_rank_dim=config.cross_layer_projection_dim
@@ -65,6 +68,6 @@ class DCNv2Block(TabularBlock):
 tables = tabular_tables
 
 
-def build(schema: Schema, config: DCNv2Config, sharding: Sharding = LOCAL) -> TabularModel:
+def build(schema: Schema, config: DCNv2Config, sharding: Sharding = LOCAL) -> ClickModel:
     """Builds DCNv2 for a dataset; see `build_tabular`."""
-    return build_tabular(DCNv2Block, schema, config, sharding)
+    return build_tabular(DCNv2Body, schema, config, sharding)

@@ -13,31 +13,28 @@ import tensorflow as tf
 from merlin.schema import Schema
 
 from lookback.embeddings.config import LOCAL, Sharding
-from lookback.models.base import (
-    HistoryBlock,
-    HistoryModel,
-    assemble,
-    body_arguments,
-    by_candidate,
-    history_tables,
-)
 from lookback.models.blocks.auxiliary import count_steps
 from lookback.models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.click_model import ClickModel
 from lookback.models.config import DIENConfig
+from lookback.models.history_body import HistoryBody, build_history, by_candidate
+from lookback.models.history_tables import history_tables
+from lookback.models.stored_names import stored_as
 
 
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class DIENBlock(HistoryBlock):
+@stored_as("DIENBody", "DIENBlock")
+class DIENBody(HistoryBody):
     """``MLP([e_a, evolved interest, e_user])``, plus the auxiliary loss in training."""
 
     config_class = DIENConfig
+    scopes = ("history_model", "dien_block")
     _config: DIENConfig
     added_losses = ("aux_loss",)
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Creates the layers; arguments as of `HistoryBlock`, with a `DIENConfig`."""
-        super().__init__(**kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `ClickBody`, with a `DIENConfig`."""
+        super().__init__(*args, **kwargs)
         config = self._config
         self._evolution = InterestEvolution(
             UNITS_PER_DIM * config.embedding_dim, config.aux_mlp_dims, name="evolution"
@@ -52,7 +49,7 @@ class DIENBlock(HistoryBlock):
     def loss_counts(
         self, inputs: Mapping[str, tf.Tensor], labels: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """The auxiliary loss is a mean over steps; see `HistoryBlock`."""
+        """The auxiliary loss is a mean over steps; see `ClickBody`."""
         short = self.mask(inputs)[:, self._config.long_seq_length :]  # [B, S]
         steps = count_steps(tf.transpose(short))
         return super().loss_counts(inputs, labels) | {"aux_loss": steps}
@@ -85,7 +82,7 @@ class DIENBlock(HistoryBlock):
 tables = history_tables
 
 
-def build(schema: Schema, config: DIENConfig, sharding: Sharding = LOCAL) -> HistoryModel:
+def build(schema: Schema, config: DIENConfig, sharding: Sharding = LOCAL) -> ClickModel:
     """Builds DIEN for a dataset.
 
     Args:
@@ -96,4 +93,4 @@ def build(schema: Schema, config: DIENConfig, sharding: Sharding = LOCAL) -> His
     Returns:
       A model from a batch to float32 logits ``[B, C]``.
     """
-    return assemble(DIENBlock(**body_arguments(schema, config, sharding)), schema, config)
+    return build_history(DIENBody, schema, config, sharding)

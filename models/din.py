@@ -12,21 +12,17 @@ import tensorflow as tf
 from merlin.schema import Schema
 
 from lookback.embeddings.config import LOCAL, Sharding
-from lookback.models.base import (
-    HistoryBlock,
-    HistoryModel,
-    assemble,
-    body_arguments,
-    by_candidate,
-    history_tables,
-)
 from lookback.models.blocks.attention import ActivationUnit, masked_softmax
 from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.click_model import ClickModel
 from lookback.models.config import DINConfig
+from lookback.models.history_body import HistoryBody, build_history, by_candidate
+from lookback.models.history_tables import history_tables
+from lookback.models.stored_names import stored_as
 
 
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class DINBlock(HistoryBlock):
+@stored_as("DINBody", "DINBlock")
+class DINBody(HistoryBody):
     """``MLP([e_a, sum_j softmax(score(e_a, e_j))_j e_j, e_user])`` over all history slots.
 
     Scores are normalised by a softmax over valid events, as in seed 000, where section 4.3 of the
@@ -34,11 +30,12 @@ class DINBlock(HistoryBlock):
     """
 
     config_class = DINConfig
+    scopes = ("history_model", "din_block")
     _config: DINConfig
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Creates the layers; arguments as of `HistoryBlock`, with a `DINConfig`."""
-        super().__init__(**kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `ClickBody`, with a `DINConfig`."""
+        super().__init__(*args, **kwargs)
         config = self._config
         self._unit = ActivationUnit(name="attention") if config.interaction != "dot" else None
         self._mlp = prelu_mlp(config.stage_two_mlp_dims, config.dropout_rate, "classifier")
@@ -75,7 +72,7 @@ class DINBlock(HistoryBlock):
 tables = history_tables
 
 
-def build(schema: Schema, config: DINConfig, sharding: Sharding = LOCAL) -> HistoryModel:
+def build(schema: Schema, config: DINConfig, sharding: Sharding = LOCAL) -> ClickModel:
     """Builds DIN for a dataset.
 
     Args:
@@ -86,4 +83,4 @@ def build(schema: Schema, config: DINConfig, sharding: Sharding = LOCAL) -> Hist
     Returns:
       A model from a batch to float32 logits ``[B, C]``.
     """
-    return assemble(DINBlock(**body_arguments(schema, config, sharding)), schema, config)
+    return build_history(DINBody, schema, config, sharding)

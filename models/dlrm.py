@@ -15,23 +15,26 @@ from merlin.schema import Schema
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.models.blocks.interaction import DotInteraction
 from lookback.models.blocks.mlp_relu import ReluMLP
-from lookback.models.tabular import TabularBlock, TabularModel, build_tabular, tabular_tables
+from lookback.models.click_model import ClickModel
+from lookback.models.stored_names import stored_as
+from lookback.models.tabular_body import TabularBody, build_tabular, tabular_tables
 from lookback.models.tabular_config import DLRMConfig
 
 
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class DLRMBlock(TabularBlock):
+@stored_as("DLRMBody", "DLRMBlock")
+class DLRMBody(TabularBody):
     """``MLP_top(interact(MLP_bottom(x), e_1, ..., e_M))``, section 2 of the paper.
 
     The interaction is `DotInteraction`, or the vectors one after another.
     """
 
     config_class = DLRMConfig
+    scopes = ("tabular_model", "dlrm_block")
     _config: DLRMConfig
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Creates the layers; arguments as of `TabularBlock`, with a `DLRMConfig`."""
-        super().__init__(**kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `ClickBody`, with a `DLRMConfig`."""
+        super().__init__(*args, **kwargs)
         dot = self._config.interaction_op == "dot"
         self._interaction = DotInteraction(name="interaction") if dot else None
         self._top = ReluMLP(self._config.top_mlp_sizes[:-1], name="top_mlp")
@@ -53,6 +56,6 @@ class DLRMBlock(TabularBlock):
 tables = tabular_tables
 
 
-def build(schema: Schema, config: DLRMConfig, sharding: Sharding = LOCAL) -> TabularModel:
+def build(schema: Schema, config: DLRMConfig, sharding: Sharding = LOCAL) -> ClickModel:
     """Builds DLRM for a dataset; see `build_tabular`."""
-    return build_tabular(DLRMBlock, schema, config, sharding)
+    return build_tabular(DLRMBody, schema, config, sharding)

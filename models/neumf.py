@@ -9,17 +9,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import merlin.models.tf as mm
 import tensorflow as tf
 from merlin.schema import Schema
 
 from lookback.core import splitmix
-from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.types import TableSpec
 from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
-from lookback.models.base import TARGET, ClickLoss, LogitHead, click_metrics
-from lookback.models.block_config import ConfiguredBlock
+from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp_dropout import (
     dropout_masks,
     kept_fraction,
@@ -27,7 +24,10 @@ from lookback.models.blocks.mlp_dropout import (
     masked_relu_sum,
 )
 from lookback.models.blocks.mlp_relu import relu_dense
+from lookback.models.click_body import ClickBody
+from lookback.models.click_model import ClickModel, click_model
 from lookback.models.neumf_config import NeuMFConfig
+from lookback.models.stored_names import stored_as
 
 INIT_STDDEV = 0.01
 """Of embeddings, as in the paper and in seed 003; here uniform with this standard deviation."""
@@ -110,42 +110,32 @@ class SplitMLP(tf.keras.layers.Layer):
         return tf.reshape(hidden, tf.concat([shape, widths[-1:]], 0))
 
 
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class NeuMFBlock(ConfiguredBlock):
+@stored_as("NeuMFBody", "NeuMFBlock")
+class NeuMFBody(ClickBody):
     """``[p_u * q_i; MLP(p'_u, q'_i)]`` for each user's candidates, section 3.4 of the paper."""
 
     config_class = NeuMFConfig
     features_class = InteractionFeatures
+    scopes = ("neu_mf_model", "neu_mf_block")
+    _features: InteractionFeatures
     _config: NeuMFConfig
 
-    def __init__(
-        self,
-        features: InteractionFeatures,
-        tables: list[TableSpec],
-        config: NeuMFConfig,
-        sharding: Sharding = LOCAL,
-        **kwargs: Any,
-    ) -> None:
-        """Creates the body.
-
-        Args:
-          features: names of the user id and of the item id.
-          tables: of `tables`.
-          config: of the model.
-          sharding: where the tables' rows live.
-          **kwargs: of `tf.keras.layers.Layer`.
-        """
-        super().__init__(**kwargs)
-        self._features, self._config = features, config
-        self.embeddings = EmbeddingCollection(
-            tables,
-            {table.name: table.name for table in tables},
-            sharding=sharding,
-            name="embeddings",
-        )
-        self._mlp = None
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `ClickBody`, with a `NeuMFConfig`."""
+        super().__init__(*args, **kwargs)
+        config, self._mlp = self._config, None
         if config.has_mlp:
             self._mlp = SplitMLP(config.layers, config.dropout, name="mlp")
+
+    @property
+    def serving_inputs(self) -> set[str]:
+        """Users and candidates."""
+        return {self._features.user, self._features.item}
+
+    @property
+    def training_inputs(self) -> set[str]:
+        """Keys of the dropout."""
+        return {SAMPLE_KEY}
 
     def lookups(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The ids that a call with these inputs looks up in `embeddings`: distinct ones, ``[N]``.
@@ -230,26 +220,6 @@ class NeuMFBlock(ConfiguredBlock):
         return tf.TensorShape([users[0], items[1], self.output_width])
 
 
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class NeuMFModel(mm.Model):
-    """A Merlin model whose dropout keys are an input of training only."""
-
-    def _check_schema_and_inputs_matching(self, inputs: Mapping[str, tf.Tensor]) -> None:
-        # Merlin demands exactly the schema's columns (merlin/models/tf/models/base.py:1730).
-        expected = set(self.schema.column_names)
-        missing, unknown = expected - set(inputs), set(inputs) - expected - {SAMPLE_KEY}
-        if missing or unknown:
-            raise ValueError(
-                f"The model takes {sorted(expected)}. Missing: {sorted(missing)}; unknown: "
-                f"{sorted(unknown)}."
-            )
-
-    @property
-    def body(self) -> NeuMFBlock:
-        """The block in front of the head."""
-        return self.blocks[0]
-
-
 def tables(schema: Schema, config: NeuMFConfig) -> list[TableSpec]:
     """The embedding tables: of users and of items, one a branch, named ``user_id/mf`` and so on.
 
@@ -274,7 +244,7 @@ def tables(schema: Schema, config: NeuMFConfig) -> list[TableSpec]:
     ]
 
 
-def build(schema: Schema, config: NeuMFConfig, sharding: Sharding = LOCAL) -> NeuMFModel:
+def build(schema: Schema, config: NeuMFConfig, sharding: Sharding = LOCAL) -> ClickModel:
     """Builds NeuMF for a dataset.
 
     Args:
@@ -289,15 +259,9 @@ def build(schema: Schema, config: NeuMFConfig, sharding: Sharding = LOCAL) -> Ne
       UserError: if the schema does not mark one user id and one item id.
     """
     features = InteractionFeatures.from_schema(schema)
-    body = NeuMFBlock(features, tables(schema, config), config, sharding)
+    body = NeuMFBody(features, tables(schema, config), config, sharding)
     # LeCun uniform, as seed 003's last layer: variance 1 / inputs.
-    head = mm.BinaryOutput(
-        TARGET,
-        to_call=LogitHead("lecun_uniform"),
-        default_loss=ClickLoss(),
-        default_metrics_fn=click_metrics,
-    )
-    return NeuMFModel(body, head, schema=features.sample_schema(schema))
+    return click_model(body, features.sample_schema(schema), LogitHead("lecun_uniform"))
 
 
 def _distinct(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

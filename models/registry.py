@@ -10,9 +10,9 @@ from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.types import TableSpec
 
 if TYPE_CHECKING:
-    import merlin.models.tf as mm
     from merlin.schema import Schema
 
+    from lookback.models.click_model import ClickModel
     from lookback.models.config import HistoryModelConfig
     from lookback.models.neumf_config import NeuMFConfig
     from lookback.models.tabular_config import TabularModelConfig
@@ -35,7 +35,9 @@ class ModelEntry:
     module: str
     config_class: type[ModelConfig]
 
-    def __call__(self, schema: Schema, config: ModelConfig, sharding: Sharding = LOCAL) -> mm.Model:
+    def __call__(
+        self, schema: Schema, config: ModelConfig, sharding: Sharding = LOCAL
+    ) -> ClickModel:
         """Builds the model.
 
         Args:
@@ -46,7 +48,7 @@ class ModelEntry:
         Raises:
           TypeError: if `config` is that of another model.
         """
-        model: mm.Model = self._module(config).build(schema, config, sharding)
+        model: ClickModel = self._module(config).build(schema, config, sharding)
         return model
 
     def tables(self, schema: Schema, config: ModelConfig) -> list[TableSpec]:

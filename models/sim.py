@@ -14,33 +14,27 @@ from merlin.schema import Schema
 
 from lookback.core.errors import UserError
 from lookback.embeddings.config import LOCAL, Sharding
-from lookback.models.base import (
-    Embedded,
-    HistoryBlock,
-    HistoryModel,
-    LogitHead,
-    assemble,
-    body_arguments,
-    by_candidate,
-    click_cross_entropy,
-    column,
-    history,
-    history_tables,
-)
 from lookback.models.blocks.attention import masked_softmax
 from lookback.models.blocks.auxiliary import count_steps
+from lookback.models.blocks.click_loss import click_cross_entropy
 from lookback.models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 from lookback.models.blocks.linear import linear
+from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp import prelu_mlp
 from lookback.models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
+from lookback.models.click_model import ClickModel
 from lookback.models.config import SIMConfig
+from lookback.models.history_body import Embedded, HistoryBody, build_history, by_candidate
+from lookback.models.history_inputs import column, history
+from lookback.models.history_tables import history_tables
+from lookback.models.stored_names import stored_as
 
 STAGE_WEIGHT = 0.5
 """Share of each stage's cross entropy in the loss (section 3.3 of the paper; seed 000's code)."""
 
 
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class SIMBlock(HistoryBlock):
+@stored_as("SIMBody", "SIMBlock")
+class SIMBody(HistoryBody):
     """General search unit over the long sequence, exact search unit over what it found.
 
     With candidate a and events e_j of the long sequence, r_j = e_a . e_j:
@@ -60,12 +54,13 @@ class SIMBlock(HistoryBlock):
     """
 
     config_class = SIMConfig
+    scopes = ("history_model", "sim_block")
     _config: SIMConfig
     added_losses = ("gsu_loss", "aux_loss")
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Creates the layers; arguments as of `HistoryBlock`, with a `SIMConfig`."""
-        super().__init__(**kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Creates the layers; arguments as of `ClickBody`, with a `SIMConfig`."""
+        super().__init__(*args, **kwargs)
         config = self._config
         self._category = _category_feature(config, self._features.item)
         self._stage_one = prelu_mlp(config.stage_one_mlp_dims, config.dropout_rate, "stage_one")
@@ -84,7 +79,7 @@ class SIMBlock(HistoryBlock):
     def loss_counts(
         self, inputs: Mapping[str, tf.Tensor], labels: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """The auxiliary loss is a mean over steps; see `HistoryBlock`."""
+        """The auxiliary loss is a mean over steps; see `ClickBody`."""
         short = self.mask(inputs)[:, self._config.long_seq_length :]  # [B, S]
         steps = count_steps(tf.transpose(short))
         return super().loss_counts(inputs, labels) | {"aux_loss": steps}
@@ -186,7 +181,7 @@ class SIMBlock(HistoryBlock):
 tables = history_tables
 
 
-def build(schema: Schema, config: SIMConfig, sharding: Sharding = LOCAL) -> HistoryModel:
+def build(schema: Schema, config: SIMConfig, sharding: Sharding = LOCAL) -> ClickModel:
     """Builds SIM for a dataset.
 
     Args:
@@ -200,8 +195,7 @@ def build(schema: Schema, config: SIMConfig, sharding: Sharding = LOCAL) -> Hist
     Raises:
       UserError: if hard search is wanted and there is no such category feature.
     """
-    body = SIMBlock(**body_arguments(schema, config, sharding))
-    return assemble(body, schema, config, head_weight=STAGE_WEIGHT)
+    return build_history(SIMBody, schema, config, sharding, head_weight=STAGE_WEIGHT)
 
 
 def _category_feature(config: SIMConfig, items: tuple[str, ...]) -> str | None:

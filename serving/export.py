@@ -22,8 +22,9 @@ from lookback.serving.manifest import BUNDLE, MANIFEST_FILE, MODEL_DIRECTORY, SI
 
 # Importing them takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:
-    import merlin.models.tf as mm
     from merlin.schema import Schema
+
+    from lookback.models.click_model import ClickModel
 
 DATASETS: tuple[type[ExportedDataset], ...] = (Materialised, Tabular, SplitBinary, Histories)
 """What a bundle can come from, in the order in which they are tried; the last takes all."""
@@ -76,7 +77,7 @@ def bundle_digest(export_dir: Path) -> str:
     return digest_of(export_dir / MANIFEST_FILE)
 
 
-def export_bundle(model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:
+def export_bundle(model: ClickModel, dataset_dir: Path, export_dir: Path) -> Path:
     """Writes a bundle, whole or not at all.
 
     Args:
@@ -118,7 +119,7 @@ def export_bundle(model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:
     return export_dir
 
 
-def save_model(model: mm.Model, manifest: Manifest, directory: Path) -> None:
+def save_model(model: ClickModel, manifest: Manifest, directory: Path) -> None:
     """Saves a model as a SavedModel without optimizer.
 
     The signature is the model's graph, so it runs where our code is not. The layers' configs are

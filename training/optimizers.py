@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.core.world import SOLO, World
-from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.collection import EmbeddingCollection, collections_of
 from lookback.embeddings.optimizers import (
     TABLE_OPTIMIZERS,
     TableOptimizer,
@@ -23,7 +23,7 @@ from lookback.embeddings.optimizers import (
     without_rows,
 )
 from lookback.training.schedule import Schedule
-from lookback.training.state import State, collections_of, dense_states, slot_states
+from lookback.training.state import State, dense_states, slot_states
 
 
 class PlainSGD(tf.keras.optimizers.Optimizer):
@@ -273,6 +273,10 @@ class Optimizer(tf.Module):
         else:  # what travels beside gradients must not be rounded as they are
             told = self._world.sum(beside) if beside else ()
             summed = iter(self._world.sum(given, self._wire_dtype))
+        # A gradient of a sharded table is rows of this process's own part, from everybody: nothing
+        # is left to add up but rows that occur twice, which the table's optimizer does. Of a table
+        # that all hold, everybody's rows are put one after another in the order of the ranks, so
+        # that all add up the same, in the same order.
         tables = list(gradients[len(self.dense) :])
         for number, collection in enumerate(self._collections):
             places = {
@@ -288,7 +292,10 @@ class Optimizer(tf.Module):
         return [*(None if g is None else next(summed) for g in dense), *tables], told
 
     def split(self, gradients: Gradients) -> tuple[list[tf.Tensor], dict[str, tf.IndexedSlices]]:
-        """Dense gradients, zeros where there are none, and those of one collection's tables."""
+        """Dense gradients, zeros where there are none, and those of one collection's tables.
+
+        Zeros, so that those of all parts, one after another, are as long and can be stacked.
+        """
         dense = [
             tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
             for gradient, variable in zip(gradients[: len(self.dense)], self.dense)
@@ -319,6 +326,7 @@ class Optimizer(tf.Module):
         if not self.schedule.constant:
             self._learning_rate.assign(self.schedule.at(step))
             self._dense_optimizer.learning_rate.assign(self._learning_rate)
+        # Tables first: the dense optimizer counts the step up, which theirs need as it was.
         for (number, name, variable), gradient in zip(self._tables, tables):
             wanted = self._collections[number].backend.optimizer_of(name) or self._name
             optimizer = self._table_optimizers[number][wanted]

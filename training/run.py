@@ -32,9 +32,8 @@ from lookback.training.removed import REMOVED
 # What needs TensorFlow, which takes seconds to import and reads the environment that
 # `prepare_environment` sets, is imported where it is used: --help and mistakes answer at once.
 if TYPE_CHECKING:
-    import merlin.models.tf as mm
-
     from lookback.dataloading.sources import BatchSource
+    from lookback.models.click_model import ClickModel
     from lookback.training.trainer import Outcome, Trainer
 
 
@@ -49,7 +48,7 @@ class Exporter(Protocol):
     def bundle_digest(self, export_dir: Path) -> str:
         """The digest by which a bundle can be trusted."""
 
-    def export_bundle(self, model: mm.Model, dataset_dir: Path, export_dir: Path) -> Path:
+    def export_bundle(self, model: ClickModel, dataset_dir: Path, export_dir: Path) -> Path:
         """Writes a bundle of `model` and what its dataset says about raw values."""
 
 
@@ -147,7 +146,7 @@ def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> No
 
 
 def export(
-    model: mm.Model,
+    model: ClickModel,
     source: BatchSource,
     run: RunConfig,
     options: Any,

@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from lookback.checkpoints.store import Checkpoint, RowBlocks, TensorSpec
-from lookback.embeddings.collection import EmbeddingCollection
+from lookback.embeddings.collection import EmbeddingCollection, collections_of
 from lookback.embeddings.optimizers import TableOptimizer
 
 MODEL_PREFIXES = ("table/", "model/")
@@ -152,20 +152,6 @@ def slot_states(
 def dense_states(prefix: str, variables: Sequence[tf.Variable]) -> dict[str, State]:
     """The states of variables that are no tables, named by `unique_names`."""
     return {name: whole(v) for name, v in unique_names(prefix, variables).items()}
-
-
-def collections_of(model: tf.keras.Model) -> list[EmbeddingCollection]:
-    """A model's embedding collections.
-
-    Raises:
-      ValueError: if two of them hold a table of the same name.
-    """
-    found = [module for module in model.submodules if isinstance(module, EmbeddingCollection)]
-    names = [table.name for collection in found for table in collection.tables]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"Two embedding collections hold a table named {name!r}.")
-    return found
 
 
 def unique_names(prefix: str, variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:

@@ -1,4 +1,20 @@
-"""The graphs that a run repeats: one training step, one evaluation step."""
+"""The graphs that a run repeats: one training step, one evaluation step.
+
+Every loss is a mean over n terms: over labels, or over what the model counts (`Contract.counts`).
+A process, or a part of its batch, has the mean over its own m. It differentiates its share of the
+batch's mean, ``mean * m / n``; so shares are added, never averaged, however unevenly the batch is
+cut, and who has nothing adds nothing (docs/decisions/0012). A step exchanges three things:
+
+1. the counts m, to know n: a few numbers, before anything is differentiated;
+2. ids, to the owners of their rows, and the rows back; when the lookup is differentiated, the rows'
+   gradients take the way of the ids, so a sharded table's are with their owner when the tape ends;
+3. what all processes must know alike, in one message: shares of the losses, `_facts`, gradients of
+   dense variables (`Optimizer.reduced`). By it all take the same step, or none.
+
+In parts (`in_parts`), the second goes once a part and the third waits for all of them. A sum of
+floats depends on its order, so the parts' are added in the order that they have in the batch,
+whoever computed them: the dense gradients here, those of a table's row by its owner.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +27,10 @@ import tensorflow as tf
 from lookback.core.errors import UserError
 from lookback.core.world import SOLO, World
 from lookback.dataloading.sources import Batch, BatchSource
+from lookback.models.click_model import Contract, Lookups, contract_of
 from lookback.training.evaluation.ranking import ranks_of_positives
 from lookback.training.optimizers import Gradients, Optimizer
 from lookback.training.precision import LossScale, all_finite
-from lookback.training.state import collections_of
 
 
 class Prepared(NamedTuple):
@@ -32,13 +48,8 @@ class Prepared(NamedTuple):
 class Steps:
     """Compiled steps of one model over one source of batches.
 
-    The model owns its loss: the default loss of its one `ModelOutput`, on labels and what the
-    model returns, plus whatever the model added with `add_loss`. If the model's body names what it
-    adds (`added_losses`), the names appear in the log.
-
-    Each loss is a mean. Where processes share a batch, each differentiates its share of the mean
-    over the whole batch, and the shares' gradients are added up: so that the result depends
-    neither on how many processes there are nor on how much of the batch each has.
+    The model owns its loss: its head's, on labels and what the model returns, plus what it adds
+    with `add_loss`, which its contract names.
     """
 
     def __init__(
@@ -51,6 +62,7 @@ class Steps:
         world: World = SOLO,
         prefetch_ids: bool = False,
         in_parts: bool = False,
+        contract: Contract | None = None,
     ) -> None:
         """Prepares the steps; they are traced when first run.
 
@@ -64,21 +76,22 @@ class Steps:
           in_parts: differentiate the parts of each batch (`BatchSource.parts_of`) one after
             another, and add their gradients up in the order of the batch: the result is then the
             same, bit for bit, on every number of processes that share the parts evenly.
+          contract: what the model declares; None: `contract_of` it.
 
         Raises:
-          UserError: if the model does not say which ids it looks up, and that needs to be known.
+          UserError: if the model does not say which ids it looks up, and that needs to be known;
+            or if it has several tasks.
         """
         self._model = model
         self._optimizer = optimizer
         self._source = source
         self._loss_scale = loss_scale
         self._world = world
-        self._head_loss = head_loss(model)
-        self._added_losses = tuple(getattr(model.first, "added_losses", ()))
-        self._loss_names: list[str] = []
+        self._contract = contract or contract_of(model)
+        self._head_loss = self._contract.head_loss
         self._prefetch_ids, self._in_parts = prefetch_ids, in_parts
         for option, wanted in (("prefetch_ids", prefetch_ids), ("micro_batches", in_parts)):
-            if wanted and not (hasattr(model.first, "lookups") and len(collections_of(model)) == 1):
+            if wanted and self._contract.lookups is None:
                 raise UserError(
                     f"{option}: expected a model that says which ids it looks up (`lookups`), in "
                     f"one collection. Leave --{option} out."
@@ -178,21 +191,23 @@ class Steps:
 
     def _prepare_batch(self, feed: Any) -> Prepared:
         features, labels = self._source.train_batch(feed)
-        (collection,) = collections_of(self._model)
-        return Prepared((features, labels), collection.route(self._model.first.lookups(features)))
+        return Prepared((features, labels), self._needed_lookups().route(features))
 
     def _train_and_prepare_batch(
         self, prepared: Prepared, following: Any, stop: tf.Tensor
     ) -> tuple[dict[str, tf.Tensor], Prepared]:
         """Neither half needs the other, so that the exchange hides behind the computation."""
         ahead = self._prepare_batch(following)
-        (collection,) = collections_of(self._model)
-        with collection.ahead(prepared.route):
+        with self._needed_lookups().ahead(prepared.route):
             result = self._update(prepared.batch, stop)
         return result, ahead
 
     def _train_in_parts(self, feeds: Sequence[Any], stop: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Updates the model by a batch in parts; needs the memory of one part."""
+        """Updates the model by a batch in parts; needs the memory of one part.
+
+        Three graphs, each run once a part but for the last: what a part leaves behind is its
+        gradients, and of tables only those of rows.
+        """
         totals = tf.add_n([self._count(feed) for feed in feeds])  # whole numbers: exact
         (totals,) = self._world.sum([totals])
         return self._combine([self._differentiate(feed, totals) for feed in feeds], stop)
@@ -200,9 +215,10 @@ class Steps:
     def _update(self, batch: Batch, stop: tf.Tensor) -> dict[str, tf.Tensor]:
         """Updates the model by this process's part of a batch; returns what `train` yields."""
         optimizer = self._needed_optimizer()
-        counts = self._loss_counts(batch)
+        counts = self._contract.counts(*batch)
         totals = dict(zip(counts, self._world.sum(list(counts.values()))))
         shares, gradients = self._gradients(batch, counts, totals)
+        # Scaled gradients are what can overflow; they are unscaled when all have been added.
         told = [*shares.values(), *_facts(batch, all_finite(gradients), stop)]
         gradients, summed = optimizer.reduced(gradients, told)
         result = _result(list(shares), summed)
@@ -210,33 +226,32 @@ class Steps:
         return result
 
     def _count_part(self, feed: Any) -> tf.Tensor:
-        return tf.stack(list(self._loss_counts(self._source.train_batch(feed)).values()))
+        return tf.stack(list(self._contract.counts(*self._source.train_batch(feed)).values()))
 
     def _differentiate_part(self, feed: Any, totals: tf.Tensor) -> _Part:
         batch = self._source.train_batch(feed)
-        counts = self._loss_counts(batch)
-        (collection,) = collections_of(self._model)
-        route = collection.route(self._model.first.lookups(batch[0]))
-        with collection.ahead(route):
+        counts, lookups = self._contract.counts(*batch), self._needed_lookups()
+        route = lookups.route(batch[0])
+        with lookups.ahead(route):
             shares, gradients = self._gradients(
                 batch, counts, dict(zip(counts, tf.unstack(totals, len(counts))))
             )
         dense, tables = self._needed_optimizer().split(gradients)
         told = [*shares.values(), *_facts(batch, all_finite(gradients), tf.constant(False))]
         flat = tf.concat([tf.reshape(value, [-1]) for value in (*told, *dense)], 0)
-        return _Part(flat, tables, collection.backend.senders(route))
+        return _Part(flat, tables, lookups.embeddings.backend.senders(route))
 
     def _combine_parts(self, parts: Sequence[_Part], stop: tf.Tensor) -> dict[str, tf.Tensor]:
         optimizer = self._needed_optimizer()
-        names = self._loss_names  # of the parts, which have been traced by now
+        names, backend = self._contract.loss_names, self._needed_lookups().embeddings.backend
+        # Stacked, not added: the world adds all parts of all processes, in the batch's order.
         total = self._world.sum_in_order(tf.stack([part.told_and_dense for part in parts]))
         told, dense = tf.split(total, [len(names) + _FACTS, -1])
-        (collection,) = collections_of(self._model)
-        joined = collection.backend.joined(
-            [part.tables for part in parts], [part.senders for part in parts]
-        )
-        tables = collection.backend.reduce_gradients(joined, distinct=True)
+        # The rows of all parts by place in the batch, so that a row's sum has that order, too.
+        joined = backend.joined([part.tables for part in parts], [part.senders for part in parts])
+        tables = backend.reduce_gradients(joined, distinct=True)
         gradients = self._unscaled(optimizer.joined(dense, tables))
+        # Of a batch, not of a part, so it goes by itself.
         (stopping,) = self._world.sum([tf.cast(stop, tf.float32)])
         result = _result(names, [*tf.unstack(told, len(names) + _FACTS)[:-1], stopping])
         self._apply(gradients, result["finite"])
@@ -261,13 +276,13 @@ class Steps:
             tape.watch(variables)
             logits = self._model(features, targets=labels, training=True)
             losses = [self._head_loss(labels, logits), *self._model.losses]
-            self._loss_names = names = self._names(len(losses))
-            weights = [
-                tf.math.divide_no_nan(
-                    counts.get(name, counts["rows"]), totals.get(name, totals["rows"])
+            names = self._contract.loss_names
+            if len(losses) != len(names):
+                raise ValueError(
+                    f"The model declares losses {list(names)}, but a training call gave the head's "
+                    f"and {len(losses) - 1} added ones. Name in `added_losses` what it adds."
                 )
-                for name in names
-            ]
+            weights = [tf.math.divide_no_nan(counts[name], totals[name]) for name in names]
             shares = {
                 name: weight * tf.cast(loss, tf.float32)
                 for name, weight, loss in zip(names, weights, losses)
@@ -275,19 +290,6 @@ class Steps:
             total = tf.add_n(list(shares.values()))
             scaled = total if self._loss_scale is None else self._loss_scale.scaled(total)
         return shares, tape.gradient(scaled, variables)
-
-    def _loss_counts(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """Of how many terms each loss is the mean: float32 [] by name; "rows" for the others."""
-        features, labels = batch
-        counts = {"rows": tf.cast(tf.size(labels), tf.float32)}
-        if hasattr(self._model.first, "loss_counts"):
-            counts |= self._model.first.loss_counts(features, labels)
-        return counts
-
-    def _names(self, count: int) -> list[str]:
-        """Names of `count` losses: the head's, those that the model names, numbers for others."""
-        unnamed = range(count - 1 - len(self._added_losses))
-        return ["head_loss", *self._added_losses, *(f"added_loss_{n}" for n in unnamed)]
 
     def _unscaled(self, gradients: Gradients) -> Gradients:
         return gradients if self._loss_scale is None else self._loss_scale.unscaled(gradients)
@@ -302,6 +304,11 @@ class Steps:
             # An overflow is part of dynamic scaling: it skips the step, and is no fault.
             tf.cond(finite, lambda: optimizer.apply(gradients), lambda: None)
         optimizer.check_covers(self._model)  # the trace has made what weights there are
+
+    def _needed_lookups(self) -> Lookups:
+        if self._contract.lookups is None:
+            raise ValueError("Ids travel ahead of a model only if it declares its lookups.")
+        return self._contract.lookups
 
     def _needed_optimizer(self) -> Optimizer:
         if self._optimizer is None:
@@ -342,20 +349,3 @@ def _result(names: Sequence[str], told: Sequence[tf.Tensor]) -> dict[str, tf.Ten
         "finite": tf.equal(infinite, 0),
         "stop": tf.cast(stopping, tf.int64),
     }
-
-
-def head_loss(model: mm.Model) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """The mean loss of a model's one output, which the model brings along.
-
-    0 for a batch without rows, which a process can get.
-    """
-    (output,) = model.model_outputs
-    loss = tf.keras.losses.get(output.default_loss)
-    if isinstance(loss, tf.keras.losses.Loss):
-        return loss
-
-    def mean(labels: tf.Tensor, predictions: tf.Tensor) -> tf.Tensor:
-        losses = loss(labels, predictions)  # Keras' functions give one a row
-        return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.cast(tf.size(losses), losses.dtype))
-
-    return mean

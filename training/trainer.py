@@ -17,6 +17,7 @@ from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.world import SOLO, World, agree
 from lookback.dataloading.sources import BatchSource
+from lookback.embeddings.collection import collections_of
 from lookback.training.config import RunConfig
 from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
 from lookback.training.evaluation.ranking import RankAccumulator
@@ -28,7 +29,7 @@ from lookback.training.parallel.gathering import build_variables, use_streams_of
 from lookback.training.precision import LossScale
 from lookback.training.schedule import Schedule
 from lookback.training.signals import TERMINATED_EXIT_STATUS, TerminationRequest, catch_sigterm
-from lookback.training.state import MODEL_PREFIXES, State, collections_of, model_states, whole
+from lookback.training.state import MODEL_PREFIXES, State, model_states, whole
 from lookback.training.steps import Steps
 
 

@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from lookback.formats.tabular_schema import tabular_schema
 from lookback.models import MODELS
+from lookback.models.click_model import ClickModel
 from lookback.models.config import HistoryModelConfig
-from lookback.models.tabular import TabularBlock, TabularModel
+from lookback.models.tabular_body import TabularBody
 from lookback.models.tabular_config import TabularModelConfig
 from lookback.training.config import RunConfig
 
@@ -45,7 +46,7 @@ def batch_of(rows: int, seed: int = 0) -> dict[str, tf.Tensor]:
     }
 
 
-def built(name: str, **changes: Any) -> TabularModel:
+def built(name: str, **changes: Any) -> ClickModel:
     tf.keras.utils.set_random_seed(2)
     model = MODELS[name](SCHEMA, config_of(name, **changes))
     model(batch_of(3))
@@ -59,7 +60,7 @@ def built(name: str, **changes: Any) -> TabularModel:
 def test_is_a_merlin_model_of_the_documented_options(name):
     model = built(name)
     assert isinstance(model, mm.Model)
-    assert isinstance(model.body, TabularBlock)
+    assert isinstance(model.body, TabularBody)
     assert len(model.model_outputs) == 1
     config_class = MODELS[name].config_class
     assert issubclass(config_class, TabularModelConfig)

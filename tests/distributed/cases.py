@@ -17,7 +17,8 @@ from lookback.embeddings.config import Sharding
 from lookback.embeddings.sharding import STRATEGIES
 from lookback.embeddings.types import Placement, Plan, TableSpec
 from lookback.models import MODELS
-from lookback.models.base import ClickLoss
+from lookback.models.blocks.click_loss import ClickLoss
+from lookback.models.click_model import Contract, Lookups, contract_of
 from lookback.models.config import SIMConfig
 
 STEPS = 5
@@ -54,14 +55,11 @@ class BagModel(tf.keras.Model):
         )
         self._hidden = tf.keras.layers.Dense(6, activation="tanh")
         self._logit = tf.keras.layers.Dense(1)
-        self.model_outputs = (types.SimpleNamespace(default_loss=ClickLoss()),)
 
     @property
-    def first(self):
-        return self
-
-    def lookups(self, inputs):
-        return dict(inputs)
+    def contract(self):
+        output = types.SimpleNamespace(default_loss=ClickLoss())
+        return Contract({"click": output}, lookups=Lookups(self.embeddings, dict))
 
     def call(self, inputs, targets=None, training=False):
         del targets, training
@@ -125,10 +123,11 @@ def sim_batch(rng: np.random.Generator, rows: range) -> tuple[dict, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model, how to make it, and its batches."""
+    """A model, how to make it, what it declares, and its batches."""
 
     tables: Callable[[], tuple[TableSpec, ...]]
     build: Callable[[Sharding], tf.keras.Model]
+    contract: Callable[[tf.keras.Model], Contract]
     batch: Callable[[np.random.Generator, range], tuple[dict, np.ndarray]]
 
 
@@ -136,10 +135,11 @@ def cases(make_schema: Callable) -> dict[str, Case]:
     """The models by name."""
     schema = sim_schema(make_schema)
     return {
-        "bags": Case(lambda: BAG_TABLES, BagModel, bag_batch),
+        "bags": Case(lambda: BAG_TABLES, BagModel, lambda model: model.contract, bag_batch),
         "sim": Case(
             lambda: tuple(MODELS["sim"].tables(schema, SIM_OPTIONS)),
             lambda sharding: MODELS["sim"](schema, SIM_OPTIONS, sharding),
+            contract_of,
             sim_batch,
         ),
     }

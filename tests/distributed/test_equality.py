@@ -211,8 +211,9 @@ def ids_by_table(case, features):
 
     model = case.build(LOCAL)
     by_table: dict[str, list] = {}
-    for name, ids in model.first.lookups(features).items():
+    lookups = case.contract(model).lookups
+    for name, ids in lookups.ids(features).items():
         flat = ids.flat_values if hasattr(ids, "flat_values") else ids
-        table = model.first.embeddings.get_config()["feature_tables"][name]
+        table = lookups.embeddings.get_config()["feature_tables"][name]
         by_table.setdefault(table, []).append(np.asarray(flat).reshape(-1))
     return {table: np.concatenate(ids) for table, ids in by_table.items()}

@@ -57,17 +57,18 @@ def whole_tensors(states, world) -> dict[str, np.ndarray]:
     return tensors
 
 
-def gradients_of(model, optimizer, source, world) -> dict[str, np.ndarray]:
+def gradients_of(case, model, optimizer, source, world) -> dict[str, np.ndarray]:
     """The gradient of the whole batch's loss, by name of what it belongs to; out of the graph."""
     import tensorflow as tf
 
     from lookback.training.state import model_states
     from lookback.training.steps import Steps
 
-    steps = Steps(model, optimizer, source, None, world=world)
+    contract = case.contract(model)
+    steps = Steps(model, optimizer, source, None, world=world, contract=contract)
     variables = optimizer.variables_to_differentiate
     batch = next(source.train_feeds())
-    counts = steps._loss_counts(batch)
+    counts = contract.counts(*batch)
     totals = dict(zip(counts, world.sum(list(counts.values())), strict=True))
     reduced, _ = optimizer.reduced(steps._gradients(batch, counts, totals)[1])
     kept = {v.ref(): tf.identity(v) for v in variables}
@@ -99,7 +100,9 @@ def run_in_parts(case, cases, sharding, world, optimizer_name) -> dict[str, np.n
     source = cases.BatchesInParts(case, world.rank, world.size)
     model(source.parts_of(next(source.train_feeds()))[0][0], training=False)
     optimizer = Optimizer(optimizer_name, 0.05, 0.0, model, world=world)
-    steps = Steps(model, optimizer, source, None, world=world, in_parts=True)
+    steps = Steps(
+        model, optimizer, source, None, world=world, in_parts=True, contract=case.contract(model)
+    )
     losses = [float(result["total_loss"]) for _, result in steps.train(source.train_feeds())]
     tensors = whole_tensors(model_states(model) | optimizer.states(), world)
     return {
@@ -122,9 +125,12 @@ def run(case, cases, sharding, world, optimizer_name, *, prefetch=False) -> dict
     features, _ = next(source.train_feeds())
     logits = model(features, training=False).numpy()
     optimizer = Optimizer(optimizer_name, 0.05, 0.0, model, world=world)
-    gradients = {} if prefetch else gradients_of(model, optimizer, source, world)
-    steps = Steps(model, optimizer, source, None, world=world, prefetch_ids=prefetch)
-    backend = model.first.embeddings.backend
+    gradients = {} if prefetch else gradients_of(case, model, optimizer, source, world)
+    contract = case.contract(model)
+    steps = Steps(
+        model, optimizer, source, None, world=world, prefetch_ids=prefetch, contract=contract
+    )
+    backend = contract.lookups.embeddings.backend
     before = dict(backend.sent_bytes)
     losses = [float(result["total_loss"]) for _, result in steps.train(source.train_feeds())]
     sent = {k: v - before[k] for k, v in backend.sent_bytes.items()}

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from lookback.formats.tabular_schema import tabular_schema
 from lookback.models import dcnv2
+from lookback.models.click_model import contract_of
 from lookback.models.tabular_config import DCNv2Config
-from lookback.training.steps import head_loss
 
 N, ROWS, D = 3, {"cat_0": 7, "cat_1": 5}, 4
 LAYERS = 2
@@ -108,7 +108,7 @@ def test_gradients_are_numpys_slopes(model, structure, formulas):
     assert sum(map(len, parts.values())) == len(model.trainable_variables)
     values = formulas.values_of(parts)
     with tf.GradientTape() as tape:
-        loss = head_loss(model)(tf.constant(labels), model(tensors(features)))
+        loss = contract_of(model).head_loss(tf.constant(labels), model(tensors(features)))
     gradients = tape.gradient(loss, parts)
     rng = np.random.default_rng(2)
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 from lookback.benchmarks.baselines.dlrm import PlainDLRM
 from lookback.formats.tabular_schema import tabular_schema
 from lookback.models import dlrm
+from lookback.models.click_model import contract_of
 from lookback.models.tabular_config import DLRMConfig
-from lookback.training.steps import head_loss
 
 N, ROWS, D = 3, {"cat_0": 7, "cat_1": 5, "cat_2": 9}, 4
 BOTTOM, TOP = (6, D), (8, 5, 1)
@@ -95,7 +95,7 @@ def test_gradients_are_numpys_slopes(model, formulas):
     values = formulas.values_of(parts)
     interaction = model.body._config.interaction_op
     with tf.GradientTape() as tape:
-        loss = head_loss(model)(tf.constant(labels), model(tensors(features)))
+        loss = contract_of(model).head_loss(tf.constant(labels), model(tensors(features)))
     gradients = tape.gradient(loss, parts)
     rng = np.random.default_rng(2)
 
@@ -132,7 +132,7 @@ def test_equals_the_plain_version(model, rows):
         other.assign(mine)
     with tf.GradientTape(persistent=True) as tape:
         logits, expected = model(features, training=True), plain(features, training=True)
-        loss = head_loss(model)(labels, logits)
+        loss = contract_of(model).head_loss(labels, logits)
         plain_loss = tf.reduce_mean(
             tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=expected)
         )

@@ -13,7 +13,7 @@ from lookback.core.errors import UserError
 from lookback.formats.interaction_features import SAMPLE_KEY
 from lookback.models import MODELS
 from lookback.models.blocks.mlp_dropout import dropout_masks, kept_fraction
-from lookback.models.neumf import NeuMFBlock
+from lookback.models.neumf import NeuMFBody
 from lookback.models.neumf_config import NeuMFConfig
 
 SMALL = {"factors": 5, "layers": (8, 7, 6), "dropout": 0.5}
@@ -224,7 +224,7 @@ def test_defaults_are_the_seeds():
 
 def test_a_block_comes_back_from_its_configuration(schema):
     model = built(schema)
-    body = NeuMFBlock.from_config(model.body.get_config())
+    body = NeuMFBody.from_config(model.body.get_config())
     twin = type(model)(body, model.blocks[1], schema=model.schema)
     twin(batch_of())
     for weight, value in zip(twin.weights, model.weights, strict=True):

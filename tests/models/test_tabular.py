@@ -13,9 +13,9 @@ from merlin.schema import ColumnSchema, Schema, Tags
 from lookback.core.errors import UserError
 from lookback.formats.tabular_schema import tabular_schema
 from lookback.models import dcnv2, dlrm
+from lookback.models.click_model import contract_of
 from lookback.models.tabular_config import DCNv2Config, DLRMConfig
 from lookback.training.optimizers import Optimizer
-from lookback.training.steps import head_loss
 
 N, ROWS, D = 3, {"cat_0": 7, "cat_1": 5, "cat_2": 9}, 4
 SMALL = {"embedding_dim": D, "bottom_mlp_sizes": (6, D), "top_mlp_sizes": (8, 5, 1)}
@@ -65,12 +65,12 @@ def test_the_optimizer_covers_all_and_a_step_moves_every_variable(kind):
     features, labels = make_batch(64)
     before = [v.numpy() for v in model.trainable_variables]
     with tf.GradientTape() as tape:
-        loss = head_loss(model)(labels, model(features, targets=labels, training=True))
+        loss = contract_of(model).head_loss(labels, model(features, targets=labels, training=True))
     gradients = tape.gradient(loss, optimizer.variables_to_differentiate)
     assert all(g is not None for g in gradients)
     assert sum(isinstance(g, tf.IndexedSlices) for g in gradients) == len(ROWS)
     optimizer.apply(gradients)
-    after = head_loss(model)(labels, model(features))
+    after = contract_of(model).head_loss(labels, model(features))
     assert after < loss
     for variable, old in zip(model.trainable_variables, before, strict=True):
         assert np.abs(variable.numpy() - old).max() > 0, variable.name
@@ -183,7 +183,7 @@ def test_bf16_keeps_logits_tables_and_weights_in_float32(kind, precision):
     assert model.body(features).dtype == tf.bfloat16
     with tf.GradientTape() as tape:
         logits = model(features)
-        loss = head_loss(model)(labels, logits)
+        loss = contract_of(model).head_loss(labels, logits)
     assert logits.dtype == loss.dtype == tf.float32
     assert {v.dtype for v in model.trainable_variables} == {tf.float32}
     np.testing.assert_allclose(logits, exact(features), atol=0.05)

@@ -76,7 +76,7 @@ def test_every_model_scores_alike_from_a_bundle(
 
 def test_the_saved_model_is_a_merlin_model_without_optimizer(sim_bundle: Path) -> None:
     model = mm.Model.load(str(sim_bundle / "model"))
-    assert type(model).__name__ == "HistoryModel"
+    assert type(model).__name__ == "ClickModel"
     assert model.optimizer is None
     batch = {
         name: tf.ones([2 if size is None else size for size in shape], tf.int32) * 3

@@ -211,7 +211,7 @@ def test_a_bundle_describes_itself(exported: Exported, dataset_dir: Path) -> Non
 
 def test_the_saved_model_is_a_merlin_model_without_optimizer(exported: Exported) -> None:
     model = mm.Model.load(str(exported.directory / "model"))
-    assert type(model).__name__ == "NeuMFModel"
+    assert type(model).__name__ == "ClickModel"
     assert model.optimizer is None
     batch = {"user_id": tf.constant([3, 4, 2]), "item_id": tf.constant([[3, 4], [5, 0], [2, 2]])}
     expected = exported.model(batch).numpy()

@@ -13,11 +13,11 @@ from lookback.core.errors import UserError
 from lookback.embeddings.types import OPTIMIZER_STATE
 from lookback.formats.tabular_schema import tabular_schema
 from lookback.models import MODELS
+from lookback.models.click_model import contract_of
 from lookback.models.tabular_config import JOINT, DLRMConfig
 from lookback.training.data import model_identity
 from lookback.training.optimizers import Optimizer
 from lookback.training.state import model_states
-from lookback.training.steps import head_loss
 
 ROWS = {"cat_0": 7, "cat_1": 5, "cat_2": 9}
 SMALL = DLRMConfig(embedding_dim=4, bottom_mlp_sizes=(6, 4), top_mlp_sizes=(8, 5, 1))
@@ -42,7 +42,9 @@ class Run:
         for step in steps:
             features, labels = batch(step)
             with tf.GradientTape() as tape:
-                loss = head_loss(self.model)(labels, self.model(features, training=True))
+                loss = contract_of(self.model).head_loss(
+                    labels, self.model(features, training=True)
+                )
             self.optimizer.apply(tape.gradient(loss, self.optimizer.variables_to_differentiate))
 
     def tensors(self):

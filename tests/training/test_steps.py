@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
+import merlin.models.tf as mm
 import numpy as np
 import pytest
 import tensorflow as tf
+from merlin.models.utils.schema_utils import create_categorical_column
+from merlin.schema import Schema, Tags
 
 from lookback.core.errors import UserError
-from lookback.embeddings.collection import EmbeddingCollection
-from lookback.embeddings.types import TableSpec
+from lookback.embeddings.merlin import ShardedTable
 from lookback.models import MODELS
+from lookback.models.click_model import Contract, contract_of
 from lookback.training.optimizers import Optimizer
 from lookback.training.precision import LossScale
 from lookback.training.steps import Steps
@@ -154,47 +158,59 @@ def test_shares_add_up_to_the_losses_and_gradients_of_the_batch(
             assert all(np.array_equal(values, found[0]) for values in found)
 
 
-def test_without_added_names_losses_are_numbered_and_weighted_by_rows(in_ranks):
-    class Plain(tf.keras.Model):
-        """Adds the mean of its logits as a loss, and does not say what it is."""
+SHARES = [slice(0, 1), slice(1, 1), slice(1, 5)]  # rows of a batch of 5, by rank
 
-        def __init__(self):
-            super().__init__()
-            self.embeddings = EmbeddingCollection([TableSpec("a", 5, 1)], {"a": "a"}, seed=2)
-            self.model_outputs = (
-                types.SimpleNamespace(default_loss=tf.keras.losses.MeanSquaredError()),
-            )
 
-        @property
-        def first(self):
-            return self
+def merlin_models(count):
+    """Alike Merlin models of somebody's own over our tables; one weight is regularised."""
+    schema = Schema(
+        [
+            create_categorical_column("item", 8, tags=[Tags.CATEGORICAL]),
+            create_categorical_column("user", 5, tags=[Tags.CATEGORICAL]),
+        ]
+    )
+    ids = {"item": np.array([1, 2, 4, 4, 0]), "user": np.array([1, 0, 3, 1, 3])}
+    features = {name: value.astype(np.int32)[:, np.newaxis] for name, value in ids.items()}
+    models = []
+    for _ in range(count):
+        tf.keras.utils.set_random_seed(3)
+        embeddings = mm.Embeddings(schema, dim=4, table_cls=ShardedTable, seed=1)
+        logit = tf.keras.layers.Dense(1, kernel_regularizer=tf.keras.regularizers.L2(0.3))
+        loss = tf.keras.losses.BinaryCrossentropy(from_logits=True)
+        head = mm.BinaryOutput("click", to_call=logit, default_loss=loss)
+        models.append(mm.Model(mm.InputBlockV2(schema, categorical=embeddings), head))
+        models[-1]({name: tf.constant(value) for name, value in features.items()})
+    return models, (features, np.array([[1], [0], [1], [0], [1]], np.float32))
 
-        def call(self, inputs, targets=None, training=False):
-            logits = self.embeddings({"a": inputs["a"]})["a"]
-            if training:
-                self.add_loss(
-                    tf.math.divide_no_nan(
-                        tf.reduce_sum(logits), tf.cast(tf.size(logits), tf.float32)
-                    )
-                )
-            return logits
 
-    ids = np.array([1, 2, 4, 4, 0], np.int32)
-    batch = {"a": ids}, np.arange(5, dtype=np.float32)[:, np.newaxis]
-    models = [Plain() for _ in range(3)]
-    for model in models:
-        model({"a": tf.constant(ids)})
-    logits = models[0].embeddings.table_variables["a"].numpy()[ids]
-    shares = [slice(0, 1), slice(1, 1), slice(1, 5)]
+def test_a_merlin_model_of_one_s_own_trains_in_shares_with_the_losses_that_are_named(in_ranks):
+    models, batch = merlin_models(3)
+    logits = models[0]({name: tf.constant(value) for name, value in batch[0].items()}).numpy()
+    cross_entropy = np.mean(np.log1p(np.exp(logits)) - batch[1] * logits)
+    (kernel,) = (v for v in models[0].trainable_variables if v.shape.as_list() == [8, 1])
+    penalty = 0.3 * np.square(kernel.numpy()).sum()
 
     def work(world):
-        return step(models[world.rank], Batches([batch], shares[world.rank]), world)
+        model = models[world.rank]
+        contract = dataclasses.replace(contract_of(model), added_losses=("l2",))
+        return step(model, Batches([batch], SHARES[world.rank]), world, contract=contract)
 
     for result, _, _ in in_ranks(3, work):
-        assert result["head_loss"] == pytest.approx(np.square(logits - batch[1]).mean(), rel=1e-6)
-        assert result["added_loss_0"] == pytest.approx(logits.mean(), rel=1e-5)
-        total = result["head_loss"] + result["added_loss_0"]
-        assert result["total_loss"] == pytest.approx(total, rel=1e-6)
+        assert result["head_loss"] == pytest.approx(cross_entropy, rel=1e-5)
+        assert result["l2"] == pytest.approx(penalty, rel=1e-5)
+        assert result["total_loss"] == pytest.approx(cross_entropy + penalty, rel=1e-5)
+
+
+def test_a_loss_that_the_model_does_not_declare_is_refused():
+    (model,), batch = merlin_models(1)
+    with pytest.raises(ValueError, match=r"declares losses \['head_loss'\].* and 1 added ones"):
+        step(model, Batches([batch]))
+
+
+def test_a_model_of_several_tasks_is_refused():
+    tasks = {"click": None, "buy": None}
+    with pytest.raises(UserError, match=r"one task, received one of \['buy', 'click'\]"):
+        Steps(None, None, None, None, contract=Contract(tasks))
 
 
 def test_every_rank_hears_how_many_want_to_stop(make, make_batch, in_ranks):
@@ -383,6 +399,6 @@ def test_training_needs_an_optimizer(make, make_batch):
 )
 def test_a_model_that_does_not_say_which_ids_it_looks_up_is_refused(make, option, name):
     (model,) = make("din", 1)
-    silent = types.SimpleNamespace(first=object(), model_outputs=model.model_outputs)
+    silent = types.SimpleNamespace(model_outputs=model.model_outputs)
     with pytest.raises(UserError, match=rf"{name}: .*\(`lookups`\).*Leave --{name} out"):
         Steps(silent, None, None, None, **{option: True})

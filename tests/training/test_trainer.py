@@ -215,7 +215,7 @@ def test_weights_that_appear_only_in_training_are_refused_not_left_untrained(dat
 
     trained = trainer(dataset, epochs=1)
     late = tf.keras.layers.Dense(1)
-    body, original = trained._model.first, trained._model.first.call
+    body, original = trained._model.body, trained._model.body.call
     body.late = late
 
     def call(inputs: Any, training: bool = False) -> Any:

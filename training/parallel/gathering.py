@@ -13,6 +13,7 @@ import tensorflow as tf
 from lookback.checkpoints.store import CheckpointStore, open_checkpoint
 from lookback.core.world import World, agree
 from lookback.dataloading.sources import BatchSource
+from lookback.models.blocks.dropout import ResumableDropout
 from lookback.training.state import model_states
 
 
@@ -25,7 +26,7 @@ def build_variables(model: tf.keras.Model, source: BatchSource) -> None:
 def use_streams_of(model: tf.keras.Model, rank: int) -> None:
     """Gives what draws random numbers in a model the streams of a rank."""
     for module in model.submodules:
-        if hasattr(module, "stream"):
+        if isinstance(module, ResumableDropout):
             module.stream = rank
 
 

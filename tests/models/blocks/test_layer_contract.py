@@ -15,12 +15,13 @@ import pytest
 import tensorflow as tf
 
 import lookback.models.blocks
-from lookback.models.base import ClickLoss, LogitHead
 from lookback.models.blocks.attention import ActivationUnit
 from lookback.models.blocks.auxiliary import AuxiliaryNet
+from lookback.models.blocks.click_loss import ClickLoss
 from lookback.models.blocks.dropout import ResumableDropout
 from lookback.models.blocks.evolution import InterestEvolution
 from lookback.models.blocks.interaction import DotInteraction
+from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp_relu import ReluMLP
 from lookback.models.blocks.recurrent import AUGRU, InterestGRU
 
@@ -122,7 +123,7 @@ def is_public_layer(value):
     return (
         isinstance(value, type)
         and issubclass(value, tf.keras.layers.Layer)
-        and value.__module__.startswith("models.")
+        and value.__module__.startswith("lookback.models.")
         and not value.__name__.startswith("_")
     )
 
@@ -132,7 +133,7 @@ def test_every_layer_has_a_case():
     found = {
         value
         for name in modules
-        for value in vars(importlib.import_module(f"models.blocks.{name}")).values()
+        for value in vars(importlib.import_module(f"lookback.models.blocks.{name}")).values()
         if is_public_layer(value)
     }
     assert found
@@ -249,3 +250,16 @@ def test_click_loss_round_trip():
     labels, logits = tf.constant([[1.0, 0.0]]), tf.constant([[0.3, -2.0]])
     assert copy(labels, logits) == loss(labels, logits)
     assert copy.name == loss.name
+
+
+def test_a_head_of_rows_gives_a_column_of_logits():
+    """``x W + b``, as of candidates, with the initial weights that it is told."""
+    head = LogitHead("ones", tf.keras.initializers.Constant(0.5))
+    rows = np.random.default_rng(3).normal(size=(4, D)).astype(np.float32)
+    expected = rows.sum(1, keepdims=True) + 0.5
+    np.testing.assert_allclose(head(tf.constant(rows)), expected, rtol=1e-6)
+    assert head.compute_output_shape([None, D]).as_list() == [None, 1]
+    copy = LogitHead.from_config(head.get_config())
+    np.testing.assert_allclose(
+        copy(tf.constant(rows[:, np.newaxis]))[:, 0], expected[:, 0], rtol=1e-6
+    )

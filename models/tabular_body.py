@@ -1,9 +1,4 @@
-"""What models over tabular rows have in common: embedding, bottom MLP, head, loss.
-
-A model is a `merlin.models.tf.Model` of two parts: a block of ours that turns a batch (see
-`formats.tabular_schema`) into a representation ``[B, D]`` of each row, and a Merlin
-`BinaryOutput` that turns it into click logits ``[B, 1]``.
-"""
+"""What models over tabular rows have in common: lookups, bottom MLP, how one is built."""
 
 from __future__ import annotations
 
@@ -11,24 +6,23 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import merlin.models.tf as mm
 import tensorflow as tf
 from merlin.schema import Schema
 
 from lookback.core.errors import UserError
-from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.tables import tables_from_schema
 from lookback.embeddings.types import TableSpec
 from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL, TabularFeatures
-from lookback.models.base import TARGET, ClickLoss, click_metrics
-from lookback.models.block_config import ConfiguredBlock
+from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp_relu import ReluMLP, bias_initializer
+from lookback.models.click_body import ClickBody
+from lookback.models.click_model import ClickModel, click_model
 from lookback.models.tabular_config import TabularModelConfig
 
 
-class TabularBlock(ConfiguredBlock):
-    """A network body over rows of N numbers and M ids; subclasses write `call`."""
+class TabularBody(ClickBody):
+    """A network over rows of N numbers and M ids; subclasses write `call`."""
 
     config_class: ClassVar[type[TabularModelConfig]] = TabularModelConfig
     features_class = TabularFeatures
@@ -39,33 +33,23 @@ class TabularBlock(ConfiguredBlock):
         self,
         features: TabularFeatures,
         tables: Sequence[TableSpec],
-        feature_tables: Mapping[str, str],
         config: TabularModelConfig,
         sharding: Sharding = LOCAL,
+        *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Creates the body.
-
-        Args:
-          features: the dataset's columns by role.
-          tables: embedding tables.
-          feature_tables: table of each categorical column.
-          config: of the model.
-          sharding: where the tables' rows live.
-          **kwargs: of `tf.keras.layers.Layer`.
-        """
-        super().__init__(**kwargs)
-        self._features = features
-        self._feature_tables = dict(feature_tables)
-        self._config = config
-        rows = {table.name: table.rows for table in tables}
-        self._rows = [rows[feature_tables[name]] for name in features.categorical]
-        self._bottom = ReluMLP(config.bottom_mlp_sizes, name="bottom_mlp")
+        """Creates the body; arguments as of `ClickBody`."""
         if config.joint_tables is not None:
             sharding = dataclasses.replace(sharding, joint=config.joint_tables)
-        self.embeddings = EmbeddingCollection(
-            tables, feature_tables, sharding=sharding, name="embeddings"
-        )
+        super().__init__(features, tables, config, sharding, *args, **kwargs)
+        rows = {table.name: table.rows for table in tables}
+        self._rows = [rows[self._feature_tables[name]] for name in features.categorical]
+        self._bottom = ReluMLP(config.bottom_mlp_sizes, name="bottom_mlp")
+
+    @property
+    def serving_inputs(self) -> set[str]:
+        """A matrix of the numbers and one of the ids: 2 tensors to move rather than 39."""
+        return {NUMERICAL, CATEGORICAL}
 
     def lookups(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The ids that a call with these inputs looks up in `embeddings`: ``[B]`` a feature.
@@ -110,73 +94,19 @@ class TabularBlock(ConfiguredBlock):
         """``[B, D]``; Merlin asks before it builds the head."""
         return tf.TensorShape([input_shape[CATEGORICAL][0], self.output_width])
 
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values."""
-        return {**super().get_config(), "feature_tables": dict(self._feature_tables)}
-
-
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class RowLogit(tf.keras.layers.Layer):
-    """One logit a row, in float32 under every policy; initial weights as of `ReluMLP`."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        """Creates the head."""
-        super().__init__(**kwargs)
-        self._dense = tf.keras.layers.Dense(
-            1,
-            kernel_initializer="glorot_normal",
-            bias_initializer=bias_initializer(1),
-            dtype="float32",
-            name="logit",
-        )
-
-    def build(self, input_shape: Any) -> None:
-        """Creates the weights."""
-        self._dense.build(input_shape)
-        super().build(input_shape)
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Maps ``[B, D]`` to ``[B, 1]``."""
-        return self._dense(tf.cast(inputs, tf.float32))
-
-    def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
-        """``[B, 1]``."""
-        return tf.TensorShape([tf.TensorShape(input_shape)[0], 1])
-
-
-@tf.keras.utils.register_keras_serializable(package="lookback")
-class TabularModel(mm.Model):
-    """A Merlin model whose inputs are matrices, not the schema's columns one by one."""
-
-    def _check_schema_and_inputs_matching(self, inputs: Mapping[str, tf.Tensor]) -> None:
-        # Merlin demands an input for each of the schema's columns (models/base.py:1730). Here the
-        # columns of a role come as one matrix: 2 tensors to move rather than 39.
-        expected = {NUMERICAL, CATEGORICAL}
-        missing, unknown = expected - set(inputs), set(inputs) - expected
-        if missing or unknown:
-            raise ValueError(
-                f"The model takes {sorted(expected)}, matrices [B, N] and [B, M]. Missing: "
-                f"{sorted(missing)}; unknown: {sorted(unknown)}."
-            )
-
-    @property
-    def body(self) -> TabularBlock:
-        """The block in front of the head."""
-        return self.blocks[0]
-
 
 def build_tabular(
-    block: type[TabularBlock],
+    body_class: type[TabularBody],
     schema: Schema,
     config: TabularModelConfig,
     sharding: Sharding = LOCAL,
-) -> TabularModel:
+) -> ClickModel:
     """Builds a tabular model for a dataset: a body and the click head.
 
     Args:
-      block: the class of the body, from a batch to ``[B, D]``.
+      body_class: from a batch to ``[B, D]``.
       schema: of the dataset, see `formats.tabular_schema`.
-      config: of the model, of the block's `config_class`.
+      config: of the model, of the body's `config_class`.
       sharding: where the tables' rows live.
 
     Returns:
@@ -185,13 +115,17 @@ def build_tabular(
     Raises:
       UserError: if the dataset has no numerical or no categorical column.
     """
-    body = block(**_body_arguments(schema, config, sharding))
-    head = mm.BinaryOutput(
-        TARGET, to_call=RowLogit(), default_loss=ClickLoss(), default_metrics_fn=click_metrics
-    )
     features = TabularFeatures.from_schema(schema)
+    if not features.numerical or not features.categorical:
+        raise UserError(
+            f"The model needs numerical and categorical columns; the dataset has "
+            f"{len(features.numerical)} and {len(features.categorical)}. Use another dataset."
+        )
+    tables, feature_tables = _tables(schema, config)
+    body = body_class(features, tables, config, sharding, feature_tables)
     inputs = schema.select_by_name([*features.numerical, *features.categorical])
-    return TabularModel(body, head, schema=inputs)
+    # Initial weights as of `ReluMLP`.
+    return click_model(body, inputs, LogitHead("glorot_normal", bias_initializer(1)))
 
 
 def tabular_tables(schema: Schema, config: TabularModelConfig) -> list[TableSpec]:
@@ -206,30 +140,6 @@ def tabular_tables(schema: Schema, config: TabularModelConfig) -> list[TableSpec
       start uniform in ``±sqrt(1 / rows)`` (`TableSpec.scale`), as in the seeds.
     """
     return _tables(schema, config)[0]
-
-
-def _body_arguments(
-    schema: Schema, config: TabularModelConfig, sharding: Sharding = LOCAL
-) -> dict[str, Any]:
-    """Arguments of a `TabularBlock` for a dataset with `schema`.
-
-    Raises:
-      UserError: if the dataset has no numerical or no categorical column.
-    """
-    features = TabularFeatures.from_schema(schema)
-    if not features.numerical or not features.categorical:
-        raise UserError(
-            f"The model needs numerical and categorical columns; the dataset has "
-            f"{len(features.numerical)} and {len(features.categorical)}. Use another dataset."
-        )
-    tables, feature_tables = _tables(schema, config)
-    return {
-        "features": features,
-        "tables": tables,
-        "feature_tables": feature_tables,
-        "config": config,
-        "sharding": sharding,
-    }
 
 
 def _tables(schema: Schema, config: TabularModelConfig) -> tuple[list[TableSpec], dict[str, str]]:
