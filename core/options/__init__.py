@@ -4,29 +4,46 @@ A field ``lr: float = option(0.01, help="...", above=0)`` becomes ``--lr FLOAT``
 and the key ``lr`` in a YAML file. `option` says what a field may declare about itself: its help,
 its bounds, its unit, its group. `CommandLine` joins dataclasses, among them those that one option's
 value brings in (as ``--model_type`` does with a model's own options), `parse` reads one, and
-`Program` has several under names.
+`Program` has several under names, `guarded` says mistakes in a line.
 
 Plain Python: nothing here imports TensorFlow, so `--help` and typing errors answer at once.
 """
 
 from __future__ import annotations
 
-from lookback.core.options.command_line import CommandLine, parse, save_yaml, to_yaml
+from lookback.core.options.command_line import (
+    CommandLine,
+    parse,
+    parse_known,
+    save_yaml,
+    to_yaml,
+)
 from lookback.core.options.help import parameter_table
-from lookback.core.options.option import Option, check_options, continued, option, options_of
-from lookback.core.options.program import Command, Program
+from lookback.core.options.option import (
+    Option,
+    check_options,
+    continued,
+    option,
+    options_of,
+    require_one,
+)
+from lookback.core.options.program import Command, Door, Program, guarded
 
 __all__ = [
     "Command",
     "CommandLine",
+    "Door",
     "Option",
     "Program",
     "check_options",
     "continued",
+    "guarded",
     "option",
     "options_of",
     "parameter_table",
     "parse",
+    "parse_known",
+    "require_one",
     "save_yaml",
     "to_yaml",
 ]

@@ -120,6 +120,25 @@ def parse(
     )
 
 
+def parse_known(argv: Sequence[str], config: type) -> tuple[Any, list[str]]:
+    """Reads the options of one dataclass out of words that are for another command line, too.
+
+    Args:
+      argv: the arguments, without the program's name.
+      config: the dataclass.
+
+    Returns:
+      Its instance, and the words that are no option of its, in their order.
+
+    Raises:
+      UserError: mistyped, missing or invalid options.
+    """
+    options = options_of(config)
+    written, rest = _read_argv(argv, options, config=False)
+    values = {name: options[name].read(raw, options[name].written) for name, raw in written.items()}
+    return config(**_filled(values, options)), rest
+
+
 def to_yaml(*configs: Any, comments: Sequence[str] = ()) -> str:
     """The configs as one flat YAML mapping that `--config` reads back to equal objects.
 
@@ -233,7 +252,11 @@ def _values(
             values[key] = options[key].read(raw, f"{key} in {path}")
     for name, raw in written.items():
         values[name] = options[name].read(raw, options[name].written)
+    return _filled(values, options)
 
+
+def _filled(values: dict[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    """The values with the defaults of those that were not given."""
     for name, option in options.items():
         if name not in values:
             if option.required:
@@ -274,31 +297,37 @@ class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises where the original prints and exits."""
 
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"{message}. --help lists the options.")
+        said = message.removeprefix("argument ")
+        said = said.replace("expected one argument", "expected a value, received none")
+        raise UserError(f"{said}. --help lists the options.")
 
 
 def _read_argv(
-    argv: Sequence[str], options: Mapping[str, Option]
+    argv: Sequence[str], options: Mapping[str, Option], *, config: bool = True
 ) -> tuple[dict[str, Any], list[str]]:
-    """`(name -> raw value, arguments that no option claims)`."""
+    """`(name -> raw value, arguments that no option claims)`.
+
+    `config`: whether `--config` is one of the options.
+    """
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--config")
+    if config:
+        parser.add_argument("--config")
     for option in options.values():
         if option.positional:
             continue
         if option.kind is bool:
             parser.add_argument(f"--{option.name}", action="store_true")
-            parser.add_argument(f"--no_{option.name}", action="store_false", dest=option.name)
+            parser.add_argument(
+                *(f"--no_{option.name}", f"--no-{option.name}"),
+                action="store_false",
+                dest=option.name,
+            )
         else:
             action = "append" if option.repeatable else "store"
             parser.add_argument(f"--{option.name}", action=action)
     found, rest = parser.parse_known_args(list(argv))
     written = vars(found)
     for option in options.values():
-        if option.repeatable and option.name in written:
-            written[option.name] = [
-                part for text in written[option.name] for part in text.split(",")
-            ]
         if option.positional:
             word = next((word for word in rest if not word.startswith("-")), None)
             if word is not None:

@@ -61,7 +61,8 @@ def option(
       below: likewise.
       continued: whether a run that is continued must have the value of its beginning.
       positional: on the command line it is a word of its own: no `--name` before it.
-      repeatable: a tuple whose values may be given one by one, `--name` before each.
+      repeatable: a tuple whose values are given one by one, `--name` before each; they may have
+        commas.
     """
     given = {
         "help": help,
@@ -165,7 +166,7 @@ class Option:
         if any(str(raw) == str(sentinel) for sentinel in self.none):
             return None
         try:
-            value = self._convert(raw)
+            value = self._convert(raw, source)
         except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(
                 f"{source}: expected {self.expected}, received {_shortened(raw)}."
@@ -224,7 +225,7 @@ class Option:
         texts = [words.get(name, "below {}").format(f"{bound:g}") for name, bound in self.bounds]
         return f", {' and '.join(texts)}" if texts else ""
 
-    def _convert(self, raw: object) -> Any:
+    def _convert(self, raw: object, source: str) -> Any:
         if self.is_tuple:
             if isinstance(raw, str):
                 elements: Iterable[object] = [part for part in raw.split(",") if part.strip()]
@@ -234,7 +235,7 @@ class Option:
                 elements = [raw]
             return tuple(_scalar(self.kind, element) for element in elements)
         if self.unit == "bytes" and isinstance(raw, str):
-            return self.kind(parse_size(raw, self.name))
+            return self.kind(parse_size(raw, source))
         value = _scalar(self.kind, raw)
         if self.choices and value not in self.choices:
             raise ValueError(value)
@@ -301,6 +302,20 @@ def check_options(config: Any) -> None:
     """
     for name, found in options_of(type(config)).items():
         found.check(getattr(config, name), name)
+
+
+def require_one(config: Any, *names: str) -> None:
+    """Refuses fields of which not exactly one is given (is not None); for a `__post_init__`.
+
+    Raises:
+      UserError: naming the fields and those given.
+    """
+    given = [f"--{name}" for name in names if getattr(config, name) is not None]
+    if len(given) != 1:
+        raise UserError(
+            f"expected one of {' and '.join(f'--{name}' for name in names)}, received "
+            f"{' and '.join(given) or 'none'}."
+        )
 
 
 def continued(*configs: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.core.options.command_line import CommandLine, parse
@@ -25,19 +24,32 @@ class Command:
     Attributes:
       help: one line.
       line: its options.
-      run: does the work; called with the instances that `parse` gives.
+      run: does the work; called with the instances that `parse` gives. May give an exit status.
       description: the paragraph above its options; None: `help` as a sentence.
     """
 
     help: str
     line: CommandLine
-    run: Callable[..., None]
+    run: Callable[..., int | None]
     description: str | None = None
 
     @property
     def paragraph(self) -> str:
         """What `--help` says first."""
         return self.description or f"{self.help[0].upper()}{self.help[1:]}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Door:
+    """A command that reads its words itself: another program, or one that passes words on.
+
+    Attributes:
+      help: one line.
+      main: called with the words after its name and with how it was called; gives an exit status.
+    """
+
+    help: str
+    main: Callable[[Sequence[str], str], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +60,13 @@ class Program:
       prog: how one calls it, such as "python -m workflows".
       description: one paragraph.
       commands: by name.
+      version: what `--version` prints after `prog`; None: there is no such option.
     """
 
     prog: str
     description: str
-    commands: Mapping[str, Command]
+    commands: Mapping[str, Command | Door]
+    version: str | None = None
 
     def main(self, arguments: Sequence[str], prog: str | None = None) -> int:
         """Runs a command line; gives the exit status: 2 for what the user can put right.
@@ -63,25 +77,30 @@ class Program:
         """
         return guarded(lambda: self._run(list(arguments), prog or self.prog))
 
-    def _run(self, arguments: list[str], prog: str) -> None:
+    def _run(self, arguments: list[str], prog: str) -> int | None:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(self._help(prog), end="")
             if not arguments:
                 raise UserError(f"expected a command, one of {', '.join(self.commands)}.")
-            return
+            return None
         name, *rest = arguments
+        if name == "--version" and self.version is not None:
+            print(f"{self.prog} {self.version}")
+            return None
         if name not in self.commands:
             close = difflib.get_close_matches(name, self.commands, n=1)
             hint = f" Did you mean {close[0]}?" if close else f" `{prog} --help` lists them."
             raise UserError(f"{prog} has no command {name!r}.{hint}")
         command = self.commands[name]
+        if isinstance(command, Door):
+            return command.main(rest, f"{prog} {name}")
         try:
             configs = parse(
                 rest, command.line, prog=f"{prog} {name}", description=command.paragraph
             )
         except SystemExit:  # --help is answered
-            return
-        command.run(*configs)
+            return None
+        return command.run(*configs)
 
     def _help(self, prog: str) -> str:
         width = max(map(len, self.commands))
@@ -90,14 +109,14 @@ class Program:
         return "\n".join([*lines, "", f"{prog} COMMAND --help lists a command's options.", ""])
 
 
-def guarded(work: Callable[[], Any]) -> int:
+def guarded(work: Callable[[], int | None]) -> int:
     """Runs a door's work; gives its exit status, and one line for what the user can put right.
 
     Args:
-      work: what the door does.
+      work: what the door does; gives an exit status, None: 0.
     """
     try:
-        work()
+        status = work()
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -109,4 +128,4 @@ def guarded(work: Callable[[], Any]) -> int:
         # Python would report it once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _CLOSED_PIPE
-    return 0
+    return status or 0
