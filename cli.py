@@ -1,20 +1,99 @@
-"""What the doors open: each command with what it is given from the packages above it."""
+"""The program `lookback`, and the doors of a checkout: each readies its process, then goes in.
+
+What a door needs is imported when it is opened: `--help` and mistakes answer at once.
+"""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Sequence
 
-from lookback.serving import export
-from lookback.training import run
+from lookback import __version__
+from lookback.core.options import Command, CommandLine, Door, Program
+from lookback.kernels.build import KernelOptions, set_up
 
 
-def train(arguments: Sequence[str]) -> None:
-    """`train.py`: see `training.run`.
+def train(arguments: Sequence[str], prog: str = "train.py") -> None:
+    """Trains, evaluates or runs a recommender: see `training.run`.
 
     Args:
       arguments: without the program's name.
+      prog: how it was called.
 
     Raises:
       UserError: for what the user can put right.
     """
-    run.main(arguments, export)
+    from lookback.serving import export
+    from lookback.training import run
+
+    run.main(arguments, export, prog)
+
+
+def run_model(arguments: Sequence[str], prog: str) -> int:
+    """Trains in one process or in several: see `training.parallel.run_model`."""
+    from lookback.training.parallel import run_model as launcher
+
+    return launcher.main(arguments, prog)
+
+
+def workflows(arguments: Sequence[str], prog: str) -> int:
+    """Turns raw data into datasets: see `workflows`."""
+    from lookback.workflows.cluster import forgo_tensorflow
+
+    forgo_tensorflow()
+    _expect_no_pytorch()
+    from lookback.workflows.__main__ import main
+
+    return main(arguments)
+
+
+def embeddings(arguments: Sequence[str], prog: str) -> int:
+    """Plans where tables lie, and works on checkpoints of them: see `checkpoints.commands`."""
+    # merlin-core imports TensorFlow when it can (merlin/core/compat/tensorflow.py:26), which takes
+    # seconds, and nothing here needs it.
+    sys.modules.setdefault("tensorflow", None)  # type: ignore[arg-type]
+    from lookback.checkpoints.commands import PROGRAM
+
+    return PROGRAM.main(arguments, prog)
+
+
+def serving(arguments: Sequence[str], prog: str) -> int:
+    """Scores requests with an exported model: see `serving.commands`."""
+    _expect_no_pytorch()
+    from lookback.serving.commands import PROGRAM
+
+    return PROGRAM.main(arguments, prog)
+
+
+def _expect_no_pytorch() -> None:
+    """Merlin warns on import that it found neither PyTorch nor Triton, which nobody asked for."""
+    warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
+
+
+LOOKBACK = Program(
+    "lookback",
+    "Recommenders that look back over long user histories: trained, evaluated and served.",
+    {
+        "workflows": Door("raw data to datasets; generated data", workflows),
+        "train": Door("train, evaluate or run a model, in this process", train),
+        "run": Door("the same in several processes, or with NVIDIA's script's options", run_model),
+        "embeddings": Door("plans of tables, and checkpoints of them", embeddings),
+        "serving": Door("score requests with an exported model", serving),
+        "setup-kernels": Command(
+            "build our operations for this environment's TensorFlow",
+            CommandLine((KernelOptions,)),
+            set_up,
+        ),
+    },
+    version=__version__,
+)
+
+
+def main() -> int:
+    """Runs the command line of this process; gives its exit status."""
+    return LOOKBACK.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,15 +1,11 @@
-"""Trains, evaluates or runs a recommender: see `training.run`, or `python train.py --help`."""
+"""Trains, evaluates or runs a recommender: `lookback train`, out of a checkout."""
 
 from __future__ import annotations
 
 import sys
 
 from lookback.cli import train
-from lookback.core.errors import UserError
+from lookback.core.options import guarded
 
 if __name__ == "__main__":
-    try:
-        train(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(guarded(lambda: train(sys.argv[1:])))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lookback.benchmarks import BENCHMARKS, quieten
-from lookback.core.errors import UserError
+from lookback.core.options import guarded
 
 
 def question(name: str) -> str:
@@ -68,15 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # After parsing, so that --help does not wait for NumPy and rich.
     from lookback.benchmarks.harness import machine_info, print_report
 
-    load, start = os.getloadavg()[0], time.monotonic()
-    try:
+    def work() -> None:
+        load, start = os.getloadavg()[0], time.monotonic()
         report = module.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    machine = {**machine_info(), "load_1min_before": load}
-    print_report(name, report, machine, seconds=time.monotonic() - start)
-    return 0
+        machine = {**machine_info(), "load_1min_before": load}
+        print_report(name, report, machine, seconds=time.monotonic() - start)
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

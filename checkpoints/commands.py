@@ -1,48 +1,74 @@
-"""``python -m embeddings {inspect,reshard,export-table}``: checkpoints, without the run."""
+"""The program `embeddings`: checkpoints without the run, and where tables would lie."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lookback.checkpoints.format import Checkpoint, find_checkpoint
 from lookback.checkpoints.manifest import MANIFEST, listed
 from lookback.checkpoints.reshard import reshard, row_wise_plan, tables_of
 from lookback.checkpoints.table_export import export_table
-from lookback.core import digests
+from lookback.core.digests import digest_of
+from lookback.core.options import Command, CommandLine, Program, option, require_one
 from lookback.core.outputs import check_directory, check_file
 from lookback.core.sizes import format_size
+from lookback.embeddings.commands_plan import PLAN
+from lookback.embeddings.plans import load_plan
 
 
-def add_parsers(subparsers: Any) -> None:
-    """Adds the commands.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The checkpoint that a command reads."""
 
-    Args:
-      subparsers: of the command line; each parser's `func` takes the parsed arguments.
-    """
-    inspect = _add(subparsers, "inspect", "print what a checkpoint holds", _inspect)
-    inspect.add_argument("--verify", action="store_true", help="compare all checksums")
-    inspect.add_argument("--json", action="store_true", help="print JSON")
-
-    layout = _add(
-        subparsers, "reshard", "lay a checkpoint out for another number of ranks", _reshard
+    scope: ClassVar[str] = "input"
+    checkpoint: Path = option(
+        help="checkpoint, or directory of checkpoints (the latest counts)", positional=True
     )
-    layout.add_argument(
-        "--output", required=True, metavar="DIR", help="directory of checkpoints to create"
+    trusted_digest: str | None = option(
+        None, help=f"open it only if this is the SHA-256 of its {MANIFEST}"
     )
-    how = layout.add_mutually_exclusive_group(required=True)
-    how.add_argument("--ranks", type=int, metavar="R", help="every table row-wise over R ranks")
-    how.add_argument("--plan", metavar="FILE", help="each table as this plan (YAML) places it")
 
-    export = _add(subparsers, "export-table", "write a table as one file", _export)
-    export.add_argument("--table", required=True, metavar="NAME", help="table to write")
-    export.add_argument(
-        "--output", required=True, metavar="FILE", help="file to create: .npy or .parquet"
-    )
+    def open(self) -> Checkpoint:
+        """Opens it; its checksums are not compared yet."""
+        path = find_checkpoint(self.checkpoint)
+        return Checkpoint(path, verify=False, trusted_digest=self.trusted_digest)
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectOptions:
+    """What is printed."""
+
+    scope: ClassVar[str] = "output"
+    verify: bool = option(False, help="compare all checksums")
+    json: bool = option(False, help="print JSON")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReshardOptions:
+    """The new layout, and where it goes."""
+
+    scope: ClassVar[str] = "output"
+    output: Path = option(help="directory of checkpoints to create")
+    ranks: int | None = option(None, help="every table row-wise over so many ranks", at_least=1)
+    plan: Path | None = option(None, help="each table as this plan (YAML) places it")
+
+    def __post_init__(self) -> None:
+        """Validates."""
+        require_one(self, "ranks", "plan")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """The table, and where it goes."""
+
+    scope: ClassVar[str] = "output"
+    table: str = option(help="table to write")
+    output: Path = option(help="file to create: .npy or .parquet")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -100,32 +126,13 @@ def _describe_tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     }
 
 
-def _add(subparsers: Any, name: str, text: str, function: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="checkpoint, or directory of checkpoints (the latest counts)",
-    )
-    digests.add_argument(parser, MANIFEST)
-    parser.set_defaults(func=function)
-    return parser
-
-
-def _open(args: argparse.Namespace) -> Checkpoint:
-    path = find_checkpoint(args.checkpoint)
-    return Checkpoint(path, verify=False, trusted_digest=args.trusted_digest)
-
-
-def _inspect(args: argparse.Namespace) -> None:
-    checkpoint = _open(args)
-    if args.verify:
+def _inspect(source: Source, options: InspectOptions) -> None:
+    checkpoint = source.open()
+    if options.verify:
         checkpoint.verify()
     content = describe(checkpoint)
-    if args.json:
-        print(json.dumps({**content, "verified": args.verify}, indent=1))
+    if options.json:
+        print(json.dumps({**content, "verified": options.verify}, indent=1))
         return
     print(f"{content['path']}: step {content['step']}, format {content['format_version']}")
     print(f"digest {content['digest']} (of {MANIFEST}, for --trusted_digest)")
@@ -136,7 +143,7 @@ def _inspect(args: argparse.Namespace) -> None:
         print(f"{kind}: {found['tensors']} dense tensors, {format_size(found['bytes'])}")
     for name, file in content["files"].items():
         print(f"{name}: {file['pieces']} pieces, {format_size(file['bytes'])}")
-    if args.verify:
+    if options.verify:
         print("verified: every piece has its checksum")
 
 
@@ -192,29 +199,49 @@ def _brief(value: Any) -> str:
     return listed(facts, at_most=8)
 
 
-def _reshard(args: argparse.Namespace) -> None:
+def _reshard(source: Source, options: ReshardOptions) -> None:
     began = time.perf_counter()
-    checkpoint = _open(args)
-    if args.plan is not None:
-        from lookback.embeddings.plans import load_plan
-
-        plan = load_plan(args.plan)
+    checkpoint = source.open()
+    if options.plan is not None:
+        plan = load_plan(options.plan)
     else:
-        plan = row_wise_plan(checkpoint, args.ranks)
-    check_directory(Path(args.output), None, inputs=[checkpoint.path])
+        assert options.ranks is not None  # `ReshardOptions` has one of the two
+        plan = row_wise_plan(checkpoint, options.ranks)
+    check_directory(options.output, None, inputs=[checkpoint.path])
     checkpoint.verify()  # else damage would be copied, with checksums that say all is well
-    path = reshard(checkpoint, plan, Path(args.output))
+    path = reshard(checkpoint, plan, options.output)
     size = format_size(sum(spec.size for spec in checkpoint.specs.values()))
     print(
         f"wrote {path}: {len(checkpoint)} tensors, {size}, for {plan.ranks} ranks, in "
-        f"{time.perf_counter() - began:.1f} s; digest {digests.digest_of(path / MANIFEST)}"
+        f"{time.perf_counter() - began:.1f} s; digest {digest_of(path / MANIFEST)}"
     )
 
 
-def _export(args: argparse.Namespace) -> None:
-    checkpoint = _open(args)
-    check_file(Path(args.output), None, [checkpoint.path])
-    tensor = f"table/{args.table}"
+def _export(source: Source, options: ExportOptions) -> None:
+    checkpoint = source.open()
+    check_file(options.output, None, [checkpoint.path])
+    tensor = f"table/{options.table}"
     checkpoint.verify(names=[tensor] if tensor in checkpoint else [])
-    table = export_table(checkpoint, args.table, Path(args.output))
-    print(f"wrote {args.output}: table {table.name}, {table.spec}")
+    table = export_table(checkpoint, options.table, options.output)
+    print(f"wrote {options.output}: table {table.name}, {table.spec}")
+
+
+PROGRAM = Program(
+    "python -m embeddings",
+    "Plans where embedding tables lie, and works on checkpoints of them.",
+    {
+        "plan": PLAN,
+        "inspect": Command(
+            "print what a checkpoint holds", CommandLine((Source, InspectOptions)), _inspect
+        ),
+        "reshard": Command(
+            "lay a checkpoint out for another number of ranks",
+            CommandLine((Source, ReshardOptions)),
+            _reshard,
+        ),
+        "export-table": Command(
+            "write a table as one file", CommandLine((Source, ExportOptions)), _export
+        ),
+    },
+)
+"""The commands on checkpoints, and `plan`, which lies lower."""

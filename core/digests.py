@@ -6,7 +6,6 @@ the manifest stands for the whole, if it came by another way than the files.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from pathlib import Path
 
@@ -43,17 +42,3 @@ def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
             "the digest of this one."
         )
     return content, found
-
-
-def add_argument(parser: argparse.ArgumentParser, manifest: str) -> None:
-    """Adds ``--trusted_digest`` to a command.
-
-    Args:
-      parser: of the command.
-      manifest: name of the file whose digest it is.
-    """
-    parser.add_argument(
-        "--trusted_digest",
-        metavar="SHA256",
-        help=f"open it only if this is the SHA-256 of its {manifest}",
-    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lookback.core.errors import UserError
-from lookback.core.sizes import parse_size
+from lookback.core.options import Command, CommandLine, option, require_one
 from lookback.embeddings.config import WIRE_DTYPES
 from lookback.embeddings.plan_report import describe_plan
 from lookback.embeddings.planner import plan_tables
@@ -24,194 +23,164 @@ from lookback.embeddings.types import OPTIMIZER_STATE, TableSpec, Topology
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-EMBEDDING_DIM = 16  # the default of seed 000's --embedding_dim
-GLOBAL_BATCH_SIZE = 131072  # of its --global_batch_size
-
-_BANDWIDTHS = {
-    "intra_bandwidth": "that a rank sends within its node",
-    "inter_bandwidth": "that a rank sends to other nodes",
-    "lookup_bandwidth": "of table rows that a rank reads",
-}
 _Read = TypeVar("_Read")
 
 
-def add_parsers(subparsers: Commands) -> None:
-    """Adds the command `plan`.
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """The tables to place. Defaults are those of seed 000."""
 
-    Args:
-      subparsers: of `python -m embeddings`.
-    """
-    parser = subparsers.add_parser(
-        "plan",
-        help="place tables on ranks",
-        description="Places embedding tables on ranks and prints what each rank would hold and "
-        "exchange, or says what is missing. Sizes are written like 80GB, 40GiB or 1000000.",
-        allow_abbrev=False,
+    scope: ClassVar[str] = "tables"
+    dataset_dir: Path | None = option(
+        None, help="a dataset: one table for each domain of its schema"
     )
-    parser.set_defaults(func=_plan)
-    _add_tables(parser.add_argument_group("tables"))
-    _add_ranks(parser.add_argument_group("ranks"))
-    _add_step(parser.add_argument_group("a training step"))
-    _add_choice(parser.add_argument_group("placement"))
-    parser.add_argument("--output", metavar="FILE", help="write the plan there, as YAML")
-
-
-def _add_tables(group: Any) -> None:
-    source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--dataset_dir", metavar="DIR", help="a dataset: one table for each domain of its schema"
+    tables: Path | None = option(
+        None,
+        help="YAML with rows and, if wanted, dim, hotness, distinct, optimizer by table name; "
+        "instead of --dataset_dir",
     )
-    source.add_argument(
-        "--tables",
-        metavar="FILE",
-        help="YAML with rows and, if wanted, dim, hotness, distinct, optimizer by table name",
-    )
-    group.add_argument(
-        "--embedding_dim",
-        type=int,
-        default=EMBEDDING_DIM,
-        metavar="N",
-        help=f"length of a row of tables that name none (default: {EMBEDDING_DIM})",
-    )
-    group.add_argument(
-        "--hotness",
-        action="append",
-        default=[],
-        metavar="TABLE=N",
-        help="ids of a table in a row of the batch, all features together; default: one for a "
-        "scalar column, the bound of a list column's length in the schema, and "
+    embedding_dim: int = option(16, help="length of a row of tables that name none", at_least=1)
+    hotness: tuple[str, ...] = option(
+        (),
+        help="TABLE=N: ids of a table in a row of the batch, all features together, where it is "
+        "not one for a scalar column, the bound of a list column's length in the schema, and "
         f"{LIST_LENGTH:g} where there is none",
+        repeatable=True,
     )
 
-
-def _add_ranks(group: Any) -> None:
-    group.add_argument("--ranks", type=int, required=True, metavar="R", help="processes")
-    group.add_argument(
-        "--memory", metavar="SIZE", help="for tables and optimizer state, a rank; default: no limit"
-    )
-    group.add_argument(
-        "--ranks_per_node", type=int, metavar="N", help="ranks that share a node; default: all"
-    )
-    for name, words in _BANDWIDTHS.items():
-        default = f"{getattr(Topology, name) / 1e9:g}GB"  # a dataclass keeps its defaults there
-        group.add_argument(
-            f"--{name}",
-            default=default,
-            metavar="SIZE",
-            help=f"bytes a second {words} (default: {default})",
-        )
+    def __post_init__(self) -> None:
+        """Validates."""
+        require_one(self, "dataset_dir", "tables")
 
 
-def _add_step(group: Any) -> None:
-    group.add_argument(
-        "--global_batch_size",
-        type=int,
-        default=GLOBAL_BATCH_SIZE,
-        metavar="N",
-        help=f"rows of a batch, on all ranks together (default: {GLOBAL_BATCH_SIZE})",
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """The processes, and what they can hold and send: see `embeddings.types.Topology`."""
+
+    scope: ClassVar[str] = "ranks"
+    ranks: int = option(help="processes", at_least=1)
+    memory: float | None = option(
+        None,
+        help="for tables and optimizer state, a rank; none: no limit",
+        unit="bytes",
+        above=0,
     )
-    group.add_argument(
-        "--optimizer",
-        choices=sorted(OPTIMIZER_STATE),
-        default="adam",
-        help="of the tables that name none (default: adam)",
+    ranks_per_node: int | None = option(None, help="that share a node; none: all", at_least=1)
+    intra_bandwidth: float = option(
+        Topology.intra_bandwidth,
+        help="bytes a second that a rank sends within its node",
+        unit="bytes",
+        above=0,
     )
-    group.add_argument(
-        "--wire_dtype",
-        choices=WIRE_DTYPES,
-        default="float32",
-        help="type in which vectors and gradients travel (default: float32)",
+    inter_bandwidth: float = option(
+        Topology.inter_bandwidth,
+        help="bytes a second that a rank sends to other nodes",
+        unit="bytes",
+        above=0,
+    )
+    lookup_bandwidth: float = option(
+        Topology.lookup_bandwidth,
+        help="bytes a second of table rows that a rank reads",
+        unit="bytes",
+        above=0,
     )
 
+    def topology(self) -> Topology:
+        """What planners know of them."""
+        return Topology(**dataclasses.asdict(self))
 
-def _add_choice(group: Any) -> None:
-    group.add_argument(
-        "--planner",
-        choices=list(PLANNERS),
-        default="cost",
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step. Defaults are those of seed 000."""
+
+    scope: ClassVar[str] = "a training step"
+    global_batch_size: int = option(
+        131072, help="rows of a batch, on all ranks together", at_least=1
+    )
+    optimizer: str = option(
+        "adam", help="of the tables that name none", choices=sorted(OPTIMIZER_STATE)
+    )
+    wire_dtype: str = option(
+        "float32", help="type in which vectors and gradients travel", choices=WIRE_DTYPES
+    )
+
+    def workload(self) -> dict[str, Any]:
+        """It in the words of planners."""
+        return {
+            "batch_rows": self.global_batch_size,
+            "optimizer": self.optimizer,
+            "wire_bytes": 4 if self.wire_dtype == "float32" else 2,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How places are chosen, and where the plan goes."""
+
+    scope: ClassVar[str] = "placement"
+    planner: str = option(
+        "cost",
         help="cost: the shortest step; largest_first: whole tables, from the largest on, where "
-        "most memory is free (seed 004) (default: cost)",
+        "most memory is free (seed 004)",
+        choices=tuple(PLANNERS),
     )
-    group.add_argument(
-        "--strategies",
-        metavar="NAME,NAME,...",
-        help=f"those that may be chosen, of {', '.join(STRATEGIES)}; default: the planner's own",
+    strategies: tuple[str, ...] | None = option(
+        None, help="those that may be chosen; none: the planner's own", choices=tuple(STRATEGIES)
     )
-    group.add_argument(
-        "--override",
-        action="append",
-        default=[],
-        metavar="TABLE=STRATEGY",
-        help="a table's strategy, with ranks if wanted: item_id=row_wise, item_id=table_wise:3",
+    override: tuple[str, ...] = option(
+        (),
+        help="TABLE=STRATEGY: a table's strategy, with ranks if wanted: item_id=row_wise, "
+        "item_id=table_wise:3",
+        repeatable=True,
     )
-    group.add_argument(
-        "--reserve_first_rank",
-        action=argparse.BooleanOptionalAction,
-        default=False,
+    reserve_first_rank: bool = option(
+        False,
         help="largest_first: no tables on rank 0, to leave it to a bottom MLP, as seed 004 does",
     )
+    output: Path | None = option(None, help="write the plan there, as YAML")
 
 
-def _plan(args: argparse.Namespace) -> None:
-    topology = _topology(args)
-    tables, notes = _tables(args)
-    step = {
-        "batch_rows": args.global_batch_size,
-        "optimizer": args.optimizer,
-        "wire_bytes": 4 if args.wire_dtype == "float32" else 2,
-    }
+def _plan(source: Tables, ranks: Ranks, step: Step, choice: Choice) -> None:
+    topology = ranks.topology()
+    tables, notes = _tables(source)
     plan = plan_tables(
         tables,
         topology,
-        planner=args.planner,
-        strategies=None if args.strategies is None else args.strategies.split(","),
-        overrides=_pairs(args.override, "--override", str, "a strategy"),
-        reserve_first_rank=args.reserve_first_rank,
-        **step,
+        planner=choice.planner,
+        strategies=choice.strategies,
+        overrides=_pairs(choice.override, "--override", str, "a strategy"),
+        reserve_first_rank=choice.reserve_first_rank,
+        **step.workload(),
     )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    if args.output is not None:
-        save_plan(plan, args.output, [] if args.tables is None else [Path(args.tables)])
-    print(describe_plan(plan, topology, **step))
-    if args.output is not None:
-        print(f"plan: {args.output}")
+    if choice.output is not None:
+        save_plan(plan, choice.output, [] if source.tables is None else [source.tables])
+    print(describe_plan(plan, topology, **step.workload()))
+    if choice.output is not None:
+        print(f"plan: {choice.output}")
 
 
-def _topology(args: argparse.Namespace) -> Topology:
-    try:
-        return Topology(
-            args.ranks,
-            None if args.memory is None else parse_size(args.memory, "--memory"),
-            args.ranks_per_node,
-            **{name: parse_size(getattr(args, name), f"--{name}") for name in _BANDWIDTHS},
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _tables(args: argparse.Namespace) -> tuple[list[TableSpec], list[str]]:
+def _tables(source: Tables) -> tuple[list[TableSpec], list[str]]:
     """The tables, and what was assumed about them."""
     assumed: list[str] = []
-    if args.embedding_dim < 1:
-        raise UserError(f"--embedding_dim must be at least 1, received {args.embedding_dim}.")
-    if args.tables is not None:
-        tables = load_tables(args.tables, args.embedding_dim)
+    if source.tables is not None:
+        tables = load_tables(source.tables, source.embedding_dim)
     else:
-        schema = _read_schema(Path(args.dataset_dir))
+        assert source.dataset_dir is not None  # `Tables` has one of the two
+        schema = _read_schema(source.dataset_dir)
         try:
-            tables, assumed = tables_with_hotness(schema, args.embedding_dim)
+            tables, assumed = tables_with_hotness(schema, source.embedding_dim)
         except ValueError as error:
             raise UserError(str(error)) from error
         if not tables:
             raise UserError(
-                f"The schema in {args.dataset_dir} has no categorical column, so there is no table "
-                "to place. Write the dataset with `python -m workflows`, or tag its schema."
+                f"The schema in {source.dataset_dir} has no categorical column, so there is no "
+                "table to place. Write the dataset with `python -m workflows`, or tag its schema."
             )
     names = [table.name for table in tables]
-    hotness = _pairs(args.hotness, "--hotness", float, "a number of ids")
+    hotness = _pairs(source.hotness, "--hotness", float, "a number of ids")
     for name in hotness:
         if name not in names:
             raise UserError(f"--hotness: no table is named {name!r}; the tables are {names}.")
@@ -269,3 +238,12 @@ def _pairs(
                 f"{text!r}."
             ) from error
     return values
+
+
+PLAN = Command(
+    "place tables on ranks",
+    CommandLine((Tables, Ranks, Step, Choice)),
+    _plan,
+    "Places embedding tables on ranks and prints what each rank would hold and exchange, or says "
+    "what is missing. Sizes are written like 80GB, 40GiB or 1000000.",
+)

@@ -1,23 +1,22 @@
-"""TensorFlow operations of our own, for CPUs: `kernels/`, which scripts/setup.sh builds.
+"""TensorFlow operations of our own, for CPUs: those of `kernels/`, where they have been built.
 
 Who uses one has the same in TensorFlow's operations, for GPUs, for graphs that leave this project,
-and for environments that scripts/setup.sh did not make.
+and for environments in which nobody built them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-import warnings
+import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-LIBRARY = Path(sys.prefix) / "lib" / "lookback_kernels.so"
+from lookback.kernels.build import library
 
+_log = logging.getLogger(__name__)
 _portable = False
 
 
@@ -39,14 +38,20 @@ def portable() -> Iterator[None]:
 
 @functools.cache
 def _load() -> Any | None:
-    if not LIBRARY.exists() or tf.config.list_physical_devices("GPU"):
+    if tf.config.list_physical_devices("GPU"):
         return None
-    try:
-        return tf.load_op_library(str(LIBRARY))
-    except tf.errors.NotFoundError as error:  # built for another TensorFlow
-        warnings.warn(
-            f"{LIBRARY} cannot be loaded, so models run without it, more slowly: {error.message} "
-            "scripts/setup.sh builds it anew.",
-            stacklevel=2,
-        )
-        return None
+    path = library()
+    if path.exists():
+        try:
+            return tf.load_op_library(str(path))
+        except (
+            tf.errors.NotFoundError
+        ) as error:  # damaged, or for the same TensorFlow built otherwise
+            reason = f"{path} cannot be loaded ({error.message})"
+    else:
+        reason = f"{path.name} is not in {path.parent}"
+    _log.warning(
+        "models run without our operations, more slowly: %s. `lookback setup-kernels` builds them.",
+        reason,
+    )
+    return None

@@ -40,9 +40,9 @@ def main(lock_files: list[str]) -> int:
     import nvtabular  # noqa: F401 (that it loads is the point)
     import tensorflow as tf
 
-    import lookback  # noqa: F401
+    from lookback.kernels.build import library
 
-    tf.load_op_library(str(Path(sys.prefix) / "lib" / "lookback_kernels.so"))
+    tf.load_op_library(str(library()))
     if not hvd.gloo_built():
         print("horovod was built without Gloo", file=sys.stderr)
         return 1

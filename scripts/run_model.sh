@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs train.py in one process or in several, on this machine or on several: see --help.
+# Runs train.py in one process or in several, on this machine or on several: `lookback run`, out of
+# a checkout; see --help.
 #
 # usage: scripts/run_model.sh --data_path DIR [--np R] [--hosts HOST:SLOTS,...] [options]
 #
@@ -9,4 +10,4 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 python=$root/.venv/bin/python
 [[ -x $python ]] || python=python3
-exec "$python" "$root/scripts/lib/run_model.py" "$@"
+exec "$python" "$root/cli.py" run "$@"

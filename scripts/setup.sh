@@ -51,8 +51,8 @@ main() {
   make_venv
   install_packages
   install_horovod
-  install_kernels
   link_package
+  build_kernels
   verify
   { location && environment_key; } > "$stamp.new"
   mv "$stamp.new" "$stamp"
@@ -71,15 +71,16 @@ location() { printf '%s <- %s\n' "$root" "$(readlink "$venv/bin/python")"; }
 
 # What .venv was made from.
 environment_key() {
-  sha256sum requirements/{dev,horovod,tools,build}.txt kernels/*.cc scripts/setup.sh \
-    scripts/check_environment.py | sha256sum | cut -d ' ' -f 1
+  sha256sum requirements/{dev,horovod,tools,build}.txt kernels/{*.cc,build.py} \
+    scripts/{setup.sh,check_environment.py} | sha256sum | cut -d ' ' -f 1
 }
 
 ready() {
   [[ -f $stamp && -x $venv/bin/python ]] || return 1
   compgen -G "$venv/lib/python3.11/site-packages/horovod/tensorflow/mpi_lib*.so" > /dev/null ||
     return 1
-  [[ -f $venv/lib/lookback_kernels.so && -d $venv/src/lookback/core ]] || return 1
+  compgen -G "$venv/lib/lookback_kernels-*.so" > /dev/null || return 1
+  [[ -x $venv/bin/lookback && -d $venv/src/lookback/core ]] || return 1
   [[ $(< "$stamp") == "$(location && environment_key)" ]]
 }
 
@@ -281,14 +282,9 @@ build_horovod() {
   rm -rf "$scratch"
 }
 
-# With the flags of tf.sysconfig, whose list cannot be cut at blanks: paths may have some.
-install_kernels() {
-  local tensorflow=$venv/lib/python3.11/site-packages/tensorflow
+build_kernels() {
   say "building our operations"
-  run "building our operations" "$CXX" -std=c++17 -O3 -fPIC -shared \
-    -D_GLIBCXX_USE_CXX11_ABI=1 -DEIGEN_MAX_ALIGN_BYTES=64 -isystem "$tensorflow/include" \
-    kernels/*.cc -o "$venv/lib/lookback_kernels.so" \
-    "-L$tensorflow" -l:libtensorflow_framework.so.2
+  run "building our operations" "$venv/bin/python" cli.py setup-kernels
 }
 
 # The checkout is the package: a link under the package's name, in a directory that a path file
@@ -298,6 +294,13 @@ link_package() {
   mkdir -p "$venv/src"
   ln -sfn ../.. "$venv/src/lookback"
   echo ../../../src > "$venv/lib/python3.11/site-packages/lookback.pth"
+  # Not with this Python in its first line: a path there must be short and without blanks.
+  cat > "$venv/bin/lookback" << 'END'
+#!/bin/sh
+bin=$(dirname "$0")
+exec "$bin/python" "$bin/../src/lookback/cli.py" "$@"
+END
+  chmod +x "$venv/bin/lookback"
 }
 
 verify() {

@@ -6,12 +6,10 @@ Reading and encoding requests is not in it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lookback.core.errors import UserError
 from lookback.serving.bundle import Bundle
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.training.output.performance import PerformanceMeter
@@ -22,41 +20,17 @@ DIFFERENT_BATCHES = 16
 FIGURES = ("latency_mean", "latency_p90", "latency_p95", "latency_p99", "throughput")
 
 
-@dataclasses.dataclass(frozen=True)
-class BenchmarkOptions:
-    """What to measure.
-
-    Attributes:
-      batch_sizes: rows of a batch, each measured on its own.
-      steps: batches that are measured.
-      warmup_steps: batches before them that are not.
-      seed: of the inputs.
-    """
-
-    batch_sizes: tuple[int, ...] = (1, 64, 4096)
-    steps: int = 200
-    warmup_steps: int = 20
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Validates."""
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise UserError(
-                f"--batch_sizes must be sizes of at least 1 such as 1,64,4096, received "
-                f"{','.join(map(str, self.batch_sizes))!r}."
-            )
-        for name, least in (("steps", 1), ("warmup_steps", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise UserError(f"--{name} must be at least {least}, received {value}.")
-
-
-def measure(bundle: Bundle, options: BenchmarkOptions) -> Iterator[dict[str, float]]:
+def measure(
+    bundle: Bundle, batch_sizes: Sequence[int], steps: int, warmup_steps: int, seed: int
+) -> Iterator[dict[str, float]]:
     """Measures one batch size after another.
 
     Args:
       bundle: a loaded one.
-      options: what to measure.
+      batch_sizes: rows of a batch, each measured on its own.
+      steps: batches that are measured.
+      warmup_steps: batches before them that are not.
+      seed: of the inputs.
 
     Yields:
       `batch_size`; `latency_mean`, `latency_p90`, `_p95` and `_p99` in ms; `throughput` in rows/s.
@@ -64,14 +38,14 @@ def measure(bundle: Bundle, options: BenchmarkOptions) -> Iterator[dict[str, flo
       interactions a user with one candidate.
     """
     layout = LAYOUTS[bundle.manifest.layout]
-    for batch_size in options.batch_sizes:
-        random = np.random.default_rng((options.seed, batch_size))
-        total = options.warmup_steps + options.steps
+    for batch_size in batch_sizes:
+        random = np.random.default_rng((seed, batch_size))
+        total = warmup_steps + steps
         batches = [
             layout.draw(bundle.manifest, batch_size, random)
             for _ in range(min(total, DIFFERENT_BATCHES))
         ]
-        meter = PerformanceMeter(options.warmup_steps, options.steps)
+        meter = PerformanceMeter(warmup_steps, steps)
         meter.start()
         for step in range(total):
             bundle.predict(batches[step % len(batches)])

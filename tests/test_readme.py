@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
 from lookback.benchmarks import BENCHMARKS
-from lookback.core.options import parameter_table
+from lookback.core.options import options_of, parameter_table
+from lookback.training.parallel.run_model import SWITCHES, LaunchOptions
 from lookback.training.removed import removed_table
 from lookback.training.run import command_line
 
@@ -34,8 +34,7 @@ def options_after(program: str, text: str) -> set[str]:
 def test_options_and_benchmarks_of_the_commands_exist():
     parameters = (ROOT / "docs/parameters.md").read_text()
     of_train = {*re.findall(r"^\|[^|]*\| `(\w+)`", parameters, re.MULTILINE), "help", "config"}
-    launcher = ast.parse((ROOT / "scripts/lib/run_model.py").read_text())
-    of_launcher = set(re.findall(r"--(\w+)", ast.get_docstring(launcher) or ""))
+    of_launcher = {*options_of(LaunchOptions), *SWITCHES}
     assert {"epochs", "help"} < of_train
     assert {"np", "hosts"} < of_launcher
     code = "\n".join(re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL))

@@ -58,14 +58,15 @@ def command_line() -> CommandLine:
     return CommandLine((RunConfig,), "model_type", models, removed=REMOVED)
 
 
-def main(argv: Sequence[str], exporter: Exporter) -> None:
+def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> None:
     """Runs one command line: configuration, data, plan, model, fit, report, export.
 
     Args:
       argv: the arguments, without the program's name.
       exporter: of `serving`.
+      prog: how it was called.
     """
-    run, options = parse(argv, command_line(), prog="train.py", description=__doc__)
+    run, options = parse(argv, command_line(), prog=prog, description=__doc__)
     # What is mistyped, not trusted or in the way fails before the long imports.
     loaded = [] if run.load_checkpoint_path is None else [find_checkpoint(run.load_checkpoint_path)]
     for path in loaded:

@@ -12,13 +12,13 @@ Plain Python: nothing here imports TensorFlow, so `--help` and typing errors ans
 from __future__ import annotations
 
 from lookback.core.options.command_line import (
-    CommandLine,
     parse,
     parse_known,
     save_yaml,
     to_yaml,
 )
-from lookback.core.options.help import parameter_table
+from lookback.core.options.help import help_text, parameter_table
+from lookback.core.options.line import CommandLine
 from lookback.core.options.option import (
     Option,
     check_options,
@@ -38,6 +38,7 @@ __all__ = [
     "check_options",
     "continued",
     "guarded",
+    "help_text",
     "option",
     "options_of",
     "parameter_table",

@@ -1,4 +1,4 @@
-"""A command line: dataclasses joined, read from arguments and a YAML file, written as YAML."""
+"""Reads a command line, from arguments and a YAML file, and writes what it read as YAML."""
 
 from __future__ import annotations
 
@@ -14,62 +14,10 @@ import yaml
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
+from lookback.core.options.help import help_text
+from lookback.core.options.line import CommandLine, merge
 from lookback.core.options.option import Option, options_of
 from lookback.core.yaml_files import read_yaml
-
-
-@dataclasses.dataclass(frozen=True)
-class CommandLine:
-    """What a command reads.
-
-    Two classes may have a field of the same name and type: it is one option, and both get its value
-    (the first class's default counts). A variant's class may have a class attribute `run_defaults`
-    (option -> value): defaults of other classes' options that it changes.
-
-    Attributes:
-      configs: dataclasses that every use of the command has.
-      chooser: option of theirs whose value brings in more; None if none does.
-      variants: that option's values -> the dataclasses it brings in; the first is the default.
-      choices: option -> allowed values, for choices that only the caller knows (a registry).
-      removed: names that users of older versions may still write -> the sentence that says what
-        replaces them.
-    """
-
-    configs: tuple[type, ...]
-    chooser: str | None = None
-    variants: Mapping[str, Sequence[type]] = dataclasses.field(default_factory=dict)
-    choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-    removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def shared(self) -> dict[str, Option]:
-        """The options that every use has, by name."""
-        choices = dict(self.choices)
-        if self.chooser is not None:
-            choices[self.chooser] = tuple(self.variants)
-        options = merge([options_of(config, choices=choices) for config in self.configs])
-        if self.chooser is not None and options[self.chooser].required:
-            first = next(iter(self.variants))
-            options[self.chooser] = dataclasses.replace(options[self.chooser], default=first)
-        return options
-
-    def own(self, variant: str) -> dict[str, Option]:
-        """The options that a variant brings in, by name."""
-        classes = self.variants[variant]
-        return merge([options_of(config, choices=self.choices) for config in classes])
-
-    def defaults(self, variant: str) -> dict[str, Any]:
-        """Defaults that a variant changes.
-
-        Raises:
-          TypeError: if there is no such option: a mistake in the class, not of the user.
-        """
-        changed: dict[str, Any] = {}
-        for config in self.variants[variant]:
-            changed |= getattr(config, "run_defaults", {})
-        unknown = sorted(set(changed) - {*self.shared(), *self.own(variant)})
-        if unknown:
-            raise TypeError(f"run_defaults of {variant}: the run has no {unknown[0]!r}")
-        return changed
 
 
 def parse(
@@ -99,8 +47,6 @@ def parse(
     shared = line.shared()
     asked = next((word for word in argv if word in ("-h", "--help", "--help-all")), None)
     if asked is not None:
-        from lookback.core.options.help import help_text  # rarely needed, and textwrap takes time
-
         chosen = None if asked == "--help-all" else _chosen_for_help(argv, line, shared)
         print(help_text(line, chosen, prog, description), end="")
         raise SystemExit(0)
@@ -167,24 +113,6 @@ def save_yaml(path: str | os.PathLike[str], *configs: Any, comments: Sequence[st
     """Writes `to_yaml` of the configs to `path`, whole or not at all."""
     with atomic_file(path, replaces=inside_ours) as temporary:
         temporary.write_text(to_yaml(*configs, comments=comments), encoding="utf-8")
-
-
-def merge(groups: Sequence[Mapping[str, Option]]) -> dict[str, Option]:
-    """Options of several classes as one mapping; of equal names the first counts.
-
-    Raises:
-      TypeError: if two of a name have different types: a mistake in the classes.
-    """
-    merged: dict[str, Option] = {}
-    for options in groups:
-        for name, option in options.items():
-            first = merged.setdefault(name, option)
-            if (first.kind, first.is_tuple) != (option.kind, option.is_tuple):
-                raise TypeError(
-                    f"two config classes define {name!r} with different types: "
-                    f"{first.metavar} and {option.metavar}"
-                )
-    return merged
 
 
 def _chosen_for_help(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lookback.core.options.command_line import CommandLine, merge
+from lookback.core.options.line import CommandLine, merge
 from lookback.core.options.option import Option
 
 

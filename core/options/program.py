@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from lookback.core.errors import UserError
-from lookback.core.options.command_line import CommandLine, parse
+from lookback.core.options.command_line import parse
+from lookback.core.options.line import CommandLine
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT."""
@@ -45,11 +46,12 @@ class Door:
 
     Attributes:
       help: one line.
-      main: called with the words after its name and with how it was called; gives an exit status.
+      main: called with the words after its name and with how it was called; may give an exit
+        status.
     """
 
     help: str
-    main: Callable[[Sequence[str], str], int]
+    main: Callable[[Sequence[str], str], int | None]
 
 
 @dataclasses.dataclass(frozen=True)

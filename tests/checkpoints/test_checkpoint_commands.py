@@ -15,17 +15,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lookback.checkpoints.commands import PROGRAM
 from lookback.checkpoints.format import Checkpoint, RowBlocks
 from lookback.checkpoints.manifest import MANIFEST
 from lookback.checkpoints.reshard import reshard, row_wise_plan, tables_of
 from lookback.checkpoints.store import CheckpointStore, find_checkpoint
 from lookback.core.errors import UserError
-from lookback.embeddings.__main__ import main
 from lookback.embeddings.plans import save_plan
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.types import Placement, Plan, TableSpec
 
 ROOT = Path(__file__).parents[2]
+main = PROGRAM.main
 TABLES = (TableSpec("item", 31, 8), TableSpec("item/category", 5, 4), TableSpec("user", 3, 6))
 
 
@@ -176,9 +177,11 @@ def test_nothing_is_overwritten_and_damage_is_not_copied(saved, tmp_path, capsys
     assert "already exists and is not empty" in fails(capsys, *command, tmp_path / "mine")
     (tmp_path / "empty").mkdir()
     assert main([*map(str, command), str(tmp_path / "empty")]) == 0
-    assert "--ranks: expected 1 or more" in fails(
+    assert "--ranks: expected an integer, 1 or more" in fails(
         capsys, "reshard", saved, "--ranks", 0, "--output", tmp_path / "new"
     )
+    both = ("--ranks", 2, "--plan", "p.yaml", "--output", tmp_path / "new")
+    assert "received --ranks and --plan" in fails(capsys, "reshard", saved, *both)
     data = saved / "step-00000012" / "data-00000.bin"
     content = bytearray(data.read_bytes())
     content[0] ^= 1
@@ -323,8 +326,8 @@ def test_exports_that_cannot_be_are_refused(saved, tmp_path, capsys):
 def test_help_answers_without_tensorflow():
     for command in ("inspect", "reshard", "export-table"):
         code = (
-            "import sys\nfrom lookback.embeddings.__main__ import main\n"
-            f"try:\n    main(['{command}', '--help'])\nexcept SystemExit:\n    pass\n"
+            "import sys\nfrom lookback.checkpoints.commands import PROGRAM\n"
+            f"assert PROGRAM.main(['{command}', '--help']) == 0\n"
             "assert not {'tensorflow', 'pyarrow', 'merlin'} & set(sys.modules), 'heavy import'"
         )
         done = subprocess.run(
@@ -349,14 +352,14 @@ def test_large_tables_need_the_memory_of_a_block(tmp_path):
         import sys
         from pathlib import Path
         import numpy, pyarrow.parquet
-        from lookback.embeddings.__main__ import main
+        from lookback.checkpoints.commands import PROGRAM
 
         def peak():
             status = Path("/proc/self/status").read_text()
             return int(status.split("VmHWM:")[1].split()[0]) >> 10
 
         before = peak()
-        assert main(sys.argv[1:]) == 0
+        assert PROGRAM.main(sys.argv[1:]) == 0
         print(peak() - before)
         """
     )

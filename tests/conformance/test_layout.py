@@ -49,7 +49,9 @@ def test_command_lines_answer_help_without_tensorflow() -> None:
     """Heavy imports wait until there is work, so --help and bad arguments answer at once."""
 
     packages = ("workflows", "embeddings", "serving", "benchmarks")
-    for command in (*(["-m", package] for package in packages), ["train.py"]):
+    names = ([], ["train"], ["run"], ["workflows"], ["embeddings"], ["serving"])
+    doors = (["cli.py", *name] for name in names)
+    for command in (*(["-m", package] for package in packages), ["train.py"], *doors):
         code = [sys.executable, "-X", "importtime", *command, "--help"]
         result = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr[-2000:]

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 from urllib.request import Request, urlopen
 
 import pytest
 
 from lookback.core.errors import UserError
 from lookback.training.parallel.bulletin import Bulletin, NoLauncherError
-
-ROOT = Path(__file__).resolve().parents[2]
-START_RANK = ROOT / "scripts" / "lib" / "start_rank.sh"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """scripts/lib/run_model.py."""
-    spec = importlib.util.spec_from_file_location("run_model", ROOT / "scripts/lib/run_model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["run_model"] = module
-    spec.loader.exec_module(module)
-    return module
+from lookback.training.parallel.launch import START_RANK
+from lookback.training.parallel.run_model import read
 
 
 @pytest.mark.parametrize(
@@ -44,12 +29,13 @@ def script() -> ModuleType:
         ("--np 2 --network_interface eth1 --seed 3", 2, "--seed 3"),
         ("--np 2 -- --np 3 --amp 1", 2, "--np 3 --amp 1"),
         ("--env A,B --np 2 --env=C", 2, ""),
+        ("--config run.yaml --no_shuffle --np 3", 3, "--config run.yaml --no_shuffle"),
     ],
 )
-def test_options_of_nvidias_script_and_of_train(script, written, ranks, train):
-    request = script.read(written.split())
-    assert (request.ranks, request.train) == (ranks, train.split())
-    assert request.variables == (["A", "B", "C"] if "--env" in written else [])
+def test_options_of_nvidias_script_and_of_train(written, ranks, train):
+    launch, words = read(written.split())
+    assert (launch.ranks, words) == (ranks, train.split())
+    assert launch.variables == (["A", "B", "C"] if "--env" in written else [])
 
 
 @pytest.mark.parametrize(
@@ -57,20 +43,20 @@ def test_options_of_nvidias_script_and_of_train(script, written, ranks, train):
     [
         ("--np", "--np: expected a value, received none"),
         ("--data_path --np 2", "--data_path: expected a value, received none"),
-        ("--np 0", "--np: expected a number of processes of 1 or more, received 0"),
-        ("--np two", "received two"),
-        ("--np 2 --gpus 3", "--gpus: received 2 processes, then 3"),
+        ("--np 0", "--np: expected an integer, 1 or more, or none, received 0"),
+        ("--np two", "received 'two'"),
+        ("--np 2 --gpus 3", "--np is 2 and --gpus is 3, which mean the same. Remove one"),
         ("--amp 2", "--amp: expected 0 or 1, received 2"),
-        ("--bind socket", "--bind: expected cores or none, received socket"),
+        ("--bind socket", "--bind: expected one of cores, none, received 'socket'"),
         ("--hosts h1", "--hosts: expected HOST:SLOTS,HOST:SLOTS, such as node1:4,node2:4"),
         ("--hosts h1:4,h2:0", "received 'h2:0'"),
         ("--hosts h1:2,h2:2 --np 5", "--np: expected at most the 4 slots of --hosts"),
         ("--env", "--env: expected a value, received none"),
     ],
 )
-def test_mistakes_say_what_was_expected(script, written, says):
+def test_mistakes_say_what_was_expected(written, says):
     with pytest.raises(UserError) as caught:
-        _ = script.read(written.split()).ranks
+        read(written.split())
     assert says in str(caught.value)
 
 
@@ -80,7 +66,7 @@ def test_the_command_line_answers_at_once_from_anywhere(launch, tmp_path):
 
     helped = run("--help")
     assert helped.status == 0
-    assert "usage: scripts/run_model.sh --data_path DIR" in helped.stdout
+    assert "usage: lookback run" in helped.stdout
     removed = run("--np", "2", "--data_path", "d", "--prebatch_train_size", "16384")
     assert removed.status == 2
     assert removed.stderr.startswith("error: --prebatch_train_size is not needed here: ")

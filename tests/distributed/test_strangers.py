@@ -6,7 +6,6 @@ The program waits and listens as train.py does, without TensorFlow.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import socket
 import subprocess
@@ -15,12 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 from horovod.runner.common.util.hosts import SlotInfo
+
+from lookback.training.parallel import horovodrun
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "hunter2-not-for-ps"
@@ -207,20 +207,9 @@ def test_horovodrun_by_itself_tells_nobody_and_hears_nobody(launch, program, tmp
     assert not started.left_over()
 
 
-@pytest.fixture(scope="module")
-def wrapped() -> ModuleType:
-    """scripts/lib/horovodrun.py."""
-    path = ROOT / "scripts" / "lib" / "horovodrun.py"
-    spec = importlib.util.spec_from_file_location("wrapped_horovodrun", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_shell_sets_variables_without_starting_env(wrapped):
+def test_the_shell_sets_variables_without_starting_env():
     slot = SlotInfo("here", rank=1, local_rank=0, cross_rank=1, size=2, local_size=1, cross_size=2)
-    written = wrapped.slot_info_to_command_fn("/bin/sh -c 'echo \"$A\"'", {"A": "it's; $HOME"})(
+    written = horovodrun.slot_info_to_command_fn("/bin/sh -c 'echo \"$A\"'", {"A": "it's; $HOME"})(
         slot
     )
     ran = subprocess.run(
@@ -229,9 +218,9 @@ def test_the_shell_sets_variables_without_starting_env(wrapped):
     assert (ran.stdout, ran.stderr) == ("it's; $HOME\n", "")
 
 
-def test_a_remote_shell_without_input_fails(wrapped):
+def test_a_remote_shell_without_input_fails():
     def run(text: str) -> subprocess.CompletedProcess:
-        words = ["/bin/sh", "-c", wrapped.EVALUATE_INPUT]
+        words = ["/bin/sh", "-c", horovodrun.EVALUATE_INPUT]
         return subprocess.run(words, input=text, capture_output=True, text=True, timeout=10)
 
     assert run("echo 'a b'; exit 3").stdout == "a b\n"

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lookback.embeddings.__main__ import main
+from lookback.checkpoints.commands import PROGRAM
 from lookback.embeddings.plans import load_plan
 from lookback.embeddings.types import TableSpec
 
 ROOT = Path(__file__).resolve().parents[2]
+main = PROGRAM.main
 
 
 @pytest.fixture
@@ -88,11 +89,14 @@ def test_what_does_not_fit_is_refused_with_numbers_and_fixes(plan):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--ranks", "0"], "Topology.ranks must be at least 1, received 0"),
-        (["--ranks", "2", "--ranks_per_node", "0"], "ranks_per_node must be at least 1"),
+        (["--ranks", "0"], "--ranks: expected an integer, 1 or more, received 0"),
+        (
+            ["--ranks", "2", "--ranks_per_node", "0"],
+            "--ranks_per_node: expected an integer, 1",
+        ),
         (["--ranks", "2", "--memory", "80XB"], "--memory: expected a size above 0 like 80GB"),
         (["--ranks", "2", "--inter_bandwidth", "x"], "--inter_bandwidth: expected a size"),
-        (["--ranks", "2", "--strategies", "diagonal"], "Unknown strategies ['diagonal']; choose"),
+        (["--ranks", "2", "--strategies", "diagonal"], "--strategies: expected one of "),
         (["--ranks", "2", "--override", "item_id"], "--override: expected a table's name, = and"),
         (["--ranks", "2", "--override", "x=row_wise"], "Override of unknown table 'x'"),
         (["--ranks", "2", "--hotness", "item_id=many"], "--hotness: expected a table's name, ="),
@@ -102,8 +106,14 @@ def test_what_does_not_fit_is_refused_with_numbers_and_fixes(plan):
             ["--ranks", "2", "--hotness", "item_id=1", "--hotness", "item_id=2"],
             "each table once; received 'item_id=2'",
         ),
-        (["--ranks", "2", "--embedding_dim", "0"], "--embedding_dim must be at least 1"),
-        (["--ranks", "2", "--global_batch_size", "0"], "batch_rows must be at least 1"),
+        (
+            ["--ranks", "2", "--embedding_dim", "0"],
+            "--embedding_dim: expected an integer, 1 or more",
+        ),
+        (
+            ["--ranks", "2", "--global_batch_size", "0"],
+            "--global_batch_size: expected an integer, 1 or more",
+        ),
         (["--ranks", "2", "--output", "missing/plan.yaml"], "missing/plan.yaml cannot be written"),
     ],
 )
@@ -115,12 +125,31 @@ def test_mistakes_are_one_line_and_status_2(plan, arguments, text):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["plan", "--ranks", "2"], ["sing"]])
-def test_bad_command_lines_are_argparse_s(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage: python -m embeddings" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "expected a command, one of plan, inspect, reshard, export-table."),
+        (["plam"], "has no command 'plam'. Did you mean plan?"),
+        (["plan", "--ranks", "2"], "expected one of --dataset_dir and --tables, received none."),
+        (["plan", "--tables", "t"], "--ranks is required: processes"),
+        (
+            ["plan", "--tables", "t", "--dataset_dir", "d", "--ranks", "2"],
+            "received --dataset_dir and --tables.",
+        ),
+    ],
+)
+def test_bad_command_lines_are_one_line_too(arguments, text, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert text in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_placement_may_name_several_ranks(plan, tmp_path):
+    path = tmp_path / "plan.yaml"
+    override = ("--override", "item_id=column_wise:0,2", "--override", "user_id=row_wise")
+    assert plan("--ranks", "3", *override, "--output", str(path))[0] == 0
+    assert load_plan(path).placement("item_id").ranks == (0, 2)
 
 
 # --- datasets ---

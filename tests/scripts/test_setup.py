@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+START_RANK = ROOT / "training" / "parallel" / "start_rank.sh"
 STAMPED = (ROOT / ".venv" / ".lookback-ready").exists()
 needs_stamp = pytest.mark.skipif(not STAMPED, reason="this .venv is not of scripts/setup.sh")
 
@@ -29,7 +30,9 @@ def checkout(tmp_path: Path) -> Path:
     (copy / "scripts").mkdir(parents=True)
     for name in ("setup.sh", "check_environment.py"):
         shutil.copy(ROOT / "scripts" / name, copy / "scripts" / name)
-    for name in ("requirements", "kernels"):
+    for name in ("__init__.py", "cli.py"):
+        shutil.copy(ROOT / name, copy / name)
+    for name in ("requirements", "kernels", "core"):
         shutil.copytree(ROOT / name, copy / name)
     return copy
 
@@ -164,7 +167,10 @@ def test_warm_run_is_quick_and_quiet() -> None:
 
 
 @needs_stamp
-@pytest.mark.parametrize("change", ["lock", "stamp", "interpreter", "horovod", "kernels", "place"])
+@pytest.mark.parametrize(
+    "change",
+    ["lock", "stamp", "interpreter", "horovod", "kernels", "link", "command", "place"],
+)
 def test_an_environment_that_is_not_as_stamped_is_not_taken(checkout: Path, change: str) -> None:
     venv = fake_environment(checkout)
     assert setup(checkout).returncode == 0
@@ -179,7 +185,11 @@ def test_an_environment_that_is_not_as_stamped_is_not_taken(checkout: Path, chan
     elif change == "horovod":
         next(venv.rglob("mpi_lib*.so")).unlink()
     elif change == "kernels":
-        (venv / "lib" / "lookback_kernels.so").unlink()
+        next(venv.glob("lib/lookback_kernels-*.so")).unlink()
+    elif change == "link":
+        (venv / "src" / "lookback").unlink()
+    elif change == "command":
+        (venv / "bin" / "lookback").unlink()
     elif change == "place":
         checkout = checkout.rename(checkout.with_name("moved"))
     result = setup(checkout, CXX="/bin/false")
@@ -193,8 +203,11 @@ def fake_environment(checkout: Path) -> Path:
     library = venv / "lib" / "python3.11" / "site-packages" / "horovod" / "tensorflow"
     library.mkdir(parents=True)
     (library / "mpi_lib.cpython-311.so").touch()
-    (venv / "lib" / "lookback_kernels.so").touch()
+    (venv / "lib" / "lookback_kernels-0123456789ab.so").touch()
+    (venv / "src").mkdir()
+    (venv / "src" / "lookback").symlink_to("../..")
     (venv / "bin").mkdir()
+    (venv / "bin" / "lookback").touch(0o755)
     python = str((ROOT / ".venv" / "bin" / "python").readlink())
     (venv / "bin" / "python").symlink_to(python)
     (venv / ".lookback").touch()
@@ -204,7 +217,7 @@ def fake_environment(checkout: Path) -> Path:
 
 
 def test_scripts_pass_shellcheck() -> None:
-    scripts = [*sorted((ROOT / "scripts").glob("**/*.sh")), ROOT / ".ci" / "run"]
+    scripts = [*sorted((ROOT / "scripts").glob("**/*.sh")), START_RANK, ROOT / ".ci" / "run"]
     # These three are about files that are sourced, which it sees one by one.
     command = [
         Path(sys.executable).parent / "shellcheck",

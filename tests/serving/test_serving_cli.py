@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lookback.serving.__main__ import main
+from lookback.serving.commands import PROGRAM
 from lookback.serving.manifest import Manifest
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
+    code = PROGRAM.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 

@@ -21,9 +21,9 @@ from lookback.training.parallel.bulletin import ERROR, SECRET, STOP, Bulletin, N
 from lookback.training.parallel.environment import handed_over
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
-_LIB = Path(__file__).resolve().parents[2] / "scripts" / "lib"
-_HOROVODRUN = _LIB / "horovodrun.py"
-_START_RANK = _LIB / "start_rank.sh"
+_HERE = Path(__file__).resolve().parent
+START_RANK = _HERE / "start_rank.sh"
+_HOROVODRUN = _HERE / "horovodrun.py"
 
 _OF_A_RANK = re.compile(r"\[(\d+)\]<(?:stdout|stderr)>:(.*)", re.DOTALL)
 _END_OF_A_RANK = re.compile(r"Process (\d+) exit with status code (-?\d+)\.")
@@ -96,7 +96,7 @@ def _start(job: Job, announcement: str, secret: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, str(_HOROVODRUN), "--gloo", "-np", str(job.ranks)),
-            *(*hosts, *interface, str(_START_RANK), job.bind, *job.command),
+            *(*hosts, *interface, "bash", str(START_RANK), job.bind, *job.command),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

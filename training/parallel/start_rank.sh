@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs one process of a job on its share of its machine's cores. scripts/run_model.sh has horovodrun
+# Runs one process of a job on its share of its machine's cores. launch.py has horovodrun
 # start this on every machine, once for each process.
 #
-# usage: scripts/lib/start_rank.sh cores|none COMMAND [ARGUMENT...]
+# usage: start_rank.sh cores|none COMMAND [ARGUMENT...]
 #
 # cores: of the cores that this shell may use, ordered so that the threads of a core and the cores
 # of a socket lie side by side, process i of n gets the i-th of n equal parts; with fewer cores than

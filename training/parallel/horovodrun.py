@@ -2,9 +2,9 @@
 
 usage: horovodrun.py [argument of horovodrun...]
 
-Started by training/parallel/launch.py. As it comes, horovodrun 0.28.1 listens on every address of
-its machine, and writes the whole environment onto the command lines of shells, ssh and env, which
-every user of a machine can list. The functions below replace the five of its own that do so.
+Started by launch.py. As it comes, horovodrun 0.28.1 listens on every address of its machine, and
+writes the whole environment onto the command lines of shells, ssh and env, which every user of a
+machine can list. The functions below replace the five of its own that do so.
 """
 
 from __future__ import annotations

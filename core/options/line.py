@@ -1,0 +1,81 @@
+"""What a command reads: dataclasses joined, some of them brought in by an option's value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lookback.core.options.option import Option, options_of
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What a command reads.
+
+    Two classes may have a field of the same name and type: it is one option, and both get its value
+    (the first class's default counts). A variant's class may have a class attribute `run_defaults`
+    (option -> value): defaults of other classes' options that it changes.
+
+    Attributes:
+      configs: dataclasses that every use of the command has.
+      chooser: option of theirs whose value brings in more; None if none does.
+      variants: that option's values -> the dataclasses it brings in; the first is the default.
+      choices: option -> allowed values, for choices that only the caller knows (a registry).
+      removed: names that users of older versions may still write -> the sentence that says what
+        replaces them.
+    """
+
+    configs: tuple[type, ...]
+    chooser: str | None = None
+    variants: Mapping[str, Sequence[type]] = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def shared(self) -> dict[str, Option]:
+        """The options that every use has, by name."""
+        choices = dict(self.choices)
+        if self.chooser is not None:
+            choices[self.chooser] = tuple(self.variants)
+        options = merge([options_of(config, choices=choices) for config in self.configs])
+        if self.chooser is not None and options[self.chooser].required:
+            first = next(iter(self.variants))
+            options[self.chooser] = dataclasses.replace(options[self.chooser], default=first)
+        return options
+
+    def own(self, variant: str) -> dict[str, Option]:
+        """The options that a variant brings in, by name."""
+        classes = self.variants[variant]
+        return merge([options_of(config, choices=self.choices) for config in classes])
+
+    def defaults(self, variant: str) -> dict[str, Any]:
+        """Defaults that a variant changes.
+
+        Raises:
+          TypeError: if there is no such option: a mistake in the class, not of the user.
+        """
+        changed: dict[str, Any] = {}
+        for config in self.variants[variant]:
+            changed |= getattr(config, "run_defaults", {})
+        unknown = sorted(set(changed) - {*self.shared(), *self.own(variant)})
+        if unknown:
+            raise TypeError(f"run_defaults of {variant}: the run has no {unknown[0]!r}")
+        return changed
+
+
+def merge(groups: Sequence[Mapping[str, Option]]) -> dict[str, Option]:
+    """Options of several classes as one mapping; of equal names the first counts.
+
+    Raises:
+      TypeError: if two of a name have different types: a mistake in the classes.
+    """
+    merged: dict[str, Option] = {}
+    for options in groups:
+        for name, option in options.items():
+            first = merged.setdefault(name, option)
+            if (first.kind, first.is_tuple) != (option.kind, option.is_tuple):
+                raise TypeError(
+                    f"two config classes define {name!r} with different types: "
+                    f"{first.metavar} and {option.metavar}"
+                )
+    return merged
