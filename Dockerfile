@@ -19,6 +19,8 @@ WORKDIR /home/lookback/lookback
 
 # The environment first: it changes less often than the code.
 COPY --chown=1000:1000 requirements/ requirements/
+COPY --chown=1000:1000 __init__.py cli.py ./
+COPY --chown=1000:1000 core/ core/
 COPY --chown=1000:1000 kernels/ kernels/
 COPY --chown=1000:1000 scripts/setup.sh scripts/check_environment.py scripts/
 RUN scripts/setup.sh \
@@ -34,12 +36,17 @@ FROM ${MERLIN_IMAGE} AS gpu
 # An image may already have a user 1000; it is as good as ours.
 USER 0
 RUN id -u 1000 > /dev/null 2>&1 || useradd --create-home --uid 1000 lookback \
- && install --directory --owner 1000 /opt/lookback
-WORKDIR /opt/lookback
+ && install --directory --owner 1000 /opt/src/lookback
+WORKDIR /opt/src/lookback
 
 COPY requirements/gpu.txt requirements/gpu.txt
 RUN python3 -m pip install --no-cache-dir --no-deps --require-hashes -r requirements/gpu.txt
 
+# The checkout is the package, as scripts/setup.sh has it: Python finds it by a path file.
+RUN echo /opt/src > "$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lookback.pth" \
+ && printf '#!/bin/sh\nexec python3 /opt/src/lookback/cli.py "$@"\n' > /usr/local/bin/lookback \
+ && chmod +x /usr/local/bin/lookback
+
 COPY --chown=1000:1000 . .
 USER 1000
-CMD ["python3", "train.py", "--help"]
+CMD ["lookback", "train", "--help"]

@@ -118,9 +118,20 @@ def test_cpu_is_what_the_setup_script_makes() -> None:
     assert next(i for i, line in enumerate(order) if line.startswith("USER")) < setup
     # All that setup.sh reads has been copied by then; the code comes later, and changes more often.
     before = " ".join(order[:setup])
-    read = {"requirements/", "kernels/", "scripts/setup.sh", "scripts/check_environment.py"}
+    read = {"requirements/", "kernels/", "core/", "__init__.py", "cli.py"}
+    read |= {"scripts/setup.sh", "scripts/check_environment.py"}
     assert read <= set(before.split())
     assert any(line.endswith(" . .") for line in order[setup:])
+
+
+def test_gpu_finds_the_checkout_as_the_package() -> None:
+    gpu = STAGES[-1]
+    (place,) = gpu.arguments("WORKDIR")
+    parent, _, name = place.rpartition("/")
+    assert name == "lookback"
+    path_file = next(line for line in gpu.arguments("RUN") if "lookback.pth" in line)
+    assert path_file.startswith(f"echo {parent} > ")
+    assert f"exec python3 {place}/cli.py" in path_file
 
 
 def test_context_leaves_out_what_is_built_here() -> None:
