@@ -5,12 +5,21 @@ What a door needs is imported when it is opened: `--help` and mistakes answer at
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 from lookback import __version__
-from lookback.core.options import Command, CommandLine, Door, Program
+from lookback.core.options import (
+    Command,
+    CommandLine,
+    Door,
+    Program,
+    bash_completion,
+    option,
+)
 from lookback.kernels.build import KernelOptions, set_up
 
 
@@ -53,17 +62,13 @@ def embeddings(arguments: Sequence[str], prog: str) -> int:
     # merlin-core imports TensorFlow when it can (merlin/core/compat/tensorflow.py:26), which takes
     # seconds, and nothing here needs it.
     sys.modules.setdefault("tensorflow", None)  # type: ignore[arg-type]
-    from lookback.checkpoints.commands import PROGRAM
-
-    return PROGRAM.main(arguments, prog)
+    return _inside_embeddings().main(arguments, prog)
 
 
 def serving(arguments: Sequence[str], prog: str) -> int:
     """Scores requests with an exported model: see `serving.commands`."""
     _expect_no_pytorch()
-    from lookback.serving.commands import PROGRAM
-
-    return PROGRAM.main(arguments, prog)
+    return _inside_serving().main(arguments, prog)
 
 
 def _expect_no_pytorch() -> None:
@@ -71,19 +76,61 @@ def _expect_no_pytorch() -> None:
     warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
 
 
+@dataclasses.dataclass(frozen=True)
+class CompletionOptions:
+    """Whose completion is printed."""
+
+    shell: Literal["bash"] = option(help="of which shell", positional=True)
+
+
+def _inside_train() -> CommandLine:
+    from lookback.training.run import command_line
+
+    return command_line()
+
+
+def _inside_run() -> CommandLine:
+    from lookback.training.parallel.run_model import LaunchOptions
+
+    return CommandLine((LaunchOptions,))
+
+
+def _inside_embeddings() -> Program:
+    from lookback.checkpoints.commands import PROGRAM
+
+    return PROGRAM
+
+
+def _inside_serving() -> Program:
+    from lookback.serving.commands import PROGRAM
+
+    return PROGRAM
+
+
 LOOKBACK = Program(
     "lookback",
     "Recommenders that look back over long user histories: trained, evaluated and served.",
     {
         "workflows": Door("raw data to datasets; generated data", workflows),
-        "train": Door("train, evaluate or run a model, in this process", train),
-        "run": Door("the same in several processes, or with NVIDIA's script's options", run_model),
-        "embeddings": Door("plans of tables, and checkpoints of them", embeddings),
-        "serving": Door("score requests with an exported model", serving),
+        "train": Door("train, evaluate or run a model, in this process", train, _inside_train),
+        "run": Door(
+            "the same in several processes, or with NVIDIA's script's options",
+            run_model,
+            _inside_run,
+        ),
+        "embeddings": Door(
+            "plans of tables, and checkpoints of them", embeddings, _inside_embeddings
+        ),
+        "serving": Door("score requests with an exported model", serving, _inside_serving),
         "setup-kernels": Command(
             "build our operations for this environment's TensorFlow",
             CommandLine((KernelOptions,)),
             set_up,
+        ),
+        "completion": Command(
+            "print what completes all this: source <(lookback completion bash)",
+            CommandLine((CompletionOptions,)),
+            lambda options: print(bash_completion(LOOKBACK), end=""),
         ),
     },
     version=__version__,

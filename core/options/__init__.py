@@ -17,6 +17,7 @@ from lookback.core.options.command_line import (
     save_yaml,
     to_yaml,
 )
+from lookback.core.options.completion import bash_completion
 from lookback.core.options.help import help_text, parameter_table
 from lookback.core.options.line import CommandLine
 from lookback.core.options.option import (
@@ -35,6 +36,7 @@ __all__ = [
     "Door",
     "Option",
     "Program",
+    "bash_completion",
     "check_options",
     "continued",
     "guarded",

@@ -48,10 +48,12 @@ class Door:
       help: one line.
       main: called with the words after its name and with how it was called; may give an exit
         status.
+      inside: gives what it reads, for completion; None: unknown.
     """
 
     help: str
     main: Callable[[Sequence[str], str], int | None]
+    inside: Callable[[], Program | CommandLine | None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)

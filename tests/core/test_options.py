@@ -14,6 +14,7 @@ from lookback.core.options import (
     CommandLine,
     Door,
     Program,
+    bash_completion,
     check_options,
     continued,
     option,
@@ -407,6 +408,37 @@ def test_a_door_gets_its_words_and_gives_its_status(capsys):
     assert outer.main(["--help"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "outer 1.2"
     assert program(one=print).main(["--version"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "completed"),
+    [
+        ("", ["one", "inner", "train", "strange", "--help"]),
+        ("in", ["inner"]),
+        ("one --w", ["--width"]),
+        ("inner two --c", ["--config"]),
+        ("train --model_type wide --se", ["--seed", "--search"]),
+        ("train --out ", ["--help"]),
+        ("strange x", []),
+    ],
+)
+def test_bash_completes_commands_and_options(written, completed):
+    outer = Program(
+        "outer",
+        "Opens doors.",
+        {
+            **program(one=print).commands,
+            "inner": Door("go in", print, lambda: program(two=print)),
+            "train": Door("train", print, lambda: LINE),
+            "strange": Door("of unknown words", print),
+        },
+    )
+    words = ["outer", *written.split(" ")]
+    asking = f"COMP_WORDS=({' '.join(repr(word) for word in words)}); COMP_CWORD={len(words) - 1}"
+    script = f'{bash_completion(outer)}{asking}; _outer; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-uc", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[: len(completed)] == completed
+    assert bool(done.stdout.split()) == bool(completed)
 
 
 @dataclasses.dataclass(frozen=True)
