@@ -107,7 +107,7 @@ def _inside_serving() -> Program:
     return PROGRAM
 
 
-LOOKBACK = Program(
+LOOKBACK: Program = Program(
     "lookback",
     "Recommenders that look back over long user histories: trained, evaluated and served.",
     {

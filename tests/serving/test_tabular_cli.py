@@ -55,7 +55,7 @@ def test_samples_of_both_kinds_score_as_the_rows_that_they_come_from(
     np.testing.assert_array_equal([row["categorical"] for row in plain], inputs["categorical"])
     expected = bundle.predict(inputs)[0][:, 0]
     for name, requests in ((export, raw), (encoded[1], plain)):
-        path, output = tmp_path / "requests.jsonl", tmp_path / "scores.jsonl"
+        path, output = tmp_path / "requests.jsonl", tmp_path / f"{name.parent.name}.jsonl"
         path.write_text("".join(json.dumps(request) + "\n" for request in requests))
         arguments = ("--export_dir", name, "--requests", path)
         code, _, _ = run(capsys, "score", *arguments, "--output", output)
