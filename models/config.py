@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
+from lookback.core.options import check_options, option
+
+
+def _widths(default: tuple[int, ...], help: str) -> Any:
+    """A field for the widths of an MLP's layers: at least one layer, of at least one unit."""
+    return option(default, help=help, at_least=1, nonempty=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,29 +27,29 @@ class HistoryModelConfig:
     layout: ClassVar[str] = "histories"
     auxiliary_negatives: ClassVar[bool] = False
 
-    embedding_dim: int = dataclasses.field(
-        default=16, metadata={"help": "width of an embedding of users, items, categories"}
+    embedding_dim: int = option(
+        16, help="width of an embedding of users, items, categories", at_least=1
     )
-    max_seq_length: int = dataclasses.field(
-        default=100, metadata={"help": "history slots; the newest interactions are kept"}
+    max_seq_length: int = option(
+        100, help="history slots; the newest interactions are kept", at_least=1
     )
-    long_seq_length: int = dataclasses.field(
-        default=90,
-        metadata={"help": "the first of these slots are the long history, the rest the short one"},
+    long_seq_length: int = option(
+        90,
+        help="the first of these slots are the long history, the rest the short one",
+        at_least=0,
     )
-    stage_two_mlp_dims: tuple[int, ...] = dataclasses.field(
-        default=(200, 80), metadata={"help": "hidden widths of the (last) classification MLP"}
+    stage_two_mlp_dims: tuple[int, ...] = _widths(
+        (200, 80), "hidden widths of the (last) classification MLP"
     )
-    dropout_rate: float | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "dropout before the classification layers; none (or -1): no dropout",
-            "none": (-1,),
-        },
+    dropout_rate: float | None = option(
+        None,
+        help="dropout before the classification layers; none (or -1): no dropout",
+        above=0,
+        below=1,
+        none=(-1,),
     )
-    time_features: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "embed the log-bucketed time gap between each event and the target"},
+    time_features: bool = option(
+        False, help="embed the log-bucketed time gap between each event and the target"
     )
 
     def __post_init__(self) -> None:
@@ -52,24 +58,12 @@ class HistoryModelConfig:
         Raises:
           UserError: naming the option, what it may be and what came.
         """
-        if not 0 <= self.long_seq_length < self.max_seq_length:
+        check_options(self)
+        if self.long_seq_length >= self.max_seq_length:
             raise UserError(
-                "long_seq_length must be at least 0 and less than max_seq_length, received "
-                f"{self.long_seq_length} and {self.max_seq_length}."
+                f"long_seq_length: expected less than max_seq_length ({self.max_seq_length}), "
+                f"received {self.long_seq_length}."
             )
-        if self.embedding_dim < 1:
-            raise UserError(f"embedding_dim must be at least 1, received {self.embedding_dim}.")
-        if self.dropout_rate is not None and not 0 < self.dropout_rate < 1:
-            raise UserError(
-                f"dropout_rate must lie between 0 and 1, received {self.dropout_rate}. Leave it "
-                "out for no dropout."
-            )
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_mlp_dims") and (not value or min(value) < 1):
-                raise UserError(
-                    f"{field.name} must be widths of at least 1 such as 200,80, received {value}."
-                )
 
     @property
     def short_seq_length(self) -> int:
@@ -83,50 +77,35 @@ class SIMConfig(HistoryModelConfig):
 
     auxiliary_negatives: ClassVar[bool] = True
 
-    stage_one_mlp_dims: tuple[int, ...] = dataclasses.field(
-        default=(200,), metadata={"help": "hidden widths of the search unit's classification MLP"}
+    stage_one_mlp_dims: tuple[int, ...] = _widths(
+        (200,), "hidden widths of the search unit's classification MLP"
     )
-    aux_mlp_dims: tuple[int, ...] = dataclasses.field(
-        default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}
+    aux_mlp_dims: tuple[int, ...] = _widths((100, 50), "hidden widths of the auxiliary net")
+    k: int = option(50, help="events of the long history that the search keeps", at_least=1)
+    gsu: Literal["soft", "hard"] = option(
+        "soft", help="search by embedding similarity, or by the candidate's category"
     )
-    k: int = dataclasses.field(
-        default=50, metadata={"help": "events of the long history that the search keeps"}
-    )
-    gsu: Literal["soft", "hard"] = dataclasses.field(
-        default="soft",
-        metadata={"help": "search by embedding similarity, or by the candidate's category"},
-    )
-    category_feature: str | None = dataclasses.field(
-        default=None,
-        metadata={"help": "item feature that hard search matches; default: the first but the id"},
+    category_feature: str | None = option(
+        None, help="item feature that hard search matches; default: the first but the id"
     )
 
     def __post_init__(self) -> None:
         """Validates."""
         super().__post_init__()
-        if self.k < 1:
-            raise UserError(f"k must be at least 1, received {self.k}.")
-        if self.gsu not in ("soft", "hard"):
-            raise UserError(f"gsu must be soft or hard, received {self.gsu!r}.")
         if self.long_seq_length < 1:
-            raise UserError("SIM searches the long history: long_seq_length must be at least 1.")
+            raise UserError(
+                "long_seq_length: expected 1 or more, as SIM searches the long history, received "
+                f"{self.long_seq_length}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class DINConfig(HistoryModelConfig):
     """Options of DIN; defaults are seed 000's."""
 
-    interaction: Literal["dot", "activation_unit"] = dataclasses.field(
-        default="dot", metadata={"help": "how an event is scored against the candidate"}
+    interaction: Literal["dot", "activation_unit"] = option(
+        "dot", help="how an event is scored against the candidate"
     )
-
-    def __post_init__(self) -> None:
-        """Validates."""
-        super().__post_init__()
-        if self.interaction not in ("dot", "activation_unit"):
-            raise UserError(
-                f"interaction must be dot or activation_unit, received {self.interaction!r}."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +114,4 @@ class DIENConfig(HistoryModelConfig):
 
     auxiliary_negatives: ClassVar[bool] = True
 
-    aux_mlp_dims: tuple[int, ...] = dataclasses.field(
-        default=(100, 50), metadata={"help": "hidden widths of the auxiliary net"}
-    )
+    aux_mlp_dims: tuple[int, ...] = _widths((100, 50), "hidden widths of the auxiliary net")

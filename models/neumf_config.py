@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
-from lookback.models.tabular_config import require_at_least_1
+from lookback.core.options import check_options, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,22 +33,19 @@ class NeuMFConfig:
         "test_negatives": 100,
     }
 
-    factors: int = dataclasses.field(
-        default=64, metadata={"help": "width of the matrix factorisation's embeddings"}
+    factors: int = option(64, help="width of the matrix factorisation's embeddings", at_least=1)
+    layers: tuple[int, ...] = option(
+        (256, 256, 128, 64),
+        help="widths of the MLP: of its input, half of it the user's embedding and half the "
+        "item's, then of its layers",
+        at_least=1,
+        nonempty=True,
     )
-    layers: tuple[int, ...] = dataclasses.field(
-        default=(256, 256, 128, 64),
-        metadata={
-            "help": "widths of the MLP: of its input, half of it the user's embedding and half the "
-            "item's, then of its layers"
-        },
+    dropout: float = option(
+        0.5, help="share of each MLP layer's units that training drops", at_least=0, below=1
     )
-    dropout: float = dataclasses.field(
-        default=0.5, metadata={"help": "share of each MLP layer's units that training drops"}
-    )
-    branches: Literal["both", "mf", "mlp"] = dataclasses.field(
-        default="both",
-        metadata={"help": "NeuMF, or one branch of it: mf is the paper's GMF, mlp its MLP"},
+    branches: Literal["both", "mf", "mlp"] = option(
+        "both", help="NeuMF, or one branch of it: mf is the paper's GMF, mlp its MLP"
     )
 
     def __post_init__(self) -> None:
@@ -58,16 +55,12 @@ class NeuMFConfig:
           UserError: naming the option, what it may be and what came.
         """
         object.__setattr__(self, "layers", tuple(self.layers))  # JSON gives lists back
-        require_at_least_1("factors", self.factors)
-        if len(self.layers) < 2 or min(self.layers) < 1 or self.layers[0] % 2:
+        check_options(self)
+        if len(self.layers) < 2 or self.layers[0] % 2:
             raise UserError(
-                "layers must be an even width of the input and at least one of a layer, such as "
-                f"256,256,128,64; received {self.layers}."
+                "layers: expected an even width of the input and at least one of a layer, such "
+                f"as 256,256,128,64, received {self.layers}."
             )
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), received {self.dropout}.")
-        if self.branches not in ("both", "mf", "mlp"):
-            raise UserError(f"branches must be both, mf or mlp, received {self.branches!r}.")
 
     @property
     def has_mf(self) -> bool:

@@ -7,10 +7,11 @@ as there is no kernel to choose.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
+from lookback.core.options import check_options, option
 
 SCHEDULE: Mapping[str, Any] = {
     "global_batch_size": 65_536,
@@ -45,33 +46,35 @@ class TabularModelConfig:
     layout: ClassVar[str] = "tabular"
     run_defaults: ClassVar[Mapping[str, Any]] = SCHEDULE
 
-    embedding_dim: int = dataclasses.field(
-        default=128, metadata={"help": "width of the embedding of a categorical value"}
+    embedding_dim: int = option(
+        128, help="width of the embedding of a categorical value", at_least=1
     )
-    embedding_type: str | None = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "joint_fused (or joint, joint_sparse): the tables of an optimizer share one "
-            "variable, read and updated at once; separate (or multi_table): each has its own; "
-            "none: separate in one process, joint_fused in several. Results and checkpoints are "
-            "the same"
-        },
+    embedding_type: str | None = option(
+        None,
+        help="joint_fused (or joint, joint_sparse): the tables of an optimizer share one "
+        "variable, read and updated at once; separate (or multi_table): each has its own; "
+        "none: separate in one process, joint_fused in several. Results and checkpoints are "
+        "the same",
     )
-    bottom_mlp_sizes: tuple[int, ...] = dataclasses.field(
-        default=(512, 256, 128),
-        metadata={"help": "widths of the layers that numerical features pass"},
+    bottom_mlp_sizes: tuple[int, ...] = option(
+        (512, 256, 128),
+        help="widths of the layers that numerical features pass",
+        at_least=1,
+        nonempty=True,
     )
-    top_mlp_sizes: tuple[int, ...] = dataclasses.field(
-        default=(1024, 1024, 512, 256, 1),
-        metadata={"help": "widths of the layers behind the interaction; the last, 1, is the logit"},
+    top_mlp_sizes: tuple[int, ...] = option(
+        (1024, 1024, 512, 256, 1),
+        help="widths of the layers behind the interaction; the last, 1, is the logit",
+        at_least=1,
+        nonempty=True,
     )
-    hash_indices: bool = dataclasses.field(
-        default=False,
-        metadata={"help": "look up id modulo the table's rows, so that every id has a row"},
+    hash_indices: bool = option(
+        False, help="look up id modulo the table's rows, so that every id has a row"
     )
-    max_table_size: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "rows of a table at most; needs --hash_indices. none: as in the dataset"},
+    max_table_size: int | None = option(
+        None,
+        help="rows of a table at most; needs --hash_indices. none: as in the dataset",
+        at_least=1,
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +83,7 @@ class TabularModelConfig:
         Raises:
           UserError: naming the option, what it may be and what came.
         """
-        require_at_least_1("embedding_dim", self.embedding_dim)
+        check_options(self)
         if self.embedding_type == "custom_cuda":
             raise UserError(
                 "embedding_type custom_cuda chose between two CUDA kernels of NVIDIA's, and there "
@@ -91,20 +94,16 @@ class TabularModelConfig:
                 f"embedding_type must be one of {', '.join(JOINT)}, or none, received "
                 f"{self.embedding_type!r}."
             )
-        require_widths("bottom_mlp_sizes", self.bottom_mlp_sizes)
-        require_widths("top_mlp_sizes", self.top_mlp_sizes)
         if len(self.top_mlp_sizes) < 2 or self.top_mlp_sizes[-1] != 1:
             raise UserError(
                 "top_mlp_sizes must be at least one hidden width and then 1, the logit, such as "
                 f"512,256,1; received {self.top_mlp_sizes}."
             )
-        if self.max_table_size is not None:
-            require_at_least_1("max_table_size", self.max_table_size)
-            if not self.hash_indices:
-                raise UserError(
-                    f"max_table_size {self.max_table_size} leaves ids without a row. Add "
-                    "--hash_indices, or leave --max_table_size out."
-                )
+        if self.max_table_size is not None and not self.hash_indices:
+            raise UserError(
+                f"max_table_size {self.max_table_size} leaves ids without a row. Add "
+                "--hash_indices, or leave --max_table_size out."
+            )
 
     @property
     def joint_tables(self) -> bool | None:
@@ -126,18 +125,13 @@ class DLRMConfig(TabularModelConfig):
         "warmup_steps": 8_000,
     }
 
-    interaction_op: Literal["dot", "cat"] = dataclasses.field(
-        default="dot",
-        metadata={
-            "help": "how features meet: products of all pairs of vectors, or one after other"
-        },
+    interaction_op: Literal["dot", "cat"] = option(
+        "dot", help="how features meet: products of all pairs of vectors, or one after other"
     )
 
     def __post_init__(self) -> None:
         """Validates."""
         super().__post_init__()
-        if self.interaction_op not in ("dot", "cat"):
-            raise UserError(f"interaction_op must be dot or cat, received {self.interaction_op!r}.")
         if self.interaction_op == "dot" and self.bottom_mlp_sizes[-1] != self.embedding_dim:
             raise UserError(
                 "The dot interaction multiplies the bottom MLP's output with embeddings: the last "
@@ -157,34 +151,10 @@ class DCNv2Config(TabularModelConfig):
         "warmup_steps": 100,
     }
 
-    num_cross_layers: int = dataclasses.field(
-        default=3, metadata={"help": "cross layers, one after another"}
+    num_cross_layers: int = option(3, help="cross layers, one after another", at_least=1)
+    cross_layer_projection_dim: int | None = option(
+        512, help="rank of a cross layer's matrix; none: full", at_least=1
     )
-    cross_layer_projection_dim: int | None = dataclasses.field(
-        default=512, metadata={"help": "rank of a cross layer's matrix; none: full"}
+    structure: Literal["stacked", "parallel"] = option(
+        "stacked", help="the top MLP behind the cross layers, or beside them"
     )
-    structure: Literal["stacked", "parallel"] = dataclasses.field(
-        default="stacked",
-        metadata={"help": "the top MLP behind the cross layers, or beside them"},
-    )
-
-    def __post_init__(self) -> None:
-        """Validates."""
-        super().__post_init__()
-        require_at_least_1("num_cross_layers", self.num_cross_layers)
-        if self.cross_layer_projection_dim is not None:
-            require_at_least_1("cross_layer_projection_dim", self.cross_layer_projection_dim)
-        if self.structure not in ("stacked", "parallel"):
-            raise UserError(f"structure must be stacked or parallel, received {self.structure!r}.")
-
-
-def require_at_least_1(option: str, value: int) -> None:
-    """Refuses a number below 1 with a `UserError`."""
-    if value < 1:
-        raise UserError(f"{option} must be at least 1, received {value}.")
-
-
-def require_widths(option: str, sizes: Sequence[int]) -> None:
-    """Refuses an empty list of widths, and widths below 1, with a `UserError`."""
-    if not sizes or min(sizes) < 1:
-        raise UserError(f"{option} must be widths of at least 1 such as 512,256, received {sizes}.")

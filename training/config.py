@@ -5,21 +5,17 @@ Names and defaults are those of NVIDIA's SIM for TensorFlow 2 (its README's para
 `training.removed` says what became of the others. Where those tables write a sentinel (-1, 0, "")
 for "absent", the value here is None, and the sentinel is still read. Options of a model
 (embedding_dim, dropout_rate, ...) are the fields of that model's own config dataclass;
-`core.options.parse_run` puts the two together.
+`core.options.parse` puts the two together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from lookback.core.options import check_options, option
 from lookback.training.config_checks import check_run
-
-
-def _option(scope: str, help: str, **more: Any) -> dict[str, Any]:
-    """Field metadata as `core.options` reads it."""
-    return {"scope": scope, "help": help, **more}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,434 +30,453 @@ class RunConfig:
     """
 
     # --- model
-    model_type: str = dataclasses.field(metadata=_option("model", "Model type"))
+    model_type: str = option(scope="model", help="Model type")
 
     # --- datasets
-    dataset_dir: Path = dataclasses.field(
-        metadata=_option(
-            "datasets", "Directory of the dataset, as `python -m workflows run` writes it"
-        )
+    dataset_dir: Path = option(
+        scope="datasets", help="Directory of the dataset, as `python -m workflows run` writes it"
     )
-    negatives: Literal["popularity", "uniform"] = dataclasses.field(
-        default="popularity",
-        metadata=_option("datasets", "Distribution from which negative items are drawn"),
+    negatives: Literal["popularity", "uniform"] = option(
+        "popularity",
+        scope="datasets",
+        help="Distribution from which negative items are drawn",
+        continued=True,
     )
-    test_negatives: int = dataclasses.field(
-        default=1,
-        metadata=_option("datasets", "Negatives for each positive in evaluation"),
+    test_negatives: int = option(
+        1, scope="datasets", help="Negatives for each positive in evaluation", at_least=1
     )
-    negative_samples: int = dataclasses.field(
-        default=4,
-        metadata=_option(
-            "datasets", "Negatives for each positive in training (models of users and items only)"
-        ),
+    negative_samples: int = option(
+        4,
+        scope="datasets",
+        help="Negatives for each positive in training (models of users and items only)",
+        at_least=1,
+        continued=True,
     )
-    exact_negatives: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "datasets",
-            "Draw no training negative that the user has met; without it they are drawn from the "
-            "whole catalogue (models of users and items only; flag)",
-        ),
+    exact_negatives: bool = option(
+        False,
+        scope="datasets",
+        help="Draw no training negative that the user has met; without it they are drawn from "
+        "the whole catalogue (models of users and items only; flag)",
+        continued=True,
     )
-    full_catalogue: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "datasets",
-            "Rank the held-out item among all items that the user has not met, too (models of "
-            "users and items only; flag)",
-        ),
+    full_catalogue: bool = option(
+        False,
+        scope="datasets",
+        help="Rank the held-out item among all items that the user has not met, too (models "
+        "of users and items only; flag)",
     )
-    repeatable: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "datasets", "Draw the same training negatives in every epoch, not fresh ones (flag)"
-        ),
+    repeatable: bool = option(
+        False,
+        scope="datasets",
+        help="Draw the same training negatives in every epoch, not fresh ones (flag)",
+        continued=True,
     )
-    eval_split: Literal["test", "validation"] = dataclasses.field(
-        default="test",
-        metadata=_option(
-            "datasets", "Part on which to evaluate; validation needs a dataset made with one"
-        ),
+    eval_split: Literal["test", "validation"] = option(
+        "test",
+        scope="datasets",
+        help="Part on which to evaluate; validation needs a dataset made with one",
     )
-
-    dataset_subset: float | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "datasets",
-            "Train on the first part of the training set, from 0 to 1 (tabular data only); none: "
-            "all of it",
-        ),
+    dataset_subset: float | None = option(
+        None,
+        scope="datasets",
+        help="Train on the first part of the training set, from 0 to 1 (tabular data only); "
+        "none: all of it",
+        above=0,
+        at_most=1,
+        continued=True,
     )
-    shuffle_batch_order: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "datasets",
-            "Shuffle tabular training data anew in each epoch, as histories always are; without "
-            "it, it is read as it lies on disk (flag)",
-        ),
+    shuffle_batch_order: bool = option(
+        False,
+        scope="datasets",
+        help="Shuffle tabular training data anew in each epoch, as histories always are; "
+        "without it, it is read as it lies on disk (flag)",
+        continued=True,
     )
-
-    number_of_user_features: int = dataclasses.field(
-        default=1,
-        metadata=_option(
-            "datasets", "Columns after the label that are user features (materialised samples only)"
-        ),
+    number_of_user_features: int = option(
+        1,
+        scope="datasets",
+        help="Columns after the label that are user features (materialised samples only)",
+        at_least=0,
     )
 
     # --- training
     optimizer: Literal[
         "adam", "lazy_adam", "full_adam", "adagrad", "rowwise_adagrad", "sgd", "momentum", "ftrl"
-    ] = dataclasses.field(default="adam", metadata=_option("training", "Optimizer to use"))
-    lr: float = dataclasses.field(
-        default=0.01, metadata=_option("training", "Learning rate for the optimizer selected")
+    ] = option("adam", scope="training", help="Optimizer to use", continued=True)
+    lr: float = option(
+        0.01,
+        scope="training",
+        help="Learning rate for the optimizer selected",
+        above=0,
+        continued=True,
     )
-    weight_decay: float = dataclasses.field(
-        default=0.0,
-        metadata=_option("training", "Decoupled weight decay of the optimizer selected"),
+    weight_decay: float = option(
+        0.0,
+        scope="training",
+        help="Decoupled weight decay of the optimizer selected",
+        at_least=0,
+        continued=True,
     )
-    beta1: float | None = dataclasses.field(
-        default=None,
-        metadata=_option("training", "Decay of Adam's first moment; none: the optimizer's 0.9"),
+    beta1: float | None = option(
+        None,
+        scope="training",
+        help="Decay of Adam's first moment; none: the optimizer's 0.9",
+        at_least=0,
+        below=1,
+        continued=True,
     )
-    beta2: float | None = dataclasses.field(
-        default=None,
-        metadata=_option("training", "Decay of Adam's second moment; none: the optimizer's 0.999"),
+    beta2: float | None = option(
+        None,
+        scope="training",
+        help="Decay of Adam's second moment; none: the optimizer's 0.999",
+        at_least=0,
+        below=1,
+        continued=True,
     )
-    eps: float | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "training",
-            "What Adam and Adagrad add to the root that they divide by; none: the optimizer's 1e-7",
-        ),
+    eps: float | None = option(
+        None,
+        scope="training",
+        help="What Adam and Adagrad add to the root that they divide by; none: the "
+        "optimizer's 1e-7",
+        above=0,
+        continued=True,
     )
-    epochs: int = dataclasses.field(
-        default=3, metadata=_option("training", "Train for the following number of epochs")
+    epochs: int = option(
+        3, scope="training", help="Train for the following number of epochs", at_least=1
     )
-    global_batch_size: int = dataclasses.field(
-        default=131072,
-        metadata=_option(
-            "training",
-            "Rows (labels) in a batch of training, evaluation and inference, over all processes",
-        ),
+    global_batch_size: int = option(
+        131072,
+        scope="training",
+        help="Rows (labels) in a batch of training, evaluation and inference, over all processes",
+        at_least=1,
+        continued=True,
     )
-    valid_batch_size: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "training",
-            "Rows in a batch of evaluation and inference; none: as many as global_batch_size",
-        ),
+    valid_batch_size: int | None = option(
+        None,
+        scope="training",
+        help="Rows in a batch of evaluation and inference; none: as many as global_batch_size",
+        at_least=1,
     )
-    grads_accumulated: int = dataclasses.field(
-        default=1,
-        metadata=_option(
-            "training",
-            "Batches whose gradients are added up for one update, which is that of one batch as "
-            "many times as large",
-        ),
+    grads_accumulated: int = option(
+        1,
+        scope="training",
+        help="Batches whose gradients are added up for one update, which is that of one batch "
+        "as many times as large",
+        at_least=1,
+        continued=True,
     )
-    warmup_steps: int = dataclasses.field(
-        default=0,
-        metadata=_option(
-            "training", "Number of first steps in which the learning rate grows linearly to --lr"
-        ),
+    warmup_steps: int = option(
+        0,
+        scope="training",
+        help="Number of first steps in which the learning rate grows linearly to --lr",
+        at_least=0,
+        continued=True,
     )
-    warmup_factor: int = dataclasses.field(
-        default=0,
-        metadata=_option(
-            "training", "The warm-up begins at 1 - 2**-N of --lr: with 0 near nothing"
-        ),
+    warmup_factor: int = option(
+        0,
+        scope="training",
+        help="The warm-up begins at 1 - 2**-N of --lr: with 0 near nothing",
+        at_least=0,
+        continued=True,
     )
-    decay_start_step: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "training", "Step after which the learning rate decays; none: after the warm-up"
-        ),
+    decay_start_step: int | None = option(
+        None,
+        scope="training",
+        help="Step after which the learning rate decays; none: after the warm-up",
+        at_least=0,
+        continued=True,
     )
-    decay_steps: int = dataclasses.field(
-        default=0,
-        metadata=_option("training", "Number of steps of the polynomial decay; 0: no decay"),
+    decay_steps: int = option(
+        0,
+        scope="training",
+        help="Number of steps of the polynomial decay; 0: no decay",
+        at_least=0,
+        continued=True,
     )
-    decay_power: float = dataclasses.field(
-        default=2.0,
-        metadata=_option("training", "Power of the polynomial decay"),
+    decay_power: float = option(
+        2.0, scope="training", help="Power of the polynomial decay", above=0, continued=True
     )
-    decay_end_lr: float = dataclasses.field(
-        default=0.0,
-        metadata=_option("training", "Learning rate at the end of the decay"),
+    decay_end_lr: float = option(
+        0.0,
+        scope="training",
+        help="Learning rate at the end of the decay",
+        at_least=0,
+        continued=True,
     )
-    max_steps: int | None = dataclasses.field(
-        default=None,
-        metadata=_option("training", "Stop training after this many steps", none=(0, -1)),
+    max_steps: int | None = option(
+        None, scope="training", help="Stop training after this many steps", at_least=1, none=(0, -1)
     )
-    test_freq: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "training", "Evaluate after every N steps as well as after epochs", none=(0,)
-        ),
+    test_freq: int | None = option(
+        None,
+        scope="training",
+        help="Evaluate after every N steps as well as after epochs",
+        at_least=1,
+        none=(0,),
     )
-    test_after: float = dataclasses.field(
-        default=0.0,
-        metadata=_option("training", "Evaluate only once this many epochs are done, such as 0.5"),
+    test_after: float = option(
+        0.0,
+        scope="training",
+        help="Evaluate only once this many epochs are done, such as 0.5",
+        at_least=0,
     )
-    auc_threshold: float | None = dataclasses.field(
-        default=None,
-        metadata=_option("training", "Stop training once an evaluation has reached this AUC"),
+    auc_threshold: float | None = option(
+        None,
+        scope="training",
+        help="Stop training once an evaluation has reached this AUC",
+        above=0,
+        at_most=1,
     )
-    topk: int = dataclasses.field(
-        default=10,
-        metadata=_option("training", "K of HR@K and NDCG@K (models of users and items only)"),
+    topk: int = option(
+        10,
+        scope="training",
+        help="K of HR@K and NDCG@K (models of users and items only)",
+        at_least=1,
     )
-    threshold: float | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "training",
-            "Stop training once an evaluation has reached this HR@K (models of users and items "
-            "only)",
-        ),
+    threshold: float | None = option(
+        None,
+        scope="training",
+        help="Stop training once an evaluation has reached this HR@K (models of users and "
+        "items only)",
+        above=0,
+        at_most=1,
     )
-    amp: bool = dataclasses.field(
-        default=False,
-        metadata=_option("training", "Mixed precision: bf16 on CPU, fp16 on GPU (flag)"),
+    amp: bool = option(
+        False,
+        scope="training",
+        help="Mixed precision: bf16 on CPU, fp16 on GPU (flag)",
+        continued=True,
     )
-    loss_scale: float | None = dataclasses.field(
-        default=None,
-        metadata=_option("training", "Static scale of fp16 losses; none: it adapts (dynamic)"),
+    loss_scale: float | None = option(
+        None,
+        scope="training",
+        help="Static scale of fp16 losses; none: it adapts (dynamic)",
+        above=0,
+        continued=True,
     )
-    xla: bool = dataclasses.field(
-        default=False, metadata=_option("training", "Compile the step with XLA (flag)")
+    xla: bool = option(
+        False, scope="training", help="Compile the step with XLA (flag)", continued=True
     )
-    drop_remainder: bool = dataclasses.field(
-        default=False,
-        metadata=_option("training", "Drop the last, smaller batch of the training set (flag)"),
+    drop_remainder: bool = option(
+        False,
+        scope="training",
+        help="Drop the last, smaller batch of the training set (flag)",
+        continued=True,
     )
-    repeat_count: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "training", "Go over the training set this number of times in an epoch", none=(0,)
-        ),
+    repeat_count: int | None = option(
+        None,
+        scope="training",
+        help="Go over the training set this number of times in an epoch",
+        at_least=1,
+        continued=True,
+        none=(0,),
     )
-    prefetch_train_size: int | None = dataclasses.field(
-        default=10,
-        metadata=_option(
-            "training",
-            "Batches to read ahead in training (materialised samples only); none (or -1): the "
-            "reader decides",
-            none=(-1,),
-        ),
+    prefetch_train_size: int | None = option(
+        10,
+        scope="training",
+        help="Batches to read ahead in training (materialised samples only); none (or -1): "
+        "the reader decides",
+        at_least=0,
+        none=(-1,),
     )
-    prefetch_test_size: int | None = dataclasses.field(
-        default=2,
-        metadata=_option(
-            "training",
-            "Batches to read ahead in evaluation (materialised samples only); none (or -1): the "
-            "reader decides",
-            none=(-1,),
-        ),
+    prefetch_test_size: int | None = option(
+        2,
+        scope="training",
+        help="Batches to read ahead in evaluation (materialised samples only); none (or -1): "
+        "the reader decides",
+        at_least=0,
+        none=(-1,),
     )
-    eval_every: int | None = dataclasses.field(
-        default=1,
-        metadata=_option(
-            "training",
-            "Evaluate after every N epochs, and after the last; none (or 0): only after the last",
-            none=(0,),
-        ),
+    eval_every: int | None = option(
+        1,
+        scope="training",
+        help="Evaluate after every N epochs, and after the last; none (or 0): only after the last",
+        at_least=1,
+        none=(0,),
     )
-    eval_train: bool = dataclasses.field(
-        default=False,
-        metadata=_option("training", "Evaluate on the training set as well (flag)"),
+    eval_train: bool = option(
+        False, scope="training", help="Evaluate on the training set as well (flag)"
     )
 
     # --- several processes
-    backend: Literal["local", "horovod", "sok"] | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "several processes",
-            "Where table rows live; none: local with one process, horovod with several",
-        ),
+    backend: Literal["local", "horovod", "sok"] | None = option(
+        None,
+        scope="several processes",
+        help="Where table rows live; none: local with one process, horovod with several",
     )
-    plan: Path | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "several processes", "Plan of `python -m embeddings plan`; none: one is made"
-        ),
+    plan: Path | None = option(
+        None,
+        scope="several processes",
+        help="Plan of `python -m embeddings plan`; none: one is made",
     )
-    planner: Literal["cost", "largest_first"] = dataclasses.field(
-        default="cost", metadata=_option("several processes", "How a plan is made")
+    planner: Literal["cost", "largest_first"] = option(
+        "cost", scope="several processes", help="How a plan is made"
     )
-    strategies: tuple[str, ...] | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "several processes",
-            "Sharding strategies that the planner may use, of data_parallel, table_wise, row_wise, "
-            "column_wise; none: all",
-        ),
+    strategies: tuple[str, ...] | None = option(
+        None,
+        scope="several processes",
+        help="Sharding strategies that the planner may use, of data_parallel, table_wise, "
+        "row_wise, column_wise; none: all",
     )
-    placements: tuple[str, ...] | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "several processes",
-            "Tables that the planner is to place so, such as item_id=row_wise,user_id=table_wise:1",
-        ),
+    placements: tuple[str, ...] | None = option(
+        None,
+        scope="several processes",
+        help="Tables that the planner is to place so, such as "
+        "item_id=row_wise,user_id=table_wise:1",
     )
-    memory: str | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "several processes",
-            "What tables and their optimizer state may take on each rank, such as 80GB; none: not "
-            "limited",
-        ),
+    memory: int | None = option(
+        None,
+        scope="several processes",
+        help="What tables and their optimizer state may take on each rank, such as 80GB; "
+        "none: not limited",
+        above=0,
+        unit="bytes",
     )
-    wire_dtype: Literal["float32", "bfloat16", "float16"] = dataclasses.field(
-        default="float32",
-        metadata=_option(
-            "several processes", "Type in which embedding vectors and their gradients travel"
-        ),
+    wire_dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "float32",
+        scope="several processes",
+        help="Type in which embedding vectors and their gradients travel",
+        continued=True,
     )
-    gradient_wire_dtype: Literal["float32", "bfloat16", "float16"] = dataclasses.field(
-        default="float32",
-        metadata=_option("several processes", "Type in which dense gradients travel"),
+    gradient_wire_dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "float32",
+        scope="several processes",
+        help="Type in which dense gradients travel",
+        continued=True,
     )
-    prefetch_ids: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "several processes",
-            "Exchange the ids of the next batch while this one is computed (flag)",
-        ),
+    prefetch_ids: bool = option(
+        False,
+        scope="several processes",
+        help="Exchange the ids of the next batch while this one is computed (flag)",
     )
-    micro_batches: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "several processes",
-            "Cut each training batch into N parts, shared by all processes, and add their "
-            "gradients up in order: the same to the bit on every number of processes that "
-            "divides N (with equally many threads each, and no dropout that does not follow the "
-            "sample), in the memory of one part",
-            none=(0,),
-        ),
+    micro_batches: int | None = option(
+        None,
+        scope="several processes",
+        help="Cut each training batch into N parts, shared by all processes, and add their "
+        "gradients up in order: the same to the bit on every number of processes that "
+        "divides N (with equally many threads each, and no dropout that does not follow "
+        "the sample), in the memory of one part",
+        at_least=1,
+        continued=True,
+        none=(0,),
     )
-    shard_histories: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "several processes",
-            "Each process loads the histories of its users only, and trains on them (flag)",
-        ),
+    shard_histories: bool = option(
+        False,
+        scope="several processes",
+        help="Each process loads the histories of its users only, and trains on them (flag)",
+        continued=True,
     )
 
     # --- results
-    results_dir: Path = dataclasses.field(
-        default=Path("runs/latest"),
-        metadata=_option(
-            "results", "Directory for logs, the resolved configuration and the report"
-        ),
+    results_dir: Path = option(
+        Path("runs/latest"),
+        scope="results",
+        help="Directory for logs, the resolved configuration and the report",
     )
-    log_filename: str = dataclasses.field(
-        default="log.json",
-        metadata=_option("results", "Name of the file in results_dir to store logger output"),
+    log_filename: str = option(
+        "log.json",
+        scope="results",
+        help="Name of the file in results_dir to store logger output",
+        nonempty=True,
     )
-    log_every: int = dataclasses.field(
-        default=1, metadata=_option("results", "Log every N training steps")
+    log_every: int = option(1, scope="results", help="Log every N training steps", at_least=1)
+    save_checkpoint_path: Path | None = option(
+        None, scope="results", help="Directory to save checkpoints", none=("",)
     )
-    save_checkpoint_path: Path | None = dataclasses.field(
-        default=None,
-        metadata=_option("results", "Directory to save checkpoints", none=("",)),
+    load_checkpoint_path: Path | None = option(
+        None,
+        scope="results",
+        help="Checkpoint, or directory of checkpoints (the latest counts), to continue from",
+        none=("",),
     )
-    load_checkpoint_path: Path | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "results",
-            "Checkpoint, or directory of checkpoints (the latest counts), to continue from",
-            none=("",),
-        ),
+    checkpoint_every: int | None = option(
+        None,
+        scope="results",
+        help="Save every N steps as well as at the end of each epoch",
+        at_least=1,
+        none=(0,),
     )
-    trusted_digest: str | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "results",
-            "SHA-256 that manifest.json of the checkpoint to continue from must have, as saving "
-            "and `python -m embeddings inspect` print it; none: any",
-            none=("",),
-        ),
+    trusted_digest: str | None = option(
+        None,
+        scope="results",
+        help="SHA-256 that manifest.json of the checkpoint to continue from must have, as saving "
+        "and `python -m embeddings inspect` print it; none: any",
+        none=("",),
     )
-    checkpoint_every: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "results", "Save every N steps as well as at the end of each epoch", none=(0,)
-        ),
+    keep_checkpoints: int = option(
+        3, scope="results", help="Number of latest checkpoints to keep", at_least=1
     )
-    keep_checkpoints: int = dataclasses.field(
-        default=3, metadata=_option("results", "Number of latest checkpoints to keep")
-    )
-    export_dir: Path | None = dataclasses.field(
-        default=None,
-        metadata=_option("results", "Directory to export the model to, for serving", none=("",)),
+    export_dir: Path | None = option(
+        None, scope="results", help="Directory to export the model to, for serving", none=("",)
     )
 
     # --- run mode
-    mode: Literal["train", "evaluate", "test", "inference", "inference_benchmark"] = (
-        dataclasses.field(
-            default="train",
-            metadata=_option(
-                "run mode",
-                "Train and evaluate; evaluate (or test) a checkpoint; score and measure the speed; "
-                "or measure it for each of inference_benchmark_batch_sizes",
-            ),
-        )
+    mode: Literal["train", "evaluate", "test", "inference", "inference_benchmark"] = option(
+        "train",
+        scope="run mode",
+        help="Train and evaluate; evaluate (or test) a checkpoint; score and measure the "
+        "speed; or measure it for each of inference_benchmark_batch_sizes",
     )
-    inference_benchmark_batch_sizes: tuple[int, ...] = dataclasses.field(
-        default=(1, 64, 4096),
-        metadata=_option(
-            "run mode", "Rows of the batches that --mode inference_benchmark measures"
-        ),
+    inference_benchmark_batch_sizes: tuple[int, ...] = option(
+        (1, 64, 4096),
+        scope="run mode",
+        help="Rows of the batches that --mode inference_benchmark measures",
+        at_least=1,
+        nonempty=True,
     )
-    inference_benchmark_steps: int = dataclasses.field(
-        default=200,
-        metadata=_option("run mode", "Number of steps to measure for each of these batch sizes"),
+    inference_benchmark_steps: int = option(
+        200,
+        scope="run mode",
+        help="Number of steps to measure for each of these batch sizes",
+        at_least=1,
     )
-    random_weights: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "run mode", "Run inference with an untrained model, to measure its speed (flag)"
-        ),
+    random_weights: bool = option(
+        False,
+        scope="run mode",
+        help="Run inference with an untrained model, to measure its speed (flag)",
     )
-    benchmark: bool = dataclasses.field(
-        default=False,
-        metadata=_option(
-            "run mode", "Measure throughput and latency over benchmark_steps, then stop (flag)"
-        ),
+    benchmark: bool = option(
+        False,
+        scope="run mode",
+        help="Measure throughput and latency over benchmark_steps, then stop (flag)",
     )
-    benchmark_warmup_steps: int = dataclasses.field(
-        default=20,
-        metadata=_option("run mode", "Number of first steps that are not measured"),
+    benchmark_warmup_steps: int = option(
+        20, scope="run mode", help="Number of first steps that are not measured", at_least=0
     )
-    benchmark_steps: int | None = dataclasses.field(
-        default=200,
-        metadata=_option(
-            "run mode", "Number of steps to measure; none (or 0): all of them", none=(0,)
-        ),
+    benchmark_steps: int | None = option(
+        200,
+        scope="run mode",
+        help="Number of steps to measure; none (or 0): all of them",
+        at_least=1,
+        none=(0,),
     )
-    inter_op_parallelism: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "run mode", "Number of inter op threads; none (or 0): TensorFlow decides", none=(0,)
-        ),
+    inter_op_parallelism: int | None = option(
+        None,
+        scope="run mode",
+        help="Number of inter op threads; none (or 0): TensorFlow decides",
+        at_least=1,
+        none=(0,),
     )
-    intra_op_parallelism: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "run mode", "Number of intra op threads; none (or 0): TensorFlow decides", none=(0,)
-        ),
+    intra_op_parallelism: int | None = option(
+        None,
+        scope="run mode",
+        help="Number of intra op threads; none (or 0): TensorFlow decides",
+        at_least=1,
+        none=(0,),
     )
 
     # --- reproducibility
-    seed: int | None = dataclasses.field(
-        default=None,
-        metadata=_option(
-            "reproducibility", "Random seed; none (or -1): a new one, which is recorded", none=(-1,)
-        ),
+    seed: int | None = option(
+        None,
+        scope="reproducibility",
+        help="Random seed; none (or -1): a new one, which is recorded",
+        at_least=0,
+        below=1 << 32,
+        continued=True,
+        none=(-1,),
     )
 
     def __post_init__(self) -> None:
+        check_options(self)
         check_run(self)
 
     @property

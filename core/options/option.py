@@ -38,6 +38,7 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    nonempty: bool = False,
     continued: bool = False,
     positional: bool = False,
     repeatable: bool = False,
@@ -59,6 +60,7 @@ def option(
       above: likewise.
       at_most: likewise.
       below: likewise.
+      nonempty: whether a text, or a tuple, must hold something.
       continued: whether a run that is continued must have the value of its beginning.
       positional: on the command line it is a word of its own: no `--name` before it.
       repeatable: a tuple whose values are given one by one, `--name` before each; they may have
@@ -74,6 +76,7 @@ def option(
         "above": above,
         "at_most": at_most,
         "below": below,
+        "nonempty": nonempty,
         "continued": continued,
         "positional": positional,
         "repeatable": repeatable,
@@ -97,6 +100,7 @@ class Option:
       none: written values that mean None.
       unit: of a number.
       bounds: ("at_least" | "above" | "at_most" | "below", number), none to two of them.
+      nonempty: whether a text, or a tuple, must hold something.
       continued: whether a continued run must have the same.
       positional: whether it is written without a flag.
       repeatable: whether its flag may come several times.
@@ -113,6 +117,7 @@ class Option:
     none: tuple[Any, ...] = ()
     unit: str | None = None
     bounds: tuple[tuple[str, float], ...] = ()
+    nonempty: bool = False
     continued: bool = False
     positional: bool = False
     repeatable: bool = False
@@ -189,16 +194,17 @@ class Option:
         """
         if value is None or (self.kind is bool and not self.choices):
             return
+        if self.nonempty and value in ((), ""):
+            raise UserError(f"{source}: expected {self.expected}, received nothing.")
         for element in value if isinstance(value, tuple) else (value,):
             if self.choices and element not in self.choices:
                 raise UserError(
                     f"{source}: expected {self.expected}, received {_shortened(element)}."
                     f"{self._suggestion(element)}"
                 )
-            if self.bounds and not all(_holds(element, *bound) for bound in self.bounds):
-                raise UserError(
-                    f"{source}: expected {self.expected}, received {self.show(element)}."
-                )
+            if not self._within_bounds(element):
+                shown = element if isinstance(element, str) else self.show(element)
+                raise UserError(f"{source}: expected {self.expected}, received {shown}.")
 
     def write(self, value: Any) -> Any:
         """The value as YAML can hold it: tuples become lists, paths text."""
@@ -220,9 +226,18 @@ class Option:
     def _words(self) -> tuple[str, str]:
         return _SIZE if self.unit == "bytes" else _SCALARS[self.kind]
 
+    def _within_bounds(self, element: Any) -> bool:
+        """Whether a number is finite and in bounds; one made in code may be of another type."""
+        try:
+            if isinstance(element, float) and not math.isfinite(element):
+                return False
+            return all(_holds(element, *bound) for bound in self.bounds)
+        except TypeError:
+            return False
+
     def _bounds_in_words(self) -> str:
         words = {"at_least": "{} or more", "above": "above {}", "at_most": "{} or less"}
-        texts = [words.get(name, "below {}").format(f"{bound:g}") for name, bound in self.bounds]
+        texts = [words.get(name, "below {}").format(bound) for name, bound in self.bounds]
         return f", {' and '.join(texts)}" if texts else ""
 
     def _convert(self, raw: object, source: str) -> Any:
@@ -287,6 +302,7 @@ def options_of(
             none=tuple(said.get("none", ())),
             unit=said.get("unit"),
             bounds=tuple((b, said[b]) for b in bounds if said.get(b) is not None),
+            nonempty=said.get("nonempty", False),
             continued=said.get("continued", False),
             positional=said.get("positional", False),
             repeatable=said.get("repeatable", False),

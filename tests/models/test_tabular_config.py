@@ -51,17 +51,17 @@ def test_run_defaults_are_those_of_seed_002s_code():
 @pytest.mark.parametrize(
     ("config_class", "options", "message"),
     [
-        (TabularModelConfig, {"embedding_dim": 0}, "embedding_dim must be at least 1"),
-        (TabularModelConfig, {"bottom_mlp_sizes": ()}, "bottom_mlp_sizes must be widths"),
+        (TabularModelConfig, {"embedding_dim": 0}, "embedding_dim: expected an integer, 1 or more"),
+        (TabularModelConfig, {"bottom_mlp_sizes": ()}, "bottom_mlp_sizes: .* received nothing"),
         (TabularModelConfig, {"top_mlp_sizes": (8, 2)}, "then 1, the logit"),
         (TabularModelConfig, {"top_mlp_sizes": (1,)}, "one hidden width"),
         (TabularModelConfig, {"max_table_size": 5}, "Add --hash_indices"),
-        (TabularModelConfig, {"max_table_size": 0, "hash_indices": True}, "at least 1"),
+        (TabularModelConfig, {"max_table_size": 0, "hash_indices": True}, "1 or more"),
         (DLRMConfig, {"embedding_dim": 64}, "--interaction_op cat"),
-        (DLRMConfig, {"interaction_op": "cuda_dot"}, "dot or cat"),
-        (DCNv2Config, {"num_cross_layers": 0}, "num_cross_layers must be at least 1"),
+        (DLRMConfig, {"interaction_op": "cuda_dot"}, "one of dot, cat"),
+        (DCNv2Config, {"num_cross_layers": 0}, "num_cross_layers: expected an integer, 1 or more"),
         (DCNv2Config, {"cross_layer_projection_dim": 0}, "cross_layer_projection_dim"),
-        (DCNv2Config, {"structure": "both"}, "stacked or parallel"),
+        (DCNv2Config, {"structure": "both"}, "one of stacked, parallel"),
     ],
 )
 def test_refuses(config_class, options, message):

@@ -57,12 +57,12 @@ def test_a_run_may_set_what_its_optimizer_has(option):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("beta1", 1.0, r"beta1: expected at least 0 and below 1, received 1\.0"),
-        ("beta1", -0.1, "beta1: expected at least 0 and below 1"),
-        ("beta2", 1.5, "beta2: expected at least 0 and below 1"),
-        ("beta2", float("nan"), "beta2: expected at least 0 and below 1, received nan"),
-        ("eps", 0.0, r"eps: expected a number above 0, received 0\.0"),
-        ("eps", -1e-8, "eps: expected a number above 0"),
+        ("beta1", 1.0, r"beta1: .* 0 or more and below 1, or none, received 1\.0"),
+        ("beta1", -0.1, "beta1: .* 0 or more and below 1"),
+        ("beta2", 1.5, "beta2: .* 0 or more and below 1"),
+        ("beta2", float("nan"), "beta2: .* 0 or more and below 1, or none, received nan"),
+        ("eps", 0.0, r"eps: expected a number, above 0, or none, received 0\.0"),
+        ("eps", -1e-8, "eps: expected a number, above 0"),
     ],
 )
 def test_values_out_of_range_are_refused(option, value, message):

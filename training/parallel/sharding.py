@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lookback.core.errors import UserError
-from lookback.core.sizes import format_size, parse_size
+from lookback.core.sizes import format_size
 from lookback.core.world import World, require_same
 from lookback.embeddings.config import Sharding
 from lookback.embeddings.plan_report import describe_plan
@@ -44,7 +44,7 @@ def choose_sharding(
         )
     topology = Topology(
         ranks=world.size,
-        memory=None if run.memory is None else parse_size(run.memory, "memory"),
+        memory=run.memory,
         ranks_per_node=min(world.gather(world.local_size)),  # or ranks would plan differently
     )
     if backend == "local":
