@@ -31,14 +31,23 @@ _FLOAT = re.compile(
 )
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without its surprises; see the module."""
-
-    # Of all resolvers but those of numbers, and of numbers only YAML 1.2's.
-    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own attribute)
+def _resolvers() -> dict[Any, list[tuple[str, Any]]]:
+    """Which plain words are no text, by first character: PyYAML's, but numbers as of YAML 1.2."""
+    numbers = ((_INTEGER_TAG, _INTEGER, "-+0123456789"), (_FLOAT_TAG, _FLOAT, "-+0123456789."))
+    found = {
         first: [(tag, form) for tag, form in forms if tag not in (_INTEGER_TAG, _FLOAT_TAG)]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    for tag, form, firsts in numbers:
+        for first in firsts:
+            found.setdefault(first, []).append((tag, form))
+    return found
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without its surprises; see the module."""
+
+    yaml_implicit_resolvers = _resolvers()  # PyYAML's own attribute
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -63,10 +72,6 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(_INTEGER_TAG, _INTEGER, list("-+0123456789"))
-_StrictLoader.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+0123456789."))
 
 
 def load_yaml(text: str, source: str) -> Any:

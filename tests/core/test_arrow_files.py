@@ -24,7 +24,7 @@ import pytest
 from lookback.core import arrow_files
 from lookback.core.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Program:

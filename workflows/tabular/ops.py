@@ -246,7 +246,7 @@ def _saved_size(path: Path) -> int:
       UserError: if it is none.
     """
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = map_arrow(path)
     except (OSError, pa.ArrowException) as error:
         raise incomplete(path, error) from error
     expected = ({"key": kind, "id": pa.int32(), "count": pa.int64()} for kind in KEY_TYPES)
