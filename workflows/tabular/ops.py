@@ -24,6 +24,7 @@ from merlin.dag import Graph
 from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular import ops
 
+from lookback.core.arrow_files import map_arrow
 from lookback.workflows.saved import incomplete, read_saved_options, write_options, write_workflow
 from lookback.workflows.tabular import kernels
 from lookback.workflows.tabular.counts import ENDINGS, Vocabulary, write_runs, write_vocabulary
