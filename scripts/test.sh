@@ -22,11 +22,26 @@ check() { # NAME COMMAND...
   ((code == 0)) || { status=$code; failed+=("$name"); }
 }
 
+# mypy takes the time in which pytest's processes wait for others.
+mypy_said=$(mktemp)
+trap 'rm -f "$mypy_said"' EXIT
+"$bin/mypy" > "$mypy_said" 2>&1 &
+mypy=$!
+
+mypy_ends() {
+  local code=0
+  wait "$mypy" || code=$?
+  cat "$mypy_said"
+  return "$code"
+}
+
 check "ruff check" "$bin/ruff" check .
 check "ruff format" "$bin/ruff" format --check .
-check "mypy" "$bin/mypy"
-# A file stays in one process: tests of a file share models that take seconds to trace.
-check "pytest" "$bin/python" -m pytest --numprocesses auto --dist loadfile "$@"
+# A file stays in one process: tests of a file share models that take seconds to trace. Files come
+# in the order of tests/conftest.py, where the longest are first.
+check "pytest" "$bin/python" -m pytest \
+  --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"
+check "mypy" mypy_ends
 
 if ((status)); then
   printf '\ntest.sh: failed: %s\n' "$(IFS=,; echo "${failed[*]}")" >&2

@@ -22,10 +22,25 @@ if TYPE_CHECKING:
 
     from lookback.dataloading.histories.resident import Histories
 
+LONGEST = (
+    "distributed/test_equality.py",
+    "distributed/test_training_runs.py",
+    "distributed/test_failures.py",
+    "conformance/test_models.py",
+    "test_train.py",
+)
+"""Files to start with, so that the processes of pytest-xdist end together."""
+
 USERS = {"user_id": 7, "country": 4}
 ITEMS = {"item_id": 40, "category_id": 6}
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the others keep their order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,30 @@ from lookback.models.blocks.click_loss import ClickLoss
 from lookback.models.click_model import Contract, Lookups, contract_of
 from lookback.models.config import SIMConfig
 
-STEPS = 5
+STEPS = 3
 ROWS_A_RANK = {1: (13,), 2: (9, 4), 3: (7, 0, 6), 4: (5, 0, 7, 1)}  # of a batch of 13
+
 MIXES = (*STRATEGIES, "mixed")
+"""Every table by one strategy, or each by another."""
+
+
+def _runs(bags: str, sim: str) -> tuple[tuple[str, str], ...]:
+    return (*(("bags", name) for name in bags.split()), *(("sim", name) for name in sim.split()))
+
+
+# Each strategy where it is hardest, for each model: four ranks are more than a table has rows,
+# three divide nothing. Fewer do what may go wrong in another way with as many.
+RUNS = {
+    4: _runs(bags=" ".join(MIXES) + " parts full_adam_parts ahead bfloat16", sim="mixed"),
+    3: _runs(bags="mixed graph full_adam", sim=" ".join(MIXES)),
+    2: _runs(bags="mixed parts", sim="parts graph_ahead"),
+    1: _runs(bags="mixed parts", sim="mixed"),
+}
+"""Model and name of what each number of ranks does: a mix, or `mixed` in another way.
+
+`parts`: each batch in four parts. `full_adam`: its optimizer moves also rows that nobody looks up.
+`ahead`: ids are exchanged a step before. `graph`: not eagerly. `bfloat16`: on the wire.
+"""
 
 BAG_TABLES = (
     TableSpec("words", rows=23, dim=4),
@@ -129,20 +150,42 @@ class Case:
     build: Callable[[Sharding], tf.keras.Model]
     contract: Callable[[tf.keras.Model], Contract]
     batch: Callable[[np.random.Generator, range], tuple[dict, np.ndarray]]
+    optimizer: str
 
 
 def cases(make_schema: Callable) -> dict[str, Case]:
     """The models by name."""
     schema = sim_schema(make_schema)
     return {
-        "bags": Case(lambda: BAG_TABLES, BagModel, lambda model: model.contract, bag_batch),
+        "bags": Case(
+            lambda: BAG_TABLES, BagModel, lambda model: model.contract, bag_batch, optimizer="adam"
+        ),
         "sim": Case(
             lambda: tuple(MODELS["sim"].tables(schema, SIM_OPTIONS)),
             lambda sharding: MODELS["sim"](schema, SIM_OPTIONS, sharding),
             contract_of,
             sim_batch,
+            optimizer="adagrad",
         ),
     }
+
+
+def optimizer(case: Case, name: str) -> str:
+    """The optimizer of a run.
+
+    After steps of plain descent, parameters tell the size of gradients; Adam and Adagrad hide it.
+    """
+    if name in STRATEGIES:
+        return "sgd"
+    if name.startswith("full_adam"):
+        return "full_adam"
+    return "adam" if name == "parts" else case.optimizer
+
+
+def sharding(case: Case, name: str, ranks: int) -> Sharding:
+    """The sharding of a run."""
+    made = plan(case.tables(), name if name in STRATEGIES else "mixed", ranks)
+    return Sharding("horovod", made, wire_dtype="bfloat16" if name == "bfloat16" else "float32")
 
 
 def plan(tables: tuple[TableSpec, ...], mix: str, ranks: int) -> Plan:

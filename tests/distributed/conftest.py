@@ -38,6 +38,12 @@ def launch() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def forked() -> ModuleType:
+    """tests/distributed/ranks.py."""
+    return _load("ranks")
+
+
+@pytest.fixture(scope="session")
 def kills(launch: ModuleType) -> ModuleType:
     """tests/distributed/kills.py."""
     return _load("kills")

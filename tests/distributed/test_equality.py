@@ -1,189 +1,126 @@
-"""Sharded equals local: forward, gradients, parameters, losses; any strategy, any number of ranks.
+"""Sharded equals local: forward, parameters, losses; any strategy, any number of ranks.
 
-Real processes, started by horovodrun, with uneven parts of each batch (one rank has none), empty
-bags, repeated and reserved ids, and a table with fewer rows than there are ranks. The same four
-processes do it in worlds of four, three, two and one.
+Real processes, with uneven parts of each batch (one rank has none), empty bags, repeated and
+reserved ids, and a table with fewer rows than there are ranks. The same four processes do it in
+worlds of four, three, two and one; `cases.RUNS` says what each does.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
+
+from lookback.core.world import SOLO
+from lookback.embeddings.config import LOCAL
+from lookback.embeddings.sharding import STRATEGIES
+
+pytestmark = pytest.mark.process
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RANKS = (1, 2, 3, 4)
-MIXES = ("data_parallel", "table_wise", "row_wise", "column_wise", "mixed", "graph")
-MODELS = ("bags", "sim")
 
 
-def load_module(path):
+def load_module(name):
     """A module beside this one, which is no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """The cases, and the worker's function that trains one of them."""
-    return load_module(HERE / "cases.py"), load_module(HERE / "worker.py")
+cases, worker = (load_module(name) for name in ("cases", "worker"))
+
+
+def runs(*names):
+    """Ranks, model and name of the runs of these names, or of all that local tables do alike."""
+    return [
+        (ranks, model, name)
+        for ranks, of_world in cases.RUNS.items()
+        for model, name in of_world
+        if (name in names if names else not name.endswith("parts") and name != "bfloat16")
+    ]
 
 
 @pytest.fixture(scope="module")
-def oracle(modules, make_schema):
-    """What one process with whole tables finds, by model."""
-    from lookback.core.world import SOLO
-    from lookback.embeddings.config import LOCAL
+def oracle(make_schema):
+    """What one process with whole tables finds, by model and name of a run."""
+    made = cases.cases(make_schema)
 
-    cases, worker = modules
-    return {
-        model: worker.run(case, cases, LOCAL, SOLO, worker.OPTIMIZERS[model])
-        for model, case in cases.cases(make_schema).items()
-    }
+    @functools.cache
+    def train(model, name):
+        return worker.train(made[model], cases, name, LOCAL, SOLO)
 
+    def get(model, name):
+        # Whole tables know no strategy, and send nothing; graphs only round otherwise.
+        if name in STRATEGIES:
+            return train(model, "table_wise")
+        return train(model, name if name == "parts" or "full_adam" in name else "mixed")
 
-@pytest.fixture(scope="module")
-def oracle_in_parts(modules, make_schema):
-    """What one process with whole tables finds when it takes each batch in parts."""
-    from lookback.core.world import SOLO
-    from lookback.embeddings.config import LOCAL
-
-    cases, worker = modules
-    tf.config.run_functions_eagerly(True)  # as the worker does; graphs fuse, and round otherwise
-    try:
-        return {
-            model: worker.run_in_parts(case, cases, LOCAL, SOLO, "adam")
-            for model, case in cases.cases(make_schema).items()
-        }
-    finally:
-        tf.config.run_functions_eagerly(False)
-
-
-@pytest.fixture(scope="module", params=RANKS)
-def ranks(request):
-    return request.param
+    return get
 
 
 @pytest.fixture(scope="module")
-def results(launch, tmp_path_factory):
-    """Where the results of every number of ranks are."""
-    from horovod.runner.http.http_server import RendezvousServer
-
+def results(launch, forked, tmp_path_factory):
+    """What the runs of so many processes find, by model and name, and quantity."""
     directory = tmp_path_factory.mktemp("equality")
-    most, *fewer = sorted(RANKS, reverse=True)
-    with contextlib.ExitStack() as stack:
-        words = [str(ROOT), str(directory)]
-        for ranks in fewer:
-            server = RendezvousServer()
-            words.append(f"{ranks}={server.start()}")
-            stack.callback(server.stop)
-            server.init([])
-        started = stack.enter_context(launch.start_script(most, HERE / "worker.py", *words))
-        done = started.finish(600)
+    with forked.rendezvous(cases.RUNS) as words:
+        command = (sys.executable, HERE / "worker.py", ROOT, directory, *words)
+        with launch.Started(*command) as started:
+            done = started.finish(600)
     assert done.status == 0, (done.stdout + done.stderr)[-4000:]
-    return directory
+    found = {}
+    for ranks in cases.RUNS:
+        with np.load(directory / f"{ranks}.npz") as file:
+            for key, value in file.items():
+                model, name, quantity = key.split("/", 2)
+                found.setdefault((ranks, model, name), {})[quantity] = value
+    return found
 
 
-@pytest.fixture(scope="module")
-def found(results, ranks):
-    """What so many processes find, by case and quantity."""
-    with np.load(results / f"{ranks}.npz") as file:
-        return dict(file)
+@pytest.mark.parametrize(("ranks", "model", "name"), runs())
+@pytest.mark.parametrize("quantity", ["forward", "parameter", "loss"])
+def test_sharded_equals_local(results, oracle, ranks, model, name, quantity):
+    expected = {n: v for n, v in oracle(model, name).items() if n.startswith(f"{quantity}:")}
+    assert expected
+    for key, value in expected.items():
+        found = results[ranks, model, name][key]
+        np.testing.assert_allclose(found, value, rtol=1e-6, atol=1e-6, err_msg=key)
 
 
-def of_case(found, case):
-    return {
-        name.removeprefix(f"{case}/"): value
-        for name, value in found.items()
-        if name.startswith(f"{case}/") and "sent:" not in name
-    }
+def test_ids_exchanged_ahead_change_nothing(results):
+    ahead, plain = (results[4, "bags", name] for name in ("ahead", "mixed"))
+    for key, value in ahead.items():
+        if "sent:" not in key:
+            np.testing.assert_array_equal(value, plain[key], err_msg=key)
 
 
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("quantity", ["forward", "gradient", "parameter", "loss"])
-def test_sharded_equals_local(found, oracle, model, mix, quantity):
-    sharded = of_case(found, f"{model}/{mix}")
-    if mix == "graph" and not sharded:
-        pytest.skip("as a graph on two or three ranks only: tracing takes long")
-    names = [name for name in oracle[model] if name.startswith(f"{quantity}:")]
-    assert names
-    if (model, mix, quantity) == ("sim", "graph", "gradient"):
-        pytest.skip("that run exchanges its ids ahead, and differentiates in its steps alone")
-    for name in names:
-        np.testing.assert_allclose(sharded[name], oracle[model][name], rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize(("ranks", "model", "name"), runs("parts", "full_adam_parts"))
+def test_in_parts_it_is_the_same_to_the_bit(results, oracle, ranks, model, name):
+    expected = oracle(model, name)
+    assert expected
+    for key, value in expected.items():
+        np.testing.assert_array_equal(results[ranks, model, name][key], value, err_msg=key)
 
 
-def test_ids_exchanged_ahead_change_nothing(found):
-    ahead, plain = of_case(found, "bags/ahead"), of_case(found, "bags/mixed")
-    assert ahead
-    for name, value in ahead.items():
-        np.testing.assert_array_equal(value, plain[name], err_msg=name)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_in_parts_it_is_the_same_to_the_bit(found, oracle_in_parts, model):
-    in_parts = of_case(found, f"{model}/parts")
-    if not in_parts:
-        pytest.skip("three ranks cannot share four parts evenly")
-    for name, expected in oracle_in_parts[model].items():
-        np.testing.assert_array_equal(in_parts[name], expected, err_msg=name)
-
-
-@pytest.mark.parametrize("case", ["full_adam", "full_adam_parts"])
-def test_full_adam_moves_every_row_wherever_it_lies(modules, make_schema, found, case):
-    """Each table by another strategy; some rows are never looked up, others not in each step."""
-    from lookback.core.world import SOLO
-    from lookback.embeddings.config import LOCAL
-
-    cases, worker = modules
-    in_parts = case == "full_adam_parts"
-    sharded = of_case(found, f"bags/{case}")
-    if in_parts and not sharded:
-        pytest.skip("three ranks cannot share four parts evenly")
-    tf.config.run_functions_eagerly(True)  # as the worker does; graphs fuse, and round otherwise
-    try:
-        train = worker.run_in_parts if in_parts else worker.run
-        oracle = train(cases.cases(make_schema)["bags"], cases, LOCAL, SOLO, "full_adam")
-    finally:
-        tf.config.run_functions_eagerly(False)
-    tolerance = {"rtol": 0, "atol": 0} if in_parts else {"rtol": 1e-6, "atol": 1e-6}
-    for name, expected in oracle.items():
-        if "sent:" not in name:
-            np.testing.assert_allclose(sharded[name], expected, **tolerance, err_msg=name)
-
-
-def test_bfloat16_on_the_wire_is_close_and_half_as_large(found, oracle, ranks):
-    rounded = of_case(found, "bags/bfloat16")
-    np.testing.assert_allclose(
-        rounded["forward:logits"], oracle["bags"]["forward:logits"], rtol=0.02, atol=5e-3
-    )
-    np.testing.assert_allclose(
-        rounded["loss:curve"], oracle["bags"]["loss:curve"], rtol=0.02, atol=5e-3
-    )
-    if ranks > 1:
-        assert np.any(rounded["forward:logits"] != oracle["bags"]["forward:logits"])
+def test_bfloat16_on_the_wire_is_close_and_half_as_large(results, oracle):
+    rounded, plain = (results[4, "bags", name] for name in ("bfloat16", "mixed"))
+    exact = oracle("bags", "mixed")
+    for key in ("forward:logits", "loss:curve"):
+        np.testing.assert_allclose(rounded[key], exact[key], rtol=0.02, atol=5e-3)
+    assert np.any(rounded["forward:logits"] != exact["forward:logits"])
     for kind in ("vectors", "gradients"):
-        full, half = found[f"bags/mixed/sent:{kind}"], found[f"bags/bfloat16/sent:{kind}"]
-        np.testing.assert_array_equal(full, 2 * half)
+        np.testing.assert_array_equal(plain[f"sent:{kind}"], 2 * rounded[f"sent:{kind}"])
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("mix", ["table_wise", "row_wise", "column_wise"])
-def test_no_more_is_sent_than_must_be(modules, make_schema, found, ranks, model, mix):
+@pytest.mark.parametrize(("ranks", "model", "mix"), runs("table_wise", "row_wise", "column_wise"))
+def test_no_more_is_sent_than_must_be(make_schema, results, ranks, model, mix):
     """Each distinct id that another rank holds, once; its vector, and its gradient, once."""
-    from lookback.embeddings.sharding import STRATEGIES
-
-    cases, _ = modules
     case = cases.cases(make_schema)[model]
     plan = cases.plan(case.tables(), mix, ranks)
     expected = {kind: np.zeros(ranks, int) for kind in ("ids", "vectors", "gradients")}
@@ -202,13 +139,11 @@ def test_no_more_is_sent_than_must_be(modules, make_schema, found, ranks, model,
                         expected["gradients"][rank] += vector * wanted
                         expected["vectors"][owner] += vector * wanted
     for kind, sent in expected.items():
-        np.testing.assert_array_equal(found[f"{model}/{mix}/sent:{kind}"], sent)
+        np.testing.assert_array_equal(results[ranks, model, mix][f"sent:{kind}"], sent)
 
 
 def ids_by_table(case, features):
     """All ids that a step looks up, by table."""
-    from lookback.embeddings.config import LOCAL
-
     model = case.build(LOCAL)
     by_table: dict[str, list] = {}
     lookups = case.contract(model).lookups

@@ -17,6 +17,8 @@ import pytest
 from lookback.checkpoints.store import find_checkpoint, open_checkpoint
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
+pytestmark = pytest.mark.process
+
 FAULTY = Path(__file__).parent / "faulty.py"
 SECONDS_TO_END = 30
 

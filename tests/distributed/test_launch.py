@@ -14,6 +14,8 @@ from lookback.training.parallel.bulletin import Bulletin, NoLauncherError
 from lookback.training.parallel.launch import START_RANK
 from lookback.training.parallel.run_model import read
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize(
     ("written", "ranks", "train"),

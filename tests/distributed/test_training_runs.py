@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ import pytest
 
 from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpoint
 from tests.serving.tabular_data import write_dataset
+
+pytestmark = pytest.mark.process
 
 MANY_RUNS = Path(__file__).parent / "many_runs.py"
 LENGTHS = (9, 5)  # of the window: all slots, those of the long sequence
@@ -108,30 +109,40 @@ def refused() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(launch, dataset, refused, tmp_path_factory) -> Runs:
-    """Runs on 1, 2, 3 and again 1 ranks, each of which continues some that came before."""
+def runs(launch, forked, dataset, refused, tmp_path_factory) -> Runs:
+    """Runs on 1, 2, 3 and again 1 ranks, each of which continues some that came before.
+
+    Two are launched as users do it; three are forked, and one is this process, which takes less.
+    """
+    from lookback import cli
+
     rows = write_dataset(tmp_path_factory.mktemp("rows"))
     runs = Runs(tmp_path_factory.mktemp("runs"), dataset, rows, launch.TINY_DIN)
 
-    def execute(ranks: int, make: Callable[[], list[list[str]]], status: int = 0) -> Any:
-        file = runs.root / f"runs-{len(list(runs.root.glob('runs-*')))}.json"
-        file.write_text(json.dumps(make()))
-        words = (str(launch.ROOT), str(file))
-        with (
-            launch.start_script(ranks, MANY_RUNS, *words)
-            if ranks > 1
-            else launch.Started(sys.executable, MANY_RUNS, *words)
-        ) as started:
+    def alone(words_of_runs: list[list[str]]) -> None:
+        for words in words_of_runs:
+            cli.train(words)
+
+    def execute(command: Any, status: int = 0) -> Any:
+        with command as started:
             result = started.finish(600)
         assert result.status == status, result.stderr
         return result
 
-    alone = [runs.dlrm("dlrm-one"), runs.neumf("neumf-one")]
-    execute(1, lambda: [runs.words("one", "--epochs", 2, saves=True), *alone])
-    refused["result"] = execute(2, lambda: of_two_ranks(runs), status=2)
+    def written(words_of_runs: list[list[str]]) -> tuple[str, str]:
+        file = runs.root / f"runs-{len(list(runs.root.glob('runs-*')))}.json"
+        file.write_text(json.dumps(words_of_runs))
+        return str(launch.ROOT), str(file)
+
+    one = runs.words("one", "--epochs", 2, saves=True)
+    alone([one, runs.dlrm("dlrm-one"), runs.neumf("neumf-one")])
+    two = launch.start_script(2, MANY_RUNS, *written(of_two_ranks(runs)))
+    refused["result"] = execute(two, status=2)
     continued = ("--load_checkpoint_path", runs.saved("two", 1), "--epochs", 2)
-    execute(3, lambda: [runs.words("two-three", *continued, saves=True)])
-    execute(1, lambda: after_three_ranks(runs))
+    words = written([runs.words("two-three", *continued, saves=True)])
+    with forked.rendezvous([3]) as servers:
+        execute(launch.Started(sys.executable, MANY_RUNS, *words, *servers))
+    alone(after_three_ranks(runs))
     return runs
 
 
