@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 
 LONGEST = (
     "distributed/test_equality.py",
-    "distributed/test_training_runs.py",
-    "distributed/test_failures.py",
     "conformance/test_models.py",
+    "distributed/test_failures.py",
+    "distributed/test_training_runs.py",
     "test_train.py",
+    "training/test_trainer.py",
+    "training/test_steps.py",
+    "workflows/test_criteo.py",
+    "training/test_interaction_training.py",
+    "embeddings/test_merlin_block.py",
+    "training/test_optimizers.py",
+    "workflows/test_run_dataset.py",
+    "serving/test_round_trip.py",
 )
 """Files to start with, so that the processes of pytest-xdist end together."""
 

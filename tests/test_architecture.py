@@ -345,3 +345,13 @@ def test_readme_names_only_files_that_exist() -> None:
 
 def _readme() -> str:
     return (ROOT / "README.md").read_text()
+
+
+def test_the_longest_tests_are_named_as_they_are() -> None:
+    names = ast.parse((ROOT / "tests" / "conftest.py").read_text())
+    (longest,) = (
+        ast.literal_eval(node.value)
+        for node in names.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LONGEST"
+    )
+    assert [name for name in longest if not (ROOT / "tests" / name).is_file()] == []

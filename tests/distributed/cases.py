@@ -36,9 +36,9 @@ def _runs(bags: str, sim: str) -> tuple[tuple[str, str], ...]:
 # three divide nothing. Fewer do what may go wrong in another way with as many.
 RUNS = {
     4: _runs(bags=" ".join(MIXES) + " parts full_adam_parts ahead bfloat16", sim="mixed"),
-    3: _runs(bags="mixed graph full_adam", sim=" ".join(MIXES)),
+    3: _runs(bags="graph full_adam", sim="table_wise row_wise column_wise"),
     2: _runs(bags="mixed parts", sim="parts graph_ahead"),
-    1: _runs(bags="mixed parts", sim="mixed"),
+    1: _runs(bags="mixed parts", sim=""),
 }
 """Model and name of what each number of ranks does: a mix, or `mixed` in another way.
 

@@ -63,9 +63,9 @@ def test_ranks_share_batches_of_everybodys_histories(dataset, in_ranks, ranks):
     assert sum(map(len, whole)) == histories.num_events - 2 * len(LENGTHS)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_load_their_own_users_and_draw_from_everybodys_items(dataset, in_ranks, ranks):
+def test_ranks_load_their_own_users_and_draw_from_everybodys_items(dataset, in_ranks):
     histories, directory = dataset
+    ranks = 3  # of which none has as many users as another
 
     def work(world):
         source = open_with(directory, world, shard_histories=True)

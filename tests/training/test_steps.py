@@ -304,9 +304,9 @@ def source_feeds(source):
     return (source.train_batch(number) for number in source.train_feeds())
 
 
-@EACH
+@pytest.mark.parametrize("name", ["din", "sim"])
 def test_ids_that_travel_ahead_and_batches_in_parts_change_nothing(make, make_batch, name):
-    """Compared in one test, as each way is traced for seconds."""
+    """Without and with losses beside the head's; in one test, as each way is traced for seconds."""
     batches = [make_batch(LENGTHS, seed=seed) for seed in range(4)]
     plain, ahead, cut = make(name, 3)
     feeds, losses, weights = trained(plain, batches)
@@ -340,7 +340,7 @@ def test_of_few_batches_too(make, make_batch, count, how):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@EACH
+@pytest.mark.parametrize("name", ["sim"])  # all kinds of losses
 def test_in_parts_the_result_has_the_same_bits_on_any_number_of_ranks(
     make, make_batch, in_ranks, name
 ):
