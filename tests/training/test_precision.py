@@ -21,7 +21,10 @@ def test_defaults_are_those_of_keras():
     keras = tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.SGD())
     ours = LossScale()
     assert ours.scale == keras.initial_scale
-    assert ours._growth_steps == keras.dynamic_growth_steps
+    ours.good_steps.assign(keras.dynamic_growth_steps - 2)
+    for scale in (keras.initial_scale, 2 * keras.initial_scale):
+        ours.update(tf.constant(True))
+        assert ours.scale == scale
 
 
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float16])

@@ -12,17 +12,6 @@ from lookback.core.errors import UserError
 from lookback.training.evaluation.ranking import RankAccumulator, ranks_of_positives
 
 
-class TwoRanks:
-    """A world of two processes, one of which is played by a fixed accumulator."""
-
-    def __init__(self, other: RankAccumulator) -> None:
-        self._other = other
-
-    def gather(self, value):
-        other = self._other
-        return [value, (other._counts.tolist(), other._loss, other._candidates)]
-
-
 def brute_force(labels, logits, weights, k):
     """HR@K, NDCG@K and MRR from a sorted list of every row, ties against the positive."""
     hits, gains, reciprocal = [], [], []
@@ -86,13 +75,13 @@ def test_scores_that_are_no_numbers_are_an_error(bad):
             RankAccumulator().update(ranks.numpy(), loss.numpy(), candidates.numpy())
 
 
-def test_ranks_of_all_processes_are_added_up():
+def test_ranks_of_all_processes_are_added_up(in_ranks):
     labels, logits, _ = data()
     whole, one, other = RankAccumulator(), RankAccumulator(), RankAccumulator()
     for ranks, part in ((whole, slice(None)), (one, slice(0, 3)), (other, slice(3, None))):
         found = ranks_of_positives(labels[part], logits[part])
         ranks.update(*(value.numpy() for value in found))
-    everybody = one.of_all(TwoRanks(other)).result(10)
+    everybody, _ = in_ranks(2, lambda world: (one, other)[world.rank].of_all(world).result(10))
     expected = whole.result(10)
     assert (everybody.hr, everybody.ndcg, everybody.mrr) == (
         expected.hr,

@@ -106,7 +106,7 @@ def test_ids_and_numbers_are_distributed_as_the_law_says() -> None:
         assert present.min() >= -1
         assert (rows.numbers[number][rows.absent[number]] == 0).all()
         # floor(exp(mu + sigma z)) - 1 is at most its median where z <= 0.
-        median = np.floor(np.exp(law._mu[number])) - 1
+        median = np.floor(np.exp(law.mu[number])) - 1
         assert (present <= median).mean() >= 0.5
         assert (present < median).mean() <= 0.5
 
@@ -133,19 +133,19 @@ def test_the_logit_is_the_sum_of_its_parts() -> None:
     head = [min(LAW.signal_ids, cardinality - 1) for cardinality in LAW.cardinalities]
     numerical = np.zeros(2_000)
     for number in range(LAW.numerical):
-        z = (np.log(rows.numbers[number] + 2.0) - law._mu[number]) / law._sigma[number]
+        z = (np.log(rows.numbers[number] + 2.0) - law.mu[number]) / law.sigma[number]
         g = np.tanh(z) if number % 2 == 0 else np.exp(-z * z / 2)
-        numerical += law._weights[number] * g
+        numerical += law.weights[number] * g
     effects, products = np.zeros(2_000), np.zeros(2_000)
     for row in range(2_000):
         vectors = []
         for field, identity in enumerate(rows.ids[:, row]):
             carries = 1 <= identity <= head[field]
-            effects[row] += law._effects[field][identity] if carries else 0.0
+            effects[row] += law.effects[field][identity] if carries else 0.0
             if carries and field in law.interacting:
-                vectors.append(law._vectors[field][:, identity])
+                vectors.append(law.vectors[field][:, identity])
         products[row] = sum(a @ b for i, a in enumerate(vectors) for b in vectors[:i])
-    scales = law._scales
+    scales = law.scales
     logit = law.bias + scales @ np.stack([numerical, effects, products])
     np.testing.assert_allclose(rows.logit, logit, atol=1e-9)
     np.testing.assert_allclose(rows.interaction, scales[2] * products, atol=1e-9)

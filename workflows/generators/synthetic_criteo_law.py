@@ -164,7 +164,12 @@ class CriteoLaw:
     Attributes:
       config: what it was made from.
       missing: ``[N + M]`` shares of missing values, numerical features first.
+      mu, sigma: ``[N]``, of the logarithms of the numerical features.
+      weights: ``[N]`` of the numerical features.
+      effects: ``[1 + ids + 1]`` by field: of the missing value, of those that carry one, of others.
       interacting: fields of the interaction.
+      vectors: ``[R, 1 + ids + 1]`` by such a field.
+      scales: ``[3]`` of the numerical part, the effects and the interaction.
       bias: of the logit.
     """
 
@@ -175,9 +180,9 @@ class CriteoLaw:
         random = stream(config.seed, _LAW)
         self.missing = 2 * config.missing * random.random(config.numerical + fields)
         # Medians from 1 to 150, with tails to some 100 and to millions.
-        self._mu = random.uniform(0.5, 5.0, config.numerical)
-        self._sigma = random.uniform(0.5, 1.8, config.numerical)
-        self._weights = random.normal(size=config.numerical)
+        self.mu = random.uniform(0.5, 5.0, config.numerical)
+        self.sigma = random.uniform(0.5, 1.8, config.numerical)
+        self.weights = random.normal(size=config.numerical)
         exponents = config.exponents * (fields // len(config.exponents))
         self.powers = [
             PowerLaw(rows - 1, exponent)
@@ -185,15 +190,15 @@ class CriteoLaw:
         ]
         # The row of the missing value first, that of the tail last; both stay zero.
         self._heads = [min(config.signal_ids, rows - 1) for rows in config.cardinalities]
-        self._effects = [np.pad(random.normal(size=head), 1) for head in self._heads]
+        self.effects = [np.pad(random.normal(size=head), 1) for head in self._heads]
         by_head = np.argsort([-head for head in self._heads], kind="stable")
         count = config.interacting_fields if config.interacting_fields > 1 else 0
         self.interacting: list[int] = sorted(by_head[:count].tolist())
-        self._vectors = {
+        self.vectors = {
             field: np.pad(random.normal(size=(_RANK, self._heads[field])), ((0, 0), (1, 1)))
             for field in self.interacting
         }
-        self._scales = np.ones(3)
+        self.scales = np.ones(3)
         self.bias = 0.0
         self._calibrate()
 
@@ -207,7 +212,7 @@ class CriteoLaw:
         """
         random = stream(self.config.seed, _ROWS, day, block)
         numbers, absent, ids = self._features(random, rows)
-        parts = self._parts(numbers, ids) * self._scales[:, None]
+        parts = self._parts(numbers, ids) * self.scales[:, None]
         logit = self.bias + parts.sum(axis=0)
         label = random.random(rows) < sigmoid(logit)
         return Rows(label, numbers, absent, ids, logit, parts[2])
@@ -217,7 +222,7 @@ class CriteoLaw:
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.int32]]:
         config = self.config
         numbers = np.empty((config.numerical, rows), np.int32)
-        for number, (mu, sigma) in enumerate(zip(self._mu, self._sigma, strict=True)):
+        for number, (mu, sigma) in enumerate(zip(self.mu, self.sigma, strict=True)):
             value = np.exp(mu + sigma * random.standard_normal(rows)) - 1.0
             numbers[number] = np.minimum(np.floor(value), LARGEST_NUMBER)
         absent = random.random((config.numerical, rows)) < self.missing[: config.numerical, None]
@@ -234,15 +239,15 @@ class CriteoLaw:
         """``[3, n]`` numerical, categorical and interaction part, before scaling."""
         parts = np.zeros((3, numbers.shape[1]))
         for number, values in enumerate(numbers):
-            z = (np.log(values + 2.0) - self._mu[number]) / self._sigma[number]
+            z = (np.log(values + 2.0) - self.mu[number]) / self.sigma[number]
             shape = np.tanh(z) if number % 2 == 0 else np.exp(-0.5 * z * z)
-            parts[0] += self._weights[number] * shape
+            parts[0] += self.weights[number] * shape
         total = np.zeros((_RANK, numbers.shape[1]))
         for field, values in enumerate(ids):
             at = np.minimum(values, self._heads[field] + 1)
-            parts[1] += self._effects[field][at]
-            if field in self._vectors:
-                vector = self._vectors[field][:, at]
+            parts[1] += self.effects[field][at]
+            if field in self.vectors:
+                vector = self.vectors[field][:, at]
                 # Sum over pairs, one field after the other: v_h . (v_f + ...) for all f before h.
                 parts[2] += np.einsum("kn,kn->n", vector, total)
                 total += vector
@@ -259,8 +264,8 @@ class CriteoLaw:
             config.interaction_strength,
         )
         deviations = parts.std(axis=1)
-        self._scales = np.array(strengths) / np.where(deviations > 0, deviations, 1.0)
-        logit = (parts * self._scales[:, None]).sum(axis=0)
+        self.scales = np.array(strengths) / np.where(deviations > 0, deviations, 1.0)
+        logit = (parts * self.scales[:, None]).sum(axis=0)
         low, high = -100.0, 100.0
         for _ in range(60):  # halvings: to the last digit
             self.bias = 0.5 * (low + high)
