@@ -28,6 +28,7 @@ LONGEST = (
     "distributed/test_failures.py",
     "distributed/test_training_runs.py",
     "test_train.py",
+    "test_package.py",
     "training/test_trainer.py",
     "training/test_steps.py",
     "workflows/test_criteo.py",
