@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> Report:
     from lookback.benchmarks.harness import Report
     from lookback.benchmarks.training_runs import Variant
     from lookback.dataloading.histories.resident import Histories
+    from lookback.dataloading.interactions.layout import InteractionsOptions
     from lookback.models.neumf_config import NeuMFConfig
     from lookback.workflows.histories.pipeline import run_dataset
 
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> Report:
     if not len(seeds):
         raise UserError(f"seeds: expected at least 1, received {args.seeds}.")
     training = {**NeuMFConfig.run_defaults, **SETTINGS}
+    training["test_negatives"] = InteractionsOptions().test_negatives
     training["epochs"] = args.epochs or (3 if args.quick else SETTINGS["epochs"])
     rows: list[tuple[object, ...]] = []
     figures: dict[str, Any] = {}

@@ -49,9 +49,9 @@ class Worker:
         import tensorflow as tf
 
         from lookback.dataloading.histories.resident import Histories
+        from lookback.dataloading.histories.sources import ResidentSource
         from lookback.dataloading.histories.windows import WindowConfig
         from lookback.dataloading.parts import Part
-        from lookback.dataloading.sources import ResidentSource
         from lookback.embeddings.config import Sharding
         from lookback.embeddings.types import Placement, Plan
         from lookback.models import MODELS

@@ -15,8 +15,8 @@ from lookback.benchmarks.data import cached, generate_histories
 from lookback.benchmarks.harness import Report, gemm_peak, interleave
 from lookback.benchmarks.options import batch_sizes, turns
 from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.histories.sources import ResidentSource
 from lookback.dataloading.histories.windows import WindowConfig
-from lookback.dataloading.sources import ResidentSource
 from lookback.embeddings.optimizers import LazyAdam
 from lookback.formats.features import table_rows
 from lookback.models import MODELS, SIMConfig

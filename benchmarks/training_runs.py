@@ -9,18 +9,22 @@ from typing import Any
 
 import tensorflow as tf
 
+from lookback.core.options import from_values
+from lookback.dataloading.layout import LayoutOptions
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
 from lookback.training.data import open_source
 from lookback.training.output.logging import RunLogger
+from lookback.training.run import command_line
 from lookback.training.trainer import Trainer
 
 
-def train_and_evaluate(run: RunConfig, options: Any) -> dict[str, Any]:
+def train_and_evaluate(run: RunConfig, data: LayoutOptions, options: Any) -> dict[str, Any]:
     """Trains as train.py does and evaluates at the end.
 
     Args:
       run: of the run, with a seed; nothing is saved.
+      data: options of the layout.
       options: of the model.
 
     Returns:
@@ -29,9 +33,9 @@ def train_and_evaluate(run: RunConfig, options: Any) -> dict[str, Any]:
     tf.keras.utils.set_random_seed(run.seed)
     # Each run has graphs and layer counters of its own.
     tf.keras.backend.clear_session()
-    source = open_source(run, options)
+    source = open_source(run, data, options)
     model = MODELS[run.model_type](source.schema, options)
-    trainer = Trainer(model, source, run, model_identity={}, run_identity={})
+    trainer = Trainer(model, source, run, model_identity={}, run_identity={}, goals=data.goals)
     with tempfile.TemporaryDirectory() as directory, RunLogger(directory, enabled=False) as log:
         summary = trainer.train(log).summary
     split = f"{run.eval_split}_"
@@ -53,8 +57,7 @@ class Variant:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(self, dataset_dir: Path, seed: int, **more: Any) -> dict[str, Any]:
-        """Trains once; gives the figures. `more` are fields of `RunConfig`."""
-        run = RunConfig(
-            model_type=self.model_type, dataset_dir=dataset_dir, seed=seed, eval_every=None, **more
-        )
-        return train_and_evaluate(run, MODELS[self.model_type].config_class(**self.options))
+        """Trains once; gives the figures. `more` are options of train.py."""
+        given = {"dataset_dir": dataset_dir, "seed": seed, "eval_every": None, **more}
+        configs = from_values(command_line(), model_type=self.model_type, **given, **self.options)
+        return train_and_evaluate(*configs)

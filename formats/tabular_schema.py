@@ -7,13 +7,13 @@ matrices ``numerical`` ``[B, N]`` and ``categorical`` ``[B, M]``, columns in the
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.errors import UserError
+from lookback.formats.description import format_named_in
 
 FORMAT = "lookback-tabular"
 FORMAT_VERSION = 1
@@ -117,8 +117,4 @@ def tabular_schema(
 
 def is_tabular(directory: str | Path) -> bool:
     """Whether the directory's dataset.json names this format (in whatever version)."""
-    try:
-        description = json.loads((Path(directory) / "dataset.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(description, dict) and description.get("format") == FORMAT
+    return format_named_in(directory) == FORMAT

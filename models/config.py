@@ -49,7 +49,9 @@ class HistoryModelConfig:
         none=(-1,),
     )
     time_features: bool = option(
-        False, help="embed the log-bucketed time gap between each event and the target"
+        False,
+        help="embed the log-bucketed time gap between each event and the target",
+        unserved={"materialised samples": "have no timestamps"},
     )
 
     def __post_init__(self) -> None:

@@ -30,7 +30,6 @@ class NeuMFConfig:
         "beta1": 0.25,
         "beta2": 0.5,
         "eps": 1e-8,
-        "test_negatives": 100,
     }
 
     factors: int = option(64, help="width of the matrix factorisation's embeddings", at_least=1)

@@ -1,11 +1,12 @@
-"""The configuration of a run: every parameter that does not belong to one model.
+"""The configuration of a run: every parameter that belongs to no one model and no one layout.
 
 Names and defaults are those of NVIDIA's SIM for TensorFlow 2 (its README's parameter tables and its
 `main.py`), and of its DLRM for TensorFlow 2 and PyTorch, wherever the meaning survives;
 `training.removed` says what became of the others. Where those tables write a sentinel (-1, 0, "")
 for "absent", the value here is None, and the sentinel is still read. Options of a model
-(embedding_dim, dropout_rate, ...) are the fields of that model's own config dataclass;
-`core.options.parse` puts the two together.
+(embedding_dim, dropout_rate, ...) are the fields of that model's own config dataclass, those of the
+layout in which it reads data (negatives, dataset_subset, ...) those of the layout's
+(`dataloading.layout`); `core.options.parse` puts the three together.
 """
 
 from __future__ import annotations
@@ -36,67 +37,10 @@ class RunConfig:
     dataset_dir: Path = option(
         scope="datasets", help="Directory of the dataset, as `python -m workflows run` writes it"
     )
-    negatives: Literal["popularity", "uniform"] = option(
-        "popularity",
-        scope="datasets",
-        help="Distribution from which negative items are drawn",
-        continued=True,
-    )
-    test_negatives: int = option(
-        1, scope="datasets", help="Negatives for each positive in evaluation", at_least=1
-    )
-    negative_samples: int = option(
-        4,
-        scope="datasets",
-        help="Negatives for each positive in training (models of users and items only)",
-        at_least=1,
-        continued=True,
-    )
-    exact_negatives: bool = option(
-        False,
-        scope="datasets",
-        help="Draw no training negative that the user has met; without it they are drawn from "
-        "the whole catalogue (models of users and items only; flag)",
-        continued=True,
-    )
-    full_catalogue: bool = option(
-        False,
-        scope="datasets",
-        help="Rank the held-out item among all items that the user has not met, too (models "
-        "of users and items only; flag)",
-    )
-    repeatable: bool = option(
-        False,
-        scope="datasets",
-        help="Draw the same training negatives in every epoch, not fresh ones (flag)",
-        continued=True,
-    )
     eval_split: Literal["test", "validation"] = option(
         "test",
         scope="datasets",
         help="Part on which to evaluate; validation needs a dataset made with one",
-    )
-    dataset_subset: float | None = option(
-        None,
-        scope="datasets",
-        help="Train on the first part of the training set, from 0 to 1 (tabular data only); "
-        "none: all of it",
-        above=0,
-        at_most=1,
-        continued=True,
-    )
-    shuffle_batch_order: bool = option(
-        False,
-        scope="datasets",
-        help="Shuffle tabular training data anew in each epoch, as histories always are; "
-        "without it, it is read as it lies on disk (flag)",
-        continued=True,
-    )
-    number_of_user_features: int = option(
-        1,
-        scope="datasets",
-        help="Columns after the label that are user features (materialised samples only)",
-        at_least=0,
     )
 
     # --- training
@@ -219,27 +163,6 @@ class RunConfig:
         help="Evaluate only once this many epochs are done, such as 0.5",
         at_least=0,
     )
-    auc_threshold: float | None = option(
-        None,
-        scope="training",
-        help="Stop training once an evaluation has reached this AUC",
-        above=0,
-        at_most=1,
-    )
-    topk: int = option(
-        10,
-        scope="training",
-        help="K of HR@K and NDCG@K (models of users and items only)",
-        at_least=1,
-    )
-    threshold: float | None = option(
-        None,
-        scope="training",
-        help="Stop training once an evaluation has reached this HR@K (models of users and "
-        "items only)",
-        above=0,
-        at_most=1,
-    )
     amp: bool = option(
         False,
         scope="training",
@@ -269,22 +192,6 @@ class RunConfig:
         at_least=1,
         continued=True,
         none=(0,),
-    )
-    prefetch_train_size: int | None = option(
-        10,
-        scope="training",
-        help="Batches to read ahead in training (materialised samples only); none (or -1): "
-        "the reader decides",
-        at_least=0,
-        none=(-1,),
-    )
-    prefetch_test_size: int | None = option(
-        2,
-        scope="training",
-        help="Batches to read ahead in evaluation (materialised samples only); none (or -1): "
-        "the reader decides",
-        at_least=0,
-        none=(-1,),
     )
     eval_every: int | None = option(
         1,
@@ -358,12 +265,6 @@ class RunConfig:
         at_least=1,
         continued=True,
         none=(0,),
-    )
-    shard_histories: bool = option(
-        False,
-        scope="several processes",
-        help="Each process loads the histories of its users only, and trains on them (flag)",
-        continued=True,
     )
 
     # --- results

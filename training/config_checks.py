@@ -109,9 +109,10 @@ def _check_plan(run: Any) -> None:
                     f"Remove --{name}."
                 )
     for option in _cutting_options(run):
-        for name in ("prefetch_ids", "shard_histories"):
-            if getattr(run, name):
-                raise UserError(f"{option}: expected without --{name}, received both. Remove one.")
+        if run.prefetch_ids:
+            raise UserError(
+                f"{option}: expected without --prefetch_ids, received both. Remove one."
+            )
         if run.gradient_wire_dtype != "float32":
             raise UserError(
                 f"gradient_wire_dtype: expected float32 with --{option}, whose sums are "

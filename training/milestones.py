@@ -27,14 +27,18 @@ class Position:
 class Milestones:
     """What the configuration says about evaluations on the way, and about an early end."""
 
-    def __init__(self, config: RunConfig, steps_an_epoch: int) -> None:
+    def __init__(
+        self, config: RunConfig, steps_an_epoch: int, goals: Mapping[str, float] | None = None
+    ) -> None:
         """Reads the configuration.
 
         Args:
           config: of the run.
           steps_an_epoch: training steps.
+          goals: figures of the evaluation split, by name, at any of which training may end.
         """
         self._config = config
+        self._goals = goals or {}
         self._steps_an_epoch = steps_an_epoch
 
     def test_is_due(self, position: Position) -> bool:
@@ -55,18 +59,9 @@ class Milestones:
         return most is not None and position.total_steps >= most
 
     def reached(self, figures: Mapping[str, Any]) -> bool:
-        """Whether an evaluation's figures are what the run was for.
-
-        That is `--auc_threshold`, or of rankings `--threshold`.
-        """
-        wanted = {
-            "auc": self._config.auc_threshold,
-            f"hr@{self._config.topk}": self._config.threshold,
-        }
-        return any(
-            threshold is not None and figures[f"{self._config.eval_split}_{name}"] >= threshold
-            for name, threshold in wanted.items()
-        )
+        """Whether an evaluation's figures are what the run was for."""
+        split = self._config.eval_split
+        return any(figures[f"{split}_{name}"] >= goal for name, goal in self._goals.items())
 
     def _late(self, position: Position) -> bool:
         done = position.epoch + position.step / self._steps_an_epoch

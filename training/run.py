@@ -18,6 +18,8 @@ from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpo
 from lookback.core.digests import digest_of
 from lookback.core.options import CommandLine, parse, save_yaml
 from lookback.core.world import World, require_same
+from lookback.dataloading import LAYOUTS
+from lookback.dataloading.layout import LayoutOptions
 from lookback.embeddings.config import LOCAL
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
@@ -53,8 +55,11 @@ class Exporter(Protocol):
 
 
 def command_line() -> CommandLine:
-    """What can be given to a run: its own options, and those of the model that it names."""
-    models = {name: (entry.config_class,) for name, entry in MODELS.items()}
+    """What can be given to a run: its own options, its model's, and those of the model's layout."""
+    models = {
+        name: (LAYOUTS[entry.config_class.layout].options_class, entry.config_class)
+        for name, entry in MODELS.items()
+    }
     return CommandLine((RunConfig,), "model_type", models, removed=REMOVED)
 
 
@@ -66,7 +71,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
       exporter: of `serving`.
       prog: how it was called.
     """
-    run, options = parse(argv, command_line(), prog=prog, description=__doc__)
+    run, data, options = parse(argv, command_line(), prog=prog, description=__doc__)
     # What is mistyped, not trusted or in the way fails before the long imports.
     loaded = [] if run.load_checkpoint_path is None else [find_checkpoint(run.load_checkpoint_path)]
     for path in loaded:
@@ -78,11 +83,21 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
     world = start_world(prefetch_ids=run.prefetch_ids)
     with world.together():
         set_up_tensorflow(run, world)
-        run_on(world, run, options, exporter)
+        run_on(world, run, data, options, exporter)
 
 
-def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> None:
-    """Does what the configuration says, on one of the processes of `world`."""
+def run_on(
+    world: World, run: RunConfig, data: LayoutOptions, options: Any, exporter: Exporter
+) -> None:
+    """Does what the configuration says, on one of the processes of `world`.
+
+    Args:
+      world: the processes that run together.
+      run: the run's own options.
+      data: options of the layout.
+      options: of the model.
+      exporter: of `serving`.
+    """
     import tensorflow as tf
 
     from lookback.training.data import model_identity, open_source, run_identity
@@ -90,8 +105,8 @@ def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> No
     from lookback.training.trainer import Trainer
 
     plain_options = json.loads(json.dumps(dataclasses.asdict(options)))
-    plain_run = json.loads(json.dumps(dataclasses.asdict(run), default=str))
-    require_same(world, plain_run | plain_options)
+    given = dataclasses.asdict(run) | dataclasses.asdict(data)
+    require_same(world, json.loads(json.dumps(given, default=str)) | plain_options)
     checkpoint = None
     if run.load_checkpoint_path is not None:
         checkpoint = open_checkpoint(
@@ -99,8 +114,8 @@ def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> No
         )
     run = dataclasses.replace(run, seed=world.gather(choose_seed(run, checkpoint))[0])
     tf.keras.utils.set_random_seed(run.seed)
-    source = open_source(run, options, world)
-    identity = run_identity(run, world.size)
+    source = open_source(run, data, options, world)
+    identity = run_identity(run, data, options, world.size)
     require_same(world, identity)  # each host has its own copy of the data, maybe another one
     sharding, plan = choose_sharding(
         run, MODELS[run.model_type].tables(source.schema, options), world
@@ -112,6 +127,7 @@ def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> No
         run,
         model_identity=model_identity(run, plain_options, source),
         run_identity=identity,
+        goals=data.goals,
         checkpoint=checkpoint,
         world=world,
     )
@@ -125,12 +141,12 @@ def run_on(world: World, run: RunConfig, options: Any, exporter: Exporter) -> No
     ) as log:
         log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {run.results_dir}")
         if world.rank == 0:
-            save_yaml(run.results_dir / "config.yaml", run, options)
+            save_yaml(run.results_dir / "config.yaml", run, data, options)
         if plan:
             log.message(f"{world.size} processes\n{plan}")
         if checkpoint is not None:
             log.message(f"loaded {checkpoint.path} ({trainer.position})")
-        outcome = execute(trainer, run, options, log, world)
+        outcome = execute(trainer, run, data, options, log, world)
         log.summary(outcome.summary)
     if world.rank == 0:
         directory = write_report(
@@ -192,7 +208,12 @@ def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:
 
 
 def execute(
-    trainer: Trainer, run: RunConfig, options: Any, log: RunLogger, world: World
+    trainer: Trainer,
+    run: RunConfig,
+    data: LayoutOptions,
+    options: Any,
+    log: RunLogger,
+    world: World,
 ) -> Outcome:
     """Does what the mode says."""
     if run.mode in EVALUATION_MODES:
@@ -202,7 +223,8 @@ def execute(
     if run.mode == "inference_benchmark":
         from lookback.training.data import open_benchmark_sources
 
-        return trainer.inference_benchmark(open_benchmark_sources(run, options, world), log)
+        sources = open_benchmark_sources(run, data, options, world)
+        return trainer.inference_benchmark(sources, log)
     outcome, scores = trainer.inference(log)
     if not run.benchmark and world.rank == 0:
         path = write_scores(run.results_dir / "scores.parquet", scores)

@@ -60,6 +60,7 @@ class Trainer:
         *,
         model_identity: Mapping[str, Any],
         run_identity: Mapping[str, Any],
+        goals: Mapping[str, float] | None = None,
         checkpoint: Checkpoint | None = None,
         world: World = SOLO,
     ) -> None:
@@ -71,6 +72,7 @@ class Trainer:
           config: of the run.
           model_identity: what a checkpoint must agree on to be used, for JSON.
           run_identity: what it must agree on besides to be continued.
+          goals: figures of an evaluation, by name, at any of which training ends.
           checkpoint: to continue (mode train), or to take the model from.
           world: the processes that train together.
 
@@ -80,6 +82,7 @@ class Trainer:
         self._model = model
         self._source = source
         self._config = config
+        self._goals = goals
         self._world = world
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
         for split in self._evaluations():
@@ -129,7 +132,7 @@ class Trainer:
         # Half of a short epoch still leaves something to measure.
         warmup = min(self._config.benchmark_warmup_steps, self._source.train_steps() // 2)
         meter = PerformanceMeter(warmup_steps=warmup)
-        milestones = Milestones(self._config, self._source.train_steps())
+        milestones = Milestones(self._config, self._source.train_steps(), self._goals)
         began = time.perf_counter()
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
@@ -228,7 +231,7 @@ class Trainer:
         for split in self._evaluations():
             if self._source.ranking:
                 ranks = self.ranks(split, log, termination)
-                figures |= ranks.result(self._config.topk).as_dict(f"{split}_")
+                figures |= ranks.result(self._source.topk).as_dict(f"{split}_")
                 continue
             scores = self.scores(split, log, termination)
 

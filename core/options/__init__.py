@@ -12,6 +12,7 @@ Plain Python: nothing here imports TensorFlow, so `--help` and typing errors ans
 from __future__ import annotations
 
 from lookback.core.options.command_line import (
+    from_values,
     parse,
     parse_known,
     save_yaml,
@@ -26,6 +27,7 @@ from lookback.core.options.option import (
     continued,
     option,
     options_of,
+    refuse_unserved,
     require_one,
 )
 from lookback.core.options.program import Command, Door, Program, guarded
@@ -39,6 +41,7 @@ __all__ = [
     "bash_completion",
     "check_options",
     "continued",
+    "from_values",
     "guarded",
     "help_text",
     "option",
@@ -46,6 +49,7 @@ __all__ = [
     "parameter_table",
     "parse",
     "parse_known",
+    "refuse_unserved",
     "require_one",
     "save_yaml",
     "to_yaml",

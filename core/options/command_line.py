@@ -15,7 +15,7 @@ import yaml
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.options.help import help_text
-from lookback.core.options.line import CommandLine, merge
+from lookback.core.options.line import CommandLine
 from lookback.core.options.option import Option, options_of
 from lookback.core.yaml_files import read_yaml
 
@@ -50,20 +50,31 @@ def parse(
         chosen = None if asked == "--help-all" else _chosen_for_help(argv, line, shared)
         print(help_text(line, chosen, prog, description), end="")
         raise SystemExit(0)
-    classes, options, chosen = line.configs, dict(shared), None
-    foreign: dict[str, str] = {}
-    if line.chooser is not None:
-        chosen = _choice(argv, line, shared)
-        classes = (*classes, *line.variants[chosen])
-        options = merge([shared, line.own(chosen)])
-        for name, value in line.defaults(chosen).items():
-            options[name] = dataclasses.replace(options[name], default=value)
-        foreign = _foreign(line, chosen, options)
-    values = _values(argv, options, line.removed, foreign)
-    return tuple(
-        config(**{field.name: values[field.name] for field in dataclasses.fields(config)})
-        for config in classes
-    )
+    chosen = None if line.chooser is None else _choice(argv, line, shared)
+    options = line.options(chosen)
+    foreign = {} if chosen is None else _foreign(line, chosen, options)
+    return line.instances(chosen, _values(argv, options, line.removed, foreign))
+
+
+def from_values(line: CommandLine, **values: Any) -> tuple[Any, ...]:
+    """What `parse` gives for a command line with these values: for runs that code starts.
+
+    Args:
+      line: what can be given.
+      **values: by option; others have the defaults of the chosen variant.
+
+    Raises:
+      UserError: invalid values.
+      TypeError: an option that is unknown, or missing: a mistake in the code.
+    """
+    chosen = None if line.chooser is None else values[line.chooser]
+    options = line.options(chosen)
+    unknown = sorted(set(values) - set(options))
+    missing = [name for name, found in options.items() if found.required and name not in values]
+    if unknown or missing:
+        raise TypeError(f"{chosen}: unknown options {unknown}, missing ones {missing}")
+    defaults = {name: found.default for name, found in options.items()}
+    return line.instances(chosen, {**defaults, **values})
 
 
 def parse_known(argv: Sequence[str], config: type) -> tuple[Any, list[str]]:
@@ -143,17 +154,43 @@ def _choice(argv: Sequence[str], line: CommandLine, shared: Mapping[str, Option]
     return str(chosen)
 
 
-def _foreign(line: CommandLine, chosen: str, known: Mapping[str, Option]) -> dict[str, str]:
-    """What to say of options that other choices alone have."""
-    owners: dict[str, list[str]] = {}
+@dataclasses.dataclass(frozen=True)
+class _Foreign:
+    """An option that other choices alone have.
+
+    Attributes:
+      text: what to say of it.
+      options: what it is to each of them.
+    """
+
+    text: str
+    options: Sequence[Option]
+
+    def is_default(self, raw: object) -> bool:
+        """Whether `raw` spells a default of it, so that it asks for nothing."""
+        for found in self.options:
+            try:
+                if found.read(raw, found.name) == found.default:
+                    return True
+            except UserError:
+                continue
+        return False
+
+
+def _foreign(line: CommandLine, chosen: str, known: Mapping[str, Option]) -> dict[str, _Foreign]:
+    """Options that other choices alone have, by name."""
+    owners: dict[str, dict[str, Option]] = {}
     for variant in line.variants:
-        for name in line.own(variant):
+        for name, found in line.own(variant).items():
             if name not in known:
-                owners.setdefault(name, []).append(variant)
+                owners.setdefault(name, {})[variant] = found
     return {
-        name: f"is an option of {', '.join(variants)}, not of {chosen}. Remove it, or choose "
-        f"--{line.chooser} {variants[0]}."
-        for name, variants in owners.items()
+        name: _Foreign(
+            f"is an option of {', '.join(found)}, not of {chosen}. Remove it, or choose "
+            f"--{line.chooser} {next(iter(found))}.",
+            list(found.values()),
+        )
+        for name, found in owners.items()
     }
 
 
@@ -161,7 +198,7 @@ def _values(
     argv: Sequence[str],
     options: Mapping[str, Option],
     removed: Mapping[str, str],
-    foreign: Mapping[str, str],
+    foreign: Mapping[str, _Foreign],
 ) -> dict[str, Any]:
     """The value of every option: as written, as in the file, or its default."""
     written, unknown = _read_argv(argv, options)
@@ -176,6 +213,9 @@ def _values(
         path = written.pop("config")
         for key, raw in _read_config(path).items():
             if key not in options:
+                # A run's config.yaml of before layouts had options of their own holds those of all.
+                if key in foreign and foreign[key].is_default(raw):
+                    continue
                 raise _unknown(f"key {key!r} in {path}", "", str(key), options, removed, foreign)
             values[key] = options[key].read(raw, f"{key} in {path}")
     for name, raw in written.items():
@@ -202,11 +242,11 @@ def _unknown(
     name: str,
     known: Mapping[str, Option],
     removed: Mapping[str, str],
-    foreign: Mapping[str, str],
+    foreign: Mapping[str, _Foreign],
 ) -> UserError:
     plain = name.replace("-", "_").lower()
     if plain in foreign:
-        return UserError(f"{what} {foreign[plain]}")
+        return UserError(f"{what} {foreign[plain].text}")
     if plain in removed:
         return UserError(f"{what} is not needed here: {removed[plain]}")
     positive = plain.removeprefix("no_")
@@ -216,7 +256,7 @@ def _unknown(
     close = difflib.get_close_matches(plain, list(foreign), n=1)
     if close:
         return UserError(
-            f"unknown option: {what}. Did you mean {dashes}{close[0]}? It {foreign[close[0]]}"
+            f"unknown option: {what}. Did you mean {dashes}{close[0]}? It {foreign[close[0]].text}"
         )
     return UserError(f"unknown option: {what}. --help lists the options.")
 

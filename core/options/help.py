@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lookback.core.options.line import CommandLine, merge
+from lookback.core.options.line import CommandLine
 from lookback.core.options.option import Option
 
 
@@ -32,9 +32,7 @@ def help_text(
             if owners and len(owners) < len(line.variants)
         }
         return _text(line, [option for option, _ in rows], notes, prog, description)
-    options = merge([line.shared(), line.own(chosen)])
-    for name, value in line.defaults(chosen).items():
-        options[name] = dataclasses.replace(options[name], default=value)
+    options = line.options(chosen)
     if line.chooser is not None:
         options[line.chooser] = dataclasses.replace(options[line.chooser], default=chosen)
     text = _text(line, _by_scope(options.values()), {}, prog, description)

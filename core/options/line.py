@@ -62,6 +62,23 @@ class CommandLine:
             raise TypeError(f"run_defaults of {variant}: the run has no {unknown[0]!r}")
         return changed
 
+    def options(self, variant: str | None) -> dict[str, Option]:
+        """All options of a use, by name: those that every use has, and those of a variant."""
+        if variant is None:
+            return self.shared()
+        options = merge([self.shared(), self.own(variant)])
+        for name, value in self.defaults(variant).items():
+            options[name] = dataclasses.replace(options[name], default=value)
+        return options
+
+    def instances(self, variant: str | None, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """One instance of each dataclass of a use, from the values of all its options."""
+        own = () if variant is None else self.variants[variant]
+        return tuple(
+            config(**{field.name: values[field.name] for field in dataclasses.fields(config)})
+            for config in (*self.configs, *own)
+        )
+
 
 def merge(groups: Sequence[Mapping[str, Option]]) -> dict[str, Option]:
     """Options of several classes as one mapping; of equal names the first counts.

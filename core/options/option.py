@@ -42,6 +42,7 @@ def option(
     continued: bool = False,
     positional: bool = False,
     repeatable: bool = False,
+    unserved: Mapping[str, str] | None = None,
 ) -> Any:
     """A field of a config dataclass that is an option.
 
@@ -65,6 +66,7 @@ def option(
       positional: on the command line it is a word of its own: no `--name` before it.
       repeatable: a tuple whose values are given one by one, `--name` before each; they may have
         commas.
+      unserved: data that cannot serve the option -> why, see `refuse_unserved`.
     """
     given = {
         "help": help,
@@ -80,6 +82,7 @@ def option(
         "continued": continued,
         "positional": positional,
         "repeatable": repeatable,
+        "unserved": unserved,
     }
     return dataclasses.field(default=default, metadata=given)
 
@@ -104,6 +107,7 @@ class Option:
       continued: whether a continued run must have the same.
       positional: whether it is written without a flag.
       repeatable: whether its flag may come several times.
+      unserved: data that cannot serve the option -> why.
     """
 
     name: str
@@ -121,6 +125,7 @@ class Option:
     continued: bool = False
     positional: bool = False
     repeatable: bool = False
+    unserved: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def required(self) -> bool:
@@ -306,6 +311,7 @@ def options_of(
             continued=said.get("continued", False),
             positional=said.get("positional", False),
             repeatable=said.get("repeatable", False),
+            unserved=said.get("unserved") or {},
         )
     return options
 
@@ -342,6 +348,22 @@ def continued(*configs: Any) -> dict[str, Any]:
         for name, found in options_of(type(config)).items()
         if found.continued
     }
+
+
+def refuse_unserved(data: str, *configs: Any) -> None:
+    """Refuses options that would have no effect on the data, rather than to ignore them.
+
+    Args:
+      data: what there is, in words, as `option(unserved={data: why})` has it.
+      *configs: instances of config dataclasses.
+
+    Raises:
+      UserError: if one of them is not at its default.
+    """
+    for config in configs:
+        for name, found in options_of(type(config)).items():
+            if data in found.unserved and getattr(config, name) != found.default:
+                raise UserError(f"{name}: {data} {found.unserved[data]}. Leave --{name} out.")
 
 
 def _holds(value: Any, name: str, bound: float) -> bool:

@@ -17,6 +17,7 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.core.errors import UserError
 from lookback.dataloading.parts import WHOLE, Part
+from lookback.formats.description import format_named_in
 from lookback.formats.features import HistoryFeatures, table_rows
 
 FORMAT = "lookback-histories"
@@ -171,6 +172,11 @@ class Histories:
             split=Split(test=int(split["test"]), validation=int(split["validation"])),
             part=part,
         )
+
+
+def is_resident(directory: str | Path) -> bool:
+    """Whether the directory's dataset.json names this format (in whatever version)."""
+    return format_named_in(directory) == FORMAT
 
 
 def read_dataset_info(directory: Path) -> dict[str, Any]:

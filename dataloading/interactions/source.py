@@ -47,6 +47,7 @@ class InteractionSource(NumberedSource):
         repeatable: bool = False,
         test_negatives: int = 100,
         full_catalogue: bool = False,
+        topk: int = 10,
         drop_remainder: bool = False,
         repeat_count: int = 1,
         part: Part = WHOLE,
@@ -67,6 +68,7 @@ class InteractionSource(NumberedSource):
           repeatable: the same training negatives in every epoch instead of fresh ones.
           test_negatives: for each held-out item; distinct, and none that the user has met.
           full_catalogue: evaluate among all items that the user has not met as well.
+          topk: K of the figures.
           drop_remainder: leave out a last training batch that is not full.
           repeat_count: passes over the training set in one epoch, each with its own order.
           part: this process's.
@@ -83,6 +85,7 @@ class InteractionSource(NumberedSource):
         self._seed, self._eval_seed = seed, eval_seed
         self._negatives, self._test_negatives = negative_samples, test_negatives
         self._repeatable, self._full_catalogue = repeatable, full_catalogue
+        self.topk = topk
         self._part, self._micro_batches = part, micro_batches
         self._repeat_count = repeat_count
         eval_size = batch_size if eval_batch_size is None else eval_batch_size

@@ -17,6 +17,7 @@ from lookback.core.options import (
     bash_completion,
     check_options,
     continued,
+    from_values,
     option,
     options_of,
     parameter_table,
@@ -128,6 +129,23 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     assert (model.dims, model.rate) == ((1, 2), None)
 
 
+def test_a_file_may_name_another_models_option_at_its_default(tmp_path):
+    """As the files of runs do that were written when every run had the options of all."""
+    file = tmp_path / "run.yaml"
+    file.write_text("data: d\nmodel_type: wide\nsearch: soft\nrate: null\ndims: [200, 80]\n")
+    assert run("--config", str(file))[1] == Wide()
+    with pytest.raises(UserError, match=r"--search is an option of deep, not of wide"):
+        run("--data", "d", "--model_type", "wide", "--search", "soft")
+
+
+def test_values_in_code_give_what_the_command_line_would():
+    argv = ("--data", "d", "--model_type", "deep", "--length", "9", "--search", "hard")
+    given = {"data": Path("d"), "model_type": "deep", "length": 9, "search": "hard"}
+    assert from_values(LINE, **given) == run(*argv)
+    with pytest.raises(TypeError, match=r"unknown options \['lenght'\], missing ones \['data'\]"):
+        from_values(LINE, model_type="deep", lenght=9)
+
+
 def test_the_file_may_choose_the_model_and_the_command_line_another(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("data: d\nmodel_type: wide\nwidth: 5\n")
@@ -186,7 +204,7 @@ def test_a_missing_required_option_is_named():
         ("amp: maybe", r"expected true or false, received 'maybe'"),
         ("dims: {a: 1}", r"dims in .* expected an integer, or several"),
         ("affinity: socket", r"key 'affinity' in .* is not needed here: use taskset"),
-        ("model_type: wide\nsearch: soft", r"key 'search' in .* is an option of deep, not of wide"),
+        ("model_type: wide\nsearch: hard", r"key 'search' in .* is an option of deep, not of wide"),
         ("epochs: 1\nepochs: 2", r"not valid YAML: the key 'epochs' is there twice"),
         ("epochs: [", r"is not valid YAML"),
         ("- 1", r"expected lines of the form 'name: value', received a list"),

@@ -8,30 +8,59 @@ import numpy as np
 import pytest
 
 from lookback.core.errors import UserError
+from lookback.core.options import from_values
 from lookback.core.world import SOLO
-from lookback.models import SIMConfig
-from lookback.training.config import RunConfig
 from lookback.training.data import open_source
+from lookback.training.run import command_line
 
 LENGTHS = (20, 7, 3, 3, 12, 9)
 
 
 @pytest.mark.parametrize(
-    ("run", "options", "text"),
+    ("options", "text"),
     [
-        ({}, {"time_features": True}, "time_features: materialised samples have no timestamps"),
-        ({"negatives": "uniform"}, {}, "negatives: materialised samples bring their negatives"),
-        ({"test_negatives": 5}, {}, "test_negatives: materialised samples bring"),
-        ({"repeatable": True}, {}, "repeatable: materialised samples bring"),
-        ({"eval_split": "validation"}, {}, "eval_split: materialised samples have train and test"),
-        ({"shard_histories": True}, {}, "shard_histories: materialised samples hold no histories"),
+        ({"time_features": True}, "time_features: materialised samples have no timestamps"),
+        ({"negatives": "uniform"}, "negatives: materialised samples bring their negatives"),
+        ({"test_negatives": 5}, "test_negatives: materialised samples bring"),
+        ({"repeatable": True}, "repeatable: materialised samples bring"),
+        ({"shard_histories": True}, "shard_histories: materialised samples hold no histories"),
     ],
 )
-def test_what_only_histories_can_serve_is_refused(tmp_path: Path, run, options, text):
+def test_what_only_histories_can_serve_is_refused(tmp_path: Path, options, text):
     (tmp_path / "metadata.json").write_text("{}")
-    config = RunConfig(model_type="sim", dataset_dir=tmp_path, seed=0, **run)
-    with pytest.raises(UserError, match=text):
-        open_source(config, SIMConfig(**options))
+    (name,) = options
+    with pytest.raises(UserError, match=rf"{text}.*\. Leave --{name} out"):
+        open_with(tmp_path, SOLO, max_seq_length=100, long_seq_length=90, **options)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text"),
+    [
+        ("sim", "sim reads histories, and .* holds rows of numbers and ids"),
+        ("neumf", "neumf reads histories, and .* holds rows of numbers and ids"),
+    ],
+)
+def test_another_layouts_data_is_refused(tmp_path: Path, model_type, text):
+    (tmp_path / "dataset.json").write_text('{"format": "lookback-tabular"}')
+    with pytest.raises(UserError, match=f"model_type: {text}.*Choose another model or dataset"):
+        open_source(*configs(tmp_path, model_type=model_type))
+
+
+def test_rows_cannot_be_made_of_histories(dataset):
+    with pytest.raises(UserError, match=r"dlrm reads rows of .* and .* holds histories\. Choose"):
+        open_source(*configs(dataset[1], model_type="dlrm"))
+
+
+@pytest.mark.parametrize("model_type", ["sim", "neumf", "dlrm"])
+def test_a_directory_of_nothing_is_no_dataset(tmp_path: Path, model_type):
+    with pytest.raises(UserError, match=rf"{tmp_path}.*dataset\.json"):
+        open_source(*configs(tmp_path, model_type=model_type))
+
+
+def test_histories_of_own_users_are_not_cut(dataset):
+    for cut in ({"micro_batches": 2}, {"grads_accumulated": 2}):
+        with pytest.raises(UserError, match="shard_histories: expected without --micro_batches"):
+            open_with(dataset[1], SOLO, shard_histories=True, **cut)
 
 
 @pytest.fixture
@@ -40,11 +69,14 @@ def dataset(make_histories, write_dataset, tmp_path):
     return histories, write_dataset(histories, tmp_path / "data")
 
 
+def configs(dataset_dir: Path, **options):
+    given = {"model_type": "sim", "seed": 0, "global_batch_size": 16, **options}
+    return from_values(command_line(), dataset_dir=dataset_dir, **given)
+
+
 def open_with(dataset_dir: Path, world, **options):
-    run = RunConfig(
-        model_type="sim", dataset_dir=dataset_dir, seed=0, global_batch_size=16, **options
-    )
-    return open_source(run, SIMConfig(max_seq_length=5, long_seq_length=3), world)
+    lengths = {"max_seq_length": 5, "long_seq_length": 3}
+    return open_source(*configs(dataset_dir, **{**lengths, **options}), world)
 
 
 def users_of(source) -> list[list[int]]:

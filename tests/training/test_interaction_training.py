@@ -11,8 +11,9 @@ import pytest
 
 from lookback.checkpoints.store import Checkpoint, find_checkpoint
 from lookback.core.errors import UserError
-from lookback.training.config import RunConfig
+from lookback.core.options import from_values
 from lookback.training.output.logging import RunLogger
+from lookback.training.run import command_line
 
 
 @pytest.fixture(scope="module")
@@ -24,32 +25,32 @@ def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
     return directory
 
 
-def run_of(dataset: Path, **more: Any) -> RunConfig:
-    from lookback.models.neumf_config import NeuMFConfig
-
-    given = {"global_batch_size": 100, "seed": 3, "epochs": 2, "lr": 0.01, "test_negatives": 20}
-    defaults = {**NeuMFConfig.run_defaults, **given}
-    return RunConfig(dataset_dir=dataset, model_type="neumf", **{**defaults, **more})
+GIVEN = {"global_batch_size": 100, "seed": 3, "epochs": 2, "lr": 0.01, "test_negatives": 20}
 
 
 def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
     import tensorflow as tf
 
     from lookback.models import MODELS
-    from lookback.models.neumf_config import NeuMFConfig
     from lookback.training.data import model_identity, open_source, run_identity
     from lookback.training.trainer import Trainer
 
-    options = NeuMFConfig(factors=4, layers=(8, 6), dropout=0.5)
-    run = run_of(dataset, **more)
+    run, data, options = from_values(
+        command_line(),
+        model_type="neumf",
+        dataset_dir=dataset,
+        **{**GIVEN, **more},
+        **{"factors": 4, "layers": (8, 6), "dropout": 0.5},
+    )
     tf.keras.utils.set_random_seed(run.seed)
-    source = open_source(run, options)
+    source = open_source(run, data, options)
     return Trainer(
         MODELS["neumf"](source.schema, options),
         source,
         run,
         model_identity=model_identity(run, {}, source),
-        run_identity=run_identity(run),
+        run_identity=run_identity(run, data, options),
+        goals=data.goals,
         checkpoint=None if checkpoint is None else Checkpoint(find_checkpoint(checkpoint)),
     )
 
@@ -151,10 +152,6 @@ def test_scores_can_be_written(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"negatives": "uniform"}, "Leave --negatives out"),
-        ({"shard_histories": True}, "Leave --shard_histories out"),
-        ({"shuffle_batch_order": True}, "Leave --shuffle_batch_order out"),
-        ({"auc_threshold": 0.8}, "Leave --auc_threshold out"),
         ({"eval_train": True}, "Leave --eval_train out"),
         ({"test_negatives": 200}, "test_negatives: expected users with 200 items"),
     ],
@@ -166,18 +163,7 @@ def test_options_that_do_not_go_with_rankings(dataset, tmp_path, more, message):
 
 def test_materialised_samples_are_refused(dataset, tmp_path):
     (tmp_path / "metadata.json").write_text("{}")
-    with pytest.raises(UserError, match="draws its own negatives"):
+    with pytest.raises(
+        UserError, match=r"neumf reads histories, and .* holds materialised samples"
+    ):
         trainer(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{"threshold": 0.5}, {"negative_samples": 2}, {"full_catalogue": True}, {"topk": 5}],
-)
-def test_other_models_refuse_the_options_of_rankings(dataset, more):
-    from lookback.models.config import DINConfig
-    from lookback.training.data import open_source
-
-    run = RunConfig(dataset_dir=dataset, model_type="din", seed=1, **more)
-    with pytest.raises(UserError, match=f"Leave --{next(iter(more))} out"):
-        open_source(run, DINConfig())

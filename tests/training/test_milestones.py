@@ -130,7 +130,7 @@ def test_an_overflow_skips_a_step_while_the_scale_can_fall(dataset, tmp_path):
 
 def test_when_to_evaluate_follows_from_the_position() -> None:
     run = RunConfig(model_type="m", dataset_dir="d", epochs=3, test_freq=4, test_after=1.25)
-    milestones = Milestones(run, steps_an_epoch=8)
+    milestones = Milestones(run, steps_an_epoch=8, goals={"auc": 0.7, "hr@5": 0.5})
     due = [
         total
         for total in range(1, 25)
@@ -139,4 +139,6 @@ def test_when_to_evaluate_follows_from_the_position() -> None:
     assert due == [total for total in range(1, 25) if total % 4 == 0 and total / 8 >= 1.25]
     assert not milestones.evaluation_is_due(Position(1, 0, 8))
     assert milestones.evaluation_is_due(Position(2, 0, 16))
-    assert milestones.reached({"test_auc": math.inf}) is False
+    assert not milestones.reached({"test_auc": 0.69, "test_hr@5": 0.49})
+    assert milestones.reached({"test_auc": 0.69, "test_hr@5": 0.5})
+    assert not Milestones(run, steps_an_epoch=8).reached({"test_auc": math.inf})

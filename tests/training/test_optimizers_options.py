@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 from lookback.core.errors import UserError
+from lookback.core.options import continued
 from lookback.embeddings.optimizers import TABLE_OPTIMIZERS
 from lookback.training.config import RunConfig
-from lookback.training.data import CONTINUED
 from lookback.training.optimizers import DENSE_OPTIMIZERS
 
 NAMES = {"beta1": "beta_1", "beta2": "beta_2", "eps": "epsilon"}
@@ -71,6 +71,6 @@ def test_values_out_of_range_are_refused(option, value, message):
 
 
 def test_a_run_goes_on_only_with_the_options_it_began_with():
-    assert set(NAMES) <= set(CONTINUED)
+    assert set(NAMES) <= set(continued(config()))
     assert all(getattr(config(), option) is None for option in NAMES)
     assert config(beta1=0.0, beta2=0.0).beta1 == 0

@@ -15,8 +15,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from lookback.checkpoints.store import Checkpoint, find_checkpoint
 from lookback.core.errors import UserError
-from lookback.training.config import RunConfig
+from lookback.core.options import from_values
 from lookback.training.output.logging import RunLogger, read_log
+from lookback.training.run import command_line
 
 SMALL = {
     "embedding_dim": 4,
@@ -43,12 +44,6 @@ def _seeded() -> Iterator[None]:
     tf.keras.mixed_precision.set_global_policy("float32")
 
 
-def options(model_type: str, **more: Any) -> Any:
-    from lookback.models import MODELS
-
-    return MODELS[model_type].config_class(**{**SMALL, **more})
-
-
 def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
     """A trainer as train.py makes it; `model` are options of the model."""
     import tensorflow as tf
@@ -57,18 +52,20 @@ def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
     from lookback.training.data import model_identity, open_source, run_identity
     from lookback.training.trainer import Trainer
 
-    model_options = options(more.setdefault("model_type", "din"), **more.pop("model", {}))
-    run = RunConfig(
-        **{"dataset_dir": dataset, "global_batch_size": 16, "seed": 3, "epochs": 2, **more}
+    defaults = {"model_type": "din", "global_batch_size": 16, "seed": 3, "epochs": 2}
+    given = {**SMALL, **more.pop("model", {})}
+    run, data, model_options = from_values(
+        command_line(), dataset_dir=dataset, **{**defaults, **more}, **given
     )
     tf.keras.utils.set_random_seed(run.seed)
-    source = open_source(run, model_options)
+    source = open_source(run, data, model_options)
     return Trainer(
         MODELS[run.model_type](source.schema, model_options),
         source,
         run,
         model_identity=model_identity(run, {}, source),
-        run_identity=run_identity(run),
+        run_identity=run_identity(run, data, model_options),
+        goals=data.goals,
         checkpoint=None if checkpoint is None else Checkpoint(find_checkpoint(checkpoint)),
     )
 

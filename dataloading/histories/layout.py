@@ -1,0 +1,189 @@
+"""The layout "histories": candidates with a user's history before them, one label a candidate.
+
+Histories are resident, and samples are drawn from them; or somebody else materialised the samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from lookback.core.errors import UserError
+from lookback.core.options import option, refuse_unserved
+from lookback.core.world import World
+from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
+from lookback.dataloading.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from lookback.dataloading.histories.resident import Histories, ItemCounts
+    from lookback.dataloading.sources import BatchSource
+
+MATERIALISED = "materialised samples"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HistoriesOptions(SamplingOptions, ClickOptions):
+    """Options that only models over histories have."""
+
+    negatives: Literal["popularity", "uniform"] = option(
+        "popularity",
+        help="Distribution from which negative items are drawn",
+        continued=True,
+        unserved={MATERIALISED: "bring their negatives along"},
+    )
+    number_of_user_features: int = option(
+        1,
+        help="Columns after the label that are user features (materialised samples only)",
+        at_least=0,
+    )
+    shard_histories: bool = option(
+        False,
+        scope="several processes",
+        help="Each process loads the histories of its users only, and trains on them (flag)",
+        continued=True,
+        unserved={MATERIALISED: "hold no histories"},
+    )
+
+
+class HistoryModelOptions(Protocol):
+    """What the options of a model over histories say about its samples."""
+
+    @property
+    def max_seq_length(self) -> int:
+        """History slots (T)."""
+
+    @property
+    def long_seq_length(self) -> int:
+        """Slots of the long history."""
+
+    @property
+    def time_features(self) -> bool:
+        """Whether the model reads time gaps."""
+
+    @property
+    def auxiliary_negatives(self) -> bool:
+        """Whether training needs a negative for each short slot."""
+
+
+class HistoriesLayout(Layout):
+    """See the module; a dataset says by its files which of the two it is."""
+
+    options_class = HistoriesOptions
+    reads = "histories"
+
+    def found_in(self, directory: Path) -> str | None:
+        """Materialised samples by their metadata.json, histories by their dataset.json."""
+        from lookback.dataloading.histories.resident import is_resident
+        from lookback.dataloading.histories.sources import is_materialised
+
+        if is_materialised(directory):
+            return MATERIALISED
+        return self.reads if is_resident(directory) else None
+
+    def open(
+        self,
+        directory: Path,
+        batches: BatchOptions,
+        options: HistoriesOptions,
+        model: HistoryModelOptions,
+        world: World,
+    ) -> BatchSource:
+        """Opens materialised samples, or histories: everybody's, or those of this process's users.
+
+        Raises:
+          UserError: as the contract says.
+        """
+        if self.found_in(directory) == MATERIALISED:
+            return _open_materialised(directory, batches, options, model)
+        return _open_resident(directory, batches, options, model, world)
+
+    def identity(self, directory: Path, options: HistoriesOptions, ranks: int) -> dict[str, Any]:
+        """The content; and how many processes divide the users, if they do."""
+        from lookback.dataloading.histories.resident import read_dataset_info
+
+        if self.found_in(directory) == MATERIALISED:
+            return {"dataset": file_sizes(directory, "*/*.parquet")}
+        shared = {"ranks": ranks} if options.shard_histories else {}
+        return {"dataset": read_dataset_info(directory)["content_hash"], **shared}
+
+
+def _open_materialised(
+    directory: Path, batches: BatchOptions, options: HistoriesOptions, model: HistoryModelOptions
+) -> BatchSource:
+    from lookback.dataloading.histories.materialised import MaterialisedDataset
+    from lookback.dataloading.histories.sources import MaterialisedSource
+
+    refuse_unserved(MATERIALISED, options, model)
+    dataset = MaterialisedDataset(
+        directory,
+        user_features=options.number_of_user_features,
+        max_seq_length=model.max_seq_length,
+        long_seq_length=model.long_seq_length,
+    )
+    return MaterialisedSource(
+        dataset,
+        **batches.arguments(),
+        auxiliary_negatives=model.auxiliary_negatives,
+        prefetch_train=options.prefetch_train_size,
+        prefetch_test=options.prefetch_test_size,
+    )
+
+
+def _open_resident(
+    directory: Path,
+    batches: BatchOptions,
+    options: HistoriesOptions,
+    model: HistoryModelOptions,
+    world: World,
+) -> BatchSource:
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.dataloading.histories.sources import ResidentSource
+    from lookback.dataloading.histories.windows import WindowConfig
+    from lookback.dataloading.parts import WHOLE
+
+    if options.shard_histories and (batches.micro_batches or 0) * world.size > 1:
+        raise UserError(
+            "shard_histories: expected without --micro_batches and --grads_accumulated, which cut "
+            "batches that all processes share. Remove one of them."
+        )
+    if batches.batch_size % 2:
+        raise UserError(
+            "global_batch_size: expected an even number of at least 2 (each training sample is a "
+            f"positive row and a negative one), received {batches.batch_size}."
+        )
+    windows = WindowConfig(
+        max_seq_length=model.max_seq_length,
+        long_seq_length=model.long_seq_length,
+        negatives=options.negatives,
+        auxiliary_negatives=model.auxiliary_negatives,
+        time_features=model.time_features,
+        repeatable=options.repeatable,
+    )
+    own_users = options.shard_histories and world.size > 1
+    histories = Histories.load(directory, batches.part if own_users else WHOLE)
+    return ResidentSource(
+        histories,
+        windows,
+        **batches.arguments(),
+        test_negatives=options.test_negatives,
+        counts=_counts_of_all(histories, world) if own_users else None,
+        most=functools.partial(_largest, world),
+    )
+
+
+def _largest(world: World, number: int) -> int:
+    largest: int = max(world.gather(number))
+    return largest
+
+
+def _counts_of_all(histories: Histories, world: World) -> ItemCounts:
+    """How often items occur among all processes' events."""
+    import tensorflow as tf
+
+    from lookback.dataloading.histories.resident import ItemCounts
+
+    own = histories.item_counts()
+    training, every = world.sum([tf.constant(own.training), tf.constant(own.all)])
+    return ItemCounts(training.numpy(), every.numpy())

@@ -1,0 +1,96 @@
+"""The layout "interactions": pairs of user and item, drawn from everybody's histories, ranked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookback.core.options import option
+from lookback.core.world import World
+from lookback.dataloading.layout import BatchOptions, Layout
+from lookback.dataloading.sampling import SamplingOptions
+
+if TYPE_CHECKING:
+    from lookback.dataloading.sources import BatchSource
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InteractionsOptions(SamplingOptions):
+    """Options that only models of users and items have; names and defaults are seed 003's."""
+
+    test_negatives: int = option(100, help="Negatives for each positive in evaluation", at_least=1)
+    negative_samples: int = option(
+        4, help="Negatives for each positive in training", at_least=1, continued=True
+    )
+    exact_negatives: bool = option(
+        False,
+        help="Draw no training negative that the user has met; without it they are drawn from "
+        "the whole catalogue (flag)",
+        continued=True,
+    )
+    full_catalogue: bool = option(
+        False,
+        help="Rank the held-out item among all items that the user has not met, too (flag)",
+    )
+    topk: int = option(10, scope="training", help="K of HR@K and NDCG@K", at_least=1)
+    threshold: float | None = option(
+        None,
+        scope="training",
+        help="Stop training once an evaluation has reached this HR@K",
+        above=0,
+        at_most=1,
+    )
+
+    @property
+    def goals(self) -> Mapping[str, float]:
+        """HR@K, if one is wanted."""
+        return {} if self.threshold is None else {f"hr@{self.topk}": self.threshold}
+
+
+class InteractionsLayout(Layout):
+    """See the module."""
+
+    options_class = InteractionsOptions
+    reads = "histories"
+
+    def found_in(self, directory: Path) -> str | None:
+        """Histories that are resident: whoever draws negatives needs all that users did."""
+        from lookback.dataloading.histories.resident import is_resident
+        from lookback.dataloading.histories.sources import is_materialised
+
+        return self.reads if is_resident(directory) and not is_materialised(directory) else None
+
+    def open(
+        self,
+        directory: Path,
+        batches: BatchOptions,
+        options: InteractionsOptions,
+        model: object,
+        world: World,
+    ) -> BatchSource:
+        """Opens everybody's histories.
+
+        Raises:
+          UserError: as the contract says.
+        """
+        from lookback.dataloading.histories.resident import Histories
+        from lookback.dataloading.interactions.source import InteractionSource
+
+        return InteractionSource(
+            Histories.load(directory),
+            **batches.arguments(),
+            negative_samples=options.negative_samples,
+            exact_negatives=options.exact_negatives,
+            repeatable=options.repeatable,
+            test_negatives=options.test_negatives,
+            full_catalogue=options.full_catalogue,
+            topk=options.topk,
+        )
+
+    def identity(self, directory: Path, options: InteractionsOptions, ranks: int) -> dict[str, Any]:
+        """The content."""
+        from lookback.dataloading.histories.resident import read_dataset_info
+
+        return {"dataset": read_dataset_info(directory)["content_hash"]}

@@ -1,0 +1,79 @@
+"""The layout "tabular": rows of numbers and ids with one label, in our format or in seed 002's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookback.core.options import option
+from lookback.core.world import World
+from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
+
+if TYPE_CHECKING:
+    from lookback.dataloading.sources import BatchSource
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TabularOptions(ClickOptions):
+    """Options that only models over rows have; names and defaults are seeds 002's and 004's."""
+
+    dataset_subset: float | None = option(
+        None,
+        help="Train on the first part of the training set, from 0 to 1; none: all of it",
+        above=0,
+        at_most=1,
+        continued=True,
+    )
+    shuffle_batch_order: bool = option(
+        False,
+        help="Shuffle training data anew in each epoch, as histories always are; without it, it "
+        "is read as it lies on disk (flag)",
+        continued=True,
+    )
+
+
+class TabularLayout(Layout):
+    """See the module."""
+
+    options_class = TabularOptions
+    reads = "rows of numbers and ids (tabular data)"
+
+    def found_in(self, directory: Path) -> str | None:
+        """Rows, by their description or specification."""
+        from lookback.dataloading.tabular.source import is_tabular_data
+
+        return self.reads if is_tabular_data(directory) else None
+
+    def open(
+        self,
+        directory: Path,
+        batches: BatchOptions,
+        options: TabularOptions,
+        model: object,
+        world: World,
+    ) -> BatchSource:
+        """Opens the rows.
+
+        Raises:
+          UserError: as the contract says.
+        """
+        from lookback.dataloading.tabular.source import TabularSource, open_tabular
+
+        return TabularSource(
+            open_tabular(directory),
+            **batches.arguments(),
+            prefetch_train=options.prefetch_train_size,
+            prefetch_test=options.prefetch_test_size,
+            shuffle=options.shuffle_batch_order,
+            subset=options.dataset_subset,
+        )
+
+    def identity(self, directory: Path, options: TabularOptions, ranks: int) -> dict[str, Any]:
+        """The content, or of files without a hash their sizes."""
+        from lookback.formats.tabular_parquet import read_description
+        from lookback.formats.tabular_schema import is_tabular
+
+        if is_tabular(directory):
+            return {"dataset": read_description(directory)["content_hash"]}
+        return {"dataset": file_sizes(directory, "*/*.bin")}
