@@ -15,6 +15,8 @@ REGISTRIES = [
     ("lookback.workflows", "TABULAR_DATASETS"),
     ("lookback.workflows", "GENERATORS"),
     ("lookback.models", "MODELS"),
+    ("lookback.dataloading", "LAYOUTS"),
+    ("lookback.serving.layouts.registry", "LAYOUTS"),
     ("lookback.benchmarks", "BENCHMARKS"),
     ("lookback.benchmarks.peers.client", "PEERS"),
     ("lookback.embeddings.backends", "BACKENDS"),

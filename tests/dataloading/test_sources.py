@@ -198,6 +198,11 @@ def test_materialised_without_auxiliary_negatives(materialised):
     assert "item_negatives" not in feed[0]
 
 
+def test_materialised_samples_have_no_validation_split(materialised):
+    with pytest.raises(UserError, match="eval_split: materialised samples have train and test"):
+        materialised().eval_steps("validation")
+
+
 def test_kind_of_a_directory(materialised, make_histories, write_dataset, tmp_path):
     assert is_materialised(materialised.path)
     assert not is_materialised(write_dataset(make_histories(), tmp_path / "histories"))
