@@ -6,6 +6,7 @@ import dataclasses
 
 from lookback.core.options import option
 from lookback.dataloading.layout import LayoutOptions
+from lookback.formats.description import MATERIALISED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,11 +17,11 @@ class SamplingOptions(LayoutOptions):
         1,
         help="Negatives for each positive in evaluation",
         at_least=1,
-        unserved={"materialised samples": "bring their negatives along"},
+        unserved={MATERIALISED: "bring their negatives along"},
     )
     repeatable: bool = option(
         False,
         help="Draw the same training negatives in every epoch, not fresh ones (flag)",
         continued=True,
-        unserved={"materialised samples": "bring their negatives along"},
+        unserved={MATERIALISED: "bring their negatives along"},
     )

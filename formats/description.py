@@ -1,9 +1,17 @@
-"""dataset.json: what a directory says that it holds."""
+"""What a directory holds, by the files that say so. Plain Python, so that command lines may ask."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+MATERIALISED = "materialised samples"
+"""What a directory holds that somebody else made samples of, in words."""
+
+
+def is_materialised(directory: str | Path) -> bool:
+    """Whether the directory holds materialised samples rather than histories."""
+    return (Path(directory) / "metadata.json").is_file()
 
 
 def format_named_in(directory: str | Path) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
 from lookback.core.options import check_options, option
+from lookback.formats.description import MATERIALISED
 
 
 def _widths(default: tuple[int, ...], help: str) -> Any:
@@ -51,7 +52,7 @@ class HistoryModelConfig:
     time_features: bool = option(
         False,
         help="embed the log-bucketed time gap between each event and the target",
-        unserved={"materialised samples": "have no timestamps"},
+        unserved={MATERIALISED: "have no timestamps"},
     )
 
     def __post_init__(self) -> None:

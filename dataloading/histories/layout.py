@@ -15,12 +15,11 @@ from lookback.core.options import option, refuse_unserved
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
 from lookback.dataloading.sampling import SamplingOptions
+from lookback.formats.description import MATERIALISED, is_materialised
 
 if TYPE_CHECKING:
     from lookback.dataloading.histories.resident import Histories, ItemCounts
     from lookback.dataloading.sources import BatchSource
-
-MATERIALISED = "materialised samples"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,6 @@ class HistoriesLayout(Layout):
     def found_in(self, directory: Path) -> str | None:
         """Materialised samples by their metadata.json, histories by their dataset.json."""
         from lookback.dataloading.histories.resident import is_resident
-        from lookback.dataloading.histories.sources import is_materialised
 
         if is_materialised(directory):
             return MATERIALISED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -250,8 +249,3 @@ def _rows_of(batch: Any, part: Part) -> Any:
 
 def _reader_options(prefetch: int | None) -> dict[str, Any]:
     return {} if prefetch is None else {"prefetch": prefetch}
-
-
-def is_materialised(dataset_dir: Path) -> bool:
-    """Whether the directory holds materialised samples rather than histories."""
-    return (dataset_dir / "metadata.json").is_file()

@@ -11,6 +11,7 @@ from lookback.core.options import option
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, Layout
 from lookback.dataloading.sampling import SamplingOptions
+from lookback.formats.description import is_materialised
 
 if TYPE_CHECKING:
     from lookback.dataloading.sources import BatchSource
@@ -58,7 +59,6 @@ class InteractionsLayout(Layout):
     def found_in(self, directory: Path) -> str | None:
         """Histories that are resident: whoever draws negatives needs all that users did."""
         from lookback.dataloading.histories.resident import is_resident
-        from lookback.dataloading.histories.sources import is_materialised
 
         return self.reads if is_resident(directory) and not is_materialised(directory) else None
 

@@ -13,13 +13,10 @@ import tensorflow as tf
 from lookback.core.errors import UserError
 from lookback.dataloading.histories.materialised import MaterialisedDataset
 from lookback.dataloading.histories.resident import Histories
-from lookback.dataloading.histories.sources import (
-    MaterialisedSource,
-    ResidentSource,
-    is_materialised,
-)
+from lookback.dataloading.histories.sources import MaterialisedSource, ResidentSource
 from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 from lookback.dataloading.parts import Part
+from lookback.formats.description import is_materialised
 
 CONFIG = WindowConfig(max_seq_length=5, long_seq_length=3)
 TRAIN_ROWS, TEST_ROWS = 23, 7

@@ -8,7 +8,9 @@ import pytest
 
 from lookback.core import options
 from lookback.core.errors import UserError
-from lookback.core.options import options_of
+from lookback.core.options import from_values, options_of, save_yaml
+from lookback.dataloading import LAYOUTS
+from lookback.models import MODELS
 from lookback.training.config import RunConfig
 from lookback.training.removed import REMOVED, removed_table
 from lookback.training.run import command_line
@@ -141,6 +143,16 @@ def test_a_command_line_of_the_seed_is_read():
     )
     run, *_ = parse(*line.split())
     assert run == config(model_type="sim", drop_remainder=True, amp=True)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_config_file_with_everybodys_options_is_read(tmp_path, model_type):
+    """As runs wrote it when every run had the options of all layouts."""
+    line, given = command_line(), {"model_type": model_type, "dataset_dir": Path("d")}
+    configs = from_values(line, **given)
+    others = [layout.options_class() for layout in LAYOUTS.values()]
+    save_yaml(tmp_path / "config.yaml", *configs, *others)
+    assert options.parse(["--config", str(tmp_path / "config.yaml")], line) == configs
 
 
 @pytest.mark.parametrize(
