@@ -139,7 +139,7 @@ def test_options_of_neumf_by_world_size_are_those_of_train_py(tmp_path, monkeypa
     )
     args = argparse.Namespace(model_type="neumf", input=tmp_path)
     world_size._train(1, {**world_size._training(args, tmp_path), "micro_batches": 4})
-    run, options = parse(ran[0][2:], command_line())
+    run, _, options = parse(ran[0][2:], command_line())
     assert (run.model_type, run.optimizer, run.micro_batches) == ("neumf", "full_adam", 4)
     assert (run.beta1, options.layers) == (0.9, (64, 64, 32, 16))
 
