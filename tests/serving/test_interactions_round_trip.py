@@ -41,16 +41,17 @@ def test_scores_of_raw_ids_equal_the_trained_model_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lookback import cli
+    from lookback.serving import export as exporter
 
     dataset, export = write_dataset(tmp_path), tmp_path / "export"
     trained: list[Any] = []
-    export_bundle = cli.export.export_bundle
+    export_bundle = exporter.export_bundle
 
     def kept(model: Any, *arguments: Path) -> Path:
         trained.append(model)
         return export_bundle(model, *arguments)
 
-    monkeypatch.setattr(cli.export, "export_bundle", kept)
+    monkeypatch.setattr(exporter, "export_bundle", kept)
     directories = ("--dataset_dir", str(dataset), "--results_dir", str(tmp_path / "results"))
     cli.train([*directories, *OPTIONS, "--export_dir", str(export)])
     (model,) = trained
