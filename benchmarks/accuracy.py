@@ -13,7 +13,7 @@ from lookback.benchmarks.options import add_movielens, require_movielens
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
 
 QUESTION = "What test AUC do the models reach on MovieLens-100k, over several seeds?"
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Trains every variant with every seed.
 
     Args:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> Report:
       UserError: if MovieLens-100k is not there.
     """
     require_movielens(args.input)
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.benchmarks.training_runs import Variant
     from lookback.workflows.histories.pipeline import run_dataset
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> Report:
             print(f"{name}, batch {protocol}: AUC {auc}", flush=True)
             wanted = "" if target is None else f"{target:.3f}"
             rows.append((name, int(protocol), auc, f"{figure['gauc_mean']:.4f}", wanted, nvidia))
-    return Report(
+    return BenchmarkReport(
         title=f"Test AUC on MovieLens-100k, {len(seeds)} seed(s), leave the last one out",
         columns=("model", "batch", "AUC", "GAUC", "target", "NVIDIA's recipe"),
         rows=rows,

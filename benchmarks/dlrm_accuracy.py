@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
 
 QUESTION = "How close to the best possible AUC do DLRM and DCNv2 come on synthetic Criteo data?"
 
@@ -36,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Generates data and trains one epoch of each model.
 
     Args:
       args: as from `add_arguments`, with `quick`.
     """
     from lookback.benchmarks.data import generate_criteo_rows
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.benchmarks.training_runs import Variant
 
     rows = args.rows or (300_000 if args.quick else 6_000_000)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> Report:
         "Bayes, expected": bayes["expected"],
         "the law without interactions": bayes["without_interactions"],
     }
-    return Report(
+    return BenchmarkReport(
         title=f"Test AUC on synthetic Criteo data ({rows:,} rows, T15 x {scale})",
         columns=("scored by", "AUC", "below Bayes"),
         rows=[(n, f"{auc:.4f}", f"{best - auc:.4f}") for n, auc in {**others, **aucs}.items()],

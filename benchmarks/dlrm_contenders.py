@@ -14,7 +14,7 @@ import tensorflow as tf
 from lookback.benchmarks import comparison
 from lookback.benchmarks.baselines.dlrm import PlainDLRM
 from lookback.benchmarks.comparison import Contender, precision, train_step
-from lookback.benchmarks.harness import Report
+from lookback.benchmarks.harness import BenchmarkReport
 from lookback.benchmarks.peers.client import contender, missing
 from lookback.dataloading.sources import Batch, BatchSource
 from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL, tabular_schema
@@ -42,7 +42,7 @@ def compare(
     title: str,
     mode: str,
     choose: Callable[[Contenders], Mapping[str, Contender]],
-) -> Report:
+) -> BenchmarkReport:
     """Times contenders at each batch size and sets ours against the others.
 
     Args:

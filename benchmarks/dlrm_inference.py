@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lookback.benchmarks import dlrm_options
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
 
 QUESTION = "How many samples a second does DLRM score, and what is a batch's latency?"
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Times forward passes over batches made beforehand: throughput, then latency of single ones.
 
     Args:

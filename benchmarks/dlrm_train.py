@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lookback.benchmarks import dlrm_options
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
 
 QUESTION = "How many samples a second does DLRM train, against plain Keras and PyTorch?"
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Times training steps (forward, backward, update with SGD) on batches made beforehand.
 
     The plain model has Keras' legacy SGD: that of Keras 2.12 keeps a dense momentum for each table

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report, Timing
+    from lookback.benchmarks.harness import BenchmarkReport, Timing
     from lookback.dataloading.histories.resident import Histories
     from lookback.dataloading.histories.windows import WindowConfig
 
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Measures the chosen layouts.
 
     Args:
@@ -170,8 +170,8 @@ def _report(
     histories: Histories,
     timings: Mapping[str, Timing],
     sizes: Mapping[str, float],
-) -> Report:
-    from lookback.benchmarks.harness import Report
+) -> BenchmarkReport:
+    from lookback.benchmarks.harness import BenchmarkReport
 
     labels = {
         "windows": ("resident histories, windows in the graph", "histories"),
@@ -198,7 +198,7 @@ def _report(
         if name in timings:
             ratios[f"{name}_over_target"] = timings[name].median / target
     snappy, zstd = sizes["materialised_snappy"], sizes["materialised_zstd"]
-    return Report(
+    return BenchmarkReport(
         title="Loading training samples",
         columns=(
             *("layout", "samples/s", "lowest", "highest", "vs merlin", "bytes/sample on disk"),

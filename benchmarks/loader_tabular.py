@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report, Timing
+    from lookback.benchmarks.harness import BenchmarkReport, Timing
     from lookback.formats.tabular_rows import TabularData
 
 _TARGET = 1_000_000  # rows a second on 2 cores (issue C, section Loader)
@@ -24,7 +24,7 @@ _ROWS_AT_ONCE = 2**17
 _ROWS_A_FILE = 2**20
 
 
-def run_tabular(args: argparse.Namespace) -> Report:
+def run_tabular(args: argparse.Namespace) -> BenchmarkReport:
     """Measures reading in file order and shuffled, beside merlin-dataloader on the same rows.
 
     Args:
@@ -127,9 +127,9 @@ def _merlin(file: Path, batch_size: int) -> Callable[[], int]:
 
 def _report(
     args: argparse.Namespace, directory: Path, dataset: TabularData, timings: dict[str, Timing]
-) -> Report:
+) -> BenchmarkReport:
     from lookback.benchmarks.data import bytes_of
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
 
     labels = {
         "tabular": "tabular, in file order",
@@ -149,7 +149,7 @@ def _report(
         speeds = (round(timing.median), round(timing.lowest), round(timing.highest))
         rows.append((labels[name], *speeds, times, size))
     figures: dict[str, Any] = {f"{name}_rows_per_s": t.as_dict() for name, t in timings.items()}
-    return Report(
+    return BenchmarkReport(
         title="Loading tabular rows",
         columns=("layout", "rows/s", "lowest", "highest", "vs merlin", "bytes/row on disk"),
         rows=rows,

@@ -12,7 +12,7 @@ from lookback.benchmarks.options import add_movielens, require_movielens
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.dataloading.histories.resident import Histories
 
 QUESTION = "What HR@10 and NDCG@10 does NeuMF reach on MovieLens-100k, over several seeds?"
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"default {SETTINGS['epochs']}; quick 3")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Trains every variant with every seed; each held-out item competes with 100 others.
 
     Args:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> Report:
       UserError: if MovieLens-100k is not there, or there is nothing to run.
     """
     require_movielens(args.input)
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.benchmarks.training_runs import Variant
     from lookback.dataloading.histories.resident import Histories
     from lookback.dataloading.interactions.layout import InteractionsOptions
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> Report:
             rows.append((name, *shown, "" if target is None else f"{target:.3f}"))
         popularity = popularity_hit_ratio(Histories.load(dataset), training["test_negatives"])
     rows.append(("popularity", f"{popularity:.4f}", "", "", ""))
-    return Report(
+    return BenchmarkReport(
         title=f"MovieLens-100k, {len(seeds)} seed(s), {training['test_negatives']} negatives",
         columns=("ranked by", "HR@10", "NDCG@10", "MRR", "target"),
         rows=rows,

@@ -17,7 +17,7 @@ import tensorflow as tf
 from lookback.benchmarks import comparison
 from lookback.benchmarks.comparison import Contender, endless_feeds, precision, train_step
 from lookback.benchmarks.data import resident_interactions
-from lookback.benchmarks.harness import Report
+from lookback.benchmarks.harness import BenchmarkReport
 from lookback.benchmarks.peers.client import Peer, missing
 from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.interactions.source import InteractionSource
@@ -51,7 +51,7 @@ def compare(
     pairs: Callable[[Contenders], Pairs],
     choose: Callable[[Contenders, Pairs], Mapping[str, Contender]],
     notes: Sequence[str],
-) -> Report:
+) -> BenchmarkReport:
     """Times ours and PyTorch at each batch size.
 
     Args:

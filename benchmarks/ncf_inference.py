@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lookback.benchmarks import ncf_options
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.benchmarks.ncf_contenders import Contenders
 
 QUESTION = "How many samples a second does NeuMF score, against PyTorch, and what is the latency?"
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Times probabilities of users' evaluation candidates, then of single batches of any pairs.
 
     Args:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lookback.benchmarks import ncf_options, quieten
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
 
 QUESTION = "How many samples a second does NeuMF train, against PyTorch, and in what memory?"
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Measures memory, of each contender in a process of its own; then times training steps.
 
     Ours draw their positives and negatives within the step that is timed, PyTorch gets batches

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookback.benchmarks.harness import Report, Timing, interleave
+from lookback.benchmarks.harness import BenchmarkReport, Timing, interleave
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Times training steps of groups of processes in turn, all on this machine.
 
     Args:
@@ -91,7 +91,7 @@ def _report(
     batch: int,
     batch_per_rank: int,
     config: dict[str, Any],
-) -> Report:
+) -> BenchmarkReport:
     efficiency = weak["2 ranks"].over(weak["1 rank"]) / 2
     apart = weak["2 apart"].over(weak["1 rank"]) / 2
     rows: list[list[object]] = []
@@ -119,7 +119,7 @@ def _report(
             for n, found in strong.items()
         },
     }
-    return Report(
+    return BenchmarkReport(
         title="SIM with row-wise tables, Amazon Books cardinalities",
         columns=[
             "processes",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lookback.benchmarks import sim_options
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
 
 QUESTION = "How many samples a second does SIM score, against a plain Keras SIM?"
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sim_options.add_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Times forward passes over rows made beforehand.
 
     Args:

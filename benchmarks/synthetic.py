@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.dataloading.histories.resident import Histories
 
 QUESTION = "How close to the best possible AUC does SIM come on synthetic data, and to baselines?"
@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache_dir", type=Path, help="where generated data is kept")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Generates data, trains SIM and scores the baselines on the same test rows.
 
     Args:
       args: as from `add_arguments`, with `quick`.
     """
     from lookback.benchmarks.data import cached
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.benchmarks.training_runs import Variant
     from lookback.dataloading.histories.resident import Histories
     from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> Report:
     best = float(oracle["oracle_auc"]["popularity"])
     aucs = {"oracle": best, "SIM": result["auc"]}
     aucs |= {n: auc(labels.numpy().ravel(), scores.ravel()) for n, scores in baselines.items()}
-    return Report(
+    return BenchmarkReport(
         title=f"Test AUC on synthetic data ({preset}: {histories.num_events:,} events)",
         columns=("scored by", "AUC", "below the oracle"),
         rows=[(n, f"{value:.4f}", f"{best - value:.4f}") for n, value in aucs.items()],

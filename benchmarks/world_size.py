@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lookback.benchmarks.options import add_movielens, require_movielens
 
 if TYPE_CHECKING:
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
 
 QUESTION = "Does a model reach the same AUC, or HR@10, on 1, 2 and 4 processes?"
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help="default 3; quick 1")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Trains with train.py on each number of processes, in order and as it comes.
 
     Args:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> Report:
     Raises:
       UserError: if MovieLens-100k is not there.
     """
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.training.output.logging import read_log
 
     ranks = args.ranks or ([1, 2] if args.quick else [1, 2, 4])
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> Report:
                 )
                 figures[f"{kind}, {number}"] = {figure.lower(): found, "last_loss": losses[-1]}
                 print(*rows[-1], sep="  ", flush=True)
-    return Report(
+    return BenchmarkReport(
         title=f"{args.model_type} by number of processes",
         columns=[
             "",

@@ -3,7 +3,7 @@
 One step, whatever the number of tables and strategies:
 
 1. `route`: the ids of each table are deduplicated, every distinct one becomes a number that names
-   its row on its owner (see `embeddings.layout`), and one all-to-all takes the numbers there.
+   its row on its owner (see `embeddings.shard_layout`), and one all-to-all takes the numbers there.
 2. `fetch`: owners gather the rows, one all-to-all brings them back, and each id takes its vector
    from what came.
 
@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from lookback.embeddings.duplicates import distinct
 from lookback.embeddings.ids import inside
-from lookback.embeddings.layout import Layout
+from lookback.embeddings.shard_layout import ShardLayout
 from lookback.embeddings.sharding import STRATEGIES
 from lookback.embeddings.types import Plan
 
@@ -36,7 +36,7 @@ arrived, by rank, and how many rows came from each."""
 KINDS = ("ids", "vectors", "gradients")
 
 
-class Route(NamedTuple):
+class ExchangeRoute(NamedTuple):
     """What `fetch` needs to know; tensors only, so that it can travel from step to step.
 
     R ranks take part, and G groups are exchanged.
@@ -77,7 +77,7 @@ class Exchange:
     """
 
     def __init__(
-        self, plan: Plan, layout: Layout, rank: int, all_to_all: AllToAll, wire_dtype: tf.DType
+        self, plan: Plan, layout: ShardLayout, rank: int, all_to_all: AllToAll, wire_dtype: tf.DType
     ) -> None:
         """Prepares the exchange.
 
@@ -99,7 +99,7 @@ class Exchange:
             for kind in KINDS
         }
 
-    def route(self, ids: Mapping[str, tf.Tensor]) -> Route:
+    def route(self, ids: Mapping[str, tf.Tensor]) -> ExchangeRoute:
         """Deduplicates ids and tells each owner which rows are wanted: one all-to-all.
 
         Args:
@@ -117,7 +117,7 @@ class Exchange:
                 positions[table] = index + self._layout.pieces[table][0].starts[self._rank]
         if not legs:
             none = tf.zeros([self._layout.ranks, 0], tf.int32)
-            return Route((), none, none, positions, {})
+            return ExchangeRoute((), none, none, positions, {})
         legs.sort(key=operator.attrgetter("group"))
         wanted, requested, place = self._by_owner(legs)
         received, splits = self._all_to_all(wanted, tf.reduce_sum(requested, 1))
@@ -129,9 +129,11 @@ class Exchange:
             table: tuple(by_leg[table, n] for n in range(len(self._layout.pieces[table])))
             for table, _ in by_leg
         }
-        return Route(rows, asked, requested, positions, places)
+        return ExchangeRoute(rows, asked, requested, positions, places)
 
-    def fetch(self, route: Route, variables: Mapping[str, tf.Variable]) -> dict[str, tf.Tensor]:
+    def fetch(
+        self, route: ExchangeRoute, variables: Mapping[str, tf.Variable]
+    ) -> dict[str, tf.Tensor]:
         """Brings the rows: one all-to-all, and one more for the gradients.
 
         Args:
@@ -162,7 +164,7 @@ class Exchange:
         return result
 
     def _vectors_of_legs(
-        self, group: int, vectors: tf.Tensor, route: Route
+        self, group: int, vectors: tf.Tensor, route: ExchangeRoute
     ) -> dict[tuple[str, int], tf.Tensor]:
         """The vectors ``[N, d]`` of each leg from those that came for its group."""
         legs = [

@@ -176,7 +176,7 @@ class EncodedIds:
         return values.astype(np.int32)
 
 
-class Catalogue:
+class ItemFeatures:
     """What is known of every item: its other features, encoded.
 
     Args:
@@ -194,7 +194,7 @@ class Catalogue:
             self._features[other][:FIRST_KNOWN] = 0
 
     @classmethod
-    def read(cls, path: Path, features: Sequence[str], rows: int) -> Catalogue:
+    def read(cls, path: Path, features: Sequence[str], rows: int) -> ItemFeatures:
         """Reads items.parquet; `features` are those of an item, the id first."""
         table = read_parquet(path, features)
         return cls({name: table[name].to_numpy() for name in features}, rows)

@@ -15,9 +15,9 @@ from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
 from lookback.core.outputs import check_directory
 from lookback.serving.export_dataset import ExportedDataset
-from lookback.serving.layouts.histories.export import Histories, Materialised
-from lookback.serving.layouts.interactions.export import Interactions
-from lookback.serving.layouts.tabular.export import SplitBinary, Tabular
+from lookback.serving.layouts.histories.export import ExportedHistories, ExportedMaterialised
+from lookback.serving.layouts.interactions.export import ExportedInteractions
+from lookback.serving.layouts.tabular.export import ExportedSplitBinary, ExportedTabular
 from lookback.serving.manifest import BUNDLE, MANIFEST_FILE, MODEL_DIRECTORY, SIGNATURE, Manifest
 
 # Importing them takes seconds, and train.py checks its target before it sets TensorFlow up.
@@ -26,11 +26,16 @@ if TYPE_CHECKING:
 
     from lookback.models.click_model import ClickModel
 
-DATASETS: tuple[type[ExportedDataset], ...] = (Materialised, Tabular, SplitBinary, Histories)
+DATASETS: tuple[type[ExportedDataset], ...] = (
+    ExportedMaterialised,
+    ExportedTabular,
+    ExportedSplitBinary,
+    ExportedHistories,
+)
 """What a bundle can come from, in the order in which they are tried; the last takes all."""
 
 OTHER_READINGS: Mapping[tuple[type[ExportedDataset], str], type[ExportedDataset]] = {
-    (Histories, Interactions.layout): Interactions
+    (ExportedHistories, ExportedInteractions.layout): ExportedInteractions
 }
 """Of a format, and the layout of a model that reads it in another way than its own."""
 

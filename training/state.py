@@ -21,7 +21,7 @@ _ROWS_A_BLOCK = 1 << 18  # of a table in a checkpoint: 16 MB at D = 16, so that 
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TensorShard:
     """Some rows and columns of a tensor, and where this rank keeps them.
 
     Attributes:
@@ -63,7 +63,7 @@ class State:
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    parts: tuple[Part, ...]
+    parts: tuple[TensorShard, ...]
     replicated: bool
 
     @property
@@ -102,7 +102,7 @@ def whole(variable: tf.Variable) -> State:
     """A tensor that every rank holds whole."""
     shape = tuple(variable.shape)
     rows = range(shape[0] if shape else 1)
-    return State(shape, _dtype(variable), (Part(variable, rows),), replicated=True)
+    return State(shape, _dtype(variable), (TensorShard(variable, rows),), replicated=True)
 
 
 def model_states(model: tf.keras.Model) -> dict[str, State]:
@@ -114,7 +114,10 @@ def model_states(model: tf.keras.Model) -> dict[str, State]:
         held |= {id(variable) for variable in variables.values()}
         for table in collection.tables:
             parts = [
-                (Part(variables[h.variable], h.shard.rows, h.shard.columns, h.start), h.replicated)
+                (
+                    TensorShard(variables[h.variable], h.shard.rows, h.shard.columns, h.start),
+                    h.replicated,
+                )
                 for h in collection.backend.held
                 if h.shard.table == table.name
             ]
@@ -143,7 +146,7 @@ def slot_states(
             for h in held:
                 variable = optimizer.slots[h.variable][slot]
                 columns = h.shard.columns if kind == "weight" else range(1)
-                parts.append((Part(variable, h.shard.rows, columns, h.start), h.replicated))
+                parts.append((TensorShard(variable, h.shard.rows, columns, h.start), h.replicated))
             width = table.dim if kind == "weight" else 1
             states[f"optimizer/{table.name}/{slot}"] = _table_state((table.rows, width), parts)
     return states
@@ -171,7 +174,7 @@ def unique_names(prefix: str, variables: Sequence[tf.Variable]) -> dict[str, tf.
     return named
 
 
-def _table_state(shape: tuple[int, int], parts: Sequence[tuple[Part, bool]]) -> State:
+def _table_state(shape: tuple[int, int], parts: Sequence[tuple[TensorShard, bool]]) -> State:
     every = range(shape[1])
     own = [
         dataclasses.replace(part, columns=None if part.columns == every else part.columns)

@@ -65,7 +65,7 @@ def read_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Part:
+class _WindowRange:
     """Rows begin to end of a window that is, or will be, decoded."""
 
     def __init__(self, window: Future[Rows], begin: int, end: int) -> None:
@@ -87,7 +87,7 @@ class _Windows:
         self._used: dict[int, int] = collections.defaultdict(int)
         self._ahead = 0  # windows in the pool of which no row has been taken
 
-    def take(self, lane: int, rows: int) -> Iterator[_Part]:
+    def take(self, lane: int, rows: int) -> Iterator[_WindowRange]:
         """The next rows of a lane."""
         while rows:
             queue = self._decoding[lane]
@@ -101,7 +101,7 @@ class _Windows:
             if end == window.rows:
                 queue.popleft()
                 self._used[lane] = 0
-            yield _Part(decoded, begin, end)
+            yield _WindowRange(decoded, begin, end)
 
     def _begin(self, lane: int) -> None:
         """Makes sure that the lane's next window, and some after it, are in the pool."""
@@ -127,7 +127,7 @@ def _decode(data: TabularData, split: str, order: Order, window: Window) -> Rows
     )
 
 
-def _joined(parts: list[_Part], features: TabularFeatures) -> Rows:
+def _joined(parts: list[_WindowRange], features: TabularFeatures) -> Rows:
     """One batch's rows."""
     if len(parts) == 1:
         return parts[0].rows()

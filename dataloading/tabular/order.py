@@ -54,7 +54,7 @@ class Shuffle:
         return np.random.default_rng([self.seed % 2**64, self.epoch, *key])
 
 
-class Piece(NamedTuple):
+class BlockRange(NamedTuple):
     """Rows begin to end of a block."""
 
     block: int
@@ -138,14 +138,14 @@ class Order:
         for step in range(self.first_step, self.steps):
             yield [lane.own(step)[1] - lane.own(step)[0] for lane in self._lanes]
 
-    def pieces(self, window: Window) -> Iterator[Piece]:
+    def pieces(self, window: Window) -> Iterator[BlockRange]:
         """The parts of blocks that make up a window, in the order of its positions."""
         index = int(np.searchsorted(self._ends, window.begin, "right"))
         position = window.begin
         while position < window.end:
             end = min(int(self._ends[index]), window.end)
             first = int(self._begins[index])
-            yield Piece(int(self._blocks[index]), position - first, end - first)
+            yield BlockRange(int(self._blocks[index]), position - first, end - first)
             position, index = end, index + 1
 
     def chosen(self, window: Window) -> Index | slice:

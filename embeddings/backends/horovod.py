@@ -10,8 +10,8 @@ import tensorflow as tf
 from lookback.core.errors import UserError
 from lookback.embeddings.backends.base import Backend, Gradients, Held, concatenated
 from lookback.embeddings.config import Sharding
-from lookback.embeddings.exchange import Exchange, Route, from_wire, to_wire
-from lookback.embeddings.layout import Layout
+from lookback.embeddings.exchange import Exchange, ExchangeRoute, from_wire, to_wire
+from lookback.embeddings.shard_layout import ShardLayout
 from lookback.embeddings.types import TableSpec
 
 
@@ -36,7 +36,7 @@ class HorovodBackend(Backend):
         self._hvd = _horovod()
         plan = self._plan_of(self._hvd.size())
         self._rank: int = self._hvd.rank()
-        self._layout = Layout(plan, joint=self.joint)
+        self._layout = ShardLayout(plan, joint=self.joint)
         self._wire_dtype = tf.as_dtype(sharding.wire_dtype)
         self._exchange = Exchange(
             plan, self._layout, self._rank, self._all_to_all, self._wire_dtype
@@ -72,11 +72,11 @@ class HorovodBackend(Backend):
             parts = [part for part in held if part.variable == group.name]
             self._add_rows(layer, group.name, group.width, parts)
 
-    def route(self, ids: Mapping[str, tf.Tensor]) -> Route:
+    def route(self, ids: Mapping[str, tf.Tensor]) -> ExchangeRoute:
         """Deduplicates ids and asks their owners for the rows."""
         return self._exchange.route(ids)
 
-    def fetch(self, route: Route) -> dict[str, tf.Tensor]:
+    def fetch(self, route: ExchangeRoute) -> dict[str, tf.Tensor]:
         """Brings the rows from their owners: ``[N, D]`` by table name."""
         return self._exchange.fetch(route, self._variables)
 
@@ -95,7 +95,7 @@ class HorovodBackend(Backend):
             for name, gradient in gradients.items()
         }
 
-    def senders(self, route: Route) -> tf.Tensor:
+    def senders(self, route: ExchangeRoute) -> tf.Tensor:
         """Who asked for rows sends their gradients."""
         return route.asked
 

@@ -14,7 +14,7 @@ from lookback.serving.requests import Request, RequestEncoder
 from lookback.serving.scores import Scores
 
 
-class Layout(abc.ABC):
+class RequestLayout(abc.ABC):
     """One kind of model input. `manifest` is always that of a bundle of this layout."""
 
     sample_options: tuple[str, ...]

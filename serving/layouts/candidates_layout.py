@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookback.serving.layouts.base import Layout
+from lookback.serving.layouts.base import RequestLayout
 from lookback.serving.layouts.candidates import CANDIDATES
 from lookback.serving.manifest import CandidatesManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Float32, Scores
 
 
-class CandidatesLayout(Layout):
+class CandidateRequestLayout(RequestLayout):
     """Answers, tables and random inputs; subclasses read requests and make samples of them."""
 
     sample_options = ("users", "candidates")

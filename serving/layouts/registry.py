@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lookback.serving.layouts.base import Layout
-from lookback.serving.layouts.histories.layout import HistoriesLayout
-from lookback.serving.layouts.interactions.layout import InteractionsLayout
-from lookback.serving.layouts.tabular.layout import TabularLayout
+from lookback.serving.layouts.base import RequestLayout
+from lookback.serving.layouts.histories.layout import HistoryRequestLayout
+from lookback.serving.layouts.interactions.layout import InteractionRequestLayout
+from lookback.serving.layouts.tabular.layout import TabularRequestLayout
 
-LAYOUTS: Mapping[str, Layout] = {
-    "histories": HistoriesLayout(),
-    "tabular": TabularLayout(),
-    "interactions": InteractionsLayout(),
+LAYOUTS: Mapping[str, RequestLayout] = {
+    "histories": HistoryRequestLayout(),
+    "tabular": TabularRequestLayout(),
+    "interactions": InteractionRequestLayout(),
 }

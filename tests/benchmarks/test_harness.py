@@ -70,7 +70,7 @@ def test_machine_info_names_the_machine():
 
 
 def test_report_is_a_table_and_then_one_json_line():
-    report = harness.Report(
+    report = harness.BenchmarkReport(
         title="A title",
         columns=("what", "samples/s"),
         rows=[("ours", 12345.6), ("theirs", 0.12345), ("none", None)],
@@ -96,14 +96,14 @@ def test_report_is_a_table_and_then_one_json_line():
 
 
 def test_figures_that_are_no_numbers_are_refused():
-    report = harness.Report("t", ("a",), [], figures={"x": float("nan")})
+    report = harness.BenchmarkReport("t", ("a",), [], figures={"x": float("nan")})
     console = Console(file=io.StringIO())
     with pytest.raises(ValueError, match="not JSON compliant"):
         harness.print_report("name", report, harness.machine_info(), console=console)
     with pytest.raises(TypeError, match="set cannot be written as JSON"):
         harness.print_report(
             "name",
-            harness.Report("t", ("a",), [], figures={"x": {1}}),
+            harness.BenchmarkReport("t", ("a",), [], figures={"x": {1}}),
             harness.machine_info(),
             console=console,
         )

@@ -25,7 +25,7 @@ from lookback.core.errors import UserError
 from lookback.core.options import check_options, option, parse
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, LayoutOptions
-from lookback.dataloading.layout import Layout as DataLayout
+from lookback.dataloading.layout import RequestLayout as DataLayout
 from lookback.dataloading.sources import NumberedSource
 from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import LOCAL, Sharding
@@ -35,7 +35,7 @@ from lookback.serving import export, manifest
 from lookback.serving.bundle import Bundle
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts import registry
-from lookback.serving.layouts.base import Layout as ServingLayout
+from lookback.serving.layouts.base import RequestLayout as ServingLayout
 from lookback.serving.manifest import Manifest
 from lookback.serving.requests import EncodedBatch, Request, check_keys
 from lookback.serving.scores import Scores

@@ -160,7 +160,7 @@ def test_requests_out_of_a_dataset(
 
 
 def test_tables_of_a_bundle(tmp_path: Path) -> None:
-    from lookback.serving.encoding import Catalogue, Vocabulary
+    from lookback.serving.encoding import ItemFeatures, Vocabulary
     from lookback.serving.layouts.tabular.encoding import KeyVocabulary
 
     ids = tmp_path / "ids.parquet"
@@ -173,7 +173,7 @@ def test_tables_of_a_bundle(tmp_path: Path) -> None:
         writer.write_table(table)
     for read in (
         lambda: Vocabulary.read(ids, "item_id"),
-        lambda: Catalogue.read(ids, ["item_id"], 9),
+        lambda: ItemFeatures.read(ids, ["item_id"], 9),
         lambda: KeyVocabulary.read(mapped),
     ):
         with pytest.raises(UserError, match="carries a pickled Arrow type"):

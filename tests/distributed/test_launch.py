@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from lookback.core.errors import UserError
-from lookback.training.parallel.bulletin import Bulletin, NoLauncherError
+from lookback.training.parallel.job_store import JobStore, NoLauncherError
 from lookback.training.parallel.launch import START_RANK
 from lookback.training.parallel.run_model import read
 
@@ -178,7 +178,7 @@ def test_a_note_is_sealed_as_rfc_2104_says():
     key = b"secret".ljust(64, b"\0")
     inner = sha256(bytes(byte ^ 0x36 for byte in key) + b"error\n{}")
     expected = sha256(bytes(byte ^ 0x5C for byte in key) + inner)
-    assert Bulletin("127.0.0.1", 1, "secret")._seal("error", b"{}") == expected
+    assert JobStore("127.0.0.1", 1, "secret")._seal("error", b"{}") == expected
 
 
 def test_notes_outlive_who_wrote_them(monkeypatch):
@@ -190,30 +190,30 @@ def test_notes_outlive_who_wrote_them(monkeypatch):
     monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", "127.0.0.1")
     monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_PORT", str(port))
     monkeypatch.setenv("LOOKBACK_SECRET", "open sesame")
-    bulletin = Bulletin.of_this_process()
-    assert bulletin is not None
-    assert bulletin.get("error") is None
-    bulletin.put("error", {"rank": 1, "text": "ü"})
-    assert bulletin.get("error") == {"rank": 1, "text": "ü"}
+    job_store = JobStore.of_this_process()
+    assert job_store is not None
+    assert job_store.get("error") is None
+    job_store.put("error", {"rank": 1, "text": "ü"})
+    assert job_store.get("error") == {"rank": 1, "text": "ü"}
     with pytest.raises(TimeoutError, match="here-1"):
-        bulletin.meet(0, 2, seconds=0.2)
-    assert not bulletin.found_strange
+        job_store.meet(0, 2, seconds=0.2)
+    assert not job_store.found_strange
     # Notes of who does not know the secret, without a seal, and one that was moved, are none.
-    Bulletin("127.0.0.1", port, "open rye").put("here-1", {})
-    assert bulletin.get("here-1") is None
-    assert bulletin.found_strange
+    JobStore("127.0.0.1", port, "open rye").put("here-1", {})
+    assert job_store.get("here-1") is None
+    assert job_store.found_strange
     assert write_to(port, "here-1", b"{}") == 200
-    assert bulletin.get("here-1") is None
+    assert job_store.get("here-1") is None
     assert write_to(port, "stop", read_from(port, "error")) == 200
-    assert bulletin.get("stop") is None
-    assert bulletin.get("error") is not None
-    bulletin.put("here-1", {})
-    bulletin.meet(0, 2, seconds=0.2)
-    bulletin.meet(1, 2, seconds=0.2)
+    assert job_store.get("stop") is None
+    assert job_store.get("error") is not None
+    job_store.put("here-1", {})
+    job_store.meet(0, 2, seconds=0.2)
+    job_store.meet(1, 2, seconds=0.2)
     server._httpd.shutdown()
     server._httpd.server_close()
     with pytest.raises(NoLauncherError):
-        bulletin.get("error")
+        job_store.get("error")
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,12 @@ from pathlib import Path
 root, directory = map(Path, sys.argv[1:])
 sys.path.insert(0, str(root))
 from lookback.core.errors import UserError
-from lookback.training.parallel.bulletin import Bulletin
+from lookback.training.parallel.job_store import JobStore
 from lookback.training.parallel.watch import Watch
 
-bulletin = Bulletin.of_this_process()
-watch = Watch(bulletin)
-bulletin.meet(watch.rank, 2, seconds=60)
+job_store = JobStore.of_this_process()
+watch = Watch(job_store)
+job_store.meet(watch.rank, 2, seconds=60)
 port = int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
 with socket.socket() as probe:
     reached = str(probe.connect_ex(("127.0.0.1", port)) == 0)
@@ -49,7 +49,7 @@ while not (directory / "fail").exists():
 if watch.rank == 1:
     watch.tell(UserError("the disk is full"))
     print("error: the disk is full", file=sys.stderr, flush=True)
-    time.sleep(8 * bool(bulletin.secret))  # others end by what they hear, or by horovodrun
+    time.sleep(8 * bool(job_store.secret))  # others end by what they hear, or by horovodrun
     sys.exit(2)
 time.sleep(60)
 """

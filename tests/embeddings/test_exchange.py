@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from lookback.embeddings.exchange import KINDS, Exchange, from_wire, to_wire
-from lookback.embeddings.layout import Layout
+from lookback.embeddings.shard_layout import ShardLayout
 from lookback.embeddings.sharding import STRATEGIES
 from lookback.embeddings.types import TableSpec
 
@@ -79,7 +79,7 @@ class Ranks:
 
     def __init__(self, plan, wire_dtype="float32"):
         rng = np.random.default_rng(1)
-        self.plan, self.layout = plan, Layout(plan)
+        self.plan, self.layout = plan, ShardLayout(plan)
         self.network = Network(plan.ranks)
         self.tables = {
             t.name: rng.normal(size=(t.rows, t.dim)).astype(np.float32) for t in plan.tables
@@ -306,7 +306,7 @@ def test_a_route_fetches_the_rows_as_they_are_then(make_plan):
 @pytest.mark.parametrize("needs_int64", [False, True])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_numbers_travel_in_the_layouts_type(make_plan, monkeypatch, dtype, needs_int64):
-    monkeypatch.setattr(Layout, "needs_int64", needs_int64)
+    monkeypatch.setattr(ShardLayout, "needs_int64", needs_int64)
     world = Ranks(make_plan(TABLES, "mixed", 3))
     ids = make_ids(3, dtype=dtype)
     upstream = make_upstream(ids)

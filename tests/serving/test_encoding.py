@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from lookback.core.errors import UserError
-from lookback.serving.encoding import Catalogue, EncodedIds, Vocabulary
+from lookback.serving.encoding import EncodedIds, ItemFeatures, Vocabulary
 
 
 def transform(workflow: nvt.Workflow, values: pd.Series) -> list[int]:
@@ -108,7 +108,7 @@ def test_encoded_ids_are_only_checked() -> None:
 
 
 def test_the_catalogue_does_not_know_reserved_ids() -> None:
-    catalogue = Catalogue(
+    catalogue = ItemFeatures(
         {"item_id": np.array([2, 3, 5], np.int32), "brand": np.array([2, 7, 8], np.int32)}, rows=7
     )
     items = np.array([5, 3, 4, 2, 1], np.int32)

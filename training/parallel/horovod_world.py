@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from lookback.core.errors import UserError
 from lookback.core.world import SOLO, World, running_sum
-from lookback.training.parallel.bulletin import Bulletin, NoLauncherError
-from lookback.training.parallel.watch import ADVICE, Ending, Watch
+from lookback.training.parallel.job_store import JobStore, NoLauncherError
+from lookback.training.parallel.watch import ADVICE, Failure, Watch
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def start_world(*, prefetch_ids: bool = False) -> World:
             f"Several processes were launched together, and Horovod, which connects them, cannot "
             f"be imported ({error}). Run scripts/setup.sh, which builds it."
         ) from error
-    bulletin = Bulletin.of_this_process()
-    watch = Watch(bulletin)  # first: connecting waits for all the others
+    job_store = JobStore.of_this_process()
+    watch = Watch(job_store)  # first: connecting waits for all the others
     try:
         _check_own_name()
-        if bulletin is not None:
-            _await_others(bulletin, watch.rank, launched)
+        if job_store is not None:
+            _await_others(job_store, watch.rank, launched)
     except UserError as error:
         watch.tell(error)
         raise
@@ -92,14 +92,14 @@ def start_world(*, prefetch_ids: bool = False) -> World:
     return HorovodWorld(hvd, watch)
 
 
-def _await_others(bulletin: Bulletin, rank: int, size: int) -> None:
+def _await_others(job_store: JobStore, rank: int, size: int) -> None:
     """Waits until all processes have done their imports.
 
     Gloo allows as little time for the slowest start as for a message later
     (HOROVOD_GLOO_TIMEOUT_SECONDS), and then aborts. Imports from a busy file system take longer.
     """
     try:
-        bulletin.meet(rank, size, _SECONDS_TO_START)
+        job_store.meet(rank, size, _SECONDS_TO_START)
     except (NoLauncherError, OSError) as error:
         raise UserError(
             f"rank {rank} of {size} has waited for the others to start, and they have not: {error}."
@@ -230,29 +230,29 @@ class HorovodWorld:
         """Raises what ends this process after `error`, here or elsewhere."""
         if isinstance(error, SystemExit) and error.code != TERMINATED_EXIT_STATUS:
             raise error
-        ending = None
+        failure = None
         if isinstance(error, SystemExit):
             # horovodrun ends all processes when one has failed. If that is why, say so.
-            ending = self._watch.ending() or self._terminated(error)
+            failure = self._watch.failure() or self._terminated(error)
         elif _is_lost_connection(error):
-            ending = self._watch.ending() or self._lost_connection()
-        if ending is None:
+            failure = self._watch.failure() or self._lost_connection()
+        if failure is None:
             self._watch.tell(error)
             _leave_in_time(2 if isinstance(error, UserError) else 1)
             raise error
-        ending.say()
-        _leave_in_time(ending.status)
-        raise SystemExit(ending.status) from error
+        failure.report()
+        _leave_in_time(failure.status)
+        raise SystemExit(failure.status) from error
 
-    def _terminated(self, error: SystemExit) -> Ending:
+    def _terminated(self, error: SystemExit) -> Failure:
         text = (
             f"rank {self.rank} of {self.size} was told to end (SIGTERM), as all are when one has "
             "ended."
         )
-        return Ending(TERMINATED_EXIT_STATUS, text if isinstance(error, _Terminated) else "")
+        return Failure(TERMINATED_EXIT_STATUS, text if isinstance(error, _Terminated) else "")
 
-    def _lost_connection(self) -> Ending:
-        return Ending(
+    def _lost_connection(self) -> Failure:
+        return Failure(
             1,
             f"rank {self.rank} of {self.size} lost the connection to another process, which was "
             f"killed (out of memory?) or frozen, or whose machine or network failed; the end of "

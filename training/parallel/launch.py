@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Literal
 
-from lookback.training.parallel.bulletin import ERROR, SECRET, STOP, Bulletin, NoLauncherError
 from lookback.training.parallel.environment import handed_over
+from lookback.training.parallel.job_store import ERROR, SECRET, STOP, JobStore, NoLauncherError
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
 _HERE = Path(__file__).resolve().parent
@@ -123,13 +123,13 @@ class _Listener:
     """Passes on what horovodrun and the processes say, and notes what it means.
 
     Attributes:
-      bulletin: where to leave word for the processes; None until the first has started.
+      job_store: where to leave word for the processes; None until the first has started.
       first_end: rank and status of the first process that failed; None as long as none has.
       complaint: the last line of horovodrun's own traceback.
     """
 
     def __init__(self, announcement: str, secret: str) -> None:
-        self.bulletin: Bulletin | None = None
+        self.job_store: JobStore | None = None
         self.first_end: tuple[int, int] | None = None
         self.complaint = ""
         self._announcement = announcement
@@ -161,7 +161,7 @@ class _Listener:
         if not text.startswith(self._announcement):
             return False
         _, host, port = text.split()
-        self.bulletin = Bulletin(host, int(port), self._secret)
+        self.job_store = JobStore(host, int(port), self._secret)
         return True
 
     def _note_end(self, rank: int, status: int) -> None:
@@ -171,9 +171,9 @@ class _Listener:
                 return
             self.first_end = rank, status
             note = None
-            if self.bulletin is not None:
+            if self.job_store is not None:
                 try:
-                    note = self.bulletin.get(ERROR)
+                    note = self.job_store.get(ERROR)
                 except (NoLauncherError, OSError):
                     return
             if note is not None:
@@ -211,12 +211,12 @@ def _wait(process: subprocess.Popen[str], on_signal: Callable[[], None]) -> None
 
 def _ask_to_stop(listener: _Listener, horovodrun: subprocess.Popen[str]) -> None:
     """The first time, the processes may save; then, or where they cannot be told, they must end."""
-    bulletin = listener.bulletin
+    job_store = listener.job_store
     try:
-        if bulletin is None or bulletin.get(STOP) is not None:
+        if job_store is None or job_store.get(STOP) is not None:
             horovodrun.terminate()
             return
-        bulletin.put(STOP, {})
+        job_store.put(STOP, {})
     except (NoLauncherError, OSError):
         horovodrun.terminate()
         return

@@ -39,7 +39,7 @@ if [[ $bind == cores ]]; then
   fi
 fi
 
-# How run_model.sh learns where to leave word for the processes: training/parallel/bulletin.py.
+# How run_model.sh learns where to leave word for the processes: training/parallel/job_store.py.
 if [[ -n ${LOOKBACK_ANNOUNCEMENT:-} ]]; then
   printf '%s %s %s\n' "$LOOKBACK_ANNOUNCEMENT" "$HOROVOD_GLOO_RENDEZVOUS_ADDR" \
     "$HOROVOD_GLOO_RENDEZVOUS_PORT"

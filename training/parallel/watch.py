@@ -13,7 +13,7 @@ import sys
 import threading
 
 from lookback.core.errors import UserError
-from lookback.training.parallel.bulletin import ERROR, STOP, Bulletin, NoLauncherError
+from lookback.training.parallel.job_store import ERROR, STOP, JobStore, NoLauncherError
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
 ADVICE = (
@@ -31,7 +31,7 @@ _SECONDS_TO_END = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending:
+class Failure:
     """How this process has to end because others do.
 
     Attributes:
@@ -42,7 +42,7 @@ class Ending:
     status: int
     text: str = ""
 
-    def say(self) -> None:
+    def report(self) -> None:
         """Prints the text, as the command lines do."""
         if self.text:
             print(f"error: {self.text}", file=sys.stderr, flush=True)
@@ -51,19 +51,19 @@ class Ending:
 class Watch:
     """Tells the others of an error here, and hears of theirs.
 
-    Without a bulletin (a launcher that is not horovodrun) it knows nothing and does nothing.
+    Without a job store (a launcher that is not horovodrun) it knows nothing and does nothing.
     Without a secret (horovodrun by itself) it hears of the launcher's end only, as anybody on the
     network could write all else. horovodrun then ends the others, and who failed has said why.
     """
 
-    def __init__(self, bulletin: Bulletin | None) -> None:
+    def __init__(self, job_store: JobStore | None) -> None:
         """Starts to listen."""
         self.rank = int(os.environ.get("HOROVOD_RANK", "0"))
-        self._bulletin = bulletin
+        self._job_store = job_store
         self._over = threading.Event()
         self._warned = self.rank != 0
-        if bulletin is not None:
-            threading.Thread(target=self._listen, args=(bulletin,), daemon=True).start()
+        if job_store is not None:
+            threading.Thread(target=self._listen, args=(job_store,), daemon=True).start()
 
     def close(self) -> None:
         """Stops listening: this process ends by itself."""
@@ -71,7 +71,7 @@ class Watch:
 
     def tell(self, error: BaseException) -> None:
         """Leaves word of an error here, unless another process failed first."""
-        if self._bulletin is None:
+        if self._job_store is None:
             return
         user = isinstance(error, UserError)
         note = {
@@ -80,53 +80,53 @@ class Watch:
             "status": 2 if user else 1,
         }
         try:
-            if self._bulletin.get(ERROR) is None:
-                self._bulletin.put(ERROR, note)
+            if self._job_store.get(ERROR) is None:
+                self._job_store.put(ERROR, note)
         except (NoLauncherError, OSError):
             pass  # then there is nobody to tell
 
-    def ending(self) -> Ending | None:
+    def failure(self) -> Failure | None:
         """How to end, by what the others and the launcher say; None if they say nothing."""
-        if self._bulletin is None:
+        if self._job_store is None:
             return None
         try:
-            return self._look(self._bulletin)
+            return self._look(self._job_store)
         except (NoLauncherError, OSError):
             return None
 
-    def _look(self, bulletin: Bulletin) -> Ending | None:
-        error, stop = bulletin.get(ERROR), bulletin.get(STOP)
-        if not bulletin.secret:
+    def _look(self, job_store: JobStore) -> Failure | None:
+        error, stop = job_store.get(ERROR), job_store.get(STOP)
+        if not job_store.secret:
             return None
-        if bulletin.found_strange and not self._warned:
+        if job_store.found_strange and not self._warned:
             self._warned = True
             print(_STRANGE, file=sys.stderr, flush=True)
         if error is not None and error["rank"] != self.rank:
-            return Ending(
+            return Failure(
                 error["status"], f"rank {error['rank']} failed: {error['text']}\n{ADVICE}"
             )
-        return None if stop is None else Ending(TERMINATED_EXIT_STATUS)
+        return None if stop is None else Failure(TERMINATED_EXIT_STATUS)
 
-    def _listen(self, bulletin: Bulletin) -> None:
+    def _listen(self, job_store: JobStore) -> None:
         refusals = 0
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
             try:
-                ending = self._look(bulletin)
+                failure = self._look(job_store)
             except NoLauncherError:
                 refusals += 1
                 if refusals == _REFUSALS_OF_A_DEAD_LAUNCHER:
-                    Ending(1, "the launcher has ended, and so does this process.").say()
+                    Failure(1, "the launcher has ended, and so does this process.").report()
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 continue
             except OSError:
                 continue  # the network; if it stays so, the next collective fails
             refusals = 0
-            if ending is None:
+            if failure is None:
                 continue
-            if not ending.text:  # the training loop saves and ends, anything else just ends
+            if not failure.text:  # the training loop saves and ends, anything else just ends
                 os.kill(os.getpid(), signal.SIGTERM)
             elif not self._over.wait(_SECONDS_TO_END):
-                ending.say()
-                os._exit(ending.status)
+                failure.report()
+                os._exit(failure.status)
             return

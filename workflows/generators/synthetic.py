@@ -364,7 +364,7 @@ def generate_synthetic(
     return report
 
 
-class Catalogue:
+class GeneratedItems:
     """Shelves and items, and how popular they are.
 
     Items are numbered twice: a *slot* orders them by shelf and, within it, by popularity; an item
@@ -431,7 +431,7 @@ class ShelfModel:
       stay: rho.
     """
 
-    def __init__(self, config: SyntheticConfig, catalogue: Catalogue) -> None:
+    def __init__(self, config: SyntheticConfig, catalogue: GeneratedItems) -> None:
         """Tabulates the model of a configuration."""
         self.shelf_share = catalogue.shelf_share
         self.shelf_of = catalogue.shelf_of
@@ -472,7 +472,7 @@ class ShelfModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class EventBlock:
     """The events of consecutive users, in the order of users and time.
 
     Attributes:
@@ -509,7 +509,7 @@ class Population:
     def __init__(self, config: SyntheticConfig) -> None:
         """Draws the catalogue, the lengths of all histories and the events that explore."""
         self._config = config
-        self.catalogue = Catalogue(config)
+        self.catalogue = GeneratedItems(config)
         self._model = ShelfModel(config, self.catalogue)
         self.lengths = _history_lengths(config)
         self._offset = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -518,7 +518,7 @@ class Population:
         uniform = _stream(config.seed, _EXPLORATION, 0).random(config.explored)
         self._explored_at = bound[:-1] + (uniform * np.diff(bound)).astype(np.int64)
 
-    def block(self, first_user: int) -> Block:
+    def block(self, first_user: int) -> EventBlock:
         """The block that starts at a user, a multiple of BLOCK_USERS."""
         config, catalogue, model = self._config, self.catalogue, self._model
         users = min(BLOCK_USERS, config.users - first_user)
@@ -551,7 +551,7 @@ class Population:
         slot = catalogue.draw_items(shelf, random.random(events))
         slot[explored_at] = catalogue.slot[low:high]
 
-        return Block(
+        return EventBlock(
             first_user=first_user,
             users=users,
             user=user,
@@ -617,7 +617,7 @@ def _times(user: Ints, offset: Ints, random: np.random.Generator) -> Ints:
     return exact.astype(np.int64) + (np.arange(len(user)) - offset[:-1][user])
 
 
-def _review_lines(block: Block, catalogue: Catalogue) -> bytes:
+def _review_lines(block: EventBlock, catalogue: GeneratedItems) -> bytes:
     """The events of a block as JSON lines in the order of time, as a log has them."""
     order = np.argsort(block.time, kind="stable")
     return _lines(
@@ -629,7 +629,7 @@ def _review_lines(block: Block, catalogue: Catalogue) -> bytes:
     )
 
 
-def _metadata_lines(catalogue: Catalogue, first: int, end: int) -> bytes:
+def _metadata_lines(catalogue: GeneratedItems, first: int, end: int) -> bytes:
     """The items numbered `first` to `end` - 1 as JSON lines."""
     number = np.arange(first, end)
     return _lines(

@@ -19,7 +19,7 @@ METADATA_FILE = "metadata.json"
 VOCABULARIES = f"{WORKFLOW_DIRECTORY}/encoder/categories"
 
 
-class Histories(ExportedDataset):
+class ExportedHistories(ExportedDataset):
     """What `python -m workflows run` writes for datasets of histories."""
 
     layout = "histories"
@@ -95,7 +95,7 @@ class Histories(ExportedDataset):
         }
 
 
-class Materialised(Histories):
+class ExportedMaterialised(ExportedHistories):
     """Samples written by another tool; they have no workflow."""
 
     ids = "encoded"

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lookback.serving.encoding import Catalogue, EncodedIds, Encoder, Vocabulary
-from lookback.serving.layouts.candidates_layout import CandidatesLayout
+from lookback.serving.encoding import EncodedIds, Encoder, ItemFeatures, Vocabulary
+from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
 from lookback.serving.layouts.histories.requests import (
     HISTORY,
     TIME_GAP_INPUT,
@@ -18,7 +18,7 @@ from lookback.serving.manifest import CATALOGUE_FILE, HistoriesManifest
 from lookback.serving.requests import Request
 
 
-class HistoriesLayout(CandidatesLayout):
+class HistoryRequestLayout(CandidateRequestLayout):
     """See the module, and `serving.layouts.histories.requests` for the requests."""
 
     def load_encoder(self, directory: Path, manifest: HistoriesManifest) -> HistoryRequestEncoder:
@@ -32,7 +32,7 @@ class HistoriesLayout(CandidatesLayout):
         catalogue = None
         if manifest.ids == "raw":
             rows = manifest.cardinalities[manifest.item_features[0]]
-            catalogue = Catalogue.read(directory / CATALOGUE_FILE, manifest.item_features, rows)
+            catalogue = ItemFeatures.read(directory / CATALOGUE_FILE, manifest.item_features, rows)
         bucket = None
         if manifest.time_features:
             # Only here: it brings Merlin's schema along, which takes a second to import.

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookback.serving.encoding import Catalogue, Encoder, Int32
+from lookback.serving.encoding import Encoder, Int32, ItemFeatures
 from lookback.serving.layouts.candidates import (
     CANDIDATES,
     check_candidates,
@@ -57,7 +57,7 @@ class HistoryRequestEncoder:
     max_seq_length: int
     time_gap_bucket: Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None
     encoders: Mapping[str, Encoder]
-    catalogue: Catalogue | None
+    catalogue: ItemFeatures | None
 
     def check(self, index: int, request: Request) -> int:
         """Checks a request's shape, not its ids.

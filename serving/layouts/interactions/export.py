@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lookback.serving.layouts.histories.export import Histories
+from lookback.serving.layouts.histories.export import ExportedHistories
 from lookback.serving.manifest import InteractionsManifest
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
 
-class Interactions(Histories):
+class ExportedInteractions(ExportedHistories):
     """What `python -m workflows run` writes, of which such models read the user and the item id."""
 
     layout = "interactions"

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lookback.serving.encoding import FIRST_KNOWN, Catalogue, Vocabulary
+from lookback.serving.encoding import FIRST_KNOWN, ItemFeatures, Vocabulary
 from lookback.serving.layouts.candidates import CANDIDATES
-from lookback.serving.layouts.candidates_layout import CandidatesLayout, best_first
+from lookback.serving.layouts.candidates_layout import CandidateRequestLayout, best_first
 from lookback.serving.layouts.interactions.requests import (
     DEFAULT_K,
     EXCLUDE,
@@ -24,7 +24,7 @@ from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
 
 
-class InteractionsLayout(CandidatesLayout):
+class InteractionRequestLayout(CandidateRequestLayout):
     """See the module, and `serving.layouts.interactions.requests` for the requests."""
 
     def load_encoder(
@@ -33,7 +33,7 @@ class InteractionsLayout(CandidatesLayout):
         """Reads vocabularies and catalogue."""
         (user_id,), (item_id,) = manifest.user_features, manifest.item_features
         rows = manifest.cardinalities[item_id]
-        ids = Catalogue.read(directory / CATALOGUE_FILE, [item_id], rows).ids
+        ids = ItemFeatures.read(directory / CATALOGUE_FILE, [item_id], rows).ids
         users, items = (
             Vocabulary.read(directory / manifest.vocabularies[name], name)
             for name in (user_id, item_id)

@@ -21,7 +21,7 @@ SPECIFICATION_FILE = "feature_spec.yaml"
 VOCABULARIES = f"{WORKFLOW_DIRECTORY}/vocabulary"
 
 
-class Tabular(ExportedDataset):
+class ExportedTabular(ExportedDataset):
     """What `python -m workflows` writes for tabular data; there is a workflow if `run` wrote it."""
 
     layout = "tabular"
@@ -99,7 +99,7 @@ class Tabular(ExportedDataset):
         }
 
 
-class SplitBinary(Tabular):
+class ExportedSplitBinary(ExportedTabular):
     """NVIDIA's split-binary files; they have no workflow."""
 
     @classmethod

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookback.serving.encoding import EncodedIds, Encoder
-from lookback.serving.layouts.base import Layout
+from lookback.serving.layouts.base import RequestLayout
 from lookback.serving.layouts.tabular.encoding import (
     UNKNOWN,
     EncodedNumbers,
@@ -25,7 +25,7 @@ from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
 
 
-class TabularLayout(Layout):
+class TabularRequestLayout(RequestLayout):
     """See the module, and `serving.layouts.tabular.requests` for the requests."""
 
     sample_options = ("rows",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lookback.embeddings.layout import Layout
+from lookback.embeddings.shard_layout import ShardLayout
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.types import Placement, Plan, TableSpec
 
@@ -32,7 +32,7 @@ def rows_of(layout, rank):
 @WORLDS
 def test_ranks_hold_every_weight_once_in_rows_of_their_own(make_plan, mix, ranks):
     plan = make_plan(TABLES, mix, ranks)
-    layout = Layout(plan)
+    layout = ShardLayout(plan)
     count = {table.name: np.zeros([table.rows, table.dim], int) for table in TABLES}
     for rank in range(ranks):
         taken = {group.name: np.zeros(rows, int) for group, rows in zip_rows(layout, rank)}
@@ -58,7 +58,7 @@ def zip_rows(layout, rank):
 @WORLDS
 def test_a_number_on_the_wire_names_one_row_of_its_owner(make_plan, mix, ranks):
     plan = make_plan(TABLES, mix, ranks)
-    layout = Layout(plan)
+    layout = ShardLayout(plan)
     owned: list[set[int]] = [set() for _ in range(ranks)]
     for table, placement in zip(plan.tables, plan.placements, strict=True):
         strategy = STRATEGIES[placement.strategy]
@@ -90,7 +90,7 @@ def test_a_number_on_the_wire_names_one_row_of_its_owner(make_plan, mix, ranks):
 
 @WORLDS
 def test_rows_of_replicated_tables_are_where_every_rank_has_them(make_plan, ranks):
-    layout = Layout(make_plan(TABLES, "data_parallel", ranks))
+    layout = ShardLayout(make_plan(TABLES, "data_parallel", ranks))
     assert layout.exchanged_groups == ()
     for table in TABLES:
         (piece,) = layout.pieces[table.name]
@@ -100,7 +100,7 @@ def test_rows_of_replicated_tables_are_where_every_rank_has_them(make_plan, rank
 
 
 def test_groups_join_what_has_one_width_optimizer_and_way(make_plan):
-    layout = Layout(make_plan(TABLES, "row_wise", 3))
+    layout = ShardLayout(make_plan(TABLES, "row_wise", 3))
     assert [(g.name, g.width, g.optimizer) for g in layout.groups] == [
         ("rows_4", 4, None),
         ("rows_6", 6, None),
@@ -115,7 +115,7 @@ def test_groups_join_what_has_one_width_optimizer_and_way(make_plan):
         Placement("own", "data_parallel"),
         Placement("tags", "column_wise", (2, 0)),
     )
-    layout = Layout(Plan(3, TABLES, placements))
+    layout = ShardLayout(Plan(3, TABLES, placements))
     names = [group.name for group in layout.groups]
     # Those that travel come first: their places are also the numbers of the wire's groups.
     assert names == ["rows_6", "rows_4", "rows_3", "replicated_4", "replicated_4_sgd"]
@@ -124,7 +124,7 @@ def test_groups_join_what_has_one_width_optimizer_and_way(make_plan):
 
 def test_pieces_of_columns_are_in_the_columns_order():
     table = TableSpec("tags", rows=5, dim=7)
-    layout = Layout(Plan(4, (table,), (Placement("tags", "column_wise", (2, 0, 3)),)))
+    layout = ShardLayout(Plan(4, (table,), (Placement("tags", "column_wise", (2, 0, 3)),)))
     widths = [layout.groups[piece.group].width for piece in layout.pieces["tags"]]
     assert widths == [2, 2, 3]
     for piece, owner in zip(layout.pieces["tags"], (2, 0, 3), strict=True):
@@ -141,7 +141,7 @@ def test_numbers_need_64_bits_where_one_rank_has_more_rows_than_int32_can_count(
         placements = [
             Placement(t.name, strategy, owner) for t, owner in zip(tables, owners, strict=True)
         ]
-        return Layout(Plan(ranks, tables, tuple(placements)))
+        return ShardLayout(Plan(ranks, tables, tuple(placements)))
 
     assert layout("table_wise", 2, (1,), (1,)).needs_int64 == needed
     assert not layout("table_wise", 2, (0,), (1,)).needs_int64
@@ -150,7 +150,7 @@ def test_numbers_need_64_bits_where_one_rank_has_more_rows_than_int32_can_count(
 
 
 def test_every_rank_lays_all_ranks_out_alike(make_plan):
-    one, other = (Layout(make_plan(TABLES, "mixed", 4)) for _ in range(2))
+    one, other = (ShardLayout(make_plan(TABLES, "mixed", 4)) for _ in range(2))
     assert one.groups == other.groups
     assert one.pieces == other.pieces
     assert one.bases == other.bases

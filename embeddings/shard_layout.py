@@ -36,12 +36,12 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class TableSlice:
     """The columns of a table that lie in one group: what one leg of an id asks for.
 
     Attributes:
       table: its name.
-      group: number of its group among `Layout.groups`.
+      group: number of its group among `ShardLayout.groups`.
       starts: for each rank, the number on the wire of the piece's first row there (for groups
         without exchange: the row in the group's variable). 0 where the rank holds none.
     """
@@ -51,7 +51,7 @@ class Piece:
     starts: tuple[int, ...]
 
 
-class Layout:
+class ShardLayout:
     """The layout of a plan on all ranks.
 
     Attributes:
@@ -114,7 +114,7 @@ class Layout:
         """The parts that a rank holds: group, shard, and first row in the group's variable."""
         return self._held[rank]
 
-    def _pieces(self, table: str) -> tuple[Piece, ...]:
+    def _pieces(self, table: str) -> tuple[TableSlice, ...]:
         """The table's pieces, by their columns: the order of `Strategy.input_dist`'s legs."""
         found: dict[range, tuple[int, list[int]]] = {}
         for rank, parts in enumerate(self._held):
@@ -126,4 +126,4 @@ class Layout:
                 starts = found.setdefault(shard.columns, (number, [0] * self.ranks))[1]
                 starts[rank] = base + start
         ordered = sorted(found.items(), key=lambda entry: entry[0].start)
-        return tuple(Piece(table, number, tuple(starts)) for _, (number, starts) in ordered)
+        return tuple(TableSlice(table, number, tuple(starts)) for _, (number, starts) in ordered)

@@ -37,7 +37,7 @@ class NoLauncherError(Exception):
     """Nobody listens at the launcher's address any more."""
 
 
-class Bulletin:
+class JobStore:
     """The store of one launcher.
 
     Attributes:
@@ -53,7 +53,7 @@ class Bulletin:
         self._address = (host, port)
 
     @classmethod
-    def of_this_process(cls) -> Bulletin | None:
+    def of_this_process(cls) -> JobStore | None:
         """The store of the launcher that started this process; None if it has none."""
         host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
         port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
