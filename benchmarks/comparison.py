@@ -12,7 +12,7 @@ from typing import Any
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from lookback.benchmarks.harness import Report, Timing, gemm_peak, interleave
+from lookback.benchmarks.harness import BenchmarkReport, Timing, gemm_peak, interleave
 from lookback.benchmarks.options import batch_sizes, turns
 from lookback.dataloading.sources import BatchSource
 from lookback.training.optimizers import Optimizer
@@ -33,7 +33,7 @@ def compare(
     flops: float,
     config: Mapping[str, Any],
     notes: Sequence[str],
-) -> Report:
+) -> BenchmarkReport:
     """Times contenders at each batch size and sets ours against the others.
 
     Args:
@@ -64,7 +64,7 @@ def compare(
             over = f"{found.over(timings[reference]):.2f} x" if reference in timings else ""
             rows.append((size, labels[name], *speeds, f"{fraction:.0%}", over))
         ratios |= _ratios(timings, size)
-    return Report(
+    return BenchmarkReport(
         title=title,
         columns=(
             *("batch", "model", "samples/s", "lowest", "highest"),
@@ -87,7 +87,7 @@ def compare(
 def precision(amp: bool) -> Iterator[str]:
     """Within it, Keras' policy is that of --amp, or float32; gives its name."""
     before = tf.keras.mixed_precision.global_policy()
-    policy = amp_policy(bool(tf.config.list_physical_devices("GPU"))) if amp else "float32"
+    policy = amp_policy() if amp else "float32"
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         yield policy

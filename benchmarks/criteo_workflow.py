@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lookback.core.devices import cores
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from lookback.benchmarks.harness import Report
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.benchmarks.peers.usage import Usage
 
 QUESTION = "How fast does the Criteo workflow transform raw rows, how large does it grow, vs Spark?"
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache_dir", type=Path, help="where generated rows and outputs are kept")
 
 
-def run(args: argparse.Namespace) -> Report:
+def run(args: argparse.Namespace) -> BenchmarkReport:
     """Generates the rows once, transforms them with both and compares the vocabularies.
 
     Args:
@@ -88,8 +89,8 @@ def _report(
     usages: dict[str, list[Usage]],
     ratios: dict[str, Any],
     notes: list[str],
-) -> Report:
-    from lookback.benchmarks.harness import Report
+) -> BenchmarkReport:
+    from lookback.benchmarks.harness import BenchmarkReport
     from lookback.benchmarks.peers.usage import directory_bytes
 
     figures: dict[str, Any] = {"raw_bytes": directory_bytes(raw)}
@@ -113,7 +114,7 @@ def _report(
         )
     if "spark" in usages:
         figures["spark"] = json.loads(usages["spark"][-1].output.strip().splitlines()[-1])
-    return Report(
+    return BenchmarkReport(
         title=f"{rows:,} raw rows to parquet, frequency threshold {args.frequency_threshold}",
         columns=("by", "rows/s", "seconds", "peak GiB", "disk GiB", "over Spark"),
         rows=cells,
@@ -163,7 +164,7 @@ def _spark_command(args: argparse.Namespace, raw: Path, output: Path) -> list[st
     command += ["-m", "lookback.benchmarks.peers.spark_criteo"]
     command += ["--input", str(raw), "--output", str(output)]
     command += ["--threshold", str(args.frequency_threshold), "--memory", args.spark_memory]
-    return [*command, "--cores", str(len(os.sched_getaffinity(0)))]
+    return [*command, "--cores", str(cores())]
 
 
 def differing_columns(ours: Path, spark: Path) -> list[str]:

@@ -19,6 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lookback.core.devices import cores
+
 # Packages whose versions decide how fast things run; those not installed are left out.
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "merlin-models", "numpy", "pyarrow")
 _PIPE_WIDTH = 140
@@ -28,7 +30,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class BenchmarkReport:
     """A benchmark's answer.
 
     Attributes:
@@ -199,7 +201,7 @@ def machine_info() -> dict[str, Any]:
     info: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cpu_flags": [flag for flag in _CPU_FLAGS if flag in _cpu_flags()],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "os": platform.platform(),
         "python": platform.python_version(),
@@ -220,7 +222,7 @@ def machine_info() -> dict[str, Any]:
 
 def print_report(
     name: str,
-    report: Report,
+    report: BenchmarkReport,
     machine: Mapping[str, Any],
     *,
     seconds: float | None = None,

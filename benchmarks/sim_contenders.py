@@ -12,7 +12,7 @@ import tensorflow as tf
 from lookback.benchmarks.baselines.plain_sim import PlainSIM, one_row_per_candidate
 from lookback.benchmarks.comparison import endless_feeds, train_step
 from lookback.benchmarks.data import cached, generate_histories
-from lookback.benchmarks.harness import Report, gemm_peak, interleave
+from lookback.benchmarks.harness import BenchmarkReport, gemm_peak, interleave
 from lookback.benchmarks.options import batch_sizes, turns
 from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.histories.sources import ResidentSource
@@ -38,7 +38,7 @@ def compare(
     training: bool,
     choose: Callable[[Contenders], Mapping[str, Callable[[], int]]],
     labels: Mapping[str, str],
-) -> Report:
+) -> BenchmarkReport:
     """Times contenders at each batch size; the first, "ours", is set against the others.
 
     Args:
@@ -54,8 +54,7 @@ def compare(
         generate_histories(cached("histories", options, args.cache_dir), **options)
     )
     if args.amp:
-        has_gpu = bool(tf.config.list_physical_devices("GPU"))
-        tf.keras.mixed_precision.set_global_policy(amp_policy(has_gpu))
+        tf.keras.mixed_precision.set_global_policy(amp_policy())
     peak = gemm_peak("bfloat16" if args.amp else "float32")
     rows: list[tuple[object, ...]] = []
     figures: dict[str, Any] = {"gemm_peak_flops_per_s": peak}
@@ -83,7 +82,7 @@ def compare(
             cells = (*cells, f"{over_plain:.2f} x")
             speeds = (round(timing.median), round(timing.lowest), round(timing.highest))
             rows.append((size, labels[name], *speeds, *cells))
-    return Report(
+    return BenchmarkReport(
         title=f"{title} at Amazon Books' cardinalities{', mixed precision' * args.amp}",
         columns=(
             *("batch", "model", "samples/s", "lowest", "highest"),

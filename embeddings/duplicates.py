@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from lookback.core.devices import has_gpu
+
 
 def distinct(ids: tf.Tensor, rows: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Each id once, and where each is among those.
@@ -33,7 +35,7 @@ def distinct(ids: tf.Tensor, rows: int) -> tuple[tf.Tensor, tf.Tensor]:
         values, position = tf.unique(ids)
         return values, position
 
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu():
         return found_by_tensorflow()
     found: tuple[tf.Tensor, tf.Tensor] = tf.cond(tf.size(ids) >= rows, counted, found_by_tensorflow)
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from lookback.core.devices import has_gpu
 from lookback.kernels.build import library
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def portable() -> Iterator[None]:
 
 @functools.cache
 def _load() -> Any | None:
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu():
         return None
     path = library()
     if path.exists():

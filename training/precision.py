@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from lookback.core.devices import has_gpu
 
-def amp_policy(has_gpu: bool) -> str:
+
+def amp_policy() -> str:
     """The Keras policy of `--amp`: fp16 on GPUs, bf16 on CPUs (AVX-512 has its products)."""
-    return "mixed_float16" if has_gpu else "mixed_bfloat16"
+    return "mixed_float16" if has_gpu() else "mixed_bfloat16"
 
 
 class LossScale(tf.Module):

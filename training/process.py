@@ -59,7 +59,7 @@ def set_up_tensorflow(config: RunConfig, world: World = SOLO) -> None:
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if config.amp:
-        tf.keras.mixed_precision.set_global_policy(amp_policy(has_gpu=bool(gpus)))
+        tf.keras.mixed_precision.set_global_policy(amp_policy())
 
 
 def stop_spinning() -> None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from lookback.core.devices import has_gpu
 from lookback.core.errors import UserError
 from lookback.embeddings.backends.base import Backend, Held
 from lookback.embeddings.config import Sharding
@@ -30,7 +31,7 @@ from lookback.embeddings.types import Plan, TableSpec
 _HOW = "use `--backend horovod`, which holds the same plan and checkpoints"
 
 
-class Route(NamedTuple):
+class SokRoute(NamedTuple):
     """What `fetch` needs to know.
 
     Attributes:
@@ -108,16 +109,16 @@ class SOKBackend(Backend):
         # Keras tracks and saves what is an attribute; `add_weight` cannot make SOK's variables.
         layer.sok_variables = dict(self._variables)
 
-    def route(self, ids: Mapping[str, tf.Tensor]) -> Route:
+    def route(self, ids: Mapping[str, tf.Tensor]) -> SokRoute:
         """Deduplicates ids and agrees on the number of rows: one reduction of a number."""
         distinct, places, sizes = {}, {}, [tf.constant(1, tf.int64)]
         for name, index in ids.items():
             distinct[name], places[name] = tf.unique(tf.cast(index, tf.int64))
             sizes.append(tf.size(distinct[name], tf.int64))
         rows = self._hvd.allreduce(tf.reduce_max(tf.stack(sizes)), op=self._hvd.Max)
-        return Route(distinct, places, rows)
+        return SokRoute(distinct, places, rows)
 
-    def fetch(self, route: Route) -> dict[str, tf.Tensor]:
+    def fetch(self, route: SokRoute) -> dict[str, tf.Tensor]:
         """Looks the distinct rows up, with one call for each kind of variable."""
         vectors: dict[str, tf.Tensor] = {}
         for names in self._calls(route.distinct):
@@ -137,7 +138,7 @@ class SOKBackend(Backend):
             localized = []
         return [names for names in (distributed, localized) if names]
 
-    def _one_id_rows(self, route: Route, name: str) -> tf.RaggedTensor:
+    def _one_id_rows(self, route: SokRoute, name: str) -> tf.RaggedTensor:
         """The distinct ids of a table as rows of one id each, and rows of none."""
         ids = route.distinct.get(name, tf.zeros([0], tf.int64))
         lengths = tf.cast(tf.sequence_mask(tf.size(ids), route.rows), tf.int64)
@@ -193,7 +194,7 @@ def _start() -> tuple[Any, Any]:
             f"imported ({error}). The Docker image has both; elsewhere install `merlin-sok`, "
             f"which is built from source and needs a GPU to run. Without it, {_HOW}."
         ) from error
-    if not tf.config.list_physical_devices("GPU"):
+    if not has_gpu():
         raise UserError(
             f"backend: sok has GPU kernels only, and TensorFlow sees no GPU here. Run it where "
             f"there is one, or {_HOW}."

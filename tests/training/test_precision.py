@@ -12,9 +12,10 @@ GOOD = tf.constant([1.0, 2.0])
 BAD = {"inf": np.inf, "-inf": -np.inf, "nan": np.nan}
 
 
-def test_policy_of_the_device():
-    assert amp_policy(has_gpu=True) == "mixed_float16"
-    assert amp_policy(has_gpu=False) == "mixed_bfloat16"
+@pytest.mark.parametrize(("gpu", "policy"), [(True, "mixed_float16"), (False, "mixed_bfloat16")])
+def test_policy_of_the_device(gpu, policy, monkeypatch):
+    monkeypatch.setattr("lookback.training.precision.has_gpu", lambda: gpu)
+    assert amp_policy() == policy
 
 
 def test_defaults_are_those_of_keras():

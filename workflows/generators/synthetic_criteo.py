@@ -25,7 +25,6 @@ import dataclasses
 import gzip
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lookback.core.devices import cores
 from lookback.core.errors import UserError
 from lookback.workflows.generators.criteo_tables import ROWS
 from lookback.workflows.generators.synthetic_criteo_law import (
@@ -262,7 +262,7 @@ def generate_criteo(
         raise UserError("--gzip is of raw files: expected --format tsv, received parquet.")
     law = CriteoLaw(config.law)
     truth = _Truth(config)
-    workers = threads or len(os.sched_getaffinity(0))
+    workers = threads or cores()
     kind = DATASET if format == "parquet" else RAW
     with Output(Path(output_dir), kind, overwrite, ()).create() as directory:
         if format == "parquet":
