@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookback.core.files import atomic_directory
+from lookback.formats.dataset_info import HISTORIES, write_info
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
@@ -150,14 +151,12 @@ def generate_histories(
         schema = TensorflowMetadata.from_merlin_schema(_schema(cardinalities, times=True))
         schema.to_proto_text_file(str(temporary))
         info = {
-            "format": "lookback-histories",
-            "format_version": 1,
             "dataset": "benchmark",
             "counts": {"users": users, "events": events, "items": len(distinct)},
             "cardinalities": cardinalities,
             "split": {"rule": "leave_last_out", "test": 1, "validation": 0},
         }
-        (temporary / "dataset.json").write_text(json.dumps(info, indent=2))
+        write_info(temporary, HISTORIES, info)
     return directory
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lookback.formats.dataset_info import DATASET_FILE
+
 if TYPE_CHECKING:
     from lookback.benchmarks.harness import BenchmarkReport
     from lookback.dataloading.histories.resident import Histories
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
 
     preset = args.preset or ("tiny" if args.quick else "1m")
     root = cached("synthetic", {"preset": preset}, args.cache_dir)
-    if not (root / "dataset" / "dataset.json").is_file():
+    if not (root / "dataset" / DATASET_FILE).is_file():
         generate_synthetic(PRESETS[preset], root / "raw", overwrite=True)
         run_dataset("synthetic", root / "raw", root / "dataset", overwrite=True)
     oracle = json.loads((root / "raw" / "oracle.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 MATERIALISED = "materialised samples"
@@ -12,12 +11,3 @@ MATERIALISED = "materialised samples"
 def is_materialised(directory: str | Path) -> bool:
     """Whether the directory holds materialised samples rather than histories."""
     return (Path(directory) / "metadata.json").is_file()
-
-
-def format_named_in(directory: str | Path) -> str | None:
-    """The format that the directory's dataset.json names (in whatever version), if it does."""
-    try:
-        description = json.loads((Path(directory) / "dataset.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return description.get("format") if isinstance(description, dict) else None

@@ -9,11 +9,10 @@ DIR/
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +21,7 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import AGAIN, SPLITS, read_tabular_info
 from lookback.formats.features import table_rows
 from lookback.formats.tabular_rows import (
     Array,
@@ -32,15 +32,12 @@ from lookback.formats.tabular_rows import (
     check_numbers,
     known_split,
 )
-from lookback.formats.tabular_schema import FORMAT, FORMAT_VERSION, TabularFeatures
-
-SPLITS = ("train", "validation", "test")
+from lookback.formats.tabular_schema import TabularFeatures
 
 # Rows that are turned from columns into a matrix at once: a piece of the matrix and of all columns
 # stay in a core's cache. Measured for 26 columns: 42 ns a row; 512 rows 88, all 65,536 at once 59.
 _TURNED_AT_ONCE = 4096
 _FOOTERS_KEPT = 64
-_AGAIN = "Write the dataset again with `python -m workflows run`."
 
 
 class _Block(NamedTuple):
@@ -53,7 +50,7 @@ class _Block(NamedTuple):
 
 
 class TabularDataset:
-    """A dataset of format "lookback-tabular".
+    """A tabular dataset of our own format.
 
     Args:
       path: its directory.
@@ -70,14 +67,14 @@ class TabularDataset:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        description = read_description(self._path)
+        description = read_tabular_info(self._path)
         self.schema: Schema = _read_schema(self._path)
         self.features = TabularFeatures.from_schema(self.schema)
         self.cardinalities: dict[str, int] = table_rows(self.schema)
         if description["cardinalities"] != self.cardinalities:
             raise UserError(
                 f"{self._path}: dataset.json gives the tables other sizes than schema.pbtxt: "
-                f"{_differing(description['cardinalities'], self.cardinalities)}. {_AGAIN}"
+                f"{_differing(description['cardinalities'], self.cardinalities)}. {AGAIN}"
             )
         self._counts: dict[str, int] = {}
         self._blocks: dict[str, list[_Block]] = {}
@@ -135,7 +132,7 @@ class TabularDataset:
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{where.file} cannot be read ({error}). The file is damaged, or changed while it "
-                f"was read. {_AGAIN}"
+                f"was read. {AGAIN}"
             ) from error
         return [table.column(name) for name in self.features.names]
 
@@ -146,7 +143,7 @@ def _values(column: pa.ChunkedArray, name: str, place: Place) -> Array:
         raise UserError(
             f"{place.file} ({place.split}): column {name!r} holds {column.null_count} nulls in "
             f"the row group of row {place.row}. Expected none: missing numbers are 0, and missing "
-            f"ids have id 0. {_AGAIN}"
+            f"ids have id 0. {AGAIN}"
         )
     together = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     values: Array = together.to_numpy()
@@ -162,40 +159,12 @@ def _turn(columns: list[Array], matrix: Array) -> None:
             piece[:, number] = column[rows]
 
 
-def read_description(directory: Path) -> dict[str, Any]:
-    """The content of dataset.json, as far as it is used here."""
-    file = directory / "dataset.json"
-    if not file.is_file():
-        raise UserError(
-            f"{directory} is not a dataset: there is no {file.name} in it. Expected the output "
-            "directory of `python -m workflows run`."
-        )
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}). {_AGAIN}") from error
-    known = found if isinstance(found, dict) else {}
-    version = (known.get("format"), known.get("format_version"))
-    if version != (FORMAT, FORMAT_VERSION):
-        raise UserError(
-            f"{file}: expected format {FORMAT!r} version {FORMAT_VERSION}, found {version[0]!r} "
-            f"version {version[1]!r}. {_AGAIN}"
-        )
-    for name, optional in (("counts", SPLITS), ("cardinalities", ())):
-        entries = known.get(name)
-        # Counts may hold more than the splits' rows: what else the workflow counted.
-        used = [key for key in optional or entries or () if key in (entries or ())]
-        if not isinstance(entries, dict) or any(type(entries[key]) is not int for key in used):
-            raise UserError(f"{file}: {name!r} must hold whole numbers by name. {_AGAIN}")
-    return known
-
-
 def _read_schema(directory: Path) -> Schema:
     try:
         return TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
     except Exception as error:  # a missing file is a ValueError, a damaged one protobuf's own
         raise UserError(
-            f"{directory / 'schema.pbtxt'} cannot be read ({error}). {_AGAIN}"
+            f"{directory / 'schema.pbtxt'} cannot be read ({error}). {AGAIN}"
         ) from error
 
 
@@ -211,7 +180,7 @@ def _read_footers(directory: Path, expected: int, features: TabularFeatures) -> 
             footer = _read_footer(file)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"{file} cannot be read as parquet ({error}). It is damaged or cut off. {_AGAIN}"
+                f"{file} cannot be read as parquet ({error}). It is damaged or cut off. {AGAIN}"
             ) from error
         _check_columns(file, footer.schema.to_arrow_schema(), features)
         row = 0
@@ -224,7 +193,7 @@ def _read_footers(directory: Path, expected: int, features: TabularFeatures) -> 
     if rows != expected:
         raise UserError(
             f"{directory} holds {rows} rows in {len(files)} files, dataset.json says {expected}. "
-            f"Files are missing, or not of this dataset. {_AGAIN}"
+            f"Files are missing, or not of this dataset. {AGAIN}"
         )
     return blocks
 
@@ -237,7 +206,7 @@ def _read_footer(file: Path) -> pq.FileMetaData:
 def _number(file: Path) -> int:
     match = re.fullmatch(r"part-(\d+)\.parquet", file.name)
     if match is None:
-        raise UserError(f"{file} is not named part-00000.parquet and so on. {_AGAIN}")
+        raise UserError(f"{file} is not named part-00000.parquet and so on. {AGAIN}")
     return int(match[1])
 
 
@@ -247,12 +216,12 @@ def _check_columns(file: Path, found: pa.Schema, features: TabularFeatures) -> N
     missing = [name for name in kinds if name not in found.names]
     if missing:
         raise UserError(
-            f"{file} lacks the columns {missing} of schema.pbtxt; it has {found.names}. {_AGAIN}"
+            f"{file} lacks the columns {missing} of schema.pbtxt; it has {found.names}. {AGAIN}"
         )
     for name, kind in kinds.items():
         if found.field(name).type != kind:
             raise UserError(
-                f"{file}: column {name!r} is {found.field(name).type}, expected {kind}. {_AGAIN}"
+                f"{file}: column {name!r} is {found.field(name).type}, expected {kind}. {AGAIN}"
             )
 
 

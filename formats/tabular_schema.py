@@ -1,6 +1,6 @@
 """The columns of tabular data: one label, N numbers and M ids a row, by tag.
 
-A dataset on disk (format "lookback-tabular") says them in `schema.pbtxt`; a batch holds them as the
+A dataset on disk of this format says them in `schema.pbtxt`; a batch holds them as the
 matrices ``numerical`` ``[B, N]`` and ``categorical`` ``[B, M]``, columns in the schema's order.
 """
 
@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.errors import UserError
-from lookback.formats.description import format_named_in
-
-FORMAT = "lookback-tabular"
-FORMAT_VERSION = 1
 
 ROW_GROUP = 65_536
 """Rows of a row group of the files: what is read, skipped and shuffled as a whole."""
@@ -113,8 +108,3 @@ def tabular_schema(
             )
         )
     return Schema(columns)
-
-
-def is_tabular(directory: str | Path) -> bool:
-    """Whether the directory's dataset.json names this format (in whatever version)."""
-    return format_named_in(directory) == FORMAT

@@ -15,7 +15,6 @@ from lookback.serving.manifest import Manifest
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
-DATASET_FILE = "dataset.json"
 WORKFLOW_DIRECTORY = "workflow"
 
 

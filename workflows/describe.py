@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lookback.core.errors import UserError
-from lookback.workflows.histories.pipeline import read_metadata
-from lookback.workflows.tabular import write as tabular_write
+from lookback.formats.dataset_info import is_tabular, read_info
 
 
 def describe(directory: str | Path, console: Console | None = None) -> None:
@@ -28,8 +27,7 @@ def describe(directory: str | Path, console: Console | None = None) -> None:
     from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
     directory = Path(directory)
-    tabular = tabular_write.is_tabular(directory)
-    metadata = (tabular_write.read_metadata if tabular else read_metadata)(directory)
+    metadata = read_info(directory)
     if not (directory / "schema.pbtxt").exists():
         raise UserError(f"{directory} has no schema.pbtxt. Write the dataset anew.")
     schema = TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
@@ -37,7 +35,7 @@ def describe(directory: str | Path, console: Console | None = None) -> None:
     console.print(f"[bold]{directory}[/bold]: {metadata['dataset']}, {metadata['content_hash']}")
     console.print(_schema_table(schema))
     console.print(_flat_table("counts", metadata["counts"]))
-    if not tabular:
+    if not is_tabular(directory):
         console.print(_flat_table("history length (events a user)", metadata["history_length"]))
         console.print(_split_table(metadata))
     console.print(_flat_table("options", metadata["options"]))

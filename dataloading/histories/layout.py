@@ -15,6 +15,7 @@ from lookback.core.options import option, refuse_unserved
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
 from lookback.dataloading.sampling import SamplingOptions
+from lookback.formats.dataset_info import is_histories, read_histories_info
 from lookback.formats.description import MATERIALISED, is_materialised
 
 if TYPE_CHECKING:
@@ -74,11 +75,9 @@ class HistoriesLayout(Layout):
 
     def found_in(self, directory: Path) -> str | None:
         """Materialised samples by their metadata.json, histories by their dataset.json."""
-        from lookback.dataloading.histories.resident import is_resident
-
         if is_materialised(directory):
             return MATERIALISED
-        return self.reads if is_resident(directory) else None
+        return self.reads if is_histories(directory) else None
 
     def open(
         self,
@@ -99,12 +98,10 @@ class HistoriesLayout(Layout):
 
     def identity(self, directory: Path, options: HistoriesOptions, ranks: int) -> dict[str, Any]:
         """The content; and how many processes divide the users, if they do."""
-        from lookback.dataloading.histories.resident import read_dataset_info
-
         if self.found_in(directory) == MATERIALISED:
             return {"dataset": file_sizes(directory, "*/*.parquet")}
         shared = {"ranks": ranks} if options.shard_histories else {}
-        return {"dataset": read_dataset_info(directory)["content_hash"], **shared}
+        return {"dataset": read_histories_info(directory)["content_hash"], **shared}
 
 
 def _open_materialised(

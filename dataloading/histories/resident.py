@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.core.errors import UserError
 from lookback.dataloading.parts import WHOLE, Part
-from lookback.formats.description import format_named_in
+from lookback.formats.dataset_info import read_histories_info
 from lookback.formats.features import HistoryFeatures, table_rows
-
-FORMAT = "lookback-histories"
-FORMAT_VERSION = 1
 
 _USERS_AT_A_TIME = 1 << 14
 
@@ -141,7 +137,7 @@ class Histories:
           UserError: if the directory is no such dataset, or its parts contradict each other.
         """
         directory = Path(dataset_dir)
-        info = read_dataset_info(directory)
+        info = read_histories_info(directory)
         schema = _read_schema(directory)
         features = HistoryFeatures.from_schema(schema)
         files = sorted((directory / "histories").glob("*.parquet"))
@@ -172,42 +168,6 @@ class Histories:
             split=Split(test=int(split["test"]), validation=int(split["validation"])),
             part=part,
         )
-
-
-def is_resident(directory: str | Path) -> bool:
-    """Whether the directory's dataset.json names this format (in whatever version)."""
-    return format_named_in(directory) == FORMAT
-
-
-def read_dataset_info(directory: Path) -> dict[str, Any]:
-    """Reads and checks dataset.json.
-
-    Args:
-      directory: of the dataset.
-
-    Raises:
-      UserError: if the directory or file is missing, or of another format or version.
-    """
-    path = directory / "dataset.json"
-    if not path.is_file():
-        raise UserError(
-            f"{directory} is not a dataset: there is no {path.name} in it. Expected the output "
-            "directory of `python -m workflows run`."
-        )
-    try:
-        info: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); run the workflow again.") from error
-    known = info if isinstance(info, dict) else {}
-    found = (known.get("format"), known.get("format_version"))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise UserError(
-            f"{path}: expected format {FORMAT!r} version {FORMAT_VERSION}, found {found[0]!r} "
-            f"version {found[1]!r}. Write the dataset again with this version's workflows."
-        )
-    if not {"test", "validation"} <= set(info.get("split", ())):
-        raise UserError(f"{path} has no split rule; run the workflow again.")
-    return info
 
 
 def _read_schema(directory: Path) -> Schema:

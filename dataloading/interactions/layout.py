@@ -11,6 +11,7 @@ from lookback.core.options import option
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, Layout
 from lookback.dataloading.sampling import SamplingOptions
+from lookback.formats.dataset_info import is_histories, read_histories_info
 from lookback.formats.description import is_materialised
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ class InteractionsLayout(Layout):
 
     def found_in(self, directory: Path) -> str | None:
         """Histories that are resident: whoever draws negatives needs all that users did."""
-        from lookback.dataloading.histories.resident import is_resident
-
-        return self.reads if is_resident(directory) and not is_materialised(directory) else None
+        return self.reads if is_histories(directory) and not is_materialised(directory) else None
 
     def open(
         self,
@@ -91,6 +90,4 @@ class InteractionsLayout(Layout):
 
     def identity(self, directory: Path, options: InteractionsOptions, ranks: int) -> dict[str, Any]:
         """The content."""
-        from lookback.dataloading.histories.resident import read_dataset_info
-
-        return {"dataset": read_dataset_info(directory)["content_hash"]}
+        return {"dataset": read_histories_info(directory)["content_hash"]}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lookback.core.options import option
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
+from lookback.formats.dataset_info import is_tabular, read_tabular_info
 
 if TYPE_CHECKING:
     from lookback.dataloading.sources import BatchSource
@@ -71,9 +72,6 @@ class TabularLayout(Layout):
 
     def identity(self, directory: Path, options: TabularOptions, ranks: int) -> dict[str, Any]:
         """The content, or of files without a hash their sizes."""
-        from lookback.formats.tabular_parquet import read_description
-        from lookback.formats.tabular_schema import is_tabular
-
         if is_tabular(directory):
-            return {"dataset": read_description(directory)["content_hash"]}
+            return {"dataset": read_tabular_info(directory)["content_hash"]}
         return {"dataset": file_sizes(directory, "*/*.bin")}

@@ -16,10 +16,11 @@ from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, BatchSource
 from lookback.dataloading.tabular.batches import PREFETCH, THREADS, read_batches
 from lookback.dataloading.tabular.order import LANES, WINDOW, Order, Shuffle
+from lookback.formats.dataset_info import is_tabular
 from lookback.formats.split_binary import SplitBinaryDataset, is_split_binary
 from lookback.formats.tabular_parquet import TabularDataset
 from lookback.formats.tabular_rows import Rows, TabularData
-from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL, is_tabular
+from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL
 
 
 class TabularSource(BatchSource):

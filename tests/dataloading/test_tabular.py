@@ -317,7 +317,7 @@ def cut_off(file):
     [
         (lambda p: (p / "dataset.json").unlink(), "is not a dataset: there is no dataset.json"),
         (lambda p: (p / "dataset.json").write_text("{"), "dataset.json is not valid JSON"),
-        (lambda p: (p / "dataset.json").write_text("[]"), "found None version None"),
+        (lambda p: (p / "dataset.json").write_text("[]"), "expected a JSON object, found a list"),
         (lambda p: edit_json(p, format_version=2), "version 1, found 'lookback-tabular' version 2"),
         (lambda p: edit_json(p, counts=None), "'counts' must hold whole numbers by name"),
         (lambda p: edit_json(p, counts={"train": "7"}), "'counts' must hold whole numbers"),

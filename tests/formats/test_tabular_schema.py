@@ -6,7 +6,8 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from lookback.core.errors import UserError
 from lookback.embeddings.tables import tables_from_schema
-from lookback.formats.tabular_schema import TabularFeatures, is_tabular, tabular_schema
+from lookback.formats.dataset_info import is_tabular
+from lookback.formats.tabular_schema import TabularFeatures, tabular_schema
 
 FEATURES = TabularFeatures("label", ("num_0", "num_1"), ("cat_0", "cat_1"))
 

@@ -240,9 +240,8 @@ def test_split_binary_files_make_a_bundle(dataset: Path, tmp_path: Path) -> None
 def test_a_target_is_checked_without_tensorflow(
     dataset: Path, encoded_dataset: Path, tmp_path: Path
 ) -> None:
-    from lookback.formats import split_binary, tabular_schema
+    from lookback.formats import split_binary
 
-    assert export_tabular.FORMAT == tabular_schema.FORMAT
     assert split_binary.FILE == export_tabular.SPECIFICATION_FILE
     code = (
         "import sys; from pathlib import Path\n"

@@ -24,11 +24,12 @@ from merlin.schema import Tags
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import read_tabular_info
 from lookback.workflows.output import DATASET, Output
 from lookback.workflows.tabular.ops import build_workflow
 from lookback.workflows.tabular.pipeline import fit_dataset, run_dataset, transform_dataset
 from lookback.workflows.tabular.state import Working, check_space
-from lookback.workflows.tabular.write import parts, read_metadata
+from lookback.workflows.tabular.write import parts
 
 ROOT = Path(__file__).resolve().parents[2]
 N, M = 3, 4
@@ -122,7 +123,7 @@ def test_dataset_is_what_pandas_computes(
     output = tmp_path / "out"
     run_dataset("criteo", raw, output, **{**SMALL, "frequency_threshold": threshold})
     ids = vocabularies(pd.concat(days), threshold)
-    metadata = read_metadata(output)
+    metadata = read_tabular_info(output)
     assert metadata["cardinalities"] == {name: len(ids[name]) + 1 for name in CATS}
     counts = metadata["counts"]
     assert [counts[split] for split in ("train", "validation", "test")] == [1001, 200, 201]
@@ -160,7 +161,7 @@ def test_files_and_schema_are_as_the_format_says(raw: Path, tmp_path: Path) -> N
     assert merlin.select_by_tag(Tags.BINARY_CLASSIFICATION).column_names == ["label"]
     assert merlin.select_by_tag(Tags.CONTINUOUS).column_names == NUMS
     assert merlin.select_by_tag(Tags.CATEGORICAL).column_names == CATS
-    rows = read_metadata(tmp_path / "out")["cardinalities"]
+    rows = read_tabular_info(tmp_path / "out")["cardinalities"]
     for name in CATS:
         domain = merlin[name].int_domain
         assert (domain.min, domain.max, domain.name) == (0, rows[name] - 1, name)
@@ -223,7 +224,7 @@ def test_saved_workflow_transforms_raw_frames_like_the_dataset(
     pd.testing.assert_frame_equal(workflow.transform(asked)[NAMES], test)
     assert (
         workflow.output_schema["cat_0"].int_domain.max + 1
-        == (read_metadata(tmp_path / "run")["cardinalities"]["cat_0"])
+        == (read_tabular_info(tmp_path / "run")["cardinalities"]["cat_0"])
     )
     # A request has no label, and Python's own values.
     request = pd.DataFrame(asked.astype(object).where(asked.notna(), None), dtype=object)
@@ -388,7 +389,7 @@ def test_a_full_disk_keeps_the_finished_days(
     lines: list[str] = []
     run_dataset("criteo", big, output, log=lines.append, **SHAPE)
     assert "day_0: transformed before" in lines
-    assert read_metadata(output)["counts"]["train"] == 700 + 40 * 301
+    assert read_tabular_info(output)["counts"]["train"] == 700 + 40 * 301
 
 
 def test_a_full_tmpfs_is_told_with_its_numbers(days: list[pd.DataFrame], tmp_path: Path) -> None:
@@ -557,4 +558,4 @@ def test_options_are_recorded(raw: Path, tmp_path: Path) -> None:
             "numerical": 3, "categorical": 4,
         },
     }  # fmt: skip
-    assert options["options"] == read_metadata(tmp_path / "out")["options"]
+    assert options["options"] == read_tabular_info(tmp_path / "out")["options"]

@@ -21,9 +21,9 @@ import lookback.workflows.histories.pipeline
 import lookback.workflows.histories.write
 import lookback.workflows.text
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import read_histories_info
 from lookback.workflows.histories.pipeline import (
     fit_dataset,
-    read_metadata,
     run_dataset,
     transform_dataset,
 )
@@ -378,7 +378,7 @@ def test_refusals_leave_nothing_behind(
     with pytest.raises(UserError, match="is not a workflow"):
         transform_dataset(raw, raw, output)
     with pytest.raises(UserError, match="is not a dataset"):
-        read_metadata(raw)
+        read_histories_info(raw)
 
 
 def test_bad_lines_are_left_out_and_counted(
@@ -407,9 +407,9 @@ def test_an_existing_output_is_kept_unless_told(
     run_dataset("amazon", raw, tmp_path / "out")
     with pytest.raises(UserError, match="--overwrite"):
         run_dataset("amazon", raw, tmp_path / "out", min_interactions=5)
-    assert read_metadata(tmp_path / "out")["options"]["min_interactions"] == 20
+    assert read_histories_info(tmp_path / "out")["options"]["min_interactions"] == 20
     run_dataset("amazon", raw, tmp_path / "out", min_interactions=5, overwrite=True)
-    assert read_metadata(tmp_path / "out")["options"]["min_interactions"] == 5
+    assert read_histories_info(tmp_path / "out")["options"]["min_interactions"] == 5
 
 
 @pytest.mark.parametrize("stage", ["ingest", "_fit", "_transform"])
@@ -434,7 +434,7 @@ def test_a_killed_run_leaves_no_dataset(
     assert done.returncode == -signal.SIGKILL
     assert not output.exists()
     run_dataset("amazon", raw, output)
-    assert read_metadata(output)["counts"]["users"] > 0
+    assert read_histories_info(output)["counts"]["users"] > 0
 
 
 def test_small_data_takes_no_cluster(

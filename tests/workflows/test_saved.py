@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import read_tabular_info
 from lookback.workflows.columns import history_columns
 from lookback.workflows.histories import ops
 from lookback.workflows.histories import pipeline as base
 from lookback.workflows.tabular import ops as tabular_ops
 from lookback.workflows.tabular import pipeline as tabular
-from lookback.workflows.tabular.write import read_metadata
 from tests.serving.tabular_data import raw_rows
 from tests.serving.tabular_data import write_dataset as write_rows
 
@@ -79,7 +79,7 @@ def test_transform_of_histories_runs_no_code(raw: Path, tmp_path: Path) -> None:
 
 
 def test_transform_of_rows_runs_no_code(rows: Path, tmp_path: Path) -> None:
-    whole = read_metadata(rows)
+    whole = read_tabular_info(rows)
     trace = tmp_path / "trace"
     plant_harm(rows / "workflow", trace)
     report = tabular.transform_dataset(rows, rows.parent / "raw", tmp_path / "out", workers=0)

@@ -12,13 +12,12 @@ import pytest
 import yaml
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import is_tabular, read_tabular_info
 from lookback.workflows.tabular.export import categorical_type, export_split_binary
 from lookback.workflows.tabular.write import (
     ROW_GROUP,
     TabularWriter,
-    is_tabular,
     parts,
-    read_metadata,
     write_description,
 )
 
@@ -63,7 +62,7 @@ def test_rows_are_what_was_written_in_files_of_a_size(tmp_path: Path) -> None:
     ).join(pd.DataFrame(ids, columns=list(SIZES)))
     pd.testing.assert_frame_equal(frame, expected)
     assert is_tabular(tmp_path / "a") and not is_tabular(tmp_path)
-    assert read_metadata(tmp_path / "a") == metadata
+    assert read_tabular_info(tmp_path / "a") == metadata
 
 
 def test_the_hash_is_of_the_values_not_of_how_they_came(tmp_path: Path) -> None:
@@ -94,7 +93,7 @@ def test_metadata_of_something_else_is_refused(tmp_path: Path) -> None:
     for text in ("[]", "{}", '{"format": "lookback-histories", "format_version": 1}'):
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(UserError):
-            read_metadata(tmp_path)
+            read_tabular_info(tmp_path)
         assert not is_tabular(tmp_path)
 
 

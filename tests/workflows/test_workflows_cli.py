@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import read_histories_info
 from lookback.workflows.__main__ import main
 from lookback.workflows.describe import describe
-from lookback.workflows.histories.pipeline import read_metadata, run_dataset
+from lookback.workflows.histories.pipeline import run_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., pd.DataFrame]
@@ -45,7 +46,7 @@ def test_run_fit_transform_describe(
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     assert "1 partition(s) of up to 1,000,000 events in this process" in done.stderr
-    metadata = read_metadata(tmp_path / "run")
+    metadata = read_histories_info(tmp_path / "run")
     assert metadata["content_hash"] in done.stdout
     # The others in this process: an interpreter with NVTabular takes seconds to start.
     fit = ["fit", "--dataset", "amazon", "--input", str(raw), "--output", str(tmp_path / "fit")]
@@ -53,7 +54,7 @@ def test_run_fit_transform_describe(
     assert json.loads((tmp_path / "fit/options.json").read_text())["dataset"] == "amazon"
     same = ["--input", str(raw), "--output", str(tmp_path / "same"), "--validation"]
     assert main(["transform", "--workflow", str(tmp_path / "fit"), *same]) == 0
-    found = read_metadata(tmp_path / "same")
+    found = read_histories_info(tmp_path / "same")
     assert found["content_hash"] == metadata["content_hash"]
     assert found["split"]["validation"] == 1
     monkeypatch.setenv("COLUMNS", "200")
@@ -127,7 +128,7 @@ def test_describe_refuses_what_is_no_dataset(tmp_path: Path) -> None:
         describe(tmp_path)
     (tmp_path / "dataset.json").write_text('{"format": "lookback-histories", "format_version": 9}')
     with pytest.raises(
-        UserError, match="version 9; this version reads 'lookback-histories' version 1"
+        UserError, match=r"expected format 'lookback-histories' version 1, found .* version 9"
     ):
         describe(tmp_path)
 
@@ -205,7 +206,7 @@ def test_only_tabular_datasets_are_exported(
 ) -> None:
     command = ["export", "--dataset_type", "split_binary", "--input", str(tmp_path)]
     assert main([*command, "--output", str(tmp_path / "out")]) == 2
-    assert "is not a tabular dataset" in capsys.readouterr().err
+    assert "is not a dataset" in capsys.readouterr().err
 
 
 def _tree(directory: Path) -> dict[str, bytes | str | None]:
@@ -371,7 +372,7 @@ def test_two_runs_to_one_output_are_one(
         first.stdin.flush()
         first.stdout.read()
         assert first.wait() == 0
-    assert read_metadata(output)["options"]["min_interactions"] == 20
+    assert read_histories_info(output)["options"]["min_interactions"] == 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
 
 

@@ -11,7 +11,6 @@ import abc
 import argparse
 import dataclasses
 import functools
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import HISTORIES, write_info
 from lookback.workflows import columns as names
 from lookback.workflows.cluster import Plan, Runner, make_plan, open_runner
 from lookback.workflows.columns import Column, history_columns
@@ -32,7 +32,6 @@ from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estim
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
 TEST_EVENTS = 1  # of each user, the last
 WORKING_DIRECTORY = ".ingest"
-DATASET_FILE = "dataset.json"
 
 Duplicates = Literal["keep", "first"]
 
@@ -314,30 +313,6 @@ def transform_dataset(
         return _transform(job, workflow, name, {**job.options.content, **own})
 
 
-def read_metadata(directory: str | Path) -> dict[str, Any]:
-    """Content of a dataset's ``dataset.json``.
-
-    Raises:
-      UserError: if `directory` is not a dataset.
-    """
-    from lookback.workflows.histories.write import FORMAT, FORMAT_VERSION
-
-    path = Path(directory) / DATASET_FILE
-    try:
-        metadata: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{directory} is not a dataset: {error}. `python -m workflows run` writes one."
-        ) from error
-    found = (metadata.get("format"), metadata.get("format_version"))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise UserError(
-            f"{path} is of format {found[0]!r} version {found[1]!r}; this version reads "
-            f"{FORMAT!r} version {FORMAT_VERSION}. Write the dataset anew."
-        )
-    return metadata
-
-
 @dataclass(frozen=True)
 class _Job:
     """A run whose events are ingested."""
@@ -529,9 +504,7 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
     totals = write.read_totals(written, columns, cardinalities)
     items_digest = write.write_items(totals, job.output / "items.parquet")
     write.write_schema(workflow.output_schema, columns, job.output)
-    metadata = {
-        "format": write.FORMAT,
-        "format_version": write.FORMAT_VERSION,
+    content = {
         "dataset": name,
         "options": options,
         "counts": {
@@ -553,8 +526,5 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
             "popularity": "counts in items.parquet; training leaves held-out events out",
         },
         "content_hash": write.content_hash(columns, cardinalities, totals, items_digest),
-        "created_by": write.created_by(),
     }
-    text = json.dumps(metadata, indent=1) + "\n"
-    (job.output / DATASET_FILE).write_text(text)
-    return Report(job.final, job.plan, metadata)
+    return Report(job.final, job.plan, write_info(job.output, HISTORIES, content))

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ from lookback.core.arrow_files import open_parquet
 from lookback.workflows import columns as names
 from lookback.workflows.columns import Column
 
-FORMAT = "lookback-histories"
-FORMAT_VERSION = 1
 EVENTS_PER_FILE = 2_000_000
 ROW_GROUP_USERS = 8192
 """Rows of a row group: what a reader that streams a large set holds at a time."""
@@ -262,15 +258,6 @@ def write_schema(schema: Any, columns: Sequence[Column], directory: Path) -> Non
         )
         fixed.append(found)
     TensorflowMetadata.from_merlin_schema(Schema(fixed)).to_proto_text_file(str(directory))
-
-
-def created_by() -> dict[str, str]:
-    """Versions of what has a say in the output."""
-    packages = ("nvtabular", "merlin-core", "pandas", "pyarrow", "numpy")
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in packages},
-    }
 
 
 def _to_arrow(values: np.ndarray[Any, Any], column: Column) -> pa.Array:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import SPLITS, read_tabular_info
 from lookback.workflows.output import SPLIT_BINARY, Output
-from lookback.workflows.tabular.write import LABEL, SPLITS, column_names, parts, read_metadata
+from lookback.workflows.tabular.write import LABEL, column_names, parts
 
 DESCRIBED_SPLITS = ("train", "test")
 LABEL_FILE = "label.bin"
@@ -41,7 +42,7 @@ def export_split_binary(
     """
     directory = Path(input_dir)
     target = Output(Path(output_dir), SPLIT_BINARY, overwrite, (directory,))
-    cardinalities = read_metadata(directory)["cardinalities"]
+    cardinalities = read_tabular_info(directory)["cardinalities"]
     numerical = _numerical_columns(directory)
     with target.create() as output:
         rows = 0

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import FORMAT_VERSION
 from lookback.workflows.cluster import (
     BYTES_PER_PROCESS,
     MEMORY_SHARE,
@@ -48,7 +49,6 @@ from lookback.workflows.tabular.state import (
     megabytes,
     open_working,
 )
-from lookback.workflows.tabular.write import FORMAT_VERSION
 from lookback.workflows.text import BadLineCounter, estimate_lines
 
 MEMORY_OF_A_BLOCK = 7

@@ -17,18 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
-from lookback.core.errors import UserError
-from lookback.core.files import atomic_file, inside_ours
+from lookback.formats.dataset_info import SPLITS, TABULAR, write_info
 
-FORMAT = "lookback-tabular"
-FORMAT_VERSION = 1
-SPLITS = ("train", "validation", "test")
 LABEL = "label"
 ROW_GROUP = 65_536
 """Rows of a row group: what a reader that shuffles by row group takes at a time."""
 
 ROWS_A_FILE = 2**22
-DATASET_FILE = "dataset.json"
 COMPRESSION = "lz4"
 """Ids are small numbers in four bytes each: lz4 halves them, and reads at the speed of memory."""
 
@@ -198,23 +193,16 @@ def write_description(
     Returns:
       the content of ``dataset.json``.
     """
-    from lookback.workflows.histories.write import created_by
-
     directory = Path(directory)
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+    content = {
         "dataset": dataset,
         "options": dict(options),
         "counts": dict(counts),
         "cardinalities": dict(cardinalities),
         "content_hash": content_hash(directory, cardinalities, numerical),
-        "created_by": created_by(),
     }
     write_schema(directory, numerical, cardinalities)
-    with atomic_file(directory / DATASET_FILE, replaces=inside_ours) as file:
-        file.write_text(json.dumps(metadata, indent=1) + "\n")
-    return metadata
+    return write_info(directory, TABULAR, content)
 
 
 def write_schema(directory: Path, numerical: int, cardinalities: Mapping[str, int]) -> None:
@@ -257,37 +245,6 @@ def content_hash(directory: Path, cardinalities: Mapping[str, int], numerical: i
 def parts(directory: Path, split: str) -> list[Path]:
     """The parts of a split, in order; none where it has no rows."""
     return sorted(Path(directory).joinpath(split).glob("part-*.parquet"))
-
-
-def is_tabular(directory: Path) -> bool:
-    """Whether a directory is a dataset of this format, of any version."""
-    try:
-        metadata = json.loads((Path(directory) / DATASET_FILE).read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
-
-
-def read_metadata(directory: Path) -> dict[str, Any]:
-    """Content of ``dataset.json``.
-
-    Raises:
-      UserError: if `directory` is not a tabular dataset of this version.
-    """
-    path = Path(directory) / DATASET_FILE
-    try:
-        metadata: dict[str, Any] = json.loads(path.read_text())
-        found = (metadata["format"], metadata["format_version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{directory} is not a tabular dataset: {error}. `python -m workflows run` writes one."
-        ) from error
-    if found != (FORMAT, FORMAT_VERSION):
-        raise UserError(
-            f"{path} is of format {found[0]!r} version {found[1]!r}; expected {FORMAT!r} version "
-            f"{FORMAT_VERSION}. Write the dataset anew."
-        )
-    return metadata
 
 
 def _digest(file: Path) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
 from lookback.serving.encoding import FIRST_KNOWN, Vocabulary
-from lookback.serving.export_dataset import DATASET_FILE, WORKFLOW_DIRECTORY, ExportedDataset
+from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
 from lookback.serving.manifest import CATALOGUE_FILE, CandidatesManifest, HistoriesManifest
 
 if TYPE_CHECKING:
@@ -85,9 +86,7 @@ class ExportedHistories(ExportedDataset):
         return files
 
     def _summary(self) -> dict[str, Any]:
-        from lookback.dataloading.histories.resident import read_dataset_info
-
-        info = read_dataset_info(self.directory)
+        info = read_histories_info(self.directory)
         return {
             "name": info["dataset"],
             "content_hash": info["content_hash"],

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lookback.serving.export_dataset import DATASET_FILE, WORKFLOW_DIRECTORY, ExportedDataset
+from lookback.formats.dataset_info import DATASET_FILE, SPLITS, is_tabular, read_tabular_info
+from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
 from lookback.serving.layouts.tabular.encoding import UNKNOWN, KeyVocabulary
 from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
-# `dataloading` has these names, too, but with it comes Merlin, and with Merlin TensorFlow, before
-# train.py has set its environment. A test holds them equal.
-FORMAT = "lookback-tabular"
+# `formats.split_binary` has this name, too, but with it comes Merlin, and with Merlin TensorFlow,
+# before train.py has set its environment. A test holds them equal.
 SPECIFICATION_FILE = "feature_spec.yaml"
 VOCABULARIES = f"{WORKFLOW_DIRECTORY}/vocabulary"
 
@@ -29,11 +28,7 @@ class ExportedTabular(ExportedDataset):
     @classmethod
     def recognises(cls, directory: Path) -> bool:
         """By its description."""
-        try:
-            description = json.loads((directory / DATASET_FILE).read_text())
-        except (OSError, ValueError):
-            return False
-        return isinstance(description, dict) and description.get("format") == FORMAT
+        return is_tabular(directory)
 
     @property
     def ids(self) -> Literal["raw", "encoded"]:
@@ -88,9 +83,7 @@ class ExportedTabular(ExportedDataset):
         return files
 
     def _summary(self) -> dict[str, Any]:
-        from lookback.formats.tabular_parquet import SPLITS, read_description
-
-        description = read_description(self.directory)
+        description = read_tabular_info(self.directory)
         counts = description["counts"]
         return {
             "name": description["dataset"],

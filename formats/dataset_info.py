@@ -1,0 +1,153 @@
+"""``dataset.json``: what makes a directory a dataset, of which format, and what was counted.
+
+    format, format_version   which of the two formats, `HISTORIES` or `TABULAR`
+    dataset, options         the name it came through, and what had a say in its content
+    counts, cardinalities    numbers by name; rows of each table
+    content_hash             of schema and values, as the format defines it
+    created_by               versions of the software
+    split, history_length    (histories) what is held out; and more, for people
+
+It is written last. Nothing here needs Merlin, and with it TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lookback.core.errors import UserError
+from lookback.core.files import atomic_file, inside_ours
+
+DATASET_FILE = "dataset.json"
+HISTORIES = "lookback-histories"
+TABULAR = "lookback-tabular"
+FORMAT_VERSION = 1
+"""Of both formats."""
+
+SPLITS = ("train", "validation", "test")
+"""Of a tabular dataset; each a directory."""
+
+AGAIN = "Write the dataset again with `python -m workflows run`."
+"""The way out for whoever has a dataset that cannot be read."""
+
+_PACKAGES = ("nvtabular", "merlin-core", "pandas", "pyarrow", "numpy")
+
+
+def is_histories(directory: str | Path) -> bool:
+    """Whether the directory's dataset.json names the format of histories (in whatever version)."""
+    return _format_of(directory) == HISTORIES
+
+
+def is_tabular(directory: str | Path) -> bool:
+    """Whether the directory's dataset.json names the tabular format (in whatever version)."""
+    return _format_of(directory) == TABULAR
+
+
+def read_histories_info(directory: str | Path) -> dict[str, Any]:
+    """Reads and checks the dataset.json of histories.
+
+    Raises:
+      UserError: if the directory is no such dataset of this version.
+    """
+    info = _read(Path(directory), HISTORIES)
+    split = info.get("split")
+    if not isinstance(split, dict) or not {"test", "validation"} <= set(split):
+        raise UserError(f"{Path(directory) / DATASET_FILE} has no split rule. {AGAIN}")
+    return info
+
+
+def read_tabular_info(directory: str | Path) -> dict[str, Any]:
+    """Reads and checks the dataset.json of a tabular dataset.
+
+    Raises:
+      UserError: if the directory is no such dataset of this version.
+    """
+    info = _read(Path(directory), TABULAR)
+    for name, optional in (("counts", SPLITS), ("cardinalities", ())):
+        entries = info.get(name)
+        # Counts may hold more than the splits' rows: what else the workflow counted.
+        used = [key for key in optional or entries or () if key in (entries or ())]
+        if not isinstance(entries, dict) or any(type(entries[key]) is not int for key in used):
+            raise UserError(
+                f"{Path(directory) / DATASET_FILE}: {name!r} must hold whole numbers by name. "
+                f"{AGAIN}"
+            )
+    return info
+
+
+def read_info(directory: str | Path) -> dict[str, Any]:
+    """Reads and checks the dataset.json of either format.
+
+    Raises:
+      UserError: if the directory is no dataset of this version.
+    """
+    return (read_tabular_info if is_tabular(directory) else read_histories_info)(directory)
+
+
+def write_info(directory: Path, kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes dataset.json; all else of the dataset must be there.
+
+    Args:
+      directory: of the dataset, which is ours to write in.
+      kind: `HISTORIES` or `TABULAR`.
+      content: what it holds beside the format's name and version, and what created it.
+
+    Returns:
+      all of its content.
+    """
+    info = {
+        "format": kind,
+        "format_version": FORMAT_VERSION,
+        **content,
+        "created_by": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+    }
+    with atomic_file(directory / DATASET_FILE, replaces=inside_ours) as file:
+        file.write_text(json.dumps(info, indent=1) + "\n")
+    return info
+
+
+def _format_of(directory: str | Path) -> Any:
+    try:
+        return _load(Path(directory)).get("format")
+    except UserError:
+        return None
+
+
+def _read(directory: Path, kind: str) -> dict[str, Any]:
+    info = _load(directory)
+    found = (info.get("format"), info.get("format_version"))
+    if found != (kind, FORMAT_VERSION):
+        raise UserError(
+            f"{directory / DATASET_FILE}: expected format {kind!r} version {FORMAT_VERSION}, found "
+            f"{found[0]!r} version {found[1]!r}. {AGAIN}"
+        )
+    return info
+
+
+def _load(directory: Path) -> dict[str, Any]:
+    """The file's content, of whatever format."""
+    path = directory / DATASET_FILE
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{directory} is not a dataset: there is no {path.name} in it. Expected the output "
+            "directory of `python -m workflows run`."
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}). Mend its permissions, or choose another "
+            "dataset."
+        ) from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise UserError(f"{path} is not valid JSON ({error}). {AGAIN}") from error
+    if not isinstance(info, dict):
+        raise UserError(f"{path}: expected a JSON object, found a {type(info).__name__}. {AGAIN}")
+    return info
