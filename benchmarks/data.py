@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from lookback.core.files import atomic_directory
 from lookback.formats.dataset_info import HISTORIES, write_info
+from lookback.formats.schema import write_schema
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
@@ -110,7 +111,6 @@ def generate_histories(
     """
     if directory.exists():
         return directory
-    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
     rng = np.random.default_rng(seed)
     offsets = _offsets(rng, users, min_length, mean_length)
@@ -148,8 +148,7 @@ def generate_histories(
             "item_id": items + _FIRST_ID,
             "category_id": categories + _FIRST_ID,
         }
-        schema = TensorflowMetadata.from_merlin_schema(_schema(cardinalities, times=True))
-        schema.to_proto_text_file(str(temporary))
+        write_schema(_schema(cardinalities, times=True), temporary)
         info = {
             "dataset": "benchmark",
             "counts": {"users": users, "events": events, "items": len(distinct)},

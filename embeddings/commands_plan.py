@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from lookback.core.errors import UserError
 from lookback.core.options import Command, CommandLine, option, require_one
@@ -19,9 +18,7 @@ from lookback.embeddings.plans import load_tables, save_plan
 from lookback.embeddings.sharding import STRATEGIES
 from lookback.embeddings.tables import LIST_LENGTH, tables_with_hotness
 from lookback.embeddings.types import OPTIMIZER_STATE, TableSpec, Topology
-
-if TYPE_CHECKING:
-    from merlin.schema import Schema
+from lookback.formats.schema import read_schema
 
 _Read = TypeVar("_Read")
 
@@ -169,7 +166,7 @@ def _tables(source: Tables) -> tuple[list[TableSpec], list[str]]:
         tables = load_tables(source.tables, source.embedding_dim)
     else:
         assert source.dataset_dir is not None  # `Tables` has one of the two
-        schema = _read_schema(source.dataset_dir)
+        schema = read_schema(source.dataset_dir)
         try:
             tables, assumed = tables_with_hotness(schema, source.embedding_dim)
         except ValueError as error:
@@ -200,25 +197,6 @@ def _tables(source: Tables) -> tuple[list[TableSpec], list[str]]:
         if name not in hotness
     ]
     return tables, notes
-
-
-def _read_schema(directory: Path) -> Schema:
-    if not (directory / "schema.pbtxt").is_file():
-        raise UserError(
-            f"--dataset_dir: there is no schema.pbtxt in {directory}. Expected the output "
-            "directory of `python -m workflows run`."
-        )
-    with warnings.catch_warnings():
-        # merlin regrets aloud that PyTorch and Triton are not there.
-        warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
-        from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
-
-    try:
-        return TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
-    except Exception as error:  # a damaged one raises protobuf's own
-        raise UserError(
-            f"{directory / 'schema.pbtxt'} cannot be read ({error}); run the workflow again."
-        ) from error
 
 
 def _pairs(

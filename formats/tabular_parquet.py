@@ -17,12 +17,12 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 from merlin.schema import Schema
-from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import AGAIN, SPLITS, read_tabular_info
 from lookback.formats.features import table_rows
+from lookback.formats.schema import read_schema
 from lookback.formats.tabular_rows import (
     Array,
     Place,
@@ -68,7 +68,7 @@ class TabularDataset:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         description = read_tabular_info(self._path)
-        self.schema: Schema = _read_schema(self._path)
+        self.schema: Schema = read_schema(self._path)
         self.features = TabularFeatures.from_schema(self.schema)
         self.cardinalities: dict[str, int] = table_rows(self.schema)
         if description["cardinalities"] != self.cardinalities:
@@ -157,15 +157,6 @@ def _turn(columns: list[Array], matrix: Array) -> None:
         piece = matrix[rows]
         for number, column in enumerate(columns):
             piece[:, number] = column[rows]
-
-
-def _read_schema(directory: Path) -> Schema:
-    try:
-        return TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
-    except Exception as error:  # a missing file is a ValueError, a damaged one protobuf's own
-        raise UserError(
-            f"{directory / 'schema.pbtxt'} cannot be read ({error}). {AGAIN}"
-        ) from error
 
 
 def _read_footers(directory: Path, expected: int, features: TabularFeatures) -> list[_Block]:

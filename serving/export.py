@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
 from lookback.core.outputs import check_directory
+from lookback.formats.schema import write_schema
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.histories.export import ExportedHistories, ExportedMaterialised
 from lookback.serving.layouts.interactions.export import ExportedInteractions
@@ -22,8 +22,6 @@ from lookback.serving.manifest import BUNDLE, MANIFEST_FILE, MODEL_DIRECTORY, SI
 
 # Importing them takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:
-    from merlin.schema import Schema
-
     from lookback.models.click_model import ClickModel
 
 DATASETS: tuple[type[ExportedDataset], ...] = (
@@ -118,7 +116,7 @@ def export_bundle(model: ClickModel, dataset_dir: Path, export_dir: Path) -> Pat
     )
     with atomic_directory(export_dir, BUNDLE, overwrite=True, inputs=[dataset_dir]) as directory:
         dataset.copy_parts(directory)
-        _write_schema(schema, directory)
+        write_schema(schema, directory)
         save_model(model, manifest, directory / MODEL_DIRECTORY)
         manifest.write(directory)  # last: its absence marks what is incomplete
     return export_dir
@@ -182,12 +180,6 @@ def _model_type(config_class: type) -> str:
     from lookback.models import MODELS
 
     return next(name for name, entry in MODELS.items() if entry.config_class is config_class)
-
-
-def _write_schema(schema: Schema, directory: Path) -> None:
-    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
-
-    TensorflowMetadata.from_merlin_schema(schema).to_proto_text_file(os.fspath(directory))
 
 
 def _versions() -> dict[str, str]:

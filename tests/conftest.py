@@ -135,7 +135,8 @@ def write_dataset() -> Callable[..., Path]:
     """Writes histories as a dataset directory, in the format that `python -m workflows` writes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+    from lookback.formats.schema import write_schema
 
     def write(
         histories: Histories, directory: Path, *, files: int = 2, info: dict[str, Any] | None = None
@@ -156,7 +157,7 @@ def write_dataset() -> Callable[..., Path]:
                 compression="zstd",
             )
         pq.write_table(pa.table(dict(histories.catalogue)), directory / "items.parquet")
-        TensorflowMetadata.from_merlin_schema(histories.schema).to_proto_text_file(str(directory))
+        write_schema(histories.schema, directory)
         default = {
             "format": "lookback-histories",
             "format_version": 1,

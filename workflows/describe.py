@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lookback.core.errors import UserError
 from lookback.formats.dataset_info import is_tabular, read_info
+from lookback.formats.schema import read_schema
 
 
 def describe(directory: str | Path, console: Console | None = None) -> None:
@@ -24,13 +24,9 @@ def describe(directory: str | Path, console: Console | None = None) -> None:
     Raises:
       UserError: if `directory` is not a whole dataset.
     """
-    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
-
     directory = Path(directory)
     metadata = read_info(directory)
-    if not (directory / "schema.pbtxt").exists():
-        raise UserError(f"{directory} has no schema.pbtxt. Write the dataset anew.")
-    schema = TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
+    schema = read_schema(directory)
     console = console or Console()
     console.print(f"[bold]{directory}[/bold]: {metadata['dataset']}, {metadata['content_hash']}")
     console.print(_schema_table(schema))

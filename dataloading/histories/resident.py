@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from merlin.schema import Schema
-from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.core.errors import UserError
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.formats.dataset_info import read_histories_info
 from lookback.formats.features import HistoryFeatures, table_rows
+from lookback.formats.schema import read_schema
 
 _USERS_AT_A_TIME = 1 << 14
 
@@ -138,7 +138,7 @@ class Histories:
         """
         directory = Path(dataset_dir)
         info = read_histories_info(directory)
-        schema = _read_schema(directory)
+        schema = read_schema(directory)
         features = HistoryFeatures.from_schema(schema)
         files = sorted((directory / "histories").glob("*.parquet"))
         if not files:
@@ -168,15 +168,6 @@ class Histories:
             split=Split(test=int(split["test"]), validation=int(split["validation"])),
             part=part,
         )
-
-
-def _read_schema(directory: Path) -> Schema:
-    try:
-        return TensorflowMetadata.from_proto_text_file(str(directory)).to_merlin_schema()
-    except Exception as error:  # a missing file is a ValueError, a damaged one protobuf's own
-        raise UserError(
-            f"{directory / 'schema.pbtxt'} cannot be read ({error}); run the workflow again."
-        ) from error
 
 
 def _read_users(files: list[Path], columns: list[str], part: Part) -> pa.Table:

@@ -195,7 +195,7 @@ def test_a_corrupt_parquet_file_is_refused(dataset, name, damage):
 @pytest.mark.parametrize("name", ["items.parquet", "schema.pbtxt"])
 def test_a_missing_file_is_refused(dataset, name):
     (dataset / name).unlink()
-    with pytest.raises(UserError, match="run the workflow again"):
+    with pytest.raises(UserError, match=rf"{name}.*([Ww]rite the dataset|run the workflow) again"):
         Histories.load(dataset)
 
 

@@ -326,7 +326,7 @@ def cut_off(file):
             lambda p: edit_json(p, cardinalities={**TABLES, "cat_1": 8}),
             "gives the tables other sizes than schema.pbtxt: cat_1: 8 and 7",
         ),
-        (lambda p: (p / "schema.pbtxt").unlink(), "schema.pbtxt cannot be read"),
+        (lambda p: (p / "schema.pbtxt").unlink(), "There is no schema.pbtxt in"),
         (lambda p: (p / "schema.pbtxt").write_text("x{"), "schema.pbtxt cannot be read"),
         (
             lambda p: (p / "train" / "part-00002.parquet").unlink(),

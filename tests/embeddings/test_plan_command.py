@@ -158,11 +158,11 @@ def test_a_placement_may_name_several_ranks(plan, tmp_path):
 @pytest.fixture
 def dataset(tmp_path, make_schema):
     """Writes a schema; gives its directory."""
-    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+    from lookback.formats.schema import write_schema
 
     def write(schema=None):
         schema = make_schema() if schema is None else schema
-        TensorflowMetadata.from_merlin_schema(schema).to_proto_text_file(str(tmp_path))
+        write_schema(schema, tmp_path)
         return str(tmp_path)
 
     return write
@@ -214,7 +214,7 @@ def test_directories_without_a_usable_schema_are_refused(dataset, tmp_path, make
 
     arguments = ["plan", "--ranks", "2", "--dataset_dir", str(tmp_path)]
     assert main(arguments) == 2
-    assert "there is no schema.pbtxt in" in capsys.readouterr().err
+    assert "There is no schema.pbtxt in" in capsys.readouterr().err
     (tmp_path / "schema.pbtxt").write_text("feature {")
     assert main(arguments) == 2
     assert "schema.pbtxt cannot be read" in capsys.readouterr().err

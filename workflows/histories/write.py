@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
+from lookback.formats import schema as schema_file
 from lookback.workflows import columns as names
 from lookback.workflows.columns import Column
 
@@ -243,7 +244,6 @@ def length_summary(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, fl
 def write_schema(schema: Any, columns: Sequence[Column], directory: Path) -> None:
     """Writes ``schema.pbtxt`` from a fitted workflow's output schema."""
     from merlin.schema import Schema
-    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
     fixed = []
     for column in columns:
@@ -257,7 +257,7 @@ def write_schema(schema: Any, columns: Sequence[Column], directory: Path) -> Non
             is_ragged=column.is_list,
         )
         fixed.append(found)
-    TensorflowMetadata.from_merlin_schema(Schema(fixed)).to_proto_text_file(str(directory))
+    schema_file.write_schema(Schema(fixed), directory)
 
 
 def _to_arrow(values: np.ndarray[Any, Any], column: Column) -> pa.Array:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
 from lookback.formats.dataset_info import SPLITS, TABULAR, write_info
+from lookback.formats.schema import write_schema
 
 LABEL = "label"
 ROW_GROUP = 65_536
@@ -193,6 +194,8 @@ def write_description(
     Returns:
       the content of ``dataset.json``.
     """
+    from lookback.formats.tabular_schema import tabular_schema
+
     directory = Path(directory)
     content = {
         "dataset": dataset,
@@ -201,30 +204,8 @@ def write_description(
         "cardinalities": dict(cardinalities),
         "content_hash": content_hash(directory, cardinalities, numerical),
     }
-    write_schema(directory, numerical, cardinalities)
+    write_schema(tabular_schema(numerical, cardinalities), directory)
     return write_info(directory, TABULAR, content)
-
-
-def write_schema(directory: Path, numerical: int, cardinalities: Mapping[str, int]) -> None:
-    """Writes ``schema.pbtxt``: label, numerical and categorical columns, in order."""
-    from merlin.schema import ColumnSchema, Schema, Tags
-    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
-
-    nums, _ = column_names(numerical, 0)
-    columns = [
-        ColumnSchema(LABEL, dtype=np.float32, tags=[Tags.TARGET, Tags.BINARY_CLASSIFICATION])
-    ]
-    columns += [ColumnSchema(name, dtype=np.float32, tags=[Tags.CONTINUOUS]) for name in nums]
-    columns += [
-        ColumnSchema(
-            name,
-            dtype=np.int32,
-            tags=[Tags.CATEGORICAL],
-            properties={"domain": {"min": 0, "max": rows - 1, "name": name}},
-        )
-        for name, rows in cardinalities.items()
-    ]
-    TensorflowMetadata.from_merlin_schema(Schema(columns)).to_proto_text_file(str(directory))
 
 
 def content_hash(directory: Path, cardinalities: Mapping[str, int], numerical: int) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
+from lookback.formats.schema import read_schema
 from lookback.serving.encoding import FIRST_KNOWN, Vocabulary
 from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
 from lookback.serving.manifest import CATALOGUE_FILE, CandidatesManifest, HistoriesManifest
@@ -37,9 +38,7 @@ class ExportedHistories(ExportedDataset):
 
     def schema(self, body: Mapping[str, Any]) -> Schema:
         """Of the file."""
-        from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
-
-        return TensorflowMetadata.from_proto_text_file(str(self.directory)).to_merlin_schema()
+        return read_schema(self.directory)
 
     def manifest(
         self, schema: Schema, model_schema: Schema, body: Mapping[str, Any], **common: Any
