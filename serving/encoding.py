@@ -17,12 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from lookback.core.arrow_files import read_parquet
-from lookback.core.errors import UserError
-
-# NVTabular 23.8 reserves these indices of every vocabulary (nvtabular/ops/categorify.py:45-48).
-NULL = 1
-OUT_OF_VOCABULARY = 2
-FIRST_KNOWN = 3
+from lookback.formats.vocabulary import FIRST_KNOWN, NULL, OUT_OF_VOCABULARY, read_ids
 
 Int32 = npt.NDArray[np.int32]
 
@@ -62,26 +57,7 @@ class Vocabulary:
         Raises:
           UserError: if the file is not as expected.
         """
-        try:
-            table = read_parquet(path)
-            (index,) = table.schema.pandas_metadata["index_columns"]
-            start, values = index["start"], table[feature].combine_chunks()
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is not a vocabulary of {feature!r} as NVTabular saves them ({error}). "
-                "Write the dataset again with `python -m workflows`."
-            ) from error
-        if isinstance(values, pa.ChunkedArray):  # of no chunks
-            values = pa.array([], values.type)
-        types = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-        known = any(is_type(values.type) for is_type in types) or not len(values)
-        if start != FIRST_KNOWN or not known or values.null_count:
-            raise UserError(
-                f"{path}: expected integers or strings without nulls, numbered from {FIRST_KNOWN}, "
-                f"found {values.type} from {start}. Only NVTabular 23.8's Categorify without "
-                "buckets is supported."
-            )
-        return cls(values)
+        return cls(read_ids(path, feature))
 
     def encode(self, ids: Sequence[Any]) -> Int32:
         """Encodes raw ids.

@@ -16,12 +16,6 @@ TIMESTAMP = "timestamp"
 HISTORY_ID = "history_id"
 """Numbers the histories inside one partition of the intermediate events; never leaves it."""
 
-# NVTabular 23.8 reserves these indices of every vocabulary (nvtabular/ops/categorify.py:45-48).
-PADDING = 0
-NULL = 1
-OUT_OF_VOCABULARY = 2
-FIRST_KNOWN = 3
-
 CATEGORICAL = "categorical"
 ID = "id"
 ITEM = "item"

@@ -52,20 +52,6 @@ def read_saved_options(directory: str | Path) -> dict[str, Any]:
         ) from error
 
 
-def incomplete(path: Path, found: object) -> UserError:
-    """The error for a vocabulary file that is not what this version reads.
-
-    Args:
-      path: of the file.
-      found: what is there instead.
-    """
-    return UserError(
-        f"{path}: expected the known values as this version of Lookback saves them, found "
-        f"{found}. The workflow is damaged, or of a version that left them to workflow.pkl, which "
-        "is code and is not loaded. Save it again with `python -m workflows fit`."
-    )
-
-
 def write_workflow(workflow: nvt.Workflow, directory: Path) -> None:
     """Saves a fitted workflow as NVTabular does, but for what is true of this run alone.
 

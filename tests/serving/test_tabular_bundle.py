@@ -268,7 +268,7 @@ def test_what_does_not_belong_together_is_refused(
     with pytest.raises(UserError, match=r"cat_1.arrow knows \d+ ids, and the schema has \d+ rows"):
         export_bundle(model, mixed, tmp_path / "export")
     (vocabulary / "cat_1.arrow").unlink()
-    with pytest.raises(UserError, match=r"cat_1.arrow is not a vocabulary"):
+    with pytest.raises(UserError, match=r"cat_1.arrow does not hold the known values"):
         export_bundle(model, mixed, tmp_path / "export")
     shutil.rmtree(vocabulary)
     with pytest.raises(UserError, match="has no workflow/vocabulary, which a bundle needs"):

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from lookback.core.errors import UserError
+from lookback.formats.vocabulary import key_of
 from lookback.serving.layouts.tabular.encoding import (
     EncodedNumbers,
     KeyVocabulary,
     ShiftedLog,
-    key_of,
 )
 from lookback.workflows.tabular.ops import keys_of_column
 from tests.serving.tabular_data import raw_rows, write_dataset
@@ -122,10 +122,10 @@ def test_an_empty_vocabulary_knows_nothing(tmp_path: Path) -> None:
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cat_0.arrow"
-    with pytest.raises(UserError, match="is not a vocabulary of a tabular workflow"):
+    with pytest.raises(UserError, match="does not hold the known values"):
         KeyVocabulary.read(path)
     path.write_bytes(b"something else")
-    with pytest.raises(UserError, match="is not a vocabulary of a tabular workflow"):
+    with pytest.raises(UserError, match="does not hold the known values"):
         KeyVocabulary.read(path)
     write_vocabulary(path, pa.array([1.0, 2.0]), pa.array([1, 2], pa.int32()))
     with pytest.raises(UserError, match="expected keys uint32 or int64"):

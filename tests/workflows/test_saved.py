@@ -146,7 +146,7 @@ def test_histories_without_their_vocabularies_are_refused(raw: Path, tmp_path: P
     path = tmp_path / "fit/categories/unique.item_id.parquet"
 
     def refused(found: str) -> None:
-        text = rf"unique\.item_id\.parquet: expected the known values as this version.*{found}.*fit"
+        text = rf"unique\.item_id\.parquet does not hold the known values.*{found}.*fit"
         with pytest.raises(UserError, match=text):
             base.transform_dataset(tmp_path / "fit", raw, tmp_path / "out")
         assert not (tmp_path / "out").exists()
@@ -163,7 +163,7 @@ def test_rows_without_their_vocabularies_are_refused(rows: Path, tmp_path: Path)
     path = rows / "workflow/vocabulary/cat_1.arrow"
 
     def refused(found: str) -> None:
-        text = rf"(?s)cat_1\.arrow: expected the known values as this version.*{found}.*fit"
+        text = rf"(?s)cat_1\.arrow does not hold the known values.*{found}.*fit"
         with pytest.raises(UserError, match=text):
             tabular.transform_dataset(rows, rows.parent / "raw", tmp_path / "out", workers=0)
         assert not list(tmp_path.glob("out*"))
@@ -173,6 +173,6 @@ def test_rows_without_their_vocabularies_are_refused(rows: Path, tmp_path: Path)
     table = pa.table({"key": pa.array([1], pa.int32()), "id": pa.array([1], pa.int32())})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
-    refused("the columns key: int32")
+    refused("found key int32, id int32")
     path.unlink()
     refused("No such file")

@@ -26,10 +26,19 @@ from merlin.schema import ColumnSchema, Schema
 from nvtabular import ops
 
 from lookback.core.arrow_files import open_parquet, read_parquet
+from lookback.formats.vocabulary import (
+    FIRST_KNOWN,
+    NULL,
+    OUT_OF_VOCABULARY,
+    PADDING,
+    count_column,
+    id_file,
+    read_ids,
+)
 from lookback.workflows import columns as names
 from lookback.workflows.columns import Column
 from lookback.workflows.histories.ingest import encode_column, first_events
-from lookback.workflows.saved import incomplete, write_options, write_workflow
+from lookback.workflows.saved import write_options, write_workflow
 
 COUNTS_MERGED_AT_ONCE = 8  # NVTabular's own `split_every`
 ENCODER_DIRECTORY = "encoder"
@@ -104,10 +113,10 @@ class Vocabulary(ops.Categorify):
         elif values.type != vocabulary.type:
             values = values.cast(vocabulary.type)
         found = pc.index_in(values, value_set=vocabulary)
-        indices = found.fill_null(names.OUT_OF_VOCABULARY - names.FIRST_KNOWN).to_numpy()
-        indices = indices.astype(np.int32) + np.int32(names.FIRST_KNOWN)
+        indices = found.fill_null(OUT_OF_VOCABULARY - FIRST_KNOWN).to_numpy()
+        indices = indices.astype(np.int32) + np.int32(FIRST_KNOWN)
         if values.null_count:
-            indices[values.is_null().to_numpy(zero_copy_only=False)] = names.NULL
+            indices[values.is_null().to_numpy(zero_copy_only=False)] = NULL
         return indices
 
 
@@ -362,12 +371,7 @@ def saved_vocabularies(directory: Path, columns: Sequence[Column]) -> dict[str, 
     paths = {}
     for name in names.categorical_names(columns):
         path = _vocabulary_file(directory / VOCABULARY_DIRECTORY, name)
-        try:
-            found = open_parquet(path).schema_arrow.names[:2]
-        except (OSError, pa.ArrowException) as error:
-            raise incomplete(path, error) from error
-        if found != [name, f"{name}_size"]:
-            raise incomplete(path, f"the columns {found}")
+        read_ids(path, name)
         paths[name] = path
     return paths
 
@@ -387,7 +391,7 @@ def vocabulary_sizes(workflow: nvt.Workflow) -> dict[str, int]:
 def user_event_counts(workflow: nvt.Workflow) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Events of each known user when the workflow was fitted, in the order of their indices."""
     path = vocabulary_of(workflow).categories[names.USER_ID]
-    table = read_parquet(path, [f"{names.USER_ID}_size"])
+    table = read_parquet(path, [count_column(names.USER_ID)])
     return table.column(0).to_numpy().astype(np.int64)
 
 
@@ -451,10 +455,10 @@ def _write_vocabularies(
             {
                 "kind": ["pad", "null", "oov", "unique"],
                 "offset": [
-                    names.PADDING,
-                    names.NULL,
-                    names.OUT_OF_VOCABULARY,
-                    names.FIRST_KNOWN,
+                    PADDING,
+                    NULL,
+                    OUT_OF_VOCABULARY,
+                    FIRST_KNOWN,
                 ],
                 "num_indices": [1, 1, 1, len(kept)],
                 "num_observed": [0, 0, left_out, pc.sum(kept["count"]).as_py() or 0],
@@ -465,7 +469,7 @@ def _write_vocabularies(
 
 
 def _vocabulary_file(directory: Path, name: str) -> Path:
-    return directory / f"unique.{name}.parquet"
+    return directory / id_file(name)
 
 
 def _take_vocabularies(operator: ops.Categorify, paths: Mapping[str, str]) -> None:
@@ -485,8 +489,8 @@ def _write_vocabulary(name: str, path: Path, counts: pa.Table) -> None:
         pc.sort_indices(counts, sort_keys=[("count", "descending"), ("value", "ascending")])
     )
     pd.DataFrame(
-        {name: counts["value"].to_pandas(), f"{name}_size": counts["count"].to_numpy()},
-    ).set_index(pd.RangeIndex(names.FIRST_KNOWN, names.FIRST_KNOWN + len(counts))).to_parquet(
+        {name: counts["value"].to_pandas(), count_column(name): counts["count"].to_numpy()},
+    ).set_index(pd.RangeIndex(FIRST_KNOWN, FIRST_KNOWN + len(counts))).to_parquet(
         path, compression=None
     )
 
@@ -495,11 +499,11 @@ def _order_vocabulary(name: str, path: Path) -> None:
     """Puts a vocabulary that upstream's code fitted in the canonical order."""
     table = read_parquet(path)
     ordered = table.take(
-        pc.sort_indices(table, sort_keys=[(f"{name}_size", "descending"), (name, "ascending")])
+        pc.sort_indices(table, sort_keys=[(count_column(name), "descending"), (name, "ascending")])
     )
     if ordered.column(name) != table.column(name):
         _write_vocabulary(
-            name, path, pa.table({"value": ordered[name], "count": ordered[f"{name}_size"]})
+            name, path, pa.table({"value": ordered[name], "count": ordered[count_column(name)]})
         )
 
 
@@ -509,5 +513,4 @@ def _read_vocabulary(path: Path, name: str, modified: int) -> pa.Array:
 
     `modified` is part of the cache's key: a refitted vocabulary has the path of the old one.
     """
-    values = read_parquet(path, [name]).column(0).combine_chunks()
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return read_ids(path, name)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import HISTORIES, write_info
+from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.workflows import columns as names
 from lookback.workflows.cluster import Plan, Runner, make_plan, open_runner
 from lookback.workflows.columns import Column, history_columns
@@ -500,7 +501,7 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
     shutil.rmtree(job.working)
 
     sizes = ops.vocabulary_sizes(workflow)
-    cardinalities = {column: size + names.FIRST_KNOWN for column, size in sizes.items()}
+    cardinalities = {column: size + FIRST_KNOWN for column, size in sizes.items()}
     totals = write.read_totals(written, columns, cardinalities)
     items_digest = write.write_items(totals, job.output / "items.parquet")
     write.write_schema(workflow.output_schema, columns, job.output)

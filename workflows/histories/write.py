@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
 from lookback.formats import schema as schema_file
+from lookback.formats.vocabulary import FIRST_KNOWN, OUT_OF_VOCABULARY
 from lookback.workflows import columns as names
 from lookback.workflows.columns import Column
 
@@ -60,8 +61,8 @@ def user_ranges(event_counts: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[int,
     """First user ids of the ranges that become a file each, from the users' numbers of events."""
     total = np.cumsum(event_counts)
     cuts = np.arange(EVENTS_PER_FILE, int(total[-1]) if len(total) else 0, EVENTS_PER_FILE)
-    firsts = np.searchsorted(total, cuts) + names.FIRST_KNOWN + 1
-    return (names.FIRST_KNOWN, *sorted(set(firsts.tolist())))
+    firsts = np.searchsorted(total, cuts) + FIRST_KNOWN + 1
+    return (FIRST_KNOWN, *sorted(set(firsts.tolist())))
 
 
 def write_encoded(
@@ -171,7 +172,7 @@ def read_totals(
                     .tobytes()
                 )
                 if column.is_categorical:
-                    unknown[column.name] += int((flat == names.OUT_OF_VOCABULARY).sum())
+                    unknown[column.name] += int((flat == OUT_OF_VOCABULARY).sum())
             length_digest.update(length.astype("<i8").tobytes())
             lengths.append(length)
             item_ids = values[names.ITEM_ID]
@@ -180,7 +181,7 @@ def read_totals(
                 features[name][item_ids] = values[name]
     # Many items share the index; which of their features it got would depend on the order.
     for name in item_features:
-        features[name][names.OUT_OF_VOCABULARY] = names.OUT_OF_VOCABULARY
+        features[name][OUT_OF_VOCABULARY] = OUT_OF_VOCABULARY
     all_lengths = np.concatenate(lengths)
     return Totals(
         users=len(all_lengths),

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
-from lookback.core.arrow_files import map_arrow
+from lookback.formats.vocabulary import read_keys, write_keys
 from lookback.workflows.tabular import kernels
 
 Array = np.ndarray[Any, Any]
@@ -134,8 +133,7 @@ def merged(runs: Sequence[Run], at_once: int = MERGED_AT_ONCE) -> Iterator[tuple
 def write_vocabulary(runs: Sequence[Run], threshold: int, path: Path) -> int:
     """Ranks the values of a column that occur `threshold` times or more; gives their number.
 
-    Writes an Arrow file of `key`, ascending, `id` (from 1, by falling count, then by key) and
-    `count`, which `Vocabulary` maps.
+    They go to a file of `formats.vocabulary`, which `Vocabulary` maps.
     """
     keys: list[Array] = [np.zeros(0, np.uint32)]
     counts: list[Array] = [np.zeros(0, np.int64)]
@@ -143,16 +141,9 @@ def write_vocabulary(runs: Sequence[Run], threshold: int, path: Path) -> int:
         keep = number >= threshold
         keys.append(found[keep])
         counts.append(number[keep])
-    key, count = np.concatenate(keys), np.concatenate(counts)
-    if key.dtype != np.uint32:
-        key = key.astype(np.int64)
-    ids = np.empty(len(key), np.int32)
-    # Keys ascend, and a stable sort leaves those of equal count in that order.
-    ids[np.argsort(-count, kind="stable")] = np.arange(1, len(key) + 1, dtype=np.int32)
-    table = pa.table({"key": key, "id": ids, "count": count})
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-    return len(key)
+    known = np.concatenate(keys)
+    write_keys(path, known, np.concatenate(counts))
+    return len(known)
 
 
 class Vocabulary:
@@ -163,8 +154,7 @@ class Vocabulary:
     """
 
     def __init__(self, path: Path) -> None:
-        table = map_arrow(path)
-        self.keys, self.ids, self.counts = (_column(table, name) for name in table.column_names)
+        self.keys, self.ids, self.counts = read_keys(path)
         size = len(self.keys)
         # About one bucket a key: evenly spread keys, as hashes or small numbers are, are then
         # found at once, and others by bisection.
@@ -185,14 +175,6 @@ class Vocabulary:
 def _like(keys: Array, firsts: Array, lowest: int) -> Array:
     """First keys of buckets in the type of the keys, so that no search converts all keys."""
     return np.minimum(firsts + lowest, np.iinfo(keys.dtype).max).astype(keys.dtype)
-
-
-def _column(table: pa.Table, name: str) -> Array:
-    column = table[name]
-    if not column.num_chunks:
-        return np.zeros(0, column.type.to_pandas_dtype())
-    values: Array = column.combine_chunks().to_numpy(zero_copy_only=True)
-    return values
 
 
 def _cuts(keys: Sequence[Array], pieces: int, total: int) -> Array:

@@ -1,13 +1,7 @@
 """Compiled loops of the tabular workflow: parse, sort, count, look up.
 
-A categorical value travels as an int64 *key*, the same for text and for strings in a frame:
-
-- no value: `MISSING`, -1;
-- exactly eight hexadecimal digits in lower case, as Criteo has them: the number they stand for;
-- anything else: 62 bits of its hash, with bit 62 set, so it cannot meet a number. Two values of
-  one column share a key with a probability of n^2 / 2^63 for n values: 1 in 92,000 for 10 million.
-
-So keys sort as Criteo's values do. The loops are compiled once and kept in ``__pycache__``.
+A categorical value travels as an int64 *key*, the same for text and for strings in a frame: see
+`formats.vocabulary`. The loops are compiled once and kept in ``__pycache__``.
 """
 
 from __future__ import annotations
@@ -17,19 +11,13 @@ from typing import Any
 import numba
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from lookback.formats.vocabulary import HEX_DIGITS, MISSING, hashed_key
 
-MISSING = -1
-HEX_DIGITS = 8
-HASHED = 1 << 62
-"""Bit of the keys that are hashes."""
+Array = np.ndarray[Any, Any]
 
 MAX_DIGITS = 18
 """Of an integer: so many always fit int64."""
 
-_PRIME = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's finaliser
-_MIX_2 = np.uint64(0x94D049BB133111EB)
 _TAB, _LINE_FEED, _RETURN, _SPACE, _MINUS = 9, 10, 13, 32, 45
 _ZERO, _NINE = 48, 57
 _NO_DIGIT = 16
@@ -45,6 +33,7 @@ def _digit_values() -> Array:
 
 
 _DIGITS = _digit_values()
+_hashed_key = numba.njit(cache=True, nogil=True)(hashed_key)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -61,21 +50,14 @@ def _hex_number(data: Array, start: int) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def key_of(data: Array, start: int, stop: int) -> int:
-    """Key of ``data[start:stop]``, uint8 text; see the module."""
+    """Key of ``data[start:stop]``, uint8 text; see `formats.vocabulary`."""
     if start == stop:
         return MISSING
     if stop - start == HEX_DIGITS:
         value = _hex_number(data, start)
         if value >= 0:
             return value
-    code: Any = np.uint64(stop - start)
-    for i in range(start, stop):
-        code = (code ^ np.uint64(data[i])) * _PRIME
-        code ^= code >> np.uint64(29)
-    code = (code ^ (code >> np.uint64(30))) * _MIX_1
-    code = (code ^ (code >> np.uint64(27))) * _MIX_2
-    code ^= code >> np.uint64(31)
-    hashed: Any = np.int64(code & np.uint64(HASHED - 1)) | np.int64(HASHED)
+    hashed: int = _hashed_key(data, start, stop, np.uint64)
     return hashed
 
 

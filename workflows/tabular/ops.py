@@ -24,15 +24,14 @@ from merlin.dag import Graph
 from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular import ops
 
-from lookback.core.arrow_files import map_arrow
-from lookback.workflows.saved import incomplete, read_saved_options, write_options, write_workflow
+from lookback.formats.numbers import shifted_log
+from lookback.formats.vocabulary import key_file, read_keys
+from lookback.workflows.saved import read_saved_options, write_options, write_workflow
 from lookback.workflows.tabular import kernels
 from lookback.workflows.tabular.counts import ENDINGS, Vocabulary, write_runs, write_vocabulary
 from lookback.workflows.tabular.write import LABEL, column_names
 
 VOCABULARY_DIRECTORY = "vocabulary"
-KEY_TYPES = (pa.uint32(), pa.int64())  # see `tabular_counts.write_vocabulary`
-LOG_OFFSET = 2  # seed 004: "Adding 2 to all the numerical features"
 
 
 class ClickLabel(ops.Operator):
@@ -56,20 +55,16 @@ class ClickLabel(ops.Operator):
 class ShiftedLog(ops.Operator):
     """x -> ln(max(x + 2, 1)) as float32, a missing x counting as 0.
 
-    The seed adds 2 so that all numbers are at least 1, which holds for Criteo's; smaller ones, of
-    other data, count as -1, so that their logarithm is 0.
-
     `nvtabular.ops.FillMissing` >> `LogOp` would fill and copy frame by frame, and `LogOp` is
     ln(x + 1).
     """
 
     def transform(self, col_selector: nvt.ColumnSelector, df: pd.DataFrame) -> pd.DataFrame:
-        """Computes in float64, which holds every integer of up to 15 digits."""
+        """Computes column by column."""
         logs = np.empty((len(col_selector.names), len(df)), np.float32)
         for row, name in zip(logs, col_selector.names, strict=True):
             values = pd.to_numeric(df[name]).to_numpy(np.float64, na_value=np.nan)
-            values = np.maximum(np.nan_to_num(values) + LOG_OFFSET, 1)
-            row[:] = np.log(values, out=values)
+            row[:] = shifted_log(values)
         return pd.DataFrame(logs.T, columns=col_selector.names, index=df.index, copy=False)
 
     @property
@@ -228,7 +223,7 @@ def restore_workflow(directory: Path) -> nvt.Workflow:
         options["categorical"],
         frequency_threshold=options["frequency_threshold"],
         vocabulary_directory=vocabulary,
-        sizes={name: _saved_size(_file(vocabulary, name)) for name in cats},
+        sizes={name: len(read_keys(_file(vocabulary, name)).keys) for name in cats},
     )
 
 
@@ -240,25 +235,8 @@ def known_values(workflow: nvt.Workflow) -> dict[str, int]:
     return sizes
 
 
-def _saved_size(path: Path) -> int:
-    """Number of known values in a vocabulary file.
-
-    Raises:
-      UserError: if it is none.
-    """
-    try:
-        table = map_arrow(path)
-    except (OSError, pa.ArrowException) as error:
-        raise incomplete(path, error) from error
-    expected = ({"key": kind, "id": pa.int32(), "count": pa.int64()} for kind in KEY_TYPES)
-    types = dict(zip(table.schema.names, table.schema.types, strict=True))
-    if types not in expected or any(column.null_count for column in table.columns):
-        raise incomplete(path, f"the columns {table.schema.to_string()}")
-    return len(table)
-
-
 def _file(directory: str | os.PathLike[str], name: str) -> Path:
-    return Path(directory) / f"{name}.arrow"
+    return Path(directory) / key_file(name)
 
 
 @functools.lru_cache(maxsize=1024)

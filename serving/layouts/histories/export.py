@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
 from lookback.formats.schema import read_schema
-from lookback.serving.encoding import FIRST_KNOWN, Vocabulary
+from lookback.formats.vocabulary import FIRST_KNOWN, id_file
+from lookback.serving.encoding import Vocabulary
 from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
 from lookback.serving.manifest import CATALOGUE_FILE, CandidatesManifest, HistoriesManifest
 
@@ -78,7 +79,7 @@ class ExportedHistories(ExportedDataset):
 
     def _vocabularies(self, rows: Mapping[str, int]) -> dict[str, str]:
         """The file of each feature's vocabulary, checked against the size of its table."""
-        files = {name: f"{VOCABULARIES}/unique.{name}.parquet" for name in rows}
+        files = {name: f"{VOCABULARIES}/{id_file(name)}" for name in rows}
         for name, file in files.items():
             known = len(Vocabulary.read(self.directory / file, name))
             self.require_known(name, file, known, FIRST_KNOWN, rows[name])

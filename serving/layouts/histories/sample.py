@@ -10,7 +10,8 @@ import numpy as np
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
-from lookback.serving.encoding import FIRST_KNOWN, Vocabulary
+from lookback.formats.vocabulary import FIRST_KNOWN
+from lookback.serving.encoding import Vocabulary
 from lookback.serving.layouts.candidates import CANDIDATES
 from lookback.serving.layouts.histories.requests import HISTORY, TIMESTAMP, HistoryRequestEncoder
 from lookback.serving.manifest import HistoriesManifest, require_same_workflow

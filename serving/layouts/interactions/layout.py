@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lookback.serving.encoding import FIRST_KNOWN, ItemFeatures, Vocabulary
+from lookback.formats.vocabulary import FIRST_KNOWN
+from lookback.serving.encoding import ItemFeatures, Vocabulary
 from lookback.serving.layouts.candidates import CANDIDATES
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout, best_first
 from lookback.serving.layouts.interactions.requests import (

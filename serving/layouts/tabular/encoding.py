@@ -2,10 +2,6 @@
 
 The workflow itself needs NVTabular and compiled loops; what is here reads the files it saves
 (``workflow/vocabulary/NAME.arrow``) and gives the same rows (a test holds them equal).
-
-In those files a categorical value is an int64 *key*: eight hexadecimal digits in lower case, as
-Criteo has them, are the number they stand for; any other text is 62 bits of its hash, with bit 62
-set. So values can be told from keys only where they are such digits.
 """
 
 from __future__ import annotations
@@ -18,23 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from lookback.core.arrow_files import map_arrow
-from lookback.core.errors import UserError
+from lookback.formats.numbers import shifted_log, unshifted
+from lookback.formats.vocabulary import HASHED, HEX_DIGITS, UNKNOWN, key_of, read_keys
 from lookback.serving.encoding import Int32, excerpt
-
-LOG_OFFSET = 2  # seed 004: "Adding 2 to all the numerical features"
-UNKNOWN = 0
-"""Id of rare, unknown and missing values; known ones follow from 1."""
-
-_HEX_DIGITS = 8
-_HASHED = 1 << 62
-_MISSING = -1
-_BITS = (1 << 64) - 1
-_PRIME = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
-_MIX_1 = 0xBF58476D1CE4E5B9  # splitmix64's finaliser
-_MIX_2 = 0x94D049BB133111EB
 
 Float32 = npt.NDArray[np.float32]
 
@@ -56,12 +39,12 @@ class ShiftedLog:
           ValueError: if they are not finite numbers.
         """
         numbers = _finite(values, "a finite number or null", (int, float, type(None)))
-        return np.log(np.maximum(numbers + LOG_OFFSET, 1)).astype(np.float32)
+        return shifted_log(numbers)
 
     def decode(self, values: npt.ArrayLike) -> list[int | float]:
         """Numbers ``[n]`` that encode to `values`; whole ones where there are such."""
         logs = np.asarray(values, np.float32)
-        exact = np.exp(logs.astype(np.float64)) - LOG_OFFSET
+        exact = unshifted(logs)
         whole = np.round(exact)
         same = self.encode(whole.tolist()) == logs
         return [int(n) if s else x for n, s, x in zip(whole, same, exact.tolist(), strict=True)]
@@ -108,20 +91,8 @@ class KeyVocabulary:
         Raises:
           UserError: if the file is not as expected.
         """
-        try:
-            table = map_arrow(path)
-            keys, ids = (_column(table[name]) for name in ("key", "id"))
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise UserError(
-                f"{path} is not a vocabulary of a tabular workflow ({error}). Write the dataset "
-                "again with `python -m workflows run`."
-            ) from error
-        if keys.dtype not in (np.uint32, np.int64) or ids.dtype != np.int32:
-            raise UserError(
-                f"{path}: expected keys uint32 or int64 and ids int32, found {keys.dtype} and "
-                f"{ids.dtype}. Write the dataset again with `python -m workflows run`."
-            )
-        return cls(keys, ids)
+        known = read_keys(path)
+        return cls(known.keys, known.ids)
 
     def encode(self, ids: Sequence[Any]) -> Int32:
         """Encodes raw values, None or "" for missing ``[n]``; unknown ones are `UNKNOWN`.
@@ -154,39 +125,18 @@ class KeyVocabulary:
                 values.append(None)
                 continue
             key = int(self._keys[self._places[i - 1]])
-            if key >= _HASHED:
+            if key >= HASHED:
                 raise ValueError(
-                    f"the vocabulary holds a hash for id {i}: its value is not {_HEX_DIGITS} "
+                    f"the vocabulary holds a hash for id {i}: its value is not {HEX_DIGITS} "
                     "hexadecimal digits"
                 )
-            values.append(f"{key:0{_HEX_DIGITS}x}")
+            values.append(f"{key:0{HEX_DIGITS}x}")
         return values
 
     @functools.cached_property
     def _places(self) -> npt.NDArray[np.int64]:
         """Where the key of each id stands, from id 1 on."""
         return np.argsort(self._ids)
-
-
-def key_of(value: str | None) -> int:
-    """Key of a raw value, see the module.
-
-    Raises:
-      ValueError: if it cannot be written as UTF-8.
-    """
-    if not value:
-        return _MISSING
-    if len(value) == _HEX_DIGITS and not value.strip("0123456789abcdef"):
-        return int(value, 16)
-    data = value.encode()
-    code = len(data)
-    for byte in data:
-        code = (code ^ byte) * _PRIME & _BITS
-        code ^= code >> 29
-    code = (code ^ (code >> 30)) * _MIX_1 & _BITS
-    code = (code ^ (code >> 27)) * _MIX_2 & _BITS
-    code ^= code >> 31
-    return code & (_HASHED - 1) | _HASHED
 
 
 def _finite(
@@ -203,10 +153,3 @@ def _finite(
     if not good:
         raise ValueError(f"expected {expected}, received {excerpt(values)}")
     return np.asarray(numbers, np.float64)
-
-
-def _column(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    if not column.num_chunks:
-        return np.zeros(0, column.type.to_pandas_dtype())
-    values: npt.NDArray[Any] = column.combine_chunks().to_numpy(zero_copy_only=False)
-    return values

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lookback.formats.dataset_info import DATASET_FILE, SPLITS, is_tabular, read_tabular_info
+from lookback.formats.vocabulary import UNKNOWN, key_file
 from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
-from lookback.serving.layouts.tabular.encoding import UNKNOWN, KeyVocabulary
+from lookback.serving.layouts.tabular.encoding import KeyVocabulary
 from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class ExportedTabular(ExportedDataset):
 
     def _vocabularies(self, rows: Mapping[str, int]) -> dict[str, str]:
         """The file of each feature's vocabulary, checked against the size of its table."""
-        files = {name: f"{VOCABULARIES}/{name}.arrow" for name in rows}
+        files = {name: f"{VOCABULARIES}/{key_file(name)}" for name in rows}
         for name, file in files.items():
             known = len(KeyVocabulary.read(self.directory / file))
             self.require_known(name, file, known, UNKNOWN + 1, rows[name])

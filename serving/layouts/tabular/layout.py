@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lookback.formats.vocabulary import UNKNOWN
 from lookback.serving.encoding import EncodedIds, Encoder
 from lookback.serving.layouts.base import RequestLayout
 from lookback.serving.layouts.tabular.encoding import (
-    UNKNOWN,
     EncodedNumbers,
     KeyVocabulary,
     Numbers,
