@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-LOG_OFFSET = 2  # seed 004: "Adding 2 to all the numerical features"
+LOG_OFFSET = 2.0  # seed 004: "Adding 2 to all the numerical features"
 
 
 def shifted_log(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -28,4 +28,5 @@ def shifted_log(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 def unshifted(logs: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Numbers ``[n]`` that `shifted_log` would give `logs` of, but for rounding."""
-    return np.exp(np.asarray(logs, np.float64)) - LOG_OFFSET
+    numbers: npt.NDArray[np.float64] = np.exp(np.asarray(logs, np.float64))
+    return numbers - LOG_OFFSET

@@ -89,11 +89,9 @@ def test_an_empty_vocabulary_knows_nothing() -> None:
 def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path) -> None:
     frame = pd.DataFrame({"item_id": ["a", "b"], "item_id_size": [2, 1]})
     frame.to_parquet(tmp_path / "zero.parquet")
-    with pytest.raises(UserError, match="numbered from 3, found string from 0"):
+    with pytest.raises(UserError, match=r"numbered from 3, as by .*, found string from 0"):
         Vocabulary.read(tmp_path / "zero.parquet", "item_id")
-    with pytest.raises(
-        UserError, match=r"zero.parquet does not hold the known values .*the columns \['item_id'"
-    ):
+    with pytest.raises(UserError, match=r"zero\.parquet does not hold .*the columns \['item_id'"):
         Vocabulary.read(tmp_path / "zero.parquet", "user_id")
     (tmp_path / "text.parquet").write_text("no parquet")
     with pytest.raises(UserError, match=r"text.parquet does not hold the known values"):
