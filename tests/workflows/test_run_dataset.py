@@ -17,6 +17,7 @@ import pytest
 from merlin.schema import Tags
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
+import lookback.formats.histories
 import lookback.workflows.histories.pipeline
 import lookback.workflows.histories.write
 import lookback.workflows.text
@@ -146,7 +147,7 @@ def test_the_hash_depends_on_the_content_alone(
     assert (tmp_path / "a/schema.pbtxt").read_bytes() == (tmp_path / "b/schema.pbtxt").read_bytes()
     # Many small blocks, partitions, files and row groups; and another order of the lines.
     monkeypatch.setattr(lookback.workflows.histories.write, "EVENTS_PER_FILE", 200)
-    monkeypatch.setattr(lookback.workflows.histories.write, "ROW_GROUP_USERS", 3)
+    monkeypatch.setattr(lookback.formats.histories, "ROW_GROUP_USERS", 3)
     monkeypatch.setattr(lookback.workflows.text.blocks, "__defaults__", (1000,))
     write_reviews(events.sample(frac=1, random_state=1))
     other = run_dataset("amazon", raw, tmp_path / "c", min_interactions=5, partition_events=90)

@@ -16,7 +16,7 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_tabular_info
-from lookback.workflows.columns import history_columns
+from lookback.formats.history_columns import history_columns
 from lookback.workflows.histories import ops
 from lookback.workflows.histories import pipeline as base
 from lookback.workflows.tabular import ops as tabular_ops

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from nvtabular.ops import Categorify
 
-from lookback.workflows.columns import history_columns
+from lookback.formats.history_columns import history_columns
 from lookback.workflows.histories import ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lookback.core.errors import UserError
-from lookback.workflows import columns as names
+from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories import csv_events as csv_files
 from lookback.workflows.histories import parquet_events as parquet_files

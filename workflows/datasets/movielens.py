@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
 from lookback.core.errors import UserError
-from lookback.workflows import columns as names
+from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories.ingest import Features, first_of_each
 from lookback.workflows.histories.pipeline import Reader

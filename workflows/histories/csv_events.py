@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
 from lookback.core.errors import UserError
-from lookback.workflows import columns as names
+from lookback.formats import history_columns as names
 from lookback.workflows.text import (
     BAD_LINES_SHOWN,
     BLOCK_BYTES,

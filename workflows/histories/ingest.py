@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.core.errors import UserError
-from lookback.workflows import columns as names
+from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.text import READ_HERE, BadLineCounter, Block, Parsed, Parser
 

@@ -26,6 +26,8 @@ from merlin.schema import ColumnSchema, Schema
 from nvtabular import ops
 
 from lookback.core.arrow_files import open_parquet, read_parquet
+from lookback.formats import history_columns as names
+from lookback.formats.history_columns import Column
 from lookback.formats.vocabulary import (
     FIRST_KNOWN,
     NULL,
@@ -35,8 +37,6 @@ from lookback.formats.vocabulary import (
     id_file,
     read_ids,
 )
-from lookback.workflows import columns as names
-from lookback.workflows.columns import Column
 from lookback.workflows.histories.ingest import encode_column, first_events
 from lookback.workflows.saved import write_options, write_workflow
 

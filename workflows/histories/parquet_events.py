@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
-from lookback.workflows import columns as names
+from lookback.formats import history_columns as names
 from lookback.workflows.text import BAD_LINES_SHOWN, EXCERPT, BadLine, Block, Parsed
 
 ROWS_AT_A_TIME = 1 << 20

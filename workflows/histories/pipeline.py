@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from lookback.core.errors import UserError
+from lookback.formats import histories
+from lookback.formats import history_columns as names
 from lookback.formats.dataset_info import HISTORIES, write_info
+from lookback.formats.history_columns import Column, history_columns
 from lookback.formats.vocabulary import FIRST_KNOWN
-from lookback.workflows import columns as names
 from lookback.workflows.cluster import Plan, Runner, make_plan, open_runner
-from lookback.workflows.columns import Column, history_columns
 from lookback.workflows.histories.ingest import Events, Features, ingest
 from lookback.workflows.output import DATASET, WORKFLOW, Output
 from lookback.workflows.saved import WORKFLOW_DIRECTORY, read_saved_options, saved_workflow
@@ -494,17 +495,17 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
     files = [job.working / f"encoded-{number:05d}.parquet" for number in range(len(frames))]
     tasks = [encode(frame, file) for frame, file in zip(frames, files, strict=True)]
     encoded = list(job.runner.compute(tasks, label="encoding"))
-    histories = job.output / "histories"
-    histories.mkdir()
-    parts = write.part_tasks(encoded, histories)
+    directory = job.output / histories.HISTORIES_DIRECTORY
+    directory.mkdir()
+    parts = write.part_tasks(encoded, directory)
     written = list(job.runner.map(write.write_part, parts, label="writing", total=len(parts)))
     shutil.rmtree(job.working)
 
     sizes = ops.vocabulary_sizes(workflow)
     cardinalities = {column: size + FIRST_KNOWN for column, size in sizes.items()}
-    totals = write.read_totals(written, columns, cardinalities)
-    items_digest = write.write_items(totals, job.output / "items.parquet")
-    write.write_schema(workflow.output_schema, columns, job.output)
+    totals = histories.read_totals(written, columns, cardinalities)
+    items_digest = histories.write_catalogue(job.output, totals.catalogue)
+    histories.write_workflow_schema(workflow.output_schema, columns, job.output)
     content = {
         "dataset": name,
         "options": options,
@@ -516,7 +517,7 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
             "unknown_ids": totals.unknown,
         },
         "cardinalities": cardinalities,
-        "history_length": write.length_summary(totals.lengths),
+        "history_length": histories.length_summary(totals.lengths),
         "split": {
             "rule": "leave_last_out",
             "test": TEST_EVENTS,
@@ -526,6 +527,6 @@ def _transform(job: _Job, workflow: Any, name: str, options: dict[str, Any]) -> 
             "distributions": ["popularity", "uniform"],
             "popularity": "counts in items.parquet; training leaves held-out events out",
         },
-        "content_hash": write.content_hash(columns, cardinalities, totals, items_digest),
+        "content_hash": histories.content_hash(columns, cardinalities, totals, items_digest),
     }
     return Report(job.final, job.plan, write_info(job.output, HISTORIES, content))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from merlin.schema import Tags
 
-from lookback.workflows import columns
+from lookback.formats import history_columns as columns
 
 
 def test_columns_are_in_the_order_of_the_contract() -> None:

@@ -1,0 +1,259 @@
+"""Histories on disk, as `python -m workflows` writes them.
+
+    DIR/
+      dataset.json      counts, split and more: `formats.dataset_info`
+      schema.pbtxt      columns by tag: `formats.schema`, `formats.history_columns`
+      histories/part-00000.parquet ...   one row a user, by encoded id; lists oldest event first
+      items.parquet     the catalogue: each item that occurs with its features and its `count`
+
+Importing this needs nothing of Merlin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookback.core.arrow_files import open_parquet, read_parquet
+from lookback.core.errors import UserError
+from lookback.formats import history_columns as names
+from lookback.formats.dataset_info import AGAIN
+from lookback.formats.history_columns import Column
+from lookback.formats.schema import write_schema
+from lookback.formats.vocabulary import OUT_OF_VOCABULARY
+
+HISTORIES_DIRECTORY = "histories"
+CATALOGUE_FILE = "items.parquet"
+COUNT = "count"
+"""Column of the catalogue: in how many events an item occurs."""
+
+ROW_GROUP_USERS = 8192
+"""Rows of a row group: what a reader that streams a large set holds at a time."""
+
+QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+
+
+def part_name(number: int) -> str:
+    """File name of a part of the histories; names sort as numbers do up to 99,999."""
+    return f"part-{number:05d}.parquet"
+
+
+def history_files(directory: Path) -> list[Path]:
+    """The parts of a dataset's histories, in order.
+
+    Raises:
+      UserError: if there are none.
+    """
+    files = sorted((directory / HISTORIES_DIRECTORY).glob("*.parquet"))
+    if not files:
+        raise UserError(f"{directory / HISTORIES_DIRECTORY} holds no parquet file. {AGAIN}")
+    return files
+
+
+def write_users(table: pa.Table, file: Path) -> None:
+    """Writes one part: a row a user, by encoded id."""
+    pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP_USERS)
+
+
+def write_histories(
+    directory: Path,
+    users: Mapping[str, npt.NDArray[Any]],
+    offsets: npt.NDArray[Any],
+    events: Mapping[str, npt.NDArray[Any]],
+    files: int = 1,
+) -> None:
+    """Writes histories that are in memory.
+
+    Args:
+      directory: of the dataset.
+      users: ``[U]`` by column of users.
+      offsets: ``[U + 1]``; user u's events are ``offsets[u]`` up to ``offsets[u + 1]``.
+      events: ``[N]`` by column of events.
+      files: number of parts.
+    """
+    offsets = offsets.astype(np.int32)
+    table = pa.table(
+        {name: pa.array(values) for name, values in users.items()}
+        | {name: pa.ListArray.from_arrays(offsets, values) for name, values in events.items()}
+    )
+    (directory / HISTORIES_DIRECTORY).mkdir(parents=True)
+    step = -(-len(table) // files)
+    for part in range(files):
+        rows = table.slice(part * step, step)
+        write_users(rows, directory / HISTORIES_DIRECTORY / part_name(part))
+
+
+def lengths_of(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Events of each user ``[U]``, of a column of lists."""
+    lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+    return np.concatenate([np.zeros(0, np.int64), *lengths])
+
+
+def values_of(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """The values of a column: ``[N]`` of one of lists, ``[U]`` of another.
+
+    Raises:
+      UserError: if one is null.
+    """
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        chunks = [chunk.flatten() for chunk in column.chunks]
+        column = pa.chunked_array(chunks, kind.value_type)
+    if column.null_count:
+        raise UserError(f"A column of the dataset holds nulls. {AGAIN}")
+    values: npt.NDArray[Any] = column.to_numpy()
+    return values
+
+
+def write_catalogue(directory: Path, columns: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Writes the catalogue of the items that occur; gives its digest.
+
+    Args:
+      directory: of the dataset.
+      columns: ``[I]`` by name: the item's id, its other features, `COUNT`.
+    """
+    pq.write_table(pa.table(dict(columns)), directory / CATALOGUE_FILE, compression="zstd")
+    digest = hashlib.sha256()
+    for name, values in columns.items():
+        digest.update(name.encode())
+        digest.update(values.astype(f"<i{values.itemsize}", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def read_catalogue(directory: Path, features: Sequence[str]) -> pa.Table:
+    """Reads what the catalogue knows of each item; `features` are its columns, the id first."""
+    return read_parquet(directory / CATALOGUE_FILE, features)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What one pass over a dataset's histories adds up to."""
+
+    users: int
+    events: int
+    lengths: np.ndarray[Any, np.dtype[np.int64]]
+    item_counts: np.ndarray[Any, np.dtype[np.int64]]
+    item_features: dict[str, np.ndarray[Any, np.dtype[np.int32]]]
+    unknown: dict[str, int]
+    digests: dict[str, str]
+
+    @property
+    def catalogue(self) -> dict[str, npt.NDArray[Any]]:
+        """What `write_catalogue` writes: the items that occur."""
+        seen = np.flatnonzero(self.item_counts)
+        return {
+            names.ITEM_ID: seen.astype(np.int32),
+            **{name: values[seen] for name, values in self.item_features.items()},
+            COUNT: self.item_counts[seen],
+        }
+
+
+def read_totals(
+    files: Sequence[Path], columns: Sequence[Column], cardinalities: dict[str, int]
+) -> Totals:
+    """Adds up the written histories, in one pass in their order.
+
+    The digests are of the values alone, so they do not depend on how rows are spread over files.
+    """
+    items = cardinalities[names.ITEM_ID]
+    item_features = [
+        column.name
+        for column in columns
+        if column.is_list and column.is_categorical and column.name != names.ITEM_ID
+    ]
+    counts = np.zeros(items, dtype=np.int64)
+    features = {name: np.zeros(items, dtype=np.int32) for name in item_features}
+    digests = {column.name: hashlib.sha256() for column in columns}
+    length_digest = hashlib.sha256()
+    unknown = {column.name: 0 for column in columns if column.is_categorical}
+    lengths = [np.zeros(0, dtype=np.int64)]
+    for file in files:
+        parquet = open_parquet(file)
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group)
+            length = lengths_of(table[names.ITEM_ID])
+            values = {column.name: values_of(table[column.name]) for column in columns}
+            for column in columns:
+                flat = values[column.name]
+                digests[column.name].update(flat.astype(f"<i{flat.itemsize}", copy=False).data)
+                if column.is_categorical:
+                    unknown[column.name] += int((flat == OUT_OF_VOCABULARY).sum())
+            length_digest.update(length.astype("<i8", copy=False).data)
+            lengths.append(length)
+            item_ids = values[names.ITEM_ID]
+            counts += np.bincount(item_ids, minlength=items)
+            for name in item_features:
+                features[name][item_ids] = values[name]
+    # Many items share the index; which of their features it got would depend on the order.
+    for name in item_features:
+        features[name][OUT_OF_VOCABULARY] = OUT_OF_VOCABULARY
+    all_lengths = np.concatenate(lengths)
+    return Totals(
+        users=len(all_lengths),
+        events=int(all_lengths.sum()),
+        lengths=all_lengths,
+        item_counts=counts,
+        item_features=features,
+        unknown=unknown,
+        digests={
+            "lengths": length_digest.hexdigest(),
+            **{name: digest.hexdigest() for name, digest in digests.items()},
+        },
+    )
+
+
+def content_hash(
+    columns: Sequence[Column], cardinalities: dict[str, int], totals: Totals, items_digest: str
+) -> str:
+    """``sha256:<hex>`` of schema, histories and catalogue."""
+    content = {
+        "columns": [
+            [column.name, column.dtype, sorted(column.tags), column.is_list] for column in columns
+        ],
+        "cardinalities": cardinalities,
+        "histories": totals.digests,
+        "items": items_digest,
+    }
+    text = json.dumps(content, sort_keys=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def length_summary(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
+    """Smallest, quantiles, largest and mean history length. `lengths` must not be empty."""
+    quantiles = {
+        name: int(np.quantile(lengths, share, method="lower")) for name, share in QUANTILES
+    }
+    return {
+        "min": int(lengths.min()),
+        **quantiles,
+        "max": int(lengths.max()),
+        "mean": round(float(lengths.mean()), 4),
+    }
+
+
+def write_workflow_schema(schema: Any, columns: Sequence[Column], directory: Path) -> None:
+    """Writes ``schema.pbtxt`` from a fitted workflow's output schema."""
+    from merlin.schema import Schema
+
+    fixed = []
+    for column in columns:
+        found = schema[column.name]
+        found = type(found)(
+            column.name,
+            dtype=np.dtype(column.dtype),
+            tags=list(column.tags),
+            properties=found.properties,
+            is_list=column.is_list,
+            is_ragged=column.is_list,
+        )
+        fixed.append(found)
+    write_schema(Schema(fixed), directory)
