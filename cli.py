@@ -47,14 +47,12 @@ def run_model(arguments: Sequence[str], prog: str) -> int:
 
 
 def workflows(arguments: Sequence[str], prog: str) -> int:
-    """Turns raw data into datasets: see `workflows`."""
+    """Turns raw data into datasets: see `workflows.commands`."""
     from lookback.workflows.cluster import forgo_tensorflow
 
     forgo_tensorflow()
     _expect_no_pytorch()
-    from lookback.workflows.__main__ import main
-
-    return main(arguments)
+    return _inside_workflows().main(arguments, prog)
 
 
 def embeddings(arguments: Sequence[str], prog: str) -> int:
@@ -95,6 +93,12 @@ def _inside_run() -> CommandLine:
     return CommandLine((LaunchOptions,))
 
 
+def _inside_workflows() -> Program:
+    from lookback.workflows.commands import PROGRAM
+
+    return PROGRAM
+
+
 def _inside_embeddings() -> Program:
     from lookback.checkpoints.commands import PROGRAM
 
@@ -111,7 +115,7 @@ LOOKBACK: Program = Program(
     "lookback",
     "Recommenders that look back over long user histories: trained, evaluated and served.",
     {
-        "workflows": Door("raw data to datasets; generated data", workflows),
+        "workflows": Door("raw data to datasets; generated data", workflows, _inside_workflows),
         "train": Door("train, evaluate or run a model, in this process", train, _inside_train),
         "run": Door(
             "the same in several processes, or with NVIDIA's script's options",

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     require_movielens(args.input)
     from lookback.benchmarks.harness import BenchmarkReport
     from lookback.benchmarks.training_runs import Variant
-    from lookback.workflows.histories.pipeline import run_dataset
+    from lookback.workflows.pipeline import run_dataset
 
     seeds = range(1, 1 + ((1 if args.quick else 5) if args.seeds is None else args.seeds))
     names = [name for name in args.variants if not args.quick or name in ("sim", "din")]

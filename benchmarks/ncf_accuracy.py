@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     from lookback.dataloading.histories.resident import Histories
     from lookback.dataloading.interactions.layout import InteractionsOptions
     from lookback.models.neumf_config import NeuMFConfig
-    from lookback.workflows.histories.pipeline import run_dataset
+    from lookback.workflows.pipeline import run_dataset
 
     seeds = range(1, 1 + ((1 if args.quick else 5) if args.seeds is None else args.seeds))
     if not len(seeds):

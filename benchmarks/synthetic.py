@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
     from lookback.training.evaluation.metrics import auc
     from lookback.workflows.generators.synthetic import PRESETS, generate_synthetic
-    from lookback.workflows.histories.pipeline import run_dataset
+    from lookback.workflows.pipeline import run_dataset
 
     preset = args.preset or ("tiny" if args.quick else "1m")
     root = cached("synthetic", {"preset": preset}, args.cache_dir)

@@ -101,7 +101,7 @@ def _training(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
         training = schedule(oracle["counts"]["train"], 4096, 0.001)
         return {**common, "dataset_dir": dataset, **training, **MODELS[args.model_type]}
     require_movielens(args.input)
-    from lookback.workflows.histories.pipeline import run_dataset
+    from lookback.workflows.pipeline import run_dataset
 
     run_dataset("movielens", args.input, directory)
     if args.model_type == "neumf":

@@ -2,7 +2,7 @@
 
 There are two kinds of datasets. *Histories* are what users did, in order of time; *tabular* ones
 have a row an impression: label, numbers, categorical values. A new dataset is one file in
-`datasets/` with a reader of its kind (`histories.pipeline.Reader`, `tabular.reader.TabularReader`),
+`datasets/` with a reader of its kind (`histories.reader.Reader`, `tabular.reader.TabularReader`),
 and one line here.
 """
 
@@ -15,7 +15,7 @@ from lookback.workflows.datasets.criteo import CriteoReader
 from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.datasets.movielens import MovieLensReader
 from lookback.workflows.generators import synthetic, synthetic_criteo
-from lookback.workflows.histories.pipeline import Reader
+from lookback.workflows.histories.reader import Reader
 from lookback.workflows.tabular.reader import TabularReader
 
 DATASETS: dict[str, type[Reader]] = {
@@ -33,4 +33,4 @@ GENERATORS: dict[str, ModuleType] = {
     "criteo": synthetic_criteo,
     "synthetic": synthetic,
 }
-"""Modules with ``add_arguments(parser)`` and ``generate(args)``."""
+"""Modules with `OPTIONS`, dataclasses, and ``generate(output, overwrite, *instances of them)``."""

@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import logging
 import os
-import re
 import sys
 import tempfile
 import warnings
@@ -255,19 +254,6 @@ def available_memory() -> int:
             limit = int(Path(limit_file).read_text())
             free = min(free, limit - int(Path(used_file).read_text()))
     return max(free, 0)
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of a size like ``6GB``, ``512MiB`` or ``1000000``.
-
-    Raises:
-      UserError: if it is no size.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    if not match:
-        raise UserError(f"{text!r} is not a size. Write it like 6GB, 512MiB or 1000000.")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
 
 
 def forgo_tensorflow() -> None:

@@ -11,6 +11,7 @@ Plain Python: nothing here imports TensorFlow, so `--help` and typing errors ans
 
 from __future__ import annotations
 
+from lookback.core.options.changes import changed, changes, without
 from lookback.core.options.command_line import (
     from_values,
     parse,
@@ -39,6 +40,8 @@ __all__ = [
     "Option",
     "Program",
     "bash_completion",
+    "changed",
+    "changes",
     "check_options",
     "continued",
     "from_values",
@@ -53,4 +56,5 @@ __all__ = [
     "require_one",
     "save_yaml",
     "to_yaml",
+    "without",
 ]

@@ -135,7 +135,7 @@ def _chosen_for_help(
     try:
         return _choice(argv, line, shared)
     except UserError:
-        return str(shared[line.chooser].default)
+        return None if line.must_choose else str(shared[line.chooser].default)
 
 
 def _choice(argv: Sequence[str], line: CommandLine, shared: Mapping[str, Option]) -> str:
@@ -151,6 +151,8 @@ def _choice(argv: Sequence[str], line: CommandLine, shared: Mapping[str, Option]
             chosen = chooser.read(in_file[name], f"{name} in {written['config']}")
     if name in written:
         chosen = chooser.read(written[name], f"--{name}")
+    if chosen is dataclasses.MISSING:
+        raise chooser.missing()
     return str(chosen)
 
 
@@ -228,10 +230,7 @@ def _filled(values: dict[str, Any], options: Mapping[str, Option]) -> dict[str, 
     for name, option in options.items():
         if name not in values:
             if option.required:
-                raise UserError(
-                    f"{option.written} is required: {option.help or option.expected}. "
-                    "Give it on the command line or in --config."
-                )
+                raise option.missing()
             values[name] = option.default
     return values
 
@@ -245,11 +244,11 @@ def _unknown(
     foreign: Mapping[str, _Foreign],
 ) -> UserError:
     plain = name.replace("-", "_").lower()
-    if plain in foreign:
-        return UserError(f"{what} {foreign[plain].text}")
+    positive = plain.removeprefix("no_")
+    if plain in foreign or positive in foreign:
+        return UserError(f"{what} {(foreign.get(plain) or foreign[positive]).text}")
     if plain in removed:
         return UserError(f"{what} is not needed here: {removed[plain]}")
-    positive = plain.removeprefix("no_")
     close = difflib.get_close_matches(positive, [*known, "config"], n=1)
     if close:
         return UserError(f"unknown option: {what}. Did you mean {dashes}{close[0]}?")

@@ -21,6 +21,7 @@ class CommandLine:
       configs: dataclasses that every use of the command has.
       chooser: option of theirs whose value brings in more; None if none does.
       variants: that option's values -> the dataclasses it brings in; the first is the default.
+      must_choose: whether the choice must be given: then there is no default.
       choices: option -> allowed values, for choices that only the caller knows (a registry).
       removed: names that users of older versions may still write -> the sentence that says what
         replaces them.
@@ -29,6 +30,7 @@ class CommandLine:
     configs: tuple[type, ...]
     chooser: str | None = None
     variants: Mapping[str, Sequence[type]] = dataclasses.field(default_factory=dict)
+    must_choose: bool = False
     choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -38,7 +40,7 @@ class CommandLine:
         if self.chooser is not None:
             choices[self.chooser] = tuple(self.variants)
         options = merge([options_of(config, choices=choices) for config in self.configs])
-        if self.chooser is not None and options[self.chooser].required:
+        if self.chooser is not None and options[self.chooser].required and not self.must_choose:
             first = next(iter(self.variants))
             options[self.chooser] = dataclasses.replace(options[self.chooser], default=first)
         return options

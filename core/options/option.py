@@ -211,6 +211,13 @@ class Option:
                 shown = element if isinstance(element, str) else self.show(element)
                 raise UserError(f"{source}: expected {self.expected}, received {shown}.")
 
+    def missing(self) -> UserError:
+        """The error where no value of a required option is given."""
+        return UserError(
+            f"{self.written} is required: {self.help or self.expected}. "
+            "Give it on the command line or in --config."
+        )
+
     def write(self, value: Any) -> Any:
         """The value as YAML can hold it: tuples become lists, paths text."""
         if isinstance(value, tuple):

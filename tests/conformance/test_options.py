@@ -1,4 +1,4 @@
-"""Every option of a training run bears any value: it is taken, or refused with a text."""
+"""Every option of a run or a workflow bears any value: it is taken, or refused with a text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ import math
 import pytest
 
 from lookback.core.errors import UserError
-from lookback.core.options import options_of
+from lookback.core.options import Command, options_of
 from lookback.training.run import command_line
+from lookback.workflows.commands import PROGRAM
 
 TEXTS = ("0", "-1", "nan", "inf", "9" * 40, "1e400", "", " ", ",", "none", "3", "x")
 NUMBERS = (0, -1, math.nan, math.inf, 10**400)
-LINE = command_line()
-CONFIGS = dict.fromkeys([*LINE.configs, *(c for own in LINE.variants.values() for c in own)])
-REQUIRED = {"model_type": "m", "dataset_dir": "d"}
+LINES = (
+    command_line(),
+    *(command.line for command in PROGRAM.commands.values() if isinstance(command, Command)),
+)
+CONFIGS = dict.fromkeys(
+    config
+    for line in LINES
+    for config in (*line.configs, *(c for own in line.variants.values() for c in own))
+)
 OPTIONS = [(config, name) for config in CONFIGS for name in options_of(config)]
 EACH_OPTION = pytest.mark.parametrize(
     ("config", "name"), OPTIONS, ids=[f"{config.__name__}.{name}" for config, name in OPTIONS]
@@ -23,7 +30,7 @@ EACH_OPTION = pytest.mark.parametrize(
 
 def taken(config: type, name: str, value: object) -> bool:
     """Whether the class takes a value of a field, all others at their defaults."""
-    required = {n: REQUIRED[n] for n, found in options_of(config).items() if found.required}
+    required = {n: "some" for n, found in options_of(config).items() if found.required}
     try:
         config(**{**required, name: value})
     except UserError as error:

@@ -78,7 +78,7 @@ def test_every_table_optimizer_has_a_dense_one_and_is_registered():
 
 def test_every_reader_is_a_registered_dataset():
     from lookback.workflows import DATASETS
-    from lookback.workflows.histories.pipeline import Reader
+    from lookback.workflows.histories.reader import Reader
 
     found = set()
     for path in (ROOT / "workflows" / "datasets").glob("*.py"):

@@ -39,7 +39,7 @@ TINY_NEUMF = (
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     """Reviews that went through the real workflow, without which nothing can be exported."""
-    from lookback.workflows.histories.pipeline import run_dataset
+    from lookback.workflows.pipeline import run_dataset
 
     rng = np.random.default_rng(0)
     directory = tmp_path_factory.mktemp("data")

@@ -56,7 +56,7 @@ def raw() -> Raw:
 @pytest.fixture(scope="session")
 def dataset_dir(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The raw reviews, gone through the real workflow."""
-    from lookback.workflows.histories.pipeline import run_dataset
+    from lookback.workflows.pipeline import run_dataset
 
     directory = tmp_path_factory.mktemp("data")
     (directory / "raw").mkdir()

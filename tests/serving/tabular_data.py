@@ -38,7 +38,7 @@ def raw_rows(*, text: bool, seed: int = 0) -> list[tuple[int, list[int | None], 
 
 def write_dataset(directory: Path, *, text: bool = False, seed: int = 0) -> Path:
     """`raw_rows` as Kaggle's train.txt, then through the workflow."""
-    from lookback.workflows.tabular.pipeline import run_dataset
+    from lookback.workflows.pipeline import run_dataset
 
     (directory / "raw").mkdir(parents=True)
     lines = [

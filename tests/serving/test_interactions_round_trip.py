@@ -21,7 +21,7 @@ USERS, ITEMS = 30, 40
 
 def write_dataset(directory: Path) -> Path:
     """Interactions of integer ids, gone through the real workflow; an item has but its id."""
-    from lookback.workflows.histories.pipeline import run_dataset
+    from lookback.workflows.pipeline import run_dataset
 
     random = np.random.default_rng(0)
     rows = [

@@ -40,7 +40,7 @@ def test_histories(
     tmp_path: Path,
     assert_no_paths: Callable[[Path], None],
 ) -> None:
-    from lookback.workflows.histories.pipeline import fit_dataset, transform_dataset
+    from lookback.workflows.pipeline import fit_dataset, transform_dataset
 
     trained = train_sim(False)
     for directory in (dataset_dir, trained.checkpoints, trained.bundle):
@@ -53,7 +53,7 @@ def test_histories(
 
 
 def test_rows(tmp_path: Path, assert_no_paths: Callable[[Path], None]) -> None:
-    from lookback.workflows.tabular.pipeline import fit_dataset, transform_dataset
+    from lookback.workflows.pipeline import fit_dataset, transform_dataset
 
     dataset = write_dataset(tmp_path / "data")
     export_bundle(small_model(dataset), dataset, tmp_path / "bundle")

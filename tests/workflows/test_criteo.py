@@ -26,8 +26,8 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_tabular_info
 from lookback.workflows.output import DATASET, Output
+from lookback.workflows.pipeline import fit_dataset, run_dataset, transform_dataset
 from lookback.workflows.tabular.ops import build_workflow
-from lookback.workflows.tabular.pipeline import fit_dataset, run_dataset, transform_dataset
 from lookback.workflows.tabular.state import Working, check_space
 from lookback.workflows.tabular.write import parts
 
@@ -271,7 +271,7 @@ def test_fit_then_transform_is_run(raw: Path, tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from lookback.workflows import tabular_passes as passes
+from lookback.workflows.tabular import passes
 stage, day = sys.argv[1:3]
 method = getattr(passes.Working, "finish")
 def finish(self, found, name, content):
@@ -279,7 +279,7 @@ def finish(self, found, name, content):
     if (found, name) == (stage, day):
         os.kill(os.getpid(), signal.SIGKILL)
 passes.Working.finish = finish
-from lookback.workflows.tabular.pipeline import run_dataset
+from lookback.workflows.pipeline import run_dataset
 run_dataset("criteo", sys.argv[3], sys.argv[4], numerical=3, categorical=4, workers=0,
             block_size=5000, frequency_threshold=3)
 """
@@ -371,9 +371,9 @@ def test_a_full_disk_keeps_the_finished_days(
     pd.concat([days[1]] * 40).to_csv(big / "day_1", sep="\t", header=False, index=False)
     script = (
         "import resource, sys\n"
-        "from lookback.workflows.__main__ import main\n"
+        "from lookback.workflows.commands import PROGRAM\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "sys.exit(PROGRAM.main(sys.argv[1:]))\n"
     )
     output = tmp_path / "out"
     arguments = ["--numerical", "3", "--categorical", "4", "--workers", "0"]
@@ -416,10 +416,11 @@ def test_a_full_tmpfs_is_told_with_its_numbers(days: list[pd.DataFrame], tmp_pat
 TMPFS = """
 import sys
 from lookback.core.errors import UserError
-from lookback.workflows import tabular
-tabular.check_space = lambda *a, **k: None  # which would refuse at once
+from lookback.workflows.pipeline import run_dataset
+from lookback.workflows.tabular import pipeline
+pipeline.check_space = lambda *a, **k: None  # which would refuse at once
 try:
-    tabular.run_dataset("criteo", sys.argv[1], sys.argv[2], numerical=3, categorical=4, workers=0)
+    run_dataset("criteo", sys.argv[1], sys.argv[2], numerical=3, categorical=4, workers=0)
 except UserError as error:
     print(error)
     sys.exit(2)
@@ -506,7 +507,7 @@ def test_input_that_cannot_be_used(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is the only day"):
         run_dataset("criteo", tmp_path / "none", tmp_path / "out", **SMALL)
     for option, value in (("seed", -1), ("vocabulary", "some"), ("numerical", -1)):
-        with pytest.raises(UserError, match=f"--{option} must be"):
+        with pytest.raises(UserError, match=f"{option}: expected"):
             run_dataset("criteo", raw, tmp_path / "x", **{**SMALL, option: value})
     with pytest.raises(UserError, match="MiB of memory is too little for 2 worker"):
         run_dataset("criteo", raw, tmp_path / "x", **{**SMALL, "workers": 2, "memory_limit": 2**20})
@@ -528,7 +529,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         "import resource, sys\n"
         "from lookback.workflows.cluster import forgo_tensorflow\n"
         "forgo_tensorflow()\n"
-        "from lookback.workflows.tabular.pipeline import run_dataset\n"
+        "from lookback.workflows.pipeline import run_dataset\n"
         "run_dataset('criteo', sys.argv[1], sys.argv[2], numerical=3, categorical=4, workers=0,\n"
         "            block_size=200_000)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"

@@ -17,14 +17,17 @@ from nvtabular import Workflow
 
 from lookback.core.errors import UserError
 from lookback.dataloading.histories.resident import Histories
-from lookback.workflows.__main__ import main
+from lookback.workflows.commands import PROGRAM
 from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.histories import csv_events as interactions_csv
 from lookback.workflows.histories import ops
 from lookback.workflows.histories import parquet_events as interactions_parquet
 from lookback.workflows.histories.ingest import first_events
-from lookback.workflows.histories.pipeline import Options, Report, run_dataset, transform_dataset
+from lookback.workflows.histories.reader import HistoryOptions
+from lookback.workflows.order import Report
+from lookback.workflows.pipeline import run_dataset, transform_dataset
 
+main = PROGRAM.main
 COLUMNS = ["user_id", "item_id", "timestamp"]
 NAMES = ("user_id", "item_id", "timestamp")
 Ids = Callable[[np.ndarray[Any, Any]], list[Any]]
@@ -368,7 +371,7 @@ def test_transform_keeps_and_changes_the_options(tmp_path: Path) -> None:
     names: dict[str, Any] = {"user_column": "who", "item_column": "what", "time_column": "when"}
     raw = _write(events, tmp_path / "raw.csv")
     first = run_dataset("interactions", raw, tmp_path / "first", **names)
-    assert first.metadata["options"] == {**Options(duplicates="first").content, **names}
+    assert first.metadata["options"] == {**HistoryOptions(duplicates="first").content, **names}
     same = transform_dataset(tmp_path / "first", raw, tmp_path / "same")
     assert same.metadata == first.metadata
     keep = transform_dataset(tmp_path / "first", raw, tmp_path / "keep", duplicates="keep")
@@ -685,9 +688,11 @@ def test_bad_rows_of_parquet_are_left_out(tmp_path: Path) -> None:
 
 
 def test_choice_of_files(tmp_path: Path) -> None:
+    output = tmp_path.with_name("choice_of_files_out")  # apart from the input
+
     def refused(match: str, path: Path = tmp_path) -> None:
         with pytest.raises(UserError, match=match):
-            run_dataset("interactions", path, tmp_path / "out")
+            run_dataset("interactions", path, output)
 
     refused(r"none of the names in it ends in \.csv, \.csv\.gz or \.parquet")
     refused("none does not exist", tmp_path / "none")
@@ -700,9 +705,9 @@ def test_choice_of_files(tmp_path: Path) -> None:
     _write(_events(), tmp_path / "a.csv.gz")
     refused(r"Both .*a\.csv and .*a\.csv\.gz exist")
     with pytest.raises(UserError, match="must name three columns, not user_id, user_id, timestamp"):
-        run_dataset("interactions", tmp_path, tmp_path / "out", item_column="user_id")
-    with pytest.raises(UserError, match="--duplicates must be keep or first, not 'last'"):
-        run_dataset("interactions", tmp_path, tmp_path / "out", duplicates="last")
+        run_dataset("interactions", tmp_path, output, item_column="user_id")
+    with pytest.raises(UserError, match="duplicates: expected one of keep, first, received 'last'"):
+        run_dataset("interactions", tmp_path, output, duplicates="last")
 
 
 def test_no_user_with_enough_different_items(tmp_path: Path) -> None:
@@ -722,7 +727,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*run, "--user_column", "user"]) == 2
     assert "no column 'user'" in capsys.readouterr().err
     assert main([*run, "--user_column", "who", "--duplicates", "last"]) == 2
-    assert "--duplicates must be keep or first" in capsys.readouterr().err
+    assert "--duplicates: expected one of keep, first" in capsys.readouterr().err
     assert main([*run, "--user_column", "who"]) == 0
     metadata = json.loads((tmp_path / "out/dataset.json").read_text())
     printed = capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.workflows.datasets.movielens import MovieLensReader, _parse_table
-from lookback.workflows.histories.pipeline import run_dataset
+from lookback.workflows.pipeline import run_dataset
 
 RATINGS = [(1, 10, 4.5, 100), (1, 20, 3, 90), (2, 10, 1, 95), (2, 30, 5, 95), (1, 5, 2, 100)]
 GENRES = {5: "Action|War", 10: "Drama", 20: "", 30: "Drama"}
@@ -82,9 +82,11 @@ def test_user_features(tmp_path: Path, name: str) -> None:
 
 
 def test_user_features_need_a_file(tmp_path: Path) -> None:
-    _layout(tmp_path, "20m")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    _layout(raw, "20m")
     with pytest.raises(UserError, match="Leave the option out"):
-        run_dataset("movielens", tmp_path, tmp_path / "out", user_columns="age")
+        run_dataset("movielens", raw, tmp_path / "out", user_columns="age")
 
 
 def test_without_movies_there_is_one_category(tmp_path: Path) -> None:

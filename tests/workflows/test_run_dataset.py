@@ -23,11 +23,7 @@ import lookback.workflows.histories.write
 import lookback.workflows.text
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_histories_info
-from lookback.workflows.histories.pipeline import (
-    fit_dataset,
-    run_dataset,
-    transform_dataset,
-)
+from lookback.workflows.pipeline import fit_dataset, run_dataset, transform_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., pd.DataFrame]
@@ -360,8 +356,8 @@ def test_refusals_leave_nothing_behind(
             run_dataset("amazon", directory, output, **options)
         assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
-    refused("--min_interactions must be 1 or more, not 0", min_interactions=0)
-    refused("--workers must be 0 or more", workers=-1)
+    refused("min_interactions: expected an integer, 1 or more, received 0", min_interactions=0)
+    refused("workers: expected an integer, 0 or more, or none, received -1", workers=-1)
     refused("has no option 'min_interaction'.*category.*min_interactions", min_interaction=5)
     refused("is not a directory", directory=tmp_path / "none")
     refused(r"None of the \d+ users has 99.*Pass a smaller --min_interactions", min_interactions=99)
@@ -374,7 +370,9 @@ def test_refusals_leave_nothing_behind(
     refused("the input is empty")
     reviews.write_bytes(b"")
     refused("the input is empty")
-    with pytest.raises(UserError, match=r"no dataset 'books'. Choose of amazon, interactions"):
+    with pytest.raises(
+        UserError, match=r"no dataset 'books'. Choose of amazon, criteo, interactions"
+    ):
         run_dataset("books", raw, output)
     with pytest.raises(UserError, match="is not a workflow"):
         transform_dataset(raw, raw, output)
@@ -429,7 +427,8 @@ def test_a_killed_run_leaves_no_dataset(
         "    inner(*args, **options)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"base.{stage} = killed\n"
-        "base.run_dataset('amazon', sys.argv[1], sys.argv[2])\n"
+        "from lookback.workflows.pipeline import run_dataset\n"
+        "run_dataset('amazon', sys.argv[1], sys.argv[2])\n"
     )
     done = subprocess.run([sys.executable, "-c", script, raw, output], timeout=120)
     assert done.returncode == -signal.SIGKILL

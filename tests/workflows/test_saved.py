@@ -18,9 +18,8 @@ from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_tabular_info
 from lookback.formats.history_columns import history_columns
 from lookback.workflows.histories import ops
-from lookback.workflows.histories import pipeline as base
+from lookback.workflows.pipeline import fit_dataset, run_dataset, transform_dataset
 from lookback.workflows.tabular import ops as tabular_ops
-from lookback.workflows.tabular import pipeline as tabular
 from tests.serving.tabular_data import raw_rows
 from tests.serving.tabular_data import write_dataset as write_rows
 
@@ -63,10 +62,10 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_transform_of_histories_runs_no_code(raw: Path, tmp_path: Path) -> None:
-    whole = base.run_dataset("amazon", raw, tmp_path / "run", min_interactions=20)
+    whole = run_dataset("amazon", raw, tmp_path / "run", min_interactions=20)
     trace = tmp_path / "trace"
     plant_harm(tmp_path / "run/workflow", trace)
-    report = base.transform_dataset(tmp_path / "run", raw, tmp_path / "out")
+    report = transform_dataset(tmp_path / "run", raw, tmp_path / "out")
     assert report.metadata == whole.metadata
     assert not trace.exists()
     nvt.Workflow.load(str(tmp_path / "out/workflow"))  # it was written anew, not copied
@@ -74,7 +73,7 @@ def test_transform_of_histories_runs_no_code(raw: Path, tmp_path: Path) -> None:
     assert_harmful(tmp_path / "run/workflow", trace)
     for file in (tmp_path / "run/workflow").rglob("*.pkl"):
         file.unlink()
-    without = base.transform_dataset(tmp_path / "run/workflow", raw, tmp_path / "without")
+    without = transform_dataset(tmp_path / "run/workflow", raw, tmp_path / "without")
     assert without.metadata == whole.metadata
 
 
@@ -82,14 +81,14 @@ def test_transform_of_rows_runs_no_code(rows: Path, tmp_path: Path) -> None:
     whole = read_tabular_info(rows)
     trace = tmp_path / "trace"
     plant_harm(rows / "workflow", trace)
-    report = tabular.transform_dataset(rows, rows.parent / "raw", tmp_path / "out", workers=0)
+    report = transform_dataset(rows, rows.parent / "raw", tmp_path / "out", workers=0)
     assert report.metadata == whole
     assert not trace.exists()
     nvt.Workflow.load(str(tmp_path / "out/workflow"))
     assert not trace.exists()
     assert_harmful(rows / "workflow", trace)
     (rows / "workflow/workflow.pkl").unlink()
-    without = tabular.transform_dataset(
+    without = transform_dataset(
         rows / "workflow", rows.parent / "raw", tmp_path / "without", workers=0
     )
     assert without.metadata == whole
@@ -142,13 +141,13 @@ def test_restored_rows_equal_what_nvtabular_loads(rows: Path) -> None:
 
 
 def test_histories_without_their_vocabularies_are_refused(raw: Path, tmp_path: Path) -> None:
-    base.fit_dataset("amazon", raw, tmp_path / "fit")
+    fit_dataset("amazon", raw, tmp_path / "fit")
     path = tmp_path / "fit/categories/unique.item_id.parquet"
 
     def refused(found: str) -> None:
         text = rf"unique\.item_id\.parquet does not hold the known values.*{found}.*fit"
         with pytest.raises(UserError, match=text):
-            base.transform_dataset(tmp_path / "fit", raw, tmp_path / "out")
+            transform_dataset(tmp_path / "fit", raw, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     pq.write_table(pa.table({"item_id": ["B000"]}), path)
@@ -165,7 +164,7 @@ def test_rows_without_their_vocabularies_are_refused(rows: Path, tmp_path: Path)
     def refused(found: str) -> None:
         text = rf"(?s)cat_1\.arrow does not hold the known values.*{found}.*fit"
         with pytest.raises(UserError, match=text):
-            tabular.transform_dataset(rows, rows.parent / "raw", tmp_path / "out", workers=0)
+            transform_dataset(rows, rows.parent / "raw", tmp_path / "out", workers=0)
         assert not list(tmp_path.glob("out*"))
 
     shutil.copyfile(rows / "schema.pbtxt", path)

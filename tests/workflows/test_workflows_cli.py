@@ -13,10 +13,11 @@ from rich.console import Console
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_histories_info
-from lookback.workflows.__main__ import main
+from lookback.workflows.commands import PROGRAM
 from lookback.workflows.describe import describe
-from lookback.workflows.histories.pipeline import run_dataset
+from lookback.workflows.pipeline import run_dataset
 
+main = PROGRAM.main
 ROOT = Path(__file__).resolve().parents[2]
 Make = Callable[..., pd.DataFrame]
 Write = Callable[..., Path]
@@ -88,12 +89,18 @@ def test_generated_data_is_read(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         (["--input", "nowhere"], "error: --input nowhere is not a directory"),
-        (["--input", ".", "--min_interaction", "5"], "run has no option --min_interaction"),
-        (["--input", ".", "--user_columns", "age"], "--user_columns is no option of the dataset"),
-        (["--input", ".", "--memory_limit", "much"], "'much' is not a size"),
-        (["--input", ".", "--min_interactions", "0"], "--min_interactions must be 1 or more"),
-        (["--input", ".", "--numerical", "5"], "--numerical is no option of the dataset 'amazon'"),
-        (["--input", ".", "--seed", "5"], "--seed is no option of the dataset 'amazon'"),
+        (["--input", ".", "--min_interaction", "5"], "Did you mean --min_interactions?"),
+        (
+            ["--input", ".", "--user_columns", "age"],
+            "--user_columns is an option of movielens, not of amazon",
+        ),
+        (["--input", ".", "--memory_limit", "much"], "expected a size"),
+        (
+            ["--input", ".", "--min_interactions", "0"],
+            "--min_interactions: expected an integer, 1 or more, received 0",
+        ),
+        (["--input", ".", "--numerical", "5"], "--numerical is an option of criteo, not of amazon"),
+        (["--input", ".", "--seed", "5"], "--seed is an option of criteo, not of amazon"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
@@ -106,12 +113,70 @@ def test_mistakes_are_one_line_and_status_2(
     assert not output.exists()
 
 
+def test_a_yaml_file_says_what_the_command_line_does(
+    tmp_path: Path, make_events: Make, write_reviews: Write
+) -> None:
+    """Of run and of transform; the command line wins over the file."""
+    raw = write_reviews(make_events())
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"dataset: amazon\ninput: {raw}\nmin_interactions: 5\nduplicates: first\n"
+        "memory_limit: 6GB\nvalidation: true\n"
+    )
+    run = ["run", "--config", str(config), "--min_interactions", "20"]
+    assert main([*run, "--no-validation", "--output", str(tmp_path / "run")]) == 0
+    given = {"min_interactions": 20, "duplicates": "first", "validation": False}
+    written = read_histories_info(tmp_path / "run")
+    assert {name: written["options"][name] for name in given} == given
+    config.write_text(f"workflow: {tmp_path / 'run'}\ninput: {raw}\nduplicates: keep\n")
+    assert main(["transform", "--config", str(config), "--output", str(tmp_path / "out")]) == 0
+    given["duplicates"] = "keep"  # the rest as at the fit
+    written = read_histories_info(tmp_path / "out")
+    assert {name: written["options"][name] for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("min_interaction: 5", "key 'min_interaction' in "),
+        ("numerical: 5", "is an option of criteo, not of amazon"),
+        ("min_interactions: many", "min_interactions in "),
+    ],
+)
+def test_a_yaml_file_is_checked_like_the_command_line(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"dataset: amazon\n{text}\n")
+    command = ["run", "--config", str(config), "--input", ".", "--output", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_dataset_must_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--input", ".", "--output", "out"]) == 2
+    assert "--dataset is required" in capsys.readouterr().err
+
+
+def test_transform_takes_what_the_workflows_dataset_has(
+    tmp_path: Path, make_events: Make, write_reviews: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = str(write_reviews(make_events()))
+    assert main(["fit", "--dataset", "amazon", "--input", raw, "--output", f"{tmp_path}/fit"]) == 0
+    command = ["transform", "--workflow", f"{tmp_path}/fit", "--input", raw, "--output", "out"]
+    for arguments, says in (
+        (["--block_size", "1MiB"], "Dataset 'amazon' has no option 'block_size'"),
+        (["--frequency_threshold", "3"], "unknown option: --frequency_threshold"),
+    ):
+        assert main([*command, *arguments]) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_help_is_fast() -> None:
     script = (
         "import sys\n"
-        "from lookback.workflows.__main__ import main\n"
-        "try:\n    main(['run', '--help'])\n"
-        "except SystemExit:\n    pass\n"
+        "from lookback.workflows.commands import PROGRAM\n"
+        "PROGRAM.main(['run', '--help'])\n"
         "print([name for name in ('nvtabular', 'tensorflow', 'dask', 'pandas') "
         "if name in sys.modules])\n"
     )
@@ -183,12 +248,12 @@ def test_clicks_go_through_the_same_commands(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--min_interactions", "5"], "--min_interactions is no option of the dataset 'criteo'"),
-        (["--no-validation"], "--validation is no option of the dataset 'criteo'"),
-        (["--partition_events", "9"], "--partition_events is no option of the dataset 'criteo'"),
-        (["--category", "Books"], "--category is no option of the dataset 'criteo'"),
-        (["--block_size", "big"], "'big' is not a size"),
-        (["--vocabulary", "some"], "--vocabulary must be all or train"),
+        (["--min_interactions", "5"], "--min_interactions is an option of amazon"),
+        (["--no-validation"], "--no-validation is an option of amazon"),
+        (["--partition_events", "9"], "--partition_events is an option of amazon"),
+        (["--category", "Books"], "--category is an option of amazon, synthetic, not of criteo"),
+        (["--block_size", "big"], "expected a size"),
+        (["--vocabulary", "some"], "--vocabulary: expected one of all, train, received 'some'"),
     ],
 )
 def test_mistakes_with_clicks_are_one_line(
@@ -344,14 +409,15 @@ def test_two_runs_to_one_output_are_one(
     output = tmp_path / "out"
     script = (
         "import sys, time\n"
-        "from lookback.workflows import base, __main__\n"
+        "from lookback.workflows.commands import PROGRAM\n"
+        "from lookback.workflows.histories import pipeline as base\n"
         "fit = base._fit\n"
         "def slow(job):\n"
         "    print('fitting', flush=True)\n"
         "    sys.stdin.readline()\n"
         "    return fit(job)\n"
         "base._fit = slow\n"
-        "sys.exit(__main__.main(sys.argv[1:]))\n"
+        "sys.exit(PROGRAM.main(sys.argv[1:]))\n"
     )
     command = ["run", "--dataset", "amazon", "--input", str(raw), "--output", str(output)]
     with subprocess.Popen(

@@ -14,7 +14,6 @@ from lookback.workflows.cluster import (
     has_gpu_frames,
     make_plan,
     open_runner,
-    parse_bytes,
 )
 
 GB = 10**9
@@ -54,26 +53,6 @@ def test_too_little_memory_is_refused() -> None:
 
 def test_available_memory() -> None:
     assert 0 < available_memory() <= psutil.virtual_memory().total
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("6GB", 6 * GB),
-        ("512MiB", 512 << 20),
-        ("1000000", 10**6),
-        ("1.5k", 1500),
-        ("2 GiB", 2 << 30),
-    ],
-)
-def test_parse_bytes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "six", "-1GB", "6XB"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UserError, match="is not a size"):
-        parse_bytes(text)
 
 
 def test_in_this_process_items_are_drawn_as_results_are() -> None:

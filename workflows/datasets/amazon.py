@@ -9,7 +9,6 @@ category in it, is of ``no_category``.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import dataclasses
 import json
@@ -23,10 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from lookback.core.errors import UserError
+from lookback.core.options import option
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories.ingest import Features, first_of_each
-from lookback.workflows.histories.pipeline import Reader
+from lookback.workflows.histories.reader import Reader
 from lookback.workflows.text import (
     BadLineCounter,
     BadLineError,
@@ -64,26 +64,17 @@ _LITERAL_CATEGORIES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class AmazonReader(Reader):
-    """One or more categories of Amazon reviews.
+    """One or more categories of Amazon reviews."""
 
-    Args:
-      category: names of the categories to read, as in the file names, separated by commas; None
-        takes the one there is.
-    """
-
+    scope = "options of amazon"
     user_features: ClassVar[tuple[str, ...]] = ()
     item_features: ClassVar[tuple[str, ...]] = (CATEGORY,)
 
-    category: str | None = None
-
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Adds this dataset's options."""
-        parser.add_argument(
-            "--category",
-            metavar="NAME[,NAME]",
-            help="which reviews_NAME.json[.gz] to read where the directory holds several",
-        )
+    category: str | None = option(
+        None,
+        help="which reviews_NAME.json[.gz] to read where the directory holds several: NAME, or "
+        "NAME,NAME",
+    )
 
     def event_files(self, directory: Path) -> list[Path]:
         """The files of reviews."""

@@ -10,13 +10,12 @@ a missing value. Criteo has 13 and 26 of them, in one of two forms:
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lookback.core.errors import UserError
+from lookback.core.options import option
 from lookback.workflows.tabular.reader import RawFiles, TabularReader
 
 KAGGLE_FILES = ("train.txt", "train.txt.gz")
@@ -26,26 +25,12 @@ DAY_FILE = re.compile(r"day_(\d+)(\.gz)?")
 
 @dataclass(frozen=True)
 class CriteoReader(TabularReader):
-    """Finds the files of Criteo's logs.
+    """Finds the files of Criteo's logs."""
 
-    Attributes:
-      numerical: N, integers of a line.
-      categorical: M, categorical values of a line.
-    """
+    scope = "options of criteo"
 
-    numerical: int = 13
-    categorical: int = 26
-
-    @staticmethod
-    def add_arguments(parser: argparse._ArgumentGroup, defaults: Mapping[str, object]) -> None:
-        """Adds an option for each field."""
-        for name, text in (("numerical", "integers"), ("categorical", "categorical values")):
-            parser.add_argument(
-                f"--{name}",
-                type=int,
-                metavar="N",
-                help=f"{text} of a line (default: {defaults[name]})",
-            )
+    numerical: int = option(13, help="integers of a line", at_least=0, continued=True)
+    categorical: int = option(26, help="categorical values of a line", at_least=0, continued=True)
 
     def files(self, directory: Path) -> RawFiles:
         """Kaggle's file, or the days in the order of their numbers."""

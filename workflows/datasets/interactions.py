@@ -11,19 +11,19 @@ say in the order and are then cut off.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lookback.core.errors import UserError
+from lookback.core.options import check_options, option
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories import csv_events as csv_files
 from lookback.workflows.histories import parquet_events as parquet_files
 from lookback.workflows.histories.ingest import Features
-from lookback.workflows.histories.pipeline import Duplicates, Reader
+from lookback.workflows.histories.reader import Reader
 from lookback.workflows.text import BadLineCounter, Block, Parsed, estimate_lines
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
@@ -31,35 +31,26 @@ ENDINGS = (".csv", ".csv.gz", ".parquet")
 
 @dataclasses.dataclass(frozen=True)
 class InteractionsReader(Reader):
-    """Files with one interaction a row.
+    """Files with one interaction a row."""
 
-    Args:
-      user_column: name of the users' column.
-      item_column: of the items'.
-      time_column: of the times'.
-    """
-
-    duplicates: ClassVar[Duplicates] = "first"  # seed 003: "dropping the duplicates"
+    scope = "options of interactions"
+    run_defaults: ClassVar[Mapping[str, Any]] = {
+        "duplicates": "first"  # seed 003: "dropping the duplicates"
+    }
     takes_file: ClassVar[bool] = True
 
-    user_column: str = names.USER_ID
-    item_column: str = names.ITEM_ID
-    time_column: str = names.TIMESTAMP
+    user_column: str = option(names.USER_ID, help="column of the users", nonempty=True)
+    item_column: str = option(names.ITEM_ID, help="column of the items", nonempty=True)
+    time_column: str = option(
+        names.TIMESTAMP, help="column of the times, in seconds", nonempty=True
+    )
 
     def __post_init__(self) -> None:
+        check_options(self)
         if len(set(self._columns)) < len(self._columns):
             raise UserError(
                 "--user_column, --item_column and --time_column must name three columns, not "
                 f"{', '.join(self._columns)}."
-            )
-
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Adds this dataset's options."""
-        for field, what in (("user", "users"), ("item", "items"), ("time", "times, in seconds")):
-            default = getattr(InteractionsReader, f"{field}_column")
-            parser.add_argument(
-                f"--{field}_column", metavar="NAME", help=f"column of the {what} ({default})"
             )
 
     def event_files(self, directory: Path) -> list[Path]:

@@ -16,7 +16,6 @@ is of ``no_category``.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import re
@@ -29,10 +28,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
 from lookback.core.errors import UserError
+from lookback.core.options import option
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories.ingest import Features, first_of_each
-from lookback.workflows.histories.pipeline import Reader
+from lookback.workflows.histories.reader import Reader
 from lookback.workflows.text import BadLineCounter, BadLineError, Block, Parsed, blocks, parse_lines
 
 CATEGORY = "category_id"
@@ -104,25 +104,16 @@ USER_FEATURES = ("gender", "age", "occupation", "zip")
 
 @dataclasses.dataclass(frozen=True)
 class MovieLensReader(Reader):
-    """A MovieLens set; the layout follows from the files in the directory.
+    """A MovieLens set; the layout follows from the files in the directory."""
 
-    Args:
-      user_columns: what to take of the users' file, where the set has one: any of `gender`,
-        `age`, `occupation`, `zip`, separated by commas.
-    """
-
+    scope = "options of movielens"
     item_features: ClassVar[tuple[str, ...]] = (CATEGORY,)
 
-    user_columns: str | None = None
-
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Adds this dataset's options."""
-        parser.add_argument(
-            "--user_columns",
-            metavar="NAME[,NAME]",
-            help=f"user features to add, of {', '.join(USER_FEATURES)} (100k and 1M sets)",
-        )
+    user_columns: str | None = option(
+        None,
+        help=f"user features to add, of {', '.join(USER_FEATURES)} (100k and 1M sets): NAME, or "
+        "NAME,NAME",
+    )
 
     @property
     def user_features(self) -> tuple[str, ...]:  # type: ignore[override]

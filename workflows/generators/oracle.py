@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lookback.core.errors import UserError
+from lookback.core.options import check_options, option
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -36,35 +36,24 @@ _STREAM_KEY = 0x6F7261636C65  # keeps these streams apart from the generator's
 class OracleOptions:
     """How much is spent on the oracle."""
 
-    oracle_users: int = dataclasses.field(
-        default=200_000, metadata={"help": "most users whose last event the oracle ranks"}
+    scope = "the best possible AUC"
+
+    oracle_users: int = option(
+        200_000, help="most users whose last event the oracle ranks", at_least=1
     )
-    oracle_negatives: int = dataclasses.field(
-        default=4, metadata={"help": "negatives for each of them"}
+    oracle_negatives: int = option(4, help="negatives for each of them", at_least=1)
+    history_users: int = option(
+        2_000, help="most users of the history oracle; 0 leaves it out", at_least=0
     )
-    history_users: int = dataclasses.field(
-        default=2_000, metadata={"help": "most users of the history oracle; 0 leaves it out"}
+    history_window: int = option(
+        100, help="last events that the history oracle looks at", at_least=1
     )
-    history_window: int = dataclasses.field(
-        default=100, metadata={"help": "last events that the history oracle looks at"}
-    )
-    history_sweeps: int = dataclasses.field(
-        default=30, metadata={"help": "Gibbs sweeps of the history oracle, a third to warm up"}
+    history_sweeps: int = option(
+        30, help="Gibbs sweeps of the history oracle, a third to warm up", at_least=3
     )
 
     def __post_init__(self) -> None:
-        """Validates.
-
-        Raises:
-          UserError: naming the option, what it may be and what came.
-        """
-        for field in dataclasses.fields(self):
-            least = 0 if field.name == "history_users" else 1
-            least = 3 if field.name == "history_sweeps" else least
-            if getattr(self, field.name) < least:
-                raise UserError(
-                    f"{field.name} must be at least {least}, received {getattr(self, field.name)}."
-                )
+        check_options(self)
 
 
 class Model(Protocol):

@@ -28,7 +28,6 @@ numbers an item and a user.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import gzip
@@ -43,6 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookback.core.errors import UserError
+from lookback.core.options import changed, changes, check_options, option
 from lookback.workflows.generators.oracle import EvidenceBuffer, OracleOptions, compute_oracle
 from lookback.workflows.output import RAW, Output
 
@@ -68,47 +68,57 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-def _option(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
     """What is generated; the defaults are the preset `1m`."""
 
-    users: int = _option(10_000, "users")
-    items: int = _option(20_000, "items of the catalogue")
-    categories: int = _option(100, "categories of the catalogue")
-    events: int = _option(1_000_000, "events of all users together, exact")
-    min_events: int = _option(20, "fewest events of a user")
-    max_events: int = _option(200, "most events of a user")
-    shelves: int = _option(2, "shelves of a category: what only co-consumption shows")
-    interest_weights: tuple[float, ...] = _option(
-        (0.4, 0.3, 0.3), "weights of a user's long-term interests, such as 0.6,0.4"
+    scope = "what to change of the preset"
+
+    users: int = option(10_000, help="users", at_least=1)
+    items: int = option(20_000, help="items of the catalogue", at_least=1, below=10**_ITEM_DIGITS)
+    categories: int = option(
+        100, help="categories of the catalogue", at_least=1, below=10**_CATEGORY_DIGITS
     )
-    long_share: float = _option(0.3, "share of events from the long-term interests")
-    session_share: float = _option(0.6, "share of events from the session's interest")
-    session_length: float = _option(6.0, "mean events of one session")
-    shelf_exponent: float = _option(0.6, "Zipf exponent of the shelves' popularity")
-    item_exponent: float = _option(0.8, "Zipf exponent of the items' popularity within a shelf")
-    seed: int = _option(0, "random seed")
+    events: int = option(1_000_000, help="events of all users together, exact", at_least=1)
+    min_events: int = option(
+        20, help="fewest events of a user: a history and a test event", at_least=2
+    )
+    max_events: int = option(200, help="most events of a user", at_least=1)
+    shelves: int = option(
+        2, help="shelves of a category: what only co-consumption shows", at_least=1
+    )
+    interest_weights: tuple[float, ...] = option(
+        (0.4, 0.3, 0.3),
+        help="weights of a user's long-term interests, such as 0.6,0.4",
+        above=0,
+        nonempty=True,
+    )
+    long_share: float = option(
+        0.3, help="share of events from the long-term interests", at_least=0, at_most=1
+    )
+    session_share: float = option(
+        0.6, help="share of events from the session's interest", at_least=0
+    )
+    session_length: float = option(6.0, help="mean events of one session", at_least=1)
+    shelf_exponent: float = option(0.6, help="Zipf exponent of the shelves' popularity", at_least=0)
+    item_exponent: float = option(
+        0.8, help="Zipf exponent of the items' popularity within a shelf", at_least=0
+    )
+    seed: int = option(0, help="random seed", at_least=0, below=2**63)
 
     def __post_init__(self) -> None:
-        """Validates.
+        """Validates what bounds of single options cannot say.
 
         Raises:
           UserError: naming the option, what it may be and what came.
         """
+        check_options(self)
         expectations = (
-            ("users", self.users >= 1, "at least 1"),
-            ("categories", 1 <= self.categories < 10**_CATEGORY_DIGITS, "from 1 to 99,999"),
-            ("shelves", self.shelves >= 1, "at least 1"),
             (
                 "items",
-                self.categories * self.shelves <= self.items < 10**_ITEM_DIGITS,
-                f"from categories x shelves = {self.categories * self.shelves:,} to 999,999,999",
+                self.categories * self.shelves <= self.items,
+                f"at least categories x shelves = {self.categories * self.shelves:,}",
             ),
-            ("min_events", self.min_events >= 2, "at least 2, a history and a test event"),
             (
                 "max_events",
                 self.max_events >= self.min_events,
@@ -122,21 +132,14 @@ class SyntheticConfig:
             ),
             (
                 "interest_weights",
-                len(self.interest_weights) > 0
-                and min(self.interest_weights) > 0
-                and abs(sum(self.interest_weights) - 1) < 1e-6,
+                abs(sum(self.interest_weights) - 1) < 1e-6,
                 "positive numbers with the sum 1",
             ),
-            ("long_share", 0 <= self.long_share <= 1, "from 0 to 1"),
             (
                 "session_share",
-                self.session_share >= 0 and self.noise_share > -1e-9,
+                self.noise_share > -1e-9,
                 f"from 0 to 1 - long_share = {1 - self.long_share:g}",
             ),
-            ("session_length", self.session_length >= 1, "at least 1"),
-            ("shelf_exponent", self.shelf_exponent >= 0, "at least 0"),
-            ("item_exponent", self.item_exponent >= 0, "at least 0"),
-            ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
         )
         for name, met, expected in expectations:
             if not met:
@@ -196,83 +199,60 @@ def scaled(config: SyntheticConfig, factor: float) -> SyntheticConfig:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `generate`, `--output` excepted.
+_SIZES = "; ".join(
+    f"{name}: {config.users:,} users, {config.items:,} items, {config.categories:,} categories, "
+    f"{config.events:,} events"
+    for name, config in PRESETS.items()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticOptions:
+    """How the command line says what to generate."""
+
+    scope = "synthetic"
+
+    preset: str = option("1m", choices=tuple(PRESETS), help=f"sizes to start from ({_SIZES})")
+    scale: float = option(
+        1.0, help="shrink or grow the preset's users, items and events by this factor", above=0
+    )
+    gzip: bool = option(False, help="compress the two files")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+OPTIONS = (SyntheticOptions, changes(SyntheticConfig, "the preset's"), OracleOptions)
+"""What `generate` is given of."""
+
+
+def generate(
+    output: Path, overwrite: bool, options: SyntheticOptions, chosen: Any, oracle: OracleOptions
+) -> None:
+    """Generates what the command line asks for.
 
     Args:
-      parser: the parser of the subcommand.
-    """
-    group = parser.add_argument_group(
-        "synthetic",
-        "A preset, and what to change of it. Presets: "
-        + "; ".join(
-            f"{name}: {config.users:,} users, {config.items:,} items, {config.categories:,} "
-            f"categories, {config.events:,} events"
-            for name, config in PRESETS.items()
-        ),
-    )
-    group.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="1m",
-        help="sizes to start from (default: %(default)s)",
-    )
-    group.add_argument(
-        "--scale",
-        type=float,
-        metavar="FLOAT",
-        help="shrink or grow the preset's users, items and events by this factor",
-    )
-    for field in dataclasses.fields(SyntheticConfig):
-        group.add_argument(
-            f"--{field.name}",
-            type=_KINDS[str(field.type)],
-            metavar="FLOAT,..." if "tuple" in str(field.type) else str(field.type).upper(),
-            help=f"{field.metadata['help']} (default: the preset's)",
-        )
-    group.add_argument("--gzip", action="store_true", help="compress the two files")
-    for field in dataclasses.fields(OracleOptions):
-        group.add_argument(
-            f"--{field.name}",
-            type=int,
-            metavar="INT",
-            default=field.default,
-            help=f"{field.metadata['help']} (default: %(default)s)",
-        )
-
-
-def generate(args: argparse.Namespace) -> None:
-    """Generates what the command line asks for into `args.output`.
-
-    Args:
-      args: the options of `add_arguments`, `output`, and `overwrite` if there is one.
+      output: the directory to create.
+      overwrite: replace generated files of ours there.
+      options: the preset.
+      chosen: what to change of it, None where nothing.
+      oracle: how the oracle is measured.
 
     Raises:
       UserError: for values that cannot be met, or an output that exists.
     """
-    config = PRESETS[args.preset]
-    if args.scale is not None:
-        config = scaled(config, args.scale)
-    chosen = {
-        field.name: getattr(args, field.name)
-        for field in dataclasses.fields(SyntheticConfig)
-        if getattr(args, field.name) is not None
-    }
-    config = dataclasses.replace(config, **chosen)
-    options = OracleOptions(
-        **{field.name: getattr(args, field.name) for field in dataclasses.fields(OracleOptions)}
-    )
+    config = scaled(PRESETS[options.preset], options.scale)
     report = generate_synthetic(
-        config,
-        args.output,
-        compress=args.gzip,
-        overwrite=getattr(args, "overwrite", False),
-        oracle=options,
+        dataclasses.replace(config, **changed(chosen)),
+        output,
+        compress=options.gzip,
+        overwrite=overwrite,
+        oracle=oracle,
         progress=sys.stderr.isatty(),
     )
     counts = report["counts"]
     print(
-        f"{args.output}: {counts['events']:,} events of {counts['users']:,} users, "
+        f"{output}: {counts['events']:,} events of {counts['users']:,} users, "
         f"{counts['items_seen']:,} of {counts['items']:,} items seen, "
         f"{counts['categories']:,} categories"
     )
@@ -693,18 +673,3 @@ def _progress(events: int, show: bool) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("generating", total=events)
         yield lambda done: bar.advance(task, done)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        message = f"must be numbers such as 0.6,0.4, received {text!r}"
-        raise argparse.ArgumentTypeError(message) from None
-
-
-_KINDS: dict[str, Callable[[str], Any]] = {
-    "int": int,
-    "float": float,
-    "tuple[float, ...]": _numbers,
-}

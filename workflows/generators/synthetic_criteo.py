@@ -17,7 +17,6 @@ threads draw them. Memory holds a few blocks for each thread and the probabiliti
 
 from __future__ import annotations
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -28,15 +27,17 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from lookback.core.devices import cores
 from lookback.core.errors import UserError
+from lookback.core.options import check_options, option, without
 from lookback.workflows.generators.criteo_tables import ROWS
 from lookback.workflows.generators.synthetic_criteo_law import (
+    LARGEST_TABLE,
     CriteoLaw,
     CriteoLawConfig,
     Rows,
@@ -48,23 +49,9 @@ from lookback.workflows.output import DATASET, RAW, Output
 BLOCK_ROWS = 65_536
 """Rows that share a random stream: part of the format, for another value gives other bytes."""
 
-FORMATS = ("tsv", "parquet")
 ORACLE = "oracle.json"
 _SMALLEST_TABLE = 4  # that scaling leaves; the seeds' smallest has four rows, too
 _GZIP_LEVEL = 3
-
-_LAW_HELP = {
-    "numerical": "numerical features",
-    "exponents": "of the power law of ids: one number, or one for each field",
-    "missing": "mean share of missing values",
-    "click_rate": "mean share of clicks",
-    "numerical_strength": "standard deviation of the numerical features' part of the logit",
-    "categorical_strength": "standard deviation of the ids' own part of the logit",
-    "interaction_strength": "standard deviation of the part that only pairs of ids explain",
-    "interacting_fields": "fields that those pairs are of",
-    "signal_ids": "the most popular ids of a field carry the signal: how many",
-    "seed": "random seed",
-}
 
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -123,102 +110,84 @@ def scaled(cardinalities: tuple[int, ...], factor: float) -> tuple[int, ...]:
     return tuple(max(min(rows, _SMALLEST_TABLE), round(rows * factor)) for rows in cardinalities)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `generate`, `--output` excepted.
+_SIZES = "; ".join(f"{name}: {sum(rows):,} rows in all" for name, rows in ROWS.items())
 
-    Args:
-      parser: the parser of the subcommand.
-    """
-    group = parser.add_argument_group("criteo")
-    sizes = "; ".join(f"{name}: {sum(rows):,} rows in all" for name, rows in ROWS.items())
-    group.add_argument(
-        "--variant",
+
+@dataclasses.dataclass(frozen=True)
+class CriteoOptions:
+    """How the command line says what to generate, beside the law."""
+
+    scope = "criteo"
+
+    variant: str = option(
+        "t15",
         choices=(*ROWS, "custom"),
-        default="t15",
         help="table sizes: those of NVIDIA's recipe for Criteo 1TB with a frequency threshold of "
-        f"15, 3 or 0, or --cardinalities ({sizes}; default: %(default)s)",
+        f"15, 3 or 0 ({_SIZES}), or --cardinalities",
     )
-    group.add_argument(
-        "--cardinalities",
-        type=_integers,
-        metavar="INT,...",
+    cardinalities: tuple[int, ...] | None = option(
+        None,
         help="rows of each table, of the variant custom",
+        nonempty=True,
+        at_least=2,
+        at_most=LARGEST_TABLE,
     )
-    group.add_argument(
-        "--scale", type=float, default=1.0, metavar="FLOAT", help="multiply the table sizes by it"
+    scale: float = option(1.0, help="multiply the table sizes by it", above=0)
+    rows: int = option(SyntheticCriteoConfig.rows, help="rows of all days together", at_least=1)
+    days: int = option(
+        SyntheticCriteoConfig.days, help="the last is for validation and test", at_least=2
     )
-    group.add_argument(
-        "--rows",
-        type=int,
-        default=SyntheticCriteoConfig.rows,
-        metavar="INT",
-        help="rows of all days together (default: %(default)s)",
+    format: Literal["tsv", "parquet"] = option("tsv", help="raw files, or the dataset itself")
+    gzip: bool = option(False, help="compress the raw files")
+    threads: int | None = option(
+        None, help="of no influence on the result; none: one for each core", at_least=1
     )
-    group.add_argument(
-        "--days",
-        type=int,
-        default=SyntheticCriteoConfig.days,
-        metavar="INT",
-        help="the last is for validation and test (default: %(default)s)",
-    )
-    group.add_argument(
-        "--format",
-        choices=FORMATS,
-        default=FORMATS[0],
-        help="raw files, or the dataset itself (default: %(default)s)",
-    )
-    group.add_argument("--gzip", action="store_true", help="compress the raw files")
-    group.add_argument(
-        "--threads", type=int, metavar="INT", help="of no influence on the result (default: cores)"
-    )
-    kinds: dict[str, Callable[[str], Any]] = {
-        "int": int,
-        "float": float,
-        "tuple[float, ...]": _floats,
-    }
-    for field in dataclasses.fields(CriteoLawConfig):
-        if field.name in _LAW_HELP:
-            kind = str(field.type)
-            group.add_argument(
-                f"--{field.name}",
-                type=kinds[kind],
-                default=field.default,
-                metavar="FLOAT,..." if "tuple" in kind else kind.upper(),
-                help=f"{_LAW_HELP[field.name]} (default: {_as_option(field.default)})",
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if (self.cardinalities is not None) != (self.variant == "custom"):
+            raise UserError(
+                "--cardinalities and --variant custom go together: the other variants have table "
+                f"sizes of their own. Received --variant {self.variant} and "
+                f"{'no' if self.cardinalities is None else 'some'} cardinalities."
             )
 
+    @property
+    def tables(self) -> tuple[int, ...]:
+        """Rows of each table."""
+        return scaled(self.cardinalities or ROWS[self.variant], self.scale)
 
-def generate(args: argparse.Namespace) -> None:
-    """Generates what the command line asks for into `args.output`.
+
+OPTIONS = (CriteoOptions, without(CriteoLawConfig, "cardinalities"))
+"""What `generate` is given of."""
+
+
+def generate(output: Path, overwrite: bool, options: CriteoOptions, law: Any) -> None:
+    """Generates what the command line asks for.
 
     Args:
-      args: the options of `add_arguments`, `output`, and `overwrite` if there is one.
+      output: the directory to create.
+      overwrite: replace what we generated there.
+      options: how many rows, of which tables, in which form.
+      law: the fields of a `CriteoLawConfig`, cardinalities excepted.
 
     Raises:
       UserError: for values that cannot be met, or an output that exists.
     """
-    if (args.cardinalities is not None) != (args.variant == "custom"):
-        raise UserError(
-            "--cardinalities and --variant custom go together: the other variants have table sizes "
-            f"of their own. Received --variant {args.variant} and "
-            f"{'no' if args.cardinalities is None else 'some'} cardinalities."
-        )
-    cardinalities = ROWS.get(args.variant, args.cardinalities)
-    law = CriteoLawConfig(
-        scaled(cardinalities, args.scale), **{name: getattr(args, name) for name in _LAW_HELP}
-    )
     report = generate_criteo(
-        SyntheticCriteoConfig(law, args.rows, args.days),
-        args.output,
-        format=args.format,
-        compress=args.gzip,
-        overwrite=getattr(args, "overwrite", False),
-        threads=args.threads,
+        SyntheticCriteoConfig(
+            CriteoLawConfig(options.tables, **vars(law)), options.rows, options.days
+        ),
+        output,
+        format=options.format,
+        compress=options.gzip,
+        overwrite=overwrite,
+        threads=options.threads,
         log=lambda text: print(text, file=sys.stderr),
     )
     counts = report["counts"]
     print(
-        f"{args.output}: {args.rows:,} rows, {report['click_rate']:.1%} clicks; "
+        f"{output}: {options.rows:,} rows, {report['click_rate']:.1%} clicks; "
         + ", ".join(f"{counts[split]:,} {split}" for split in ("train", "validation", "test"))
     )
     for split, auc in report["bayes_auc"].items():
@@ -244,7 +213,7 @@ def generate_criteo(
     Args:
       config: what to generate.
       output_dir: the directory to create.
-      format: one of FORMATS.
+      format: of the rows: raw files (`tsv`) or the dataset (`parquet`).
       compress: raw files as `.gz`.
       overwrite: replace what we generated, in the same format, at `output_dir`.
       threads: that draw and format; None: one for each core.
@@ -474,23 +443,3 @@ def _describe(config: SyntheticCriteoConfig, directory: Path, report: dict[str, 
         cardinalities={f"cat_{n}": rows for n, rows in enumerate(config.law.cardinalities)},
         numerical=config.law.numerical,
     )
-
-
-def _as_option(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        message = f"must be whole numbers such as 1000,20,300, received {text!r}"
-        raise argparse.ArgumentTypeError(message) from None
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        message = f"must be numbers such as 1.05,0.9, received {text!r}"
-        raise argparse.ArgumentTypeError(message) from None

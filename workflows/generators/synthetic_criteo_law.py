@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookback.core.errors import UserError
+from lookback.core.options import check_options, option
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,7 +41,7 @@ LARGEST_NUMBER = 9_999_999
 
 _RANK = 2  # of the interaction: length of the vectors v
 _CALIBRATION_ROWS = 1 << 16
-_LARGEST_TABLE = 2**31 - 1  # ids are int32
+LARGEST_TABLE = 2**31 - 1  # ids are int32
 _LAW, _CALIBRATION, _ROWS = range(3)
 
 
@@ -48,62 +49,66 @@ _LAW, _CALIBRATION, _ROWS = range(3)
 class CriteoLawConfig:
     """What decides the law.
 
-    Attributes:
-      cardinalities: rows of each field's table: its known values, and one for all others.
-      numerical: N, numerical features.
-      exponents: a of each field's power law; one number for all.
-      missing: mean share of missing values; that of a feature is between 0 and twice this.
-      click_rate: mean probability of a click.
-      numerical_strength, categorical_strength, interaction_strength: standard deviations of the
-        three parts of the logit.
-      interacting_fields: fields of the interaction, drawn from those with most ids in the head.
-      signal_ids: ids of a field that carry signal, the most popular ones.
-      seed: of everything.
+    A cardinality is the rows of a field's table: its known values, and one for all others.
     """
 
-    cardinalities: tuple[int, ...]
-    numerical: int = 13
-    exponents: tuple[float, ...] = (1.05,)
-    missing: float = 0.05
-    click_rate: float = 0.25
-    numerical_strength: float = 0.7
-    categorical_strength: float = 1.0
-    interaction_strength: float = 0.4
-    interacting_fields: int = 4
-    signal_ids: int = 50
-    seed: int = 0
+    scope = "the law of clicks"
+
+    cardinalities: tuple[int, ...] = option(
+        help="rows of each table", at_least=2, at_most=LARGEST_TABLE, nonempty=True
+    )
+    numerical: int = option(13, help="numerical features", at_least=1)
+    exponents: tuple[float, ...] = option(
+        (1.05,),
+        help="of the power law of ids: one number, or one for each field",
+        nonempty=True,
+        at_least=0,
+        at_most=5,
+    )
+    missing: float = option(
+        0.05,
+        help="mean share of missing values; that of a feature is between 0 and twice this",
+        at_least=0,
+        below=0.5,
+    )
+    click_rate: float = option(0.25, help="mean share of clicks", above=0, below=1)
+    numerical_strength: float = option(
+        0.7,
+        help="standard deviation of the numerical features' part of the logit",
+        at_least=0,
+        at_most=10,
+    )
+    categorical_strength: float = option(
+        1.0, help="standard deviation of the ids' own part of the logit", at_least=0, at_most=10
+    )
+    interaction_strength: float = option(
+        0.4,
+        help="standard deviation of the part that only pairs of ids explain",
+        at_least=0,
+        at_most=10,
+    )
+    interacting_fields: int = option(
+        4,
+        help="fields that those pairs are of, drawn from those with most ids in the head",
+        at_least=0,
+    )
+    signal_ids: int = option(
+        50, help="the most popular ids of a field carry the signal: how many", at_least=1
+    )
+    seed: int = option(0, help="random seed", at_least=0, below=2**63)
 
     def __post_init__(self) -> None:
-        """Validates.
+        """Validates what bounds of single options cannot say.
 
         Raises:
           UserError: naming the option, what it may be and what came.
         """
-        strengths = ("numerical_strength", "categorical_strength", "interaction_strength")
-        expectations = (
-            (
-                "cardinalities",
-                len(self.cardinalities) > 0
-                and all(2 <= rows <= _LARGEST_TABLE for rows in self.cardinalities),
-                f"one or more numbers from 2 to {_LARGEST_TABLE:,}",
-            ),
-            ("numerical", self.numerical >= 1, "at least 1"),
-            (
-                "exponents",
-                len(self.exponents) in (1, len(self.cardinalities))
-                and all(0 <= a <= 5 for a in self.exponents),
-                f"one number from 0 to 5, or one for each of {len(self.cardinalities)} fields",
-            ),
-            ("missing", 0 <= self.missing < 0.5, "from 0 to below 0.5"),
-            ("click_rate", 0 < self.click_rate < 1, "between 0 and 1"),
-            *((name, 0 <= getattr(self, name) <= 10, "from 0 to 10") for name in strengths),
-            ("interacting_fields", self.interacting_fields >= 0, "at least 0"),
-            ("signal_ids", self.signal_ids >= 1, "at least 1"),
-            ("seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
-        )
-        for name, met, expected in expectations:
-            if not met:
-                raise UserError(f"{name} must be {expected}, received {getattr(self, name)}.")
+        check_options(self)
+        if len(self.exponents) not in (1, len(self.cardinalities)):
+            raise UserError(
+                f"exponents must be one number, or one for each of {len(self.cardinalities)} "
+                f"fields, received {len(self.exponents)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.workflows.cluster import Plan, Runner
-from lookback.workflows.histories.pipeline import Log
+from lookback.workflows.order import Log
 from lookback.workflows.tabular import tasks
 from lookback.workflows.tabular.counts import Run, write_vocabulary
 from lookback.workflows.tabular.reader import RawFiles, TabularOptions, TabularReader

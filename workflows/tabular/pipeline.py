@@ -14,11 +14,10 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import FORMAT_VERSION
@@ -30,8 +29,7 @@ from lookback.workflows.cluster import (
     available_memory,
     open_runner,
 )
-from lookback.workflows.histories.pipeline import Log, Report
-from lookback.workflows.output import DATASET, WORKFLOW, Output
+from lookback.workflows.order import Order, Report
 from lookback.workflows.saved import (
     OPTIONS_FILE,
     WORKFLOW_DIRECTORY,
@@ -65,158 +63,96 @@ BLOCK_UNIQUE, DAY_UNIQUE = 0.25, 0.05
 take. Where it is more, a full disk is told when it comes."""
 
 
-def run_dataset(
-    name: str,
-    input_dir: str | Path,
-    output_dir: str | Path,
-    *,
-    overwrite: bool = False,
-    log: Log = lambda _: None,
-    **options: Any,
-) -> Report:
+TabularOrder = Order[TabularReader, TabularOptions]
+
+
+def run(order: TabularOrder) -> Report:
     """Raw data to dataset: count, fit, transform, write.
 
-    Args:
-      name: a key of `TABULAR_DATASETS`.
-      input_dir: directory of raw files.
-      output_dir: the dataset to create; ``OUTPUT.partial`` beside it holds what is finished.
-      overwrite: replace a dataset of ours at `output_dir`, and what an unfinished run with other
-        options left.
-      log: takes a line of text for each thing worth knowing.
-      **options: fields of `TabularOptions` and of the dataset's reader.
-
-    Raises:
-      UserError: about options, input, output or space.
+    ``OUTPUT.partial`` beside the output holds what is finished.
     """
-    common, own = _split_options(options)
-    reader = _make_reader(name, own)
-    raw = Path(input_dir)
-    target = Output(Path(output_dir), DATASET, overwrite, (raw,))
-    with _prepared("run", name, reader, raw, target, common, log) as job:
+    with _prepared("run", order) as job:
         _require_training_rows(job)
         passes.fit(job, job.working.data / WORKFLOW_DIRECTORY)
         metadata = passes.transform(job, job.working.data / WORKFLOW_DIRECTORY)
         job.working.publish()
-        return Report(Path(output_dir), job.plan, metadata)
+        return Report(order.output.path, job.plan, metadata)
 
 
-def fit_dataset(
-    name: str,
-    input_dir: str | Path,
-    output_dir: str | Path,
-    *,
-    overwrite: bool = False,
-    log: Log = lambda _: None,
-    **options: Any,
-) -> Report:
-    """Raw data to saved workflow; see `run_dataset`. `output_dir` becomes the workflow itself."""
-    common, own = _split_options(options)
-    reader = _make_reader(name, own)
-    raw = Path(input_dir)
-    target = Output(Path(output_dir), WORKFLOW, overwrite, (raw,))
-    with _prepared("fit", name, reader, raw, target, common, log) as job:
-        if common.vocabulary == "train":
+def fit(order: TabularOrder) -> Report:
+    """Raw data to saved workflow, which is the output itself."""
+    with _prepared("fit", order) as job:
+        if order.options.vocabulary == "train":
             _require_training_rows(job)
         sizes = passes.fit(job, job.working.data)
         job.working.publish()
-        return Report(Path(output_dir), job.plan, {"known_values": sizes})
+        return Report(order.output.path, job.plan, {"known_values": sizes})
 
 
-def transform_dataset(
-    workflow_dir: str | Path,
-    input_dir: str | Path,
-    output_dir: str | Path,
-    *,
-    overwrite: bool = False,
-    log: Log = lambda _: None,
-    **options: Any,
-) -> Report:
-    """Raw data to dataset with a workflow that was fitted before; options are those of the fit.
-
-    Args:
-      workflow_dir: a saved workflow, or a dataset that holds one.
-      input_dir: directory of raw files of the same kind; here it may be a single day.
-      output_dir: the dataset to create.
-      overwrite: see `run_dataset`.
-      log: takes a line of text for each thing worth knowing.
-      **options: fields of `TabularOptions` to be changed from the fit's.
-
-    Raises:
-      UserError: about options, input, output or the workflow.
-    """
-    directory = saved_workflow(workflow_dir)
-    saved = read_saved_options(workflow_dir)
-    fixed = {"frequency_threshold", "vocabulary", "numerical", "categorical"} & set(options)
-    if fixed:
-        raise UserError(f"{min(fixed)} is fixed by the fit; fit a new workflow to change it.")
-    common, own = _split_options({**saved["options"], **options})
-    reader = _make_reader(saved["dataset"], own)
-    identity = (directory / OPTIONS_FILE).stat()
-    raw = Path(input_dir)
-    target = Output(Path(output_dir), DATASET, overwrite, (raw, Path(workflow_dir)))
-    command = f"transform with {directory.resolve()} of {identity.st_mtime_ns}"
+def transform(order: TabularOrder, workflow_directory: Path) -> Report:
+    """Raw data, be it a single day, to dataset with a saved workflow."""
     from lookback.workflows.tabular import ops
 
+    directory = saved_workflow(workflow_directory)
+    identity = (directory / OPTIONS_FILE).stat()
+    command = f"transform with {directory.resolve()} of {identity.st_mtime_ns}"
     workflow = ops.restore_workflow(directory)
-    with _prepared(command, saved["dataset"], reader, raw, target, common, log) as job:
+    with _prepared(command, order) as job:
         own_copy = job.working.data / WORKFLOW_DIRECTORY
         if job.working.record("fitted", "workflow") is None:
             shutil.rmtree(own_copy, ignore_errors=True)
-            ops.save_workflow(workflow, own_copy, saved)
+            ops.save_workflow(workflow, own_copy, read_saved_options(workflow_directory))
             job.working.finish("fitted", "workflow", {})
         metadata = passes.transform(job, own_copy)
         job.working.publish()
-        return Report(Path(output_dir), job.plan, metadata)
+        return Report(order.output.path, job.plan, metadata)
 
 
 @contextmanager
-def _prepared(
-    command: str,
-    name: str,
-    reader: TabularReader,
-    directory: Path,
-    target: Output,
-    options: TabularOptions,
-    log: Log,
-) -> Iterator[Job]:
+def _prepared(command: str, order: TabularOrder) -> Iterator[Job]:
     """Checks all that can be checked before there is work to do."""
-    if not directory.is_dir():
-        raise UserError(f"--input {directory} is not a directory. Give the one with the raw files.")
-    files = reader.files(directory)
+    reader, options = order.reader, order.options
+    if not order.input.is_dir():
+        raise UserError(
+            f"--input {order.input} is not a directory. Give the one with the raw files."
+        )
+    files = reader.files(order.input)
     plan = _plan(files, options)
     stats = [(path.name, path.stat()) for path in files.paths]
     identity = {
         "command": command,
         "format_version": FORMAT_VERSION,
-        "dataset": name,
+        "dataset": order.dataset,
         "options": {**options.content, **asdict(reader)},
         "input": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
     }
-    with open_working(target, identity) as working, warnings.catch_warnings():
+    with open_working(order.output, identity) as working, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode")
         _check_disk(working, files, reader)
         with (
-            _open_runner(plan.workers, options) as runner,
+            _open_runner(plan.workers, options.scheduler, order.progress) as runner,
             full_disk_explained(working),
         ):
             where = f"{runner.workers} workers" if runner.client else "this process"
-            log(
+            order.log(
                 f"{len(files.paths)} file(s) in blocks of {megabytes(options.block_size)} in "
                 f"{where}, to stay within {plan.memory / 2**30:.1f} GiB of memory"
             )
             counter = BadLineCounter(options.max_bad_lines)
-            yield Job(name, reader, files, options, plan, runner, working, log, counter)
+            yield Job(
+                order.dataset, reader, files, options, plan, runner, working, order.log, counter
+            )
 
 
 @contextmanager
-def _open_runner(workers: int, options: TabularOptions) -> Iterator[Runner]:
+def _open_runner(workers: int, scheduler: str | None, progress: bool) -> Iterator[Runner]:
     """Threads of this process under Dask, an existing cluster, or for 0 workers this thread.
 
     The loops over a block let go of the interpreter's lock, so threads do as well as processes
     here, start in no time, share one vocabulary, and pass packed blocks on without a copy.
     """
-    if options.scheduler is not None or not workers:
-        with open_runner(workers, scheduler=options.scheduler, progress=options.progress) as runner:
+    if scheduler is not None or not workers:
+        with open_runner(workers, scheduler=scheduler, progress=progress) as runner:
             yield runner
         return
     import dask
@@ -240,7 +176,7 @@ def _open_runner(workers: int, options: TabularOptions) -> Iterator[Runner]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        yield Runner(client, workers, options.progress)
+        yield Runner(client, workers, progress)
 
 
 def _plan(files: RawFiles, options: TabularOptions) -> Plan:
@@ -288,31 +224,3 @@ def _require_training_rows(job: Job) -> None:
             f"{job.files.paths[0]} is the only day, and the last day is for validation and test: "
             "nothing is left to train on. Add days before it, or `transform` it with a workflow."
         )
-
-
-def _make_reader(name: str, options: Mapping[str, Any]) -> TabularReader:
-    from lookback.workflows import TABULAR_DATASETS
-
-    if name not in TABULAR_DATASETS:
-        raise UserError(
-            f"There is no tabular dataset {name!r}. Choose of "
-            f"{', '.join(sorted(TABULAR_DATASETS))}."
-        )
-    reader = TABULAR_DATASETS[name]
-    known = {entry.name for entry in fields(reader)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise UserError(
-            f"Dataset {name!r} has no option {unknown[0]!r}. It has: {', '.join(sorted(known))}; "
-            "all tabular datasets have: "
-            f"{', '.join(entry.name for entry in fields(TabularOptions))}."
-        )
-    return reader(**options)
-
-
-def _split_options(options: Mapping[str, Any]) -> tuple[TabularOptions, dict[str, Any]]:
-    common = {entry.name for entry in fields(TabularOptions)}
-    return (
-        TabularOptions(**{name: value for name, value in options.items() if name in common}),
-        {name: value for name, value in options.items() if name not in common},
-    )

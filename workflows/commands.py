@@ -1,0 +1,226 @@
+"""The commands of ``python -m workflows``: what each is given, and what it does with that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lookback.core.options import Command, CommandLine, Program, changed, changes, option, without
+from lookback.workflows import GENERATORS, TABULAR_DATASETS
+from lookback.workflows.options import DatasetOptions
+from lookback.workflows.order import Report
+from lookback.workflows.pipeline import (
+    KINDS,
+    fit_dataset,
+    fixed_by_fit,
+    run_dataset,
+    transform_dataset,
+)
+from lookback.workflows.summaries import print_histories, print_tabular
+from lookback.workflows.tabular.export import DATASET_TYPES
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What every command that writes has."""
+
+    scope = "what to write"
+
+    output: Path = option(help="directory to write")
+    overwrite: bool = option(
+        False, help="replace --output if such a command wrote it, and all that is in it"
+    )
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What every command that reads raw data has."""
+
+    scope = "what to read"
+
+    input: Path = option(help="directory of raw files (of interactions also a single one)")
+
+
+@dataclass(frozen=True)
+class DatasetChoice:
+    """Which dataset the raw data are."""
+
+    scope = "what to read"
+
+    dataset: str = option(help="what the raw data are")
+
+
+@dataclass(frozen=True)
+class GeneratorChoice:
+    """Which dataset is generated."""
+
+    scope = "what to write"
+
+    dataset: str = option("synthetic", help="what to generate: `run --dataset` of this name reads")
+
+
+@dataclass(frozen=True)
+class WorkflowChoice:
+    """Which workflow transforms."""
+
+    scope = "what to read"
+
+    workflow: Path = option(help="saved workflow, or dataset that has one")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported as what."""
+
+    scope = "what to read"
+
+    dataset_type: str = option(help="layout to write")
+    input: Path = option(help="a tabular dataset")
+
+
+@dataclass(frozen=True)
+class DescribeOptions:
+    """What is described."""
+
+    scope = "what to read"
+
+    directory: Path = option(help="a dataset", positional=True)
+
+
+def _run(
+    choice: DatasetChoice,
+    source: InputOptions,
+    target: OutputOptions,
+    options: DatasetOptions,
+    reader: Any,
+) -> None:
+    _print(_of_raw_data(run_dataset, choice, source, target, options, reader))
+
+
+def _fit(
+    choice: DatasetChoice,
+    source: InputOptions,
+    target: OutputOptions,
+    options: DatasetOptions,
+    reader: Any,
+) -> None:
+    report = _of_raw_data(fit_dataset, choice, source, target, options, reader)
+    print(f"workflow: {report.directory}")
+
+
+def _of_raw_data(
+    work: Callable[..., Report],
+    choice: DatasetChoice,
+    source: InputOptions,
+    target: OutputOptions,
+    options: DatasetOptions,
+    reader: Any,
+) -> Report:
+    return work(
+        choice.dataset,
+        source.input,
+        target.output,
+        overwrite=target.overwrite,
+        log=_log,
+        progress=True,
+        **vars(options),
+        **vars(reader),
+    )
+
+
+def _transform(
+    choice: WorkflowChoice, source: InputOptions, target: OutputOptions, *options: Any
+) -> None:
+    given: dict[str, Any] = {}
+    for chosen in options:
+        given |= changed(chosen)
+    report = transform_dataset(
+        choice.workflow,
+        source.input,
+        target.output,
+        overwrite=target.overwrite,
+        log=_log,
+        progress=True,
+        **given,
+    )
+    _print(report)
+
+
+def _generate(choice: GeneratorChoice, target: OutputOptions, *options: Any) -> None:
+    GENERATORS[choice.dataset].generate(target.output, target.overwrite, *options)
+
+
+def _export(asked: ExportOptions, target: OutputOptions) -> None:
+    export = DATASET_TYPES[asked.dataset_type]
+    rows = export(asked.input, target.output, overwrite=target.overwrite)
+    print(f"{asked.dataset_type}: {target.output}, {rows:,} rows")
+
+
+def _describe(asked: DescribeOptions) -> None:
+    from lookback.workflows.describe import describe
+
+    describe(asked.directory)
+
+
+def _print(report: Report) -> None:
+    """Says what was written; which kind it is, its dataset's registry tells."""
+    tabular = report.metadata["dataset"] in TABULAR_DATASETS
+    (print_tabular if tabular else print_histories)(report)
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+_OF_RAW_DATA = CommandLine(
+    (DatasetChoice, InputOptions, OutputOptions),
+    chooser="dataset",
+    variants={
+        name: (kind.options, reader) for kind in KINDS for name, reader in kind.readers.items()
+    },
+    must_choose=True,
+)
+
+PROGRAM = Program(
+    "python -m workflows",
+    "Turns raw data into datasets that train.py reads.",
+    {
+        "run": Command("ingest, fit and transform: raw data to dataset", _OF_RAW_DATA, _run),
+        "fit": Command("raw data to saved workflow, and nothing else", _OF_RAW_DATA, _fit),
+        "transform": Command(
+            "new raw data to dataset with a saved workflow",
+            CommandLine(
+                (
+                    *(WorkflowChoice, InputOptions, OutputOptions),
+                    *(
+                        changes(without(kind.options, *fixed_by_fit(kind.options)), "as at the fit")
+                        for kind in KINDS
+                    ),
+                )
+            ),
+            _transform,
+        ),
+        "export": Command(
+            "dataset to the layout of other tools",
+            CommandLine(
+                (ExportOptions, OutputOptions), choices={"dataset_type": sorted(DATASET_TYPES)}
+            ),
+            _export,
+        ),
+        "describe": Command(
+            "print what a dataset holds", CommandLine((DescribeOptions,)), _describe
+        ),
+        "generate": Command(
+            "write raw data of a known structure",
+            CommandLine(
+                (GeneratorChoice, OutputOptions),
+                chooser="dataset",
+                variants={name: generator.OPTIONS for name, generator in GENERATORS.items()},
+            ),
+            _generate,
+        ),
+    },
+)

@@ -1,0 +1,203 @@
+"""Raw data to dataset, for whichever kind of data: what is asked for, and who does it.
+
+`fit` makes a saved workflow of raw data, `transform` a dataset of raw data and a workflow, and
+`run` both at once. How that goes is the kind's affair: `histories.pipeline`, `tabular.pipeline`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lookback.core.errors import UserError
+from lookback.core.options import options_of
+from lookback.core.outputs import Kind as OutputKind
+from lookback.workflows import DATASETS, TABULAR_DATASETS
+from lookback.workflows.histories.reader import HistoryOptions
+from lookback.workflows.options import DatasetOptions
+from lookback.workflows.order import Log, Order, Report
+from lookback.workflows.output import DATASET, WORKFLOW, Output
+from lookback.workflows.saved import read_saved_options
+from lookback.workflows.tabular.reader import TabularOptions
+
+
+@dataclass(frozen=True)
+class DataKind:
+    """A kind of datasets.
+
+    Attributes:
+      readers: its datasets by name: dataclasses of their options.
+      options: dataclass of the options that its datasets share.
+      pipeline: module with `run(order)`, `fit(order)` and `transform(order, workflow)`.
+    """
+
+    readers: Mapping[str, type]
+    options: type[DatasetOptions]
+    pipeline: str
+
+    def read(self, name: str, given: Mapping[str, Any]) -> tuple[Any, DatasetOptions]:
+        """A dataset's reader and options.
+
+        Args:
+          name: of the dataset.
+          given: options of either; the others have their defaults.
+
+        Raises:
+          UserError: if there is no such option, or a value is none.
+        """
+        reader = self.readers[name]
+        own, shared = set(options_of(reader)), set(options_of(self.options))
+        unknown = sorted(set(given) - own - shared)
+        if unknown:
+            raise UserError(
+                f"Dataset {name!r} has no option {unknown[0]!r}. It has: "
+                f"{', '.join(sorted(own)) or 'none'}; all of its kind have: "
+                f"{', '.join(options_of(self.options))}."
+            )
+        values = {**getattr(reader, "run_defaults", {}), **given}
+        return (
+            reader(**{option: value for option, value in values.items() if option in own}),
+            self.options(**{option: value for option, value in values.items() if option in shared}),
+        )
+
+    def does(self) -> Any:
+        """The module that does its work, which takes time to import."""
+        return importlib.import_module(self.pipeline)
+
+
+KINDS = (
+    DataKind(DATASETS, HistoryOptions, "lookback.workflows.histories.pipeline"),
+    DataKind(TABULAR_DATASETS, TabularOptions, "lookback.workflows.tabular.pipeline"),
+)
+
+
+def kind_of(dataset: str) -> DataKind:
+    """The kind of a dataset.
+
+    Raises:
+      UserError: if there is no such dataset.
+    """
+    for kind in KINDS:
+        if dataset in kind.readers:
+            return kind
+    names = sorted(name for kind in KINDS for name in kind.readers)
+    raise UserError(f"There is no dataset {dataset!r}. Choose of {', '.join(names)}.")
+
+
+def run_dataset(
+    name: str,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    log: Log = lambda _: None,
+    progress: bool = False,
+    **options: Any,
+) -> Report:
+    """Raw data to dataset: fit and transform.
+
+    Args:
+      name: a key of `DATASETS` or `TABULAR_DATASETS`.
+      input_dir: directory of raw files, or where the reader takes one a file.
+      output_dir: the dataset to create.
+      overwrite: replace a dataset of ours at `output_dir`, and what an unfinished run with other
+        options left.
+      log: takes a line of text for each thing worth knowing.
+      progress: show progress bars where the error stream is a terminal.
+      **options: fields of the kind's options and of the dataset's reader.
+
+    Raises:
+      UserError: about options, input, output or space.
+    """
+    kind = kind_of(name)
+    target = _output(output_dir, DATASET, overwrite, input_dir)
+    report: Report = kind.does().run(_order(kind, name, options, target, log, progress))
+    return report
+
+
+def fit_dataset(
+    name: str,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    log: Log = lambda _: None,
+    progress: bool = False,
+    **options: Any,
+) -> Report:
+    """Raw data to saved workflow; see `run_dataset`. `output_dir` becomes the workflow itself."""
+    kind = kind_of(name)
+    target = _output(output_dir, WORKFLOW, overwrite, input_dir)
+    report: Report = kind.does().fit(_order(kind, name, options, target, log, progress))
+    return report
+
+
+def transform_dataset(
+    workflow_dir: str | Path,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    log: Log = lambda _: None,
+    progress: bool = False,
+    **options: Any,
+) -> Report:
+    """Raw data to dataset with a workflow that was fitted before.
+
+    Dataset and options are those of the fit; values that the workflow does not know get the
+    out-of-vocabulary index and are counted.
+
+    Args:
+      workflow_dir: a saved workflow, or a dataset that holds one.
+      input_dir: directory of raw files of the same kind.
+      output_dir: the dataset to create.
+      overwrite: see `run_dataset`.
+      log: see `run_dataset`.
+      progress: see `run_dataset`.
+      **options: what to change of the fit's options; those that decide what a workflow is cannot
+        be.
+
+    Raises:
+      UserError: about options, input, output or the workflow.
+    """
+    saved = read_saved_options(workflow_dir)
+    name = saved["dataset"]
+    kind = kind_of(name)
+    fixed = sorted(fixed_by_fit(kind.readers[name], kind.options) & set(options))
+    if fixed:
+        raise UserError(f"{fixed[0]} is fixed by the fit; fit a new workflow to change it.")
+    target = _output(output_dir, DATASET, overwrite, input_dir, workflow_dir)
+    given = {**saved["options"], **options}
+    order = _order(kind, name, given, target, log, progress)
+    report: Report = kind.does().transform(order, Path(workflow_dir))
+    return report
+
+
+def fixed_by_fit(*configs: type) -> set[str]:
+    """Options that decide what a workflow is, so that a transformation cannot change them."""
+    return {
+        name
+        for config in configs
+        for name, option in options_of(config).items()
+        if option.continued
+    }
+
+
+def _output(path: str | Path, kind: OutputKind, overwrite: bool, *inputs: str | Path) -> Output:
+    return Output(Path(path), kind, overwrite, tuple(map(Path, inputs)))
+
+
+def _order(
+    kind: DataKind,
+    name: str,
+    given: Mapping[str, Any],
+    target: Output,
+    log: Log,
+    progress: bool,
+) -> Order[Any, Any]:
+    """The order; its input is the first thing that the output keeps apart from."""
+    reader, options = kind.read(name, given)
+    return Order(name, reader, options, target.inputs[0], target, log, progress)
