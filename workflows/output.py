@@ -5,10 +5,15 @@ With --overwrite, each kind replaces its own kind alone.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
 from lookback.core.outputs import Kind, check_directory
 
@@ -16,6 +21,8 @@ DATASET = Kind("dataset")
 WORKFLOW = Kind("saved workflow")
 RAW = Kind("set of generated files")
 SPLIT_BINARY = Kind("set of split_binary files")
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,48 @@ class Output:
         """
         check_directory(self.path, self.kind, overwrite=self.overwrite, inputs=self.inputs)
 
-    def create(self) -> AbstractContextManager[Path]:
-        """`core.files.atomic_directory` of it."""
-        return atomic_directory(self.path, self.kind, overwrite=self.overwrite, inputs=self.inputs)
+    @contextmanager
+    def create(self) -> Iterator[Path]:
+        """`core.files.atomic_directory` of it.
+
+        Raises:
+          UserError: if it may not be written, or the disk is full.
+        """
+        remedy = (
+            "What had been written is removed. Free some space, or choose an --output elsewhere."
+        )
+        with (
+            full_disk_explained(self.path, remedy),
+            atomic_directory(
+                self.path, self.kind, overwrite=self.overwrite, inputs=self.inputs
+            ) as directory,
+        ):
+            yield directory
+
+
+@contextmanager
+def full_disk_explained(path: Path, remedy: str) -> Iterator[None]:
+    """Turns the system's error for a full disk into one that says what to do.
+
+    Args:
+      path: what is being written.
+      remedy: what becomes of it, and what to do.
+
+    Raises:
+      UserError: if the block ran out of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        there = next(place for place in path.absolute().parents if place.exists())
+        raise UserError(
+            f"No space is left for {path} ({os.strerror(error.errno or 0)}; "
+            f"{megabytes(shutil.disk_usage(there).free)} are free). {remedy}"
+        ) from error
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**20:,.1f} MiB"

@@ -126,7 +126,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; nothing that was being written is left behind", file=sys.stderr)
+        print("error: interrupted; no output is half written", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Python would report it once more when it closes the stream.

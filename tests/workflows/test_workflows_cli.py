@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -456,3 +457,31 @@ def test_an_unfinished_run_that_is_not_ours_is_kept(
     assert main(command) == 2
     assert f"{partial} " in capsys.readouterr().err
     assert _tree(partial) == {name: text.encode() for name, text in content.items()}
+
+
+def test_a_full_disk_is_a_sentence(
+    tmp_path: Path, make_events: Make, write_reviews: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a disk's end, a limit on the size of files; what was written is removed."""
+    clicks = _write_clicks(tmp_path / "clicks")
+    run = ["run", "--dataset", "criteo", *SMALL_CLICKS, "--input", str(clicks)]
+    assert main([*run, "--output", f"{tmp_path}/rows"]) == 0
+    raw = str(write_reviews(make_events()))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = _tree(tmp_path)
+    capsys.readouterr()
+    for limit, command in (
+        (1000, ["run", "--dataset", "amazon", "--input", raw, "--workers", "0"]),
+        (1000, ["fit", "--dataset", "amazon", "--input", raw, "--workers", "0"]),
+        (1000, ["generate", "--dataset", "synthetic", "--preset", "tiny"]),
+        (50, ["export", "--dataset_type", "split_binary", "--input", f"{tmp_path}/rows"]),
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        try:
+            assert main([*command, "--output", f"{tmp_path}/out"]) == 2, command
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        error = capsys.readouterr().err
+        assert f"error: No space is left for {tmp_path}/out (" in error, error
+        assert "What had been written is removed. Free some space" in error
+        assert _tree(tmp_path) == before

@@ -30,6 +30,7 @@ from lookback.workflows.cluster import (
     open_runner,
 )
 from lookback.workflows.order import Order, Report
+from lookback.workflows.output import full_disk_explained, megabytes
 from lookback.workflows.saved import (
     OPTIONS_FILE,
     WORKFLOW_DIRECTORY,
@@ -43,8 +44,6 @@ from lookback.workflows.tabular.reader import RawFiles, TabularOptions, TabularR
 from lookback.workflows.tabular.state import (
     Working,
     check_space,
-    full_disk_explained,
-    megabytes,
     open_working,
 )
 from lookback.workflows.text import BadLineCounter, estimate_lines
@@ -62,6 +61,11 @@ BLOCK_UNIQUE, DAY_UNIQUE = 0.25, 0.05
 """Assumed shares of the values that are distinct in a block, and in a day: the disk that counts
 take. Where it is more, a full disk is told when it comes."""
 
+
+_GO_ON = (
+    "Finished days are kept there: free some space, then run the same command again and it goes "
+    "on. Or remove that directory."
+)
 
 TabularOrder = Order[TabularReader, TabularOptions]
 
@@ -131,7 +135,7 @@ def _prepared(command: str, order: TabularOrder) -> Iterator[Job]:
         _check_disk(working, files, reader)
         with (
             _open_runner(plan.workers, options.scheduler, order.progress) as runner,
-            full_disk_explained(working),
+            full_disk_explained(working.path, _GO_ON),
         ):
             where = f"{runner.workers} workers" if runner.client else "this process"
             order.log(

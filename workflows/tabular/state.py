@@ -7,7 +7,6 @@ record there; a record is written after all that it speaks of, so what it says i
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -20,7 +19,7 @@ from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours, located
-from lookback.workflows.output import Output
+from lookback.workflows.output import Output, megabytes
 
 IDENTITY = "identity.json"
 OURS = re.compile(
@@ -28,8 +27,6 @@ OURS = re.compile(
     r"|\..+\.json\.\w+\.tmp"
 )
 """Names of what a run writes to its working directory."""
-
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -124,26 +121,6 @@ def open_working(output: Output, identity: Mapping[str, Any]) -> Iterator[Workin
         os.close(lock)
 
 
-@contextlib.contextmanager
-def full_disk_explained(working: Working) -> Iterator[None]:
-    """Turns the system's error for a full disk into one that says what to do.
-
-    Raises:
-      UserError: if the block ran out of space.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        free = shutil.disk_usage(working.path).free
-        raise UserError(
-            f"No space is left for {working.path} ({os.strerror(error.errno or 0)}; "
-            f"{megabytes(free)} are free). Finished days are kept there: free some space, then "
-            "run the same command again and it goes on. Or remove that directory."
-        ) from error
-
-
 def check_space(working: Working, needed: int, *, what: str) -> None:
     """Checks that the disk has room for what is still to be written.
 
@@ -163,11 +140,6 @@ def check_space(working: Working, needed: int, *, what: str) -> None:
             f"{megabytes(needed)} ({what}){there}. Free some space, or choose an --output on "
             "another disk."
         )
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 2**20:,.1f} MiB"
 
 
 def _take_over(working: Working, identity: dict[str, Any]) -> None:
