@@ -1,4 +1,4 @@
-"""Where tasks run: in this process, on a Dask cluster of its own, or on one that is there.
+"""Where tasks run: in this process or threads of it, on a Dask cluster of its own, or on one there.
 
 The same functions run in the same order of results either way, so the output does not depend on
 the choice. A cluster costs some seconds to start; small inputs are faster without.
@@ -15,13 +15,17 @@ import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
 from lookback.core.errors import UserError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 LINES_WORTH_A_CLUSTER = 5_000_000
 """Below this a run takes less time than a cluster saves (measured on 2 cores)."""
@@ -109,15 +113,26 @@ class Runner:
     """Runs tasks and hands back their results in order.
 
     Args:
-      client: of a Dask cluster, or None to run each task in this process when its result is due.
+      client: of a Dask cluster, a pool of threads, or None to run each task in this thread when its
+        result is due.
       workers: how many run at once.
       progress: shows a bar for each phase, if the error stream is a terminal.
     """
 
-    def __init__(self, client: Any = None, workers: int = 0, progress: bool = False) -> None:
+    def __init__(
+        self,
+        client: Client | ThreadPoolExecutor | None = None,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> None:
         self.client = client
         self.workers = workers
         self.progress = progress and sys.stderr.isatty()
+
+    @property
+    def place(self) -> str:
+        """Where it runs, in words."""
+        return "this process" if self.client is None else f"{self.workers} workers"
 
     def map(
         self,
@@ -131,11 +146,11 @@ class Runner:
         """Yields ``function(item)`` for each item, in order; few items are held at a time.
 
         Args:
-          function: must pickle.
+          function: must pickle for processes.
           items: may be a generator; it is drawn from as results are taken.
           label: names the phase on the progress bar.
           total: number of items, where known.
-          carries_data: whether items are large; they then travel to the workers by themselves.
+          carries_data: whether items are large; they then travel to processes by themselves.
         """
         with self._bar(label, total) as advance:
             for result in self._results(function, items, carries_data):
@@ -151,9 +166,8 @@ class Runner:
         pending: deque[Any] = deque()
         try:
             for item in items:
-                argument = self.client.scatter(item, hash=False) if carries_data else item
-                pending.append(self.client.submit(function, argument, pure=False))
-                del argument
+                pending.append(self._submit(function, item, carries_data))
+                del item
                 if len(pending) >= TASKS_IN_FLIGHT * self.workers:
                     yield pending.popleft().result()
             while pending:
@@ -162,12 +176,20 @@ class Runner:
             for future in pending:
                 future.cancel()
 
+    def _submit(self, function: Callable[[T], R], item: T, carries_data: bool) -> Any:
+        """A future of ``function(item)``."""
+        if isinstance(self.client, ThreadPoolExecutor):
+            return self.client.submit(function, item)
+        assert self.client is not None
+        argument = self.client.scatter(item, hash=False) if carries_data else item
+        return self.client.submit(function, argument, pure=False)
+
     def compute(self, tasks: list[Any], *, label: str) -> Iterator[Any]:
         """Yields the results of some Dask delayed values, in order."""
         import dask
 
         with self._bar(label, len(tasks)) as advance:
-            if self.client is None:
+            if self.client is None or isinstance(self.client, ThreadPoolExecutor):
                 for task in tasks:
                     yield dask.compute(task, scheduler="synchronous")[0]
                     advance()
@@ -192,13 +214,15 @@ class Runner:
 
 @contextlib.contextmanager
 def open_runner(
-    workers: int, *, scheduler: str | None = None, progress: bool = False
+    workers: int, *, threads: bool = False, scheduler: str | None = None, progress: bool = False
 ) -> Iterator[Runner]:
-    """A runner, and the cluster behind it for as long as the block lasts.
+    """A runner, and the threads or the cluster behind it for as long as the block lasts.
 
     Args:
-      workers: 0 runs in this process; else a `LocalCluster` of so many processes, or with a GPU
+      workers: 0 runs in this thread; else a `LocalCluster` of so many processes, or with a GPU
         and cuDF a `LocalCUDACluster` of one worker for each GPU.
+      threads: workers are threads instead. For tasks that let go of the interpreter's lock: threads
+        start in no time, share what they read, and pass data on without a copy.
       scheduler: address of an existing Dask cluster, which is used instead. Its workers need this
         package on their path, and the same file system.
       progress: shows progress bars on a terminal.
@@ -208,6 +232,10 @@ def open_runner(
     """
     if scheduler is None and not workers:
         yield Runner(progress=progress)
+        return
+    if scheduler is None and threads:
+        with ThreadPoolExecutor(workers) as pool:
+            yield Runner(pool, workers, progress)
         return
     from distributed import Client
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -90,6 +93,61 @@ def test_cluster_keeps_the_order_and_its_bounds() -> None:
         with open_runner(0, scheduler=runner.client.scheduler.address) as other:
             assert other.workers == 2
             assert [square for square, _ in other.map(_square, range(4), label="x")] == [0, 1, 4, 9]
+
+
+def test_threads_keep_the_order_and_their_bounds() -> None:
+    drawn, here = [], set()
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            drawn.append(number)
+            yield number
+
+    def late(number: int) -> int:
+        here.add(threading.get_ident())
+        time.sleep(0.02 if number % 3 == 0 else 0)  # later ones are done first
+        return number * number
+
+    with open_runner(3, threads=True) as runner:
+        assert runner.place == "3 workers"
+        results = runner.map(late, items(), label="x")
+        assert next(results) == 0
+        assert len(drawn) <= 6
+        assert list(results) == [n * n for n in range(1, 20)]
+    assert 1 < len(here) <= 3 and threading.get_ident() not in here
+
+
+def test_the_first_mistake_ends_threads() -> None:
+    done = []
+
+    def work(number: int) -> int:
+        if number == 2:
+            raise UserError(f"no {number}")
+        time.sleep(0.01)
+        done.append(number)
+        return number
+
+    with (
+        pytest.raises(UserError, match="no 2"),
+        open_runner(2, threads=True) as runner,
+    ):
+        list(runner.map(work, range(1000), label="x"))
+    assert max(done) < 10  # what was not begun is not begun any more
+
+
+def test_ctrl_c_ends_threads() -> None:
+    """One that came while the results were taken; the tasks that run are waited for."""
+    done = []
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_runner(2, threads=True) as runner,
+    ):
+        for result in runner.map(
+            lambda number: done.append(number) or number, range(1000), label="x"
+        ):
+            if result == 5:
+                signal.raise_signal(signal.SIGINT)
+    assert max(done) < 15
 
 
 def test_no_scheduler() -> None:

@@ -17,8 +17,6 @@ threads draw them. Memory holds a few blocks for each thread and the probabiliti
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import gzip
@@ -35,6 +33,7 @@ import numpy.typing as npt
 from lookback.core.devices import cores
 from lookback.core.errors import UserError
 from lookback.core.options import check_options, option, without
+from lookback.workflows.cluster import open_runner
 from lookback.workflows.generators.criteo_tables import ROWS
 from lookback.workflows.generators.synthetic_criteo_law import (
     LARGEST_TABLE,
@@ -345,26 +344,17 @@ def _blocks(
     NumPy lets go of the interpreter lock, so threads draw side by side.
     """
 
-    def work(day: int, block: int, rows: int) -> tuple[int, Rows, T]:
-        drawn = law.draw(day, block, rows)
-        return day, drawn, encode(drawn)
+    def work(task: tuple[int, int, int]) -> tuple[int, Rows, T]:
+        drawn = law.draw(*task)
+        return task[0], drawn, encode(drawn)
 
     tasks = (
         (day, block, min(BLOCK_ROWS, config.rows_of(day) - block * BLOCK_ROWS))
         for day in range(config.days)
         for block in range(math.ceil(config.rows_of(day) / BLOCK_ROWS))
     )
-    waiting: collections.deque[concurrent.futures.Future[tuple[int, Rows, T]]] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(work, *task))
-                if len(waiting) > 2 * threads:  # as many as keep the threads busy, and no more
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with open_runner(threads, threads=True) as runner:
+        yield from runner.map(work, tasks, label="rows")
 
 
 def _write_text(

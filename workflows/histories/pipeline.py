@@ -132,10 +132,9 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
         with open_runner(
             plan.workers, scheduler=options.scheduler, progress=order.progress
         ) as runner:
-            where = f"{runner.workers} workers" if runner.client else "this process"
             order.log(
                 f"about {lines:,} lines in {len(paths)} file(s); {plan.partitions} partition(s) "
-                f"of up to {plan.partition_events:,} events in {where}, to stay within "
+                f"of up to {plan.partition_events:,} events in {runner.place}, to stay within "
                 f"{plan.memory / 2**30:.1f} GiB of memory"
             )
             bad_lines = BadLineCounter(options.max_bad_lines)

@@ -2,17 +2,15 @@
 
     count (by day) → merge → vocabulary, NVTabular workflow → transform (by day) → description
 
-Every stage is a pass over blocks of text by tasks on Dask (or in this process), with memory that
+Every stage is a pass over blocks of text by tasks in threads (or on Dask), with memory that
 does not depend on the size of the files; each finished day is on disk, and a run that was killed
 goes on after it (`tabular_state`).
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +23,6 @@ from lookback.workflows.cluster import (
     BYTES_PER_PROCESS,
     MEMORY_SHARE,
     Plan,
-    Runner,
     available_memory,
     open_runner,
 )
@@ -53,8 +50,8 @@ MEMORY_OF_A_BLOCK = 7
 (two threads on 64 MiB stayed within it)."""
 
 MEMORY_OF_AN_ENTRY = 50  # of a merge: key, count and their sorted and packed copies
-WORTH_A_CLUSTER = 128 << 20
-"""Bytes of text; below this Dask would take longer to start than its threads save."""
+WORTH_THREADS = 128 << 20
+"""Bytes of text; below this a run takes a few seconds, and one thread leaves the machine free."""
 
 UNPACKED = 3  # Criteo's days shrink to about a third with gzip
 BLOCK_UNIQUE, DAY_UNIQUE = 0.25, 0.05
@@ -134,53 +131,20 @@ def _prepared(command: str, order: TabularOrder) -> Iterator[Job]:
         warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode")
         _check_disk(working, files, reader)
         with (
-            _open_runner(plan.workers, options.scheduler, order.progress) as runner,
+            # The loops over a block let go of the interpreter's lock, so threads do.
+            open_runner(
+                plan.workers, threads=True, scheduler=options.scheduler, progress=order.progress
+            ) as runner,
             full_disk_explained(working.path, _GO_ON),
         ):
-            where = f"{runner.workers} workers" if runner.client else "this process"
             order.log(
                 f"{len(files.paths)} file(s) in blocks of {megabytes(options.block_size)} in "
-                f"{where}, to stay within {plan.memory / 2**30:.1f} GiB of memory"
+                f"{runner.place}, to stay within {plan.memory / 2**30:.1f} GiB of memory"
             )
             counter = BadLineCounter(options.max_bad_lines)
             yield Job(
                 order.dataset, reader, files, options, plan, runner, working, order.log, counter
             )
-
-
-@contextmanager
-def _open_runner(workers: int, scheduler: str | None, progress: bool) -> Iterator[Runner]:
-    """Threads of this process under Dask, an existing cluster, or for 0 workers this thread.
-
-    The loops over a block let go of the interpreter's lock, so threads do as well as processes
-    here, start in no time, share one vocabulary, and pass packed blocks on without a copy.
-    """
-    if scheduler is not None or not workers:
-        with open_runner(workers, scheduler=scheduler, progress=progress) as runner:
-            yield runner
-        return
-    import dask
-    from distributed import Client, LocalCluster
-
-    # Tasks of seconds are how this works, not worth a warning each.
-    dask.config.set({"distributed.admin.tick.limit": "60s"})
-    # On a busy machine it printed a TimeoutError that nobody waited for (seen once; the cause is
-    # not known, and the output was whole). What tasks raise comes through their results.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    with (
-        tempfile.TemporaryDirectory(prefix="workflows-") as directory,
-        LocalCluster(
-            n_workers=1,
-            threads_per_worker=workers,
-            processes=False,
-            memory_limit=0,  # blocks are sized to fit
-            local_directory=directory,
-            dashboard_address="127.0.0.1:0",  # any free port; without one it insists on 8787
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield Runner(client, workers, progress)
 
 
 def _plan(files: RawFiles, options: TabularOptions) -> Plan:
@@ -195,7 +159,7 @@ def _plan(files: RawFiles, options: TabularOptions) -> Plan:
     if workers is None:
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         affordable = (int(memory * MEMORY_SHARE) - BYTES_PER_PROCESS) // each
-        workers = min(cpus, affordable) if sum(sizes) > WORTH_A_CLUSTER else 0
+        workers = min(cpus, affordable) if sum(sizes) > WORTH_THREADS else 0
         workers = workers if workers > 1 else 0
     needed = int((max(workers, 1) * each + BYTES_PER_PROCESS) / MEMORY_SHARE)
     if needed > memory:
