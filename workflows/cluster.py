@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-import os
 import sys
 import tempfile
 import warnings
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
+from lookback.core.devices import cores
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def make_plan(
     memory = available_memory() if memory is None else memory
     if workers is None:
         affordable = int(memory * MEMORY_SHARE) // (2 * BYTES_PER_PROCESS) - 1
-        workers = min(_cpus(), affordable) if lines > LINES_WORTH_A_CLUSTER else 0
+        workers = min(cores(), affordable) if lines > LINES_WORTH_A_CLUSTER else 0
         workers = workers if workers > 1 else 0
     budget = int(memory * MEMORY_SHARE) - (workers + 1) * BYTES_PER_PROCESS
     fits = budget // (max(workers, 1) * BYTES_PER_EVENT)
@@ -349,7 +349,3 @@ def _can_import_us() -> bool:
         return importlib.util.find_spec("lookback.workflows.histories.ops") is not None
     except ImportError:
         return False
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,6 @@ goes on after it (`tabular_state`).
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from lookback.core.devices import cores
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import FORMAT_VERSION
 from lookback.workflows.cluster import (
@@ -157,9 +157,8 @@ def _plan(files: RawFiles, options: TabularOptions) -> Plan:
     each = max(block, min(MERGED_AT_ONCE, sum(sizes)) * MEMORY_OF_AN_ENTRY)
     workers = options.workers
     if workers is None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         affordable = (int(memory * MEMORY_SHARE) - BYTES_PER_PROCESS) // each
-        workers = min(cpus, affordable) if sum(sizes) > WORTH_THREADS else 0
+        workers = min(cores(), affordable) if sum(sizes) > WORTH_THREADS else 0
         workers = workers if workers > 1 else 0
     needed = int((max(workers, 1) * each + BYTES_PER_PROCESS) / MEMORY_SHARE)
     if needed > memory:
