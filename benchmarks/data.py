@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 
 from lookback.core.files import atomic_directory
 from lookback.formats.dataset_info import HISTORIES, write_info
+from lookback.formats.histories import COUNT, write_catalogue, write_histories
 from lookback.formats.schema import write_schema
+from lookback.formats.vocabulary import FIRST_KNOWN
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
     from lookback.dataloading.histories.resident import Histories
 
-# Ids below this are NVTabular's: 0 padding, 1 null, 2 out of vocabulary.
-_FIRST_ID = 3
 # Users to a partition in NVIDIA's preprocessing (DASK_TRAIN_DATASET_CHUNKSIZE), hence to a file.
 _USERS_PER_FILE = 15_000
 # Rows to a row group of the materialised form: 4 lists of 100 in about 25 MB before compression.
@@ -115,38 +115,31 @@ def generate_histories(
     rng = np.random.default_rng(seed)
     offsets = _offsets(rng, users, min_length, mean_length)
     lengths, events = np.diff(offsets), int(offsets[-1])
-    item = zipf(rng, items, events) + _FIRST_ID
-    category_of = zipf(rng, categories, items + _FIRST_ID) + _FIRST_ID
+    item = zipf(rng, items, events) + FIRST_KNOWN
+    category_of = zipf(rng, categories, items + FIRST_KNOWN) + FIRST_KNOWN
     # Sixteen years of seconds, sorted within each user.
     times = rng.integers(0, 16 * 365 * 86_400, events)
     user_of = np.repeat(np.arange(users), lengths)
     times = times[np.lexsort((times, user_of))] + 900_000_000
     with atomic_directory(directory) as temporary:
-        (temporary / "histories").mkdir()
-        lists = {
+        events_of = {
             "item_id": item.astype(np.int32),
             "category_id": category_of[item].astype(np.int32),
             "timestamp": times.astype(np.int64),
         }
-        columns = {"user_id": pa.array(np.arange(users, dtype=np.int32) + _FIRST_ID)}
-        columns |= {
-            name: pa.ListArray.from_arrays(offsets.astype(np.int32), values)
-            for name, values in lists.items()
-        }
-        pq.write_table(
-            pa.table(columns), temporary / "histories" / "part-00000.parquet", compression="zstd"
-        )
-        distinct, counts = np.unique(lists["item_id"], return_counts=True)
+        users_of = {"user_id": np.arange(users, dtype=np.int32) + FIRST_KNOWN}
+        write_histories(temporary, users_of, offsets, events_of)
+        distinct, counts = np.unique(events_of["item_id"], return_counts=True)
         catalogue = {
             "item_id": distinct,
             "category_id": category_of[distinct].astype(np.int32),
-            "count": counts,
+            COUNT: counts,
         }
-        pq.write_table(pa.table(catalogue), temporary / "items.parquet", compression="zstd")
+        write_catalogue(temporary, catalogue)
         cardinalities = {
-            "user_id": users + _FIRST_ID,
-            "item_id": items + _FIRST_ID,
-            "category_id": categories + _FIRST_ID,
+            "user_id": users + FIRST_KNOWN,
+            "item_id": items + FIRST_KNOWN,
+            "category_id": categories + FIRST_KNOWN,
         }
         write_schema(_schema(cardinalities, times=True), temporary)
         info = {
@@ -176,14 +169,16 @@ def resident_interactions(
     rng = np.random.default_rng(seed)
     offsets = _offsets(rng, users, min_length, max(events / users, min_length))
     return Histories(
-        schema=_schema({"user_id": users + _FIRST_ID, "item_id": items + _FIRST_ID}, times=False),
-        user_features={"user_id": np.arange(users, dtype=np.int32) + _FIRST_ID},
+        schema=_schema(
+            {"user_id": users + FIRST_KNOWN, "item_id": items + FIRST_KNOWN}, times=False
+        ),
+        user_features={"user_id": np.arange(users, dtype=np.int32) + FIRST_KNOWN},
         offsets=offsets,
         item_features={
-            "item_id": (zipf(rng, items, int(offsets[-1])) + _FIRST_ID).astype(np.int32)
+            "item_id": (zipf(rng, items, int(offsets[-1])) + FIRST_KNOWN).astype(np.int32)
         },
         timestamps=None,
-        catalogue={"item_id": np.arange(items, dtype=np.int32) + _FIRST_ID},
+        catalogue={"item_id": np.arange(items, dtype=np.int32) + FIRST_KNOWN},
     )
 
 

@@ -129,9 +129,15 @@ def write_catalogue(directory: Path, columns: Mapping[str, npt.NDArray[Any]]) ->
     return digest.hexdigest()
 
 
-def read_catalogue(directory: Path, features: Sequence[str]) -> pa.Table:
-    """Reads what the catalogue knows of each item; `features` are its columns, the id first."""
-    return read_parquet(directory / CATALOGUE_FILE, features)
+def read_catalogue(directory: Path, features: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
+    """What the catalogue of a dataset or bundle knows of each item: ``[I]`` by feature.
+
+    Args:
+      directory: with `CATALOGUE_FILE`.
+      features: columns to read.
+    """
+    table = read_parquet(directory / CATALOGUE_FILE, features)
+    return {name: values_of(table[name]).astype(np.int32, copy=False) for name in features}
 
 
 @dataclass(frozen=True)

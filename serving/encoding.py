@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from lookback.core.arrow_files import read_parquet
+from lookback.formats.histories import read_catalogue
 from lookback.formats.vocabulary import FIRST_KNOWN, NULL, OUT_OF_VOCABULARY, read_ids
 
 Int32 = npt.NDArray[np.int32]
@@ -170,10 +170,9 @@ class ItemFeatures:
             self._features[other][:FIRST_KNOWN] = 0
 
     @classmethod
-    def read(cls, path: Path, features: Sequence[str], rows: int) -> ItemFeatures:
-        """Reads items.parquet; `features` are those of an item, the id first."""
-        table = read_parquet(path, features)
-        return cls({name: table[name].to_numpy() for name in features}, rows)
+    def read(cls, directory: Path, features: Sequence[str], rows: int) -> ItemFeatures:
+        """Reads a bundle's catalogue; `features` are those of an item, the id first."""
+        return cls(read_catalogue(directory, features), rows)
 
     def lookup(self, feature: str, items: Int32) -> Int32:
         """A feature of encoded items ``[N]``; 0 where the catalogue does not know it."""

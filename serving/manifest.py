@@ -38,7 +38,6 @@ MANIFEST_FILE = "bundle.json"
 MODEL_DIRECTORY = "model"
 EMPTY_DIRECTORY = f"{MODEL_DIRECTORY}/assets"  # every SavedModel has it
 SIGNATURE = "serving_default"
-CATALOGUE_FILE = "items.parquet"
 NUMERICAL = "numerical"
 CATEGORICAL = "categorical"
 """Inputs of tabular models, and their fields in a request."""

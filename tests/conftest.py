@@ -7,6 +7,7 @@ tests of command lines and configuration stay fast.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,41 +134,24 @@ def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Historie
 @pytest.fixture(scope="session")
 def write_dataset() -> Callable[..., Path]:
     """Writes histories as a dataset directory, in the format that `python -m workflows` writes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    from lookback.formats.dataset_info import DATASET_FILE, HISTORIES, write_info
+    from lookback.formats.histories import write_catalogue, write_histories
     from lookback.formats.schema import write_schema
 
     def write(
         histories: Histories, directory: Path, *, files: int = 2, info: dict[str, Any] | None = None
     ) -> Path:
-        (directory / "histories").mkdir(parents=True)
-        columns = {n: pa.array(v) for n, v in histories.user_features.items()}
-        lists = dict(histories.item_features)
+        events = dict(histories.item_features)
         if histories.timestamps is not None:
-            lists["timestamp"] = histories.timestamps
-        offsets = histories.offsets.astype(np.int32)
-        columns |= {n: pa.ListArray.from_arrays(offsets, v) for n, v in lists.items()}
-        table = pa.table(columns)
-        step = -(-histories.num_users // files)
-        for part in range(files):
-            pq.write_table(
-                table.slice(part * step, step),
-                directory / "histories" / f"part-{part:05d}.parquet",
-                compression="zstd",
-            )
-        pq.write_table(pa.table(dict(histories.catalogue)), directory / "items.parquet")
+            events["timestamp"] = histories.timestamps
+        write_histories(directory, histories.user_features, histories.offsets, events, files)
+        write_catalogue(directory, histories.catalogue)
         write_schema(histories.schema, directory)
-        default = {
-            "format": "lookback-histories",
-            "format_version": 1,
-            "split": {
-                "rule": "leave_last_out",
-                "test": histories.split.test,
-                "validation": histories.split.validation,
-            },
-        }
-        (directory / "dataset.json").write_text(json.dumps(default if info is None else info))
+        if info is None:
+            split = {"rule": "leave_last_out", **dataclasses.asdict(histories.split)}
+            write_info(directory, HISTORIES, {"split": split})
+        else:
+            (directory / DATASET_FILE).write_text(json.dumps(info))
         return directory
 
     return write

@@ -17,6 +17,7 @@ from lookback.core.errors import UserError
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.formats.dataset_info import read_histories_info
 from lookback.formats.features import HistoryFeatures, table_rows
+from lookback.formats.histories import history_files, lengths_of, read_catalogue, values_of
 from lookback.formats.schema import read_schema
 
 _USERS_AT_A_TIME = 1 << 14
@@ -140,15 +141,11 @@ class Histories:
         info = read_histories_info(directory)
         schema = read_schema(directory)
         features = HistoryFeatures.from_schema(schema)
-        files = sorted((directory / "histories").glob("*.parquet"))
-        if not files:
-            raise UserError(
-                f"{directory / 'histories'} holds no parquet file; run the workflow again."
-            )
+        files = history_files(directory)
         lists = [*features.item, *([features.time] if features.time else [])]
         try:
             table = _read_users(files, [*features.user, *lists], part)
-            items = read_parquet(directory / "items.parquet", features.item)
+            items = read_catalogue(directory, features.item)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(
                 f"{directory} cannot be read ({error}). The dataset is damaged or incomplete: run "
@@ -156,15 +153,22 @@ class Histories:
             ) from error
         offsets = _offsets(table, lists, directory)
         split = info["split"]
+        rows = table_rows(schema)
+
+        def ids(values: npt.NDArray[Any], name: str) -> Int32:
+            return _ids(values, name, largest=rows[name] - 1, directory=directory)
+
         return cls(
             schema=schema,
-            user_features={n: _ids(table[n], schema, n, directory) for n in features.user},
+            user_features={n: ids(values_of(table[n]), n) for n in features.user},
             offsets=offsets,
-            item_features={
-                n: _ids(_flatten(table[n]), schema, n, directory) for n in features.item
-            },
-            timestamps=_numpy(_flatten(table[features.time]), np.int64) if features.time else None,
-            catalogue={n: _ids(items[n], schema, n, directory) for n in features.item},
+            item_features={n: ids(values_of(table[n]), n) for n in features.item},
+            timestamps=(
+                values_of(table[features.time]).astype(np.int64, copy=False)
+                if features.time
+                else None
+            ),
+            catalogue={n: ids(items[n], n) for n in features.item},
             split=Split(test=int(split["test"]), validation=int(split["validation"])),
             part=part,
         )
@@ -184,22 +188,11 @@ def _read_users(files: list[Path], columns: list[str], part: Part) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _flatten(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
-
-
-def _numpy(column: pa.ChunkedArray, dtype: type) -> npt.NDArray[Any]:
-    if column.null_count:
-        raise UserError("A column of the dataset holds nulls; run the workflow again.")
-    return column.to_numpy().astype(dtype, copy=False)
-
-
 def _offsets(table: pa.Table, lists: list[str], directory: Path) -> Int64:
     """Row offsets of the list columns, which must all agree."""
     offsets: Int64 = np.zeros(1, np.int64)
     for name in lists:
-        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in table[name].chunks]
-        found = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+        found = np.concatenate([[0], np.cumsum(lengths_of(table[name]))])
         if name != lists[0] and not np.array_equal(offsets, found):
             raise UserError(
                 f"{directory}: the lists of {name!r} and {lists[0]!r} differ in length. Every "
@@ -209,9 +202,8 @@ def _offsets(table: pa.Table, lists: list[str], directory: Path) -> Int64:
     return offsets
 
 
-def _ids(column: pa.ChunkedArray, schema: Schema, name: str, directory: Path) -> Int32:
-    ids = _numpy(column, np.int32)
-    largest = table_rows(schema)[name] - 1
+def _ids(values: npt.NDArray[Any], name: str, *, largest: int, directory: Path) -> Int32:
+    ids = values.astype(np.int32, copy=False)
     if len(ids) and not 0 < int(ids.min()) <= int(ids.max()) <= largest:
         raise UserError(
             f"{directory}: ids of {name!r} must lie in [1, {largest}] (0 is padding), found "

@@ -163,7 +163,7 @@ def test_tables_of_a_bundle(tmp_path: Path) -> None:
     from lookback.serving.encoding import ItemFeatures, Vocabulary
     from lookback.serving.layouts.tabular.encoding import KeyVocabulary
 
-    ids = tmp_path / "ids.parquet"
+    ids = tmp_path / "items.parquet"
     pq.write_table(pa.table({"item_id": [4, 5]}), ids)
     poison(ids, "item_id", tmp_path / "ran")
     keys = {"key": np.arange(2), "id": np.arange(2, dtype=np.int32)}
@@ -173,7 +173,7 @@ def test_tables_of_a_bundle(tmp_path: Path) -> None:
         writer.write_table(table)
     for read in (
         lambda: Vocabulary.read(ids, "item_id"),
-        lambda: ItemFeatures.read(ids, ["item_id"], 9),
+        lambda: ItemFeatures.read(tmp_path, ["item_id"], 9),
         lambda: KeyVocabulary.read(mapped),
     ):
         with pytest.raises(UserError, match="carries a pickled Arrow type"):

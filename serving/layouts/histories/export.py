@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
+from lookback.formats.histories import CATALOGUE_FILE
 from lookback.formats.schema import read_schema
 from lookback.formats.vocabulary import FIRST_KNOWN, id_file
 from lookback.serving.encoding import Vocabulary
 from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
-from lookback.serving.manifest import CATALOGUE_FILE, CandidatesManifest, HistoriesManifest
+from lookback.serving.manifest import CandidatesManifest, HistoriesManifest
 
 if TYPE_CHECKING:
     from merlin.schema import Schema

@@ -14,7 +14,7 @@ from lookback.serving.layouts.histories.requests import (
     HistoryRequestEncoder,
 )
 from lookback.serving.layouts.histories.sample import sample_users
-from lookback.serving.manifest import CATALOGUE_FILE, HistoriesManifest
+from lookback.serving.manifest import HistoriesManifest
 from lookback.serving.requests import Request
 
 
@@ -32,7 +32,7 @@ class HistoryRequestLayout(CandidateRequestLayout):
         catalogue = None
         if manifest.ids == "raw":
             rows = manifest.cardinalities[manifest.item_features[0]]
-            catalogue = ItemFeatures.read(directory / CATALOGUE_FILE, manifest.item_features, rows)
+            catalogue = ItemFeatures.read(directory, manifest.item_features, rows)
         bucket = None
         if manifest.time_features:
             # Only here: it brings Merlin's schema along, which takes a second to import.

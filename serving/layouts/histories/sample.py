@@ -10,6 +10,7 @@ import numpy as np
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
+from lookback.formats.histories import history_files
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.serving.encoding import Vocabulary
 from lookback.serving.layouts.candidates import CANDIDATES
@@ -98,7 +99,7 @@ def random_users(
     Raises:
       UserError: if there are fewer users.
     """
-    files = [open_parquet(path) for path in sorted((dataset_dir / "histories").glob("*.parquet"))]
+    files = [open_parquet(path) for path in history_files(dataset_dir)]
     total = sum(file.metadata.num_rows for file in files)
     if users > total:
         raise UserError(f"{dataset_dir} has {total} users, fewer than the {users} asked for.")

@@ -20,7 +20,7 @@ from lookback.serving.layouts.interactions.requests import (
     K,
 )
 from lookback.serving.layouts.interactions.sample import sample_interactions
-from lookback.serving.manifest import CATALOGUE_FILE, InteractionsManifest
+from lookback.serving.manifest import InteractionsManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
 
@@ -34,7 +34,7 @@ class InteractionRequestLayout(CandidateRequestLayout):
         """Reads vocabularies and catalogue."""
         (user_id,), (item_id,) = manifest.user_features, manifest.item_features
         rows = manifest.cardinalities[item_id]
-        ids = ItemFeatures.read(directory / CATALOGUE_FILE, [item_id], rows).ids
+        ids = ItemFeatures.read(directory, [item_id], rows).ids
         users, items = (
             Vocabulary.read(directory / manifest.vocabularies[name], name)
             for name in (user_id, item_id)
