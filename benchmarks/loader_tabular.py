@@ -64,8 +64,8 @@ def _generated(args: argparse.Namespace) -> Path:
 
     from lookback.benchmarks.data import cached
     from lookback.core.files import atomic_directory
+    from lookback.formats.tabular_files import TabularWriter, write_description
     from lookback.workflows.generators.criteo_tables import ROWS
-    from lookback.workflows.tabular.write import TabularWriter, write_description
 
     options = {"rows": args.rows or (2**20 if args.quick else 2**22), "seed": 0}
     directory = cached("tabular", options, args.cache_dir)

@@ -26,6 +26,7 @@ import yaml
 from merlin.schema import Schema
 
 from lookback.core.errors import UserError
+from lookback.formats.tabular_files import ROW_GROUP
 from lookback.formats.tabular_rows import (
     Array,
     Place,
@@ -35,7 +36,7 @@ from lookback.formats.tabular_rows import (
     check_numbers,
     known_split,
 )
-from lookback.formats.tabular_schema import ROW_GROUP, TabularFeatures, tabular_schema
+from lookback.formats.tabular_schema import TabularFeatures, tabular_schema
 
 FILE = "feature_spec.yaml"
 

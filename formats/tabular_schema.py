@@ -13,9 +13,6 @@ from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.errors import UserError
 
-ROW_GROUP = 65_536
-"""Rows of a row group of the files: what is read, skipped and shuffled as a whole."""
-
 NUMERICAL = "numerical"
 CATEGORICAL = "categorical"
 """The features of a batch."""

@@ -157,6 +157,27 @@ def test_only_backends_and_process_setup_import_horovod_or_sok() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ("text", "owner"),
+    [
+        ("lookback-histories", "formats/dataset_info.py"),
+        ("lookback-tabular", "formats/dataset_info.py"),
+        ("dataset.json", "formats/dataset_info.py"),
+        ("schema.pbtxt", "formats/schema.py"),
+        ("items.parquet", "formats/histories.py"),
+    ],
+)
+def test_a_format_s_name_stands_in_one_file(text: str, owner: str) -> None:
+    """As a string on its own, that is; errors and docstrings may speak of it."""
+    found = {
+        _relative(path)
+        for path in sources()
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Constant) and node.value == text
+    }
+    assert found == {owner}
+
+
 # What opens a Parquet or Arrow file, and with an old pyarrow runs what is in it (CVE-2023-47248).
 OPENERS = {"ParquetDataset", "open_file", "open_stream", "read_feather", "read_metadata"}
 OPENERS |= {"read_pandas", "read_parquet", "read_schema", "read_table"}

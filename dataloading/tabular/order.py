@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookback.dataloading.parts import WHOLE, Part
-from lookback.formats.tabular_schema import ROW_GROUP
+from lookback.formats.tabular_files import ROW_GROUP
 
 LANES = 8
 """Independent streams of a shuffled epoch. Up to as many processes decode each row about once; more

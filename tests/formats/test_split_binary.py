@@ -12,7 +12,8 @@ from lookback.core.errors import UserError
 from lookback.dataloading.parts import Part
 from lookback.dataloading.tabular.source import TabularSource, is_tabular_data, open_tabular
 from lookback.formats.split_binary import SplitBinaryDataset, is_split_binary
-from lookback.formats.tabular_schema import ROW_GROUP, TabularFeatures
+from lookback.formats.tabular_files import ROW_GROUP
+from lookback.formats.tabular_schema import TabularFeatures
 
 TABLES = {"cat_0.bin": (100, "int8"), "cat_1.bin": (30_000, "int16"), "cat_2.bin": (10**6, "int32")}
 ROWS = {"train": ROW_GROUP + 1234, "test": 77}

@@ -25,11 +25,11 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_tabular_info
+from lookback.formats.tabular_files import parts
 from lookback.workflows.output import DATASET, Output
 from lookback.workflows.pipeline import fit_dataset, run_dataset, transform_dataset
 from lookback.workflows.tabular.ops import build_workflow
 from lookback.workflows.tabular.state import Working, check_space
-from lookback.workflows.tabular.write import parts
 
 ROOT = Path(__file__).resolve().parents[2]
 N, M = 3, 4

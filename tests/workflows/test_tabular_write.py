@@ -13,13 +13,13 @@ import yaml
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import is_tabular, read_tabular_info
-from lookback.workflows.tabular.export import categorical_type, export_split_binary
-from lookback.workflows.tabular.write import (
+from lookback.formats.tabular_files import (
     ROW_GROUP,
     TabularWriter,
     parts,
     write_description,
 )
+from lookback.workflows.tabular.export import categorical_type, export_split_binary
 
 SIZES = {"cat_0": 5, "cat_1": 126, "cat_2": 127, "cat_3": 40_000}
 

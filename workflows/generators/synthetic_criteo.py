@@ -392,7 +392,7 @@ def _write_parquet(
     truth: _Truth,
     log: Callable[[str], None],
 ) -> None:
-    from lookback.workflows.tabular.write import TabularWriter
+    from lookback.formats.tabular_files import TabularWriter
 
     numerical, categorical = config.law.numerical, len(config.law.cardinalities)
     writers = {
@@ -423,7 +423,7 @@ def _as_dataset(rows: Rows) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDA
 
 
 def _describe(config: SyntheticCriteoConfig, directory: Path, report: dict[str, Any]) -> None:
-    from lookback.workflows.tabular.write import write_description
+    from lookback.formats.tabular_files import write_description
 
     write_description(
         directory,

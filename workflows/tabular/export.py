@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import SPLITS, read_tabular_info
+from lookback.formats.tabular_files import LABEL, column_names, parts
 from lookback.workflows.output import SPLIT_BINARY, Output
-from lookback.workflows.tabular.write import LABEL, column_names, parts
 
 DESCRIBED_SPLITS = ("train", "test")
 LABEL_FILE = "label.bin"

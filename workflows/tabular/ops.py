@@ -25,11 +25,11 @@ from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular import ops
 
 from lookback.formats.numbers import shifted_log
+from lookback.formats.tabular_files import LABEL, column_names
 from lookback.formats.vocabulary import key_file, read_keys
 from lookback.workflows.saved import read_saved_options, write_options, write_workflow
 from lookback.workflows.tabular import kernels
 from lookback.workflows.tabular.counts import ENDINGS, Vocabulary, write_runs, write_vocabulary
-from lookback.workflows.tabular.write import LABEL, column_names
 
 VOCABULARY_DIRECTORY = "vocabulary"
 
@@ -81,7 +81,7 @@ class ShiftedLog(ops.Operator):
 class KeyCategorify(ops.StatOperator):
     """Categorical values -> ids: 0 for rare, unknown and missing ones, known ones from 1.
 
-    Known values follow by falling count; of equal count, by key (`tabular_kernels`), which for
+    Known values follow by falling count; of equal count, by key (`formats.vocabulary`), which for
     Criteo's hashes is the order of the values.
 
     `nvtabular.ops.Categorify` reserves three ids, and on CPU looks values up by merging frames.

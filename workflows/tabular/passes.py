@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.formats.tabular_files import column_names, part_name, write_description
 from lookback.workflows.cluster import Plan, Runner
 from lookback.workflows.order import Log
 from lookback.workflows.tabular import tasks
 from lookback.workflows.tabular.counts import Run, write_vocabulary
 from lookback.workflows.tabular.reader import RawFiles, TabularOptions, TabularReader
 from lookback.workflows.tabular.state import Working
-from lookback.workflows.tabular.write import column_names, part_name, write_description
 from lookback.workflows.text import BadLineCounter, Block, blocks
 
 

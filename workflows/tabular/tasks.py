@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lookback.core.errors import UserError
+from lookback.formats.tabular_files import LABEL, column_names, part_name, write_part
 from lookback.workflows.tabular.counts import Run, merge_runs, write_runs
 from lookback.workflows.tabular.text import parse_rows
-from lookback.workflows.tabular.write import LABEL, column_names, part_name, write_part
 from lookback.workflows.text import Block, Parsed
 
 _MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lookback.formats.tabular_files import LABEL, column_names
 from lookback.workflows.tabular import kernels
-from lookback.workflows.tabular.write import LABEL, column_names
 from lookback.workflows.text import BAD_LINES_SHOWN, EXCERPT, BadLine, Parsed
 
 LONGEST_SHOWN = 20
@@ -22,7 +22,7 @@ class Rows:
     Attributes:
       label: float32 [n], 0 or 1.
       numbers: float64 [N, n], NaN where a value is missing.
-      keys: int64 [M, n], see `tabular_kernels`.
+      keys: int64 [M, n], see `formats.vocabulary`.
       parsed: its lines and bad lines; its table is empty.
     """
 

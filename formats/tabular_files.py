@@ -1,4 +1,4 @@
-"""A tabular dataset on disk: parquet parts, schema, ``dataset.json``.
+"""The files of a tabular dataset, and their writer: parquet parts, schema, ``dataset.json``.
 
 Each part carries a digest of its values in its footer, so the hash of a whole dataset needs no
 second look at the data, and parts may be written by any process in any order.
@@ -22,7 +22,7 @@ from lookback.formats.schema import write_schema
 
 LABEL = "label"
 ROW_GROUP = 65_536
-"""Rows of a row group: what a reader that shuffles by row group takes at a time."""
+"""Rows of a row group: what is read, skipped and shuffled as a whole."""
 
 ROWS_A_FILE = 2**22
 COMPRESSION = "lz4"
