@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 from merlin.schema import Schema
 
+from lookback.dataloading.evaluations import EvaluationPass
 from lookback.dataloading.parts import Part
 from lookback.formats.features import HistoryFeatures
 
@@ -32,10 +33,6 @@ class BatchSource(abc.ABC):
     """
 
     schema: Schema
-    ranking: bool = False
-    """Whether a row of an evaluation batch is a ranking: candidates, one of which is positive."""
-    topk: int = 10
-    """K of the rankings' figures."""
 
     @property
     def group_feature(self) -> str | None:
@@ -58,9 +55,9 @@ class BatchSource(abc.ABC):
         All processes have as many, and together those of the whole batch, in its order.
         """
 
-    def evaluations(self, split: str) -> Sequence[str]:
-        """The evaluations of a split, by names that `eval_steps` and so on take: itself."""
-        return (split,)
+    def evaluations(self, split: str) -> Sequence[EvaluationPass]:
+        """The passes that an evaluation of a split makes: one, over labels and scores."""
+        return (EvaluationPass(split),)
 
     @abc.abstractmethod
     def eval_steps(self, split: str) -> int:

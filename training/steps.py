@@ -1,4 +1,4 @@
-"""The graphs that a run repeats: one training step, one evaluation step.
+"""The graphs that training repeats: one step, whole or in parts.
 
 Every loss is a mean over n terms: over labels, or over what the model counts (`Contract.counts`).
 A process, or a part of its batch, has the mean over its own m. It differentiates its share of the
@@ -28,7 +28,6 @@ from lookback.core.errors import UserError
 from lookback.core.world import SOLO, World
 from lookback.dataloading.sources import Batch, BatchSource
 from lookback.models.click_model import Contract, Lookups, contract_of
-from lookback.training.evaluation.ranking import ranks_of_positives
 from lookback.training.optimizers import Gradients, Optimizer
 from lookback.training.precision import LossScale, all_finite
 
@@ -68,7 +67,7 @@ class Steps:
 
         Args:
           model: built.
-          optimizer: of the model; None if only `evaluate` will be called.
+          optimizer: of the model; None if nothing will be trained.
           source: of batches.
           loss_scale: for fp16; None elsewhere.
           world: the processes that train together.
@@ -105,7 +104,6 @@ class Steps:
         self._count = tf.function(self._count_part, **compiled)
         self._differentiate = tf.function(self._differentiate_part, **compiled)
         self._combine = tf.function(self._combine_parts, **compiled)
-        self._evaluations: dict[str, Any] = {}
 
     def train(
         self, feeds: Iterator[Any], stop: Callable[[], bool] = lambda: False
@@ -138,53 +136,6 @@ class Steps:
             )
             yield feed, result
             feed = following
-
-    def evaluate(self, split: str, feed: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-        """Scores this process's part of one batch of a split.
-
-        Args:
-          split: to which the feed belongs.
-          feed: of the source.
-
-        Returns:
-          Labels ``[B, C]``, logits ``[B, C]`` and the group of each history ``[B]`` (None if the
-          data has no user feature).
-        """
-
-        def step(feed: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-            features, labels, *_ = self._source.eval_batch(split, feed)
-            logits = self._model(features, training=False)
-            group = self._source.group_feature
-            return labels, logits, None if group is None else features[group]
-
-        scores: tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]
-        scores = self._evaluation(f"scores of {split}", step)(feed)
-        return scores
-
-    def rank(self, split: str, feed: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Ranks the candidates of this process's part of one batch of a split.
-
-        Args:
-          split: to which the feed belongs.
-          feed: of a source whose evaluations are rankings.
-
-        Returns:
-          As of `ranks_of_positives`.
-        """
-
-        def step(feed: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            features, labels, *weights = self._source.eval_batch(split, feed)
-            return ranks_of_positives(labels, self._model(features, training=False), *weights)
-
-        found: tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-        found = self._evaluation(f"ranks of {split}", step)(feed)
-        return found
-
-    def _evaluation(self, name: str, step: Callable[[Any], Any]) -> Any:
-        """The step, compiled when it is first asked for by this name."""
-        if name not in self._evaluations:
-            self._evaluations[name] = tf.function(step, reduce_retracing=True, autograph=False)
-        return self._evaluations[name]
 
     def _train_batch(self, feed: Any, stop: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._update(self._source.train_batch(feed), stop)

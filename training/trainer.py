@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import merlin.models.tf as mm
@@ -16,11 +16,13 @@ from lookback.checkpoints.store import Checkpoint, CheckpointStore, RowBlocks
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.world import SOLO, World, agree
+from lookback.dataloading.evaluations import EvaluationPass
 from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
 from lookback.training.config import RunConfig
+from lookback.training.evaluation.evaluator import EVALUATORS, BinaryEvaluator, Evaluator
 from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
-from lookback.training.evaluation.ranking import RankAccumulator
+from lookback.training.evaluation.steps import EvaluationSteps
 from lookback.training.milestones import Milestones, Position
 from lookback.training.optimizers import Optimizer
 from lookback.training.output.logging import RunLogger
@@ -85,8 +87,8 @@ class Trainer:
         self._goals = goals
         self._world = world
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
-        for split in self._evaluations():
-            source.eval_steps(split)  # a split that is not there fails now
+        for evaluation in self._evaluations():
+            source.eval_steps(evaluation.name)  # a split that is not there fails now
         self._build()
         self._optimizer = None
         if config.mode == "train":  # its state is as large as the tables, or twice as large
@@ -114,6 +116,7 @@ class Trainer:
             prefetch_ids=config.prefetch_ids,
             in_parts=config.parts(world.size) is not None,
         )
+        self._evaluation_steps = EvaluationSteps(model, source)
         self.position = Position()
         self._traffic_since = (0, 0)  # bytes, steps
         self._resumed_from = checkpoint
@@ -228,21 +231,46 @@ class Trainer:
         """
         figures: dict[str, Any] = {}
         roc: dict[str, RocCurve] = {}
-        for split in self._evaluations():
-            if self._source.ranking:
-                ranks = self.ranks(split, log, termination)
-                figures |= ranks.result(self._source.topk).as_dict(f"{split}_")
-                continue
-            scores = self.scores(split, log, termination)
+        for evaluation in self._evaluations():
+            for evaluator in self.evaluated(evaluation, log, termination):
+                name = evaluation.name
 
-            def measure(split: str = split, scores: ScoreAccumulator = scores) -> dict[str, Any]:
-                if self._world.rank != 0:
-                    return {}
-                roc[split] = scores.roc()
-                return scores.result().as_dict(f"{split}_")
+                def measure(name: str = name, found: Evaluator = evaluator) -> dict[str, Any]:
+                    if self._world.rank != 0:
+                        return {}
+                    curve = found.roc()
+                    if curve is not None:
+                        roc[name] = curve
+                    return {f"{name}_{figure}": value for figure, value in found.result().items()}
 
-            figures |= agree(self._world, measure)[0]
+                figures |= agree(self._world, measure)[0]
         return Outcome(figures, roc)
+
+    def evaluated(
+        self,
+        evaluation: EvaluationPass,
+        log: RunLogger,
+        termination: TerminationRequest | None = None,
+    ) -> list[Evaluator]:
+        """One pass over a split: evaluators with what all ranks found; the rest as of `evaluate`.
+
+        Args:
+          evaluation: of the source.
+          log: shows the progress.
+          termination: ends the evaluation between two batches.
+        """
+        evaluators: list[Evaluator] = [EVALUATORS[evaluation.kind](evaluation)]
+        kinds = [type(evaluator) for evaluator in evaluators]
+        name = evaluation.name
+        with log.track(f"evaluating {name}", self._source.eval_steps(name)) as advance:
+            for feed in self._source.eval_feeds(name):
+                found = self._evaluation_steps.run(evaluation, feed, kinds)
+                for evaluator, needed in zip(evaluators, found, strict=True):
+                    evaluator.update(*map(_as_numpy, needed))
+                advance(1)
+                if termination:
+                    raise SystemExit(TERMINATED_EXIT_STATUS)
+        return [evaluator.of_all(self._world) for evaluator in evaluators]
 
     def inference(self, log: RunLogger) -> tuple[Outcome, ScoreAccumulator]:
         """Scores the evaluation split and reports speed and latency of a batch.
@@ -253,25 +281,29 @@ class Trainer:
         Returns:
           The figures, and the scores (of one pass).
         """
-        split, scores = self._config.eval_split, ScoreAccumulator()
+        evaluation = self._evaluations()[0]
+        binary = BinaryEvaluator(evaluation)
         if self._config.benchmark:
             meter = self._benchmark_meter()
         else:
             meter = PerformanceMeter()
-            self._steps.evaluate(split, next(iter(self._source.eval_feeds(split))))
+            feeds = self._source.eval_feeds(evaluation.name)
+            _scored(self._evaluation_steps, evaluation, next(iter(feeds)))
         first_pass = True
         meter.start()
         while not meter.completed:
-            for step, feed in enumerate(self._source.eval_feeds(split)):
-                rows = self._add_scores(scores if first_pass else None, split, feed)
-                log.step(0, step, {"samples/s": meter.step(rows)})
+            for step, feed in enumerate(self._source.eval_feeds(evaluation.name)):
+                scored = _scored(self._evaluation_steps, evaluation, feed)
+                if first_pass:
+                    binary.update(*scored)
+                log.step(0, step, {"samples/s": meter.step(int(scored[1].size))})
                 if meter.completed:
                     break
             first_pass = False
             if meter.steps is None:
                 break
         figures = combined(self._world.gather(meter.results()))
-        return Outcome(figures, {}), scores.of_all(self._world)
+        return Outcome(figures, {}), binary.of_all(self._world).scores
 
     def inference_benchmark(self, sources: Mapping[int, BatchSource], log: RunLogger) -> Outcome:
         """Measures throughput and latency of batches of several sizes.
@@ -285,15 +317,15 @@ class Trainer:
         """
         figures: dict[str, Any] = {}
         for size, source in sources.items():
-            steps = Steps(self._model, None, source, None, world=self._world)
+            steps = EvaluationSteps(self._model, source)
             meter = PerformanceMeter(
                 self._config.benchmark_warmup_steps, self._config.inference_benchmark_steps
             )
-            split = self._config.eval_split
+            evaluation = source.evaluations(self._config.eval_split)[0]
             meter.start()
             while not meter.completed:
-                for feed in source.eval_feeds(split):
-                    meter.step(int(steps.evaluate(split, feed)[1].numpy().size))
+                for feed in source.eval_feeds(evaluation.name):
+                    meter.step(int(_scored(steps, evaluation, feed)[1].size))
                     if meter.completed:
                         break
             found = combined(self._world.gather(meter.results()))
@@ -303,24 +335,6 @@ class Trainer:
             log.message(f"batches of {size:,} rows (samples/s, ms)  {text}")
         return Outcome(figures, {})
 
-    def scores(
-        self, split: str, log: RunLogger, termination: TerminationRequest | None = None
-    ) -> ScoreAccumulator:
-        """Scores a split once: the scores of all ranks; arguments and errors as of `evaluate`."""
-        scores = ScoreAccumulator()
-        for feed in self._tracked(split, log, termination):
-            self._add_scores(scores, split, feed)
-        return scores.of_all(self._world)
-
-    def ranks(
-        self, split: str, log: RunLogger, termination: TerminationRequest | None = None
-    ) -> RankAccumulator:
-        """Ranks a split's candidates once, on all ranks; arguments and errors as of `evaluate`."""
-        ranks = RankAccumulator()
-        for feed in self._tracked(split, log, termination):
-            ranks.update(*(value.numpy() for value in self._steps.rank(split, feed)))
-        return ranks.of_all(self._world)
-
     def _warn_of_idle_options(self, log: RunLogger) -> None:
         """Says which options this machine gives no meaning to."""
         if self._config.loss_scale is not None and self._loss_scale is None:
@@ -329,29 +343,10 @@ class Trainer:
                 "here, whose gradients need no scale; on a GPU it would be fp16."
             )
 
-    def _evaluations(self) -> list[str]:
+    def _evaluations(self) -> list[EvaluationPass]:
         """What is evaluated: the splits, each in the ways that the source has."""
         splits = [self._config.eval_split, *(["train"] if self._config.eval_train else [])]
-        return [name for split in splits for name in self._source.evaluations(split)]
-
-    def _tracked(
-        self, split: str, log: RunLogger, termination: TerminationRequest | None
-    ) -> Iterator[Any]:
-        """Feeds of a split, with their progress; arguments and errors as of `evaluate`."""
-        with log.track(f"evaluating {split}", self._source.eval_steps(split)) as advance:
-            for feed in self._source.eval_feeds(split):
-                yield feed
-                advance(1)
-                if termination:
-                    raise SystemExit(TERMINATED_EXIT_STATUS)
-
-    def _add_scores(self, scores: ScoreAccumulator | None, split: str, feed: Any) -> int:
-        """Scores a batch, adds it to `scores` if there are any, and returns its rows."""
-        labels, logits, groups = self._steps.evaluate(split, feed)
-        rows, found = labels.numpy(), logits.numpy()
-        if scores is not None:
-            scores.update(rows, found, None if groups is None else groups.numpy())
-        return int(rows.size)
+        return [found for split in splits for found in self._source.evaluations(split)]
 
     def _build(self) -> None:
         """Creates the model's variables; those that all ranks hold are alike."""
@@ -486,3 +481,12 @@ def _loss_scale(config: RunConfig) -> LossScale:
     if config.loss_scale is None:
         return LossScale()
     return LossScale(config.loss_scale, dynamic=False)
+
+
+def _as_numpy(found: tf.Tensor | None) -> Any:
+    return None if found is None else found.numpy()
+
+
+def _scored(steps: EvaluationSteps, evaluation: EvaluationPass, feed: Any) -> list[Any]:
+    """Labels, logits and groups of a batch, as `BinaryEvaluator.update` takes them."""
+    return [_as_numpy(found) for found in steps.run(evaluation, feed, [BinaryEvaluator])[0]]

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.dataloading.draws import Key, draw_below, sample_keys, shuffled
+from lookback.dataloading.evaluations import EvaluationPass
 from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.interactions.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import WHOLE, Part
@@ -31,8 +32,6 @@ _CATALOGUE_SCORES = 1 << 17  # 128 MB for a layer of 256 units
 
 class InteractionSource(NumberedSource):
     """Positives with sampled negatives; evaluation ranks each user's held-out item."""
-
-    ranking = True
 
     def __init__(
         self,
@@ -85,7 +84,7 @@ class InteractionSource(NumberedSource):
         self._seed, self._eval_seed = seed, eval_seed
         self._negatives, self._test_negatives = negative_samples, test_negatives
         self._repeatable, self._full_catalogue = repeatable, full_catalogue
-        self.topk = topk
+        self._topk = topk
         self._part, self._micro_batches = part, micro_batches
         self._repeat_count = repeat_count
         eval_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -140,9 +139,15 @@ class InteractionSource(NumberedSource):
         }
         return features, _first_of(user, 1 + self._negatives)
 
-    def evaluations(self, split: str) -> tuple[str, ...]:
+    @property
+    def group_feature(self) -> str:
+        """The user's id: all that a batch has of users."""
+        return self._features.user
+
+    def evaluations(self, split: str) -> list[EvaluationPass]:
         """The split among sampled negatives, and if wanted among the whole catalogue."""
-        return (split, split + CATALOGUE) if self._full_catalogue else (split,)
+        names = (split, split + CATALOGUE) if self._full_catalogue else (split,)
+        return [EvaluationPass(name, "ranking", self._topk) for name in names]
 
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split's users once."""

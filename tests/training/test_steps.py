@@ -13,9 +13,12 @@ from merlin.models.utils.schema_utils import create_categorical_column
 from merlin.schema import Schema, Tags
 
 from lookback.core.errors import UserError
+from lookback.dataloading.evaluations import EvaluationPass
 from lookback.embeddings.merlin import ShardedTable
 from lookback.models import MODELS
 from lookback.models.click_model import Contract, contract_of
+from lookback.training.evaluation.evaluator import BinaryEvaluator
+from lookback.training.evaluation.steps import EvaluationSteps
 from lookback.training.optimizers import Optimizer
 from lookback.training.precision import LossScale
 from lookback.training.steps import Steps
@@ -366,23 +369,28 @@ def test_in_parts_the_result_has_the_same_bits_on_any_number_of_ranks(
             np.testing.assert_array_equal(gradient, expected)
 
 
+def scored(model, source):
+    steps = EvaluationSteps(model, source)
+    return steps.run(EvaluationPass("test"), 0, [BinaryEvaluator])[0]
+
+
 def test_evaluation_gives_labels_logits_and_groups(make, make_batch):
     (model,) = make("din", 1)
     batch = make_batch(LENGTHS)
     source = Batches([batch], slice(0, 4))
-    labels, logits, groups = Steps(model, None, source, None).evaluate("test", 0)
+    labels, logits, groups = scored(model, source)
     features, _ = source.eval_batch("test", 0)
     np.testing.assert_array_equal(labels, batch[1][:4])
     np.testing.assert_allclose(logits, model(features), rtol=1e-6)
     np.testing.assert_array_equal(groups, batch[0]["user_id"][:4])
     source.group_feature = None
-    assert Steps(model, None, source, None).evaluate("test", 0)[2] is None
+    assert scored(model, source)[2] is None
 
 
 def test_evaluation_of_a_rank_without_rows(make, make_batch):
     (model,) = make("sim", 1)
     source = Batches([make_batch(LENGTHS)], slice(0, 0))
-    labels, logits, groups = Steps(model, None, source, None).evaluate("test", 0)
+    labels, logits, groups = scored(model, source)
     assert labels.shape == logits.shape == [0, 2]
     assert groups.shape == [0]
 

@@ -16,6 +16,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from lookback.checkpoints.store import Checkpoint, find_checkpoint
 from lookback.core.errors import UserError
 from lookback.core.options import from_values
+from lookback.dataloading.evaluations import EvaluationPass
 from lookback.training.output.logging import RunLogger, read_log
 from lookback.training.run import command_line
 
@@ -139,11 +140,16 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(dataset, tmp_
     assert not all(np.array_equal(runs[0][name], runs[2][name]) for name in runs[0])
 
 
+def scores_of(trained: Any, log: RunLogger) -> Any:
+    (found,) = trained.evaluated(EvaluationPass("test"), log)
+    return found.scores
+
+
 def test_evaluation_equals_scikit_learn_on_the_models_own_scores(dataset, tmp_path):
     trained = trainer(dataset, test_negatives=5)
     with quiet(tmp_path) as log:
         figures = trained.train(log).summary
-        scores = trained.scores("test", log)
+        scores = scores_of(trained, log)
     labels, logits = scores.labels(), scores.logits()
     assert len(labels) == 7 * 6
     assert figures["test_auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
@@ -158,7 +164,7 @@ def test_scores_do_not_depend_on_the_batch_size(dataset, tmp_path):
     small, large = trainer(dataset, global_batch_size=4), trainer(dataset, global_batch_size=1000)
     with quiet(tmp_path) as log:
         np.testing.assert_allclose(
-            small.scores("test", log).logits(), large.scores("test", log).logits(), atol=1e-6
+            scores_of(small, log).logits(), scores_of(large, log).logits(), atol=1e-6
         )
 
 

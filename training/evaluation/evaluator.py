@@ -1,0 +1,124 @@
+"""An evaluation as an object: what it needs of a batch, what it keeps, what it makes of that."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from lookback.core.world import World
+from lookback.dataloading.evaluations import EvaluationPass
+from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
+from lookback.training.evaluation.ranking import RankAccumulator, ranks_of_positives
+
+
+class ScoredBatch(NamedTuple):
+    """One process's part of a batch, and what the model says of it.
+
+    Attributes:
+      labels: ``[B, C]``.
+      logits: ``[B, C]``.
+      groups: of GAUC, ``[B]``; None if the data has no user feature.
+      weights: ``[B, C]``, of rankings: 0 for candidates that do not compete; None: all do.
+    """
+
+    labels: tf.Tensor
+    logits: tf.Tensor
+    groups: tf.Tensor | None
+    weights: tf.Tensor | None
+
+
+class Evaluator(abc.ABC):
+    """Collects what one pass over a split gives, batch by batch, for figures that are exact."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def needed(batch: ScoredBatch) -> tuple[tf.Tensor | None, ...]:
+        """What `update` takes of a batch; inside the graph."""
+
+    @abc.abstractmethod
+    def update(self, *found: Any) -> None:
+        """Adds a batch: what `needed` gave, as NumPy arrays."""
+
+    @abc.abstractmethod
+    def of_all(self, world: World) -> Evaluator:
+        """What all processes have collected together. A collective."""
+
+    @abc.abstractmethod
+    def result(self) -> Mapping[str, float | int | None]:
+        """Figures by name.
+
+        Raises:
+          UserError: if there are none, such as the AUC of one class.
+        """
+
+    def roc(self) -> RocCurve | None:
+        """The ROC curve, where there is one."""
+        return None
+
+
+class BinaryEvaluator(Evaluator):
+    """AUC, GAUC and log loss of labels and scores.
+
+    Attributes:
+      scores: that were collected.
+    """
+
+    def __init__(self, evaluation: EvaluationPass, scores: ScoreAccumulator | None = None) -> None:
+        self._evaluation = evaluation
+        self.scores = ScoreAccumulator() if scores is None else scores
+
+    @staticmethod
+    def needed(batch: ScoredBatch) -> tuple[tf.Tensor | None, ...]:
+        """Labels and logits ``[B, C]`` of all candidates, and groups ``[B]``."""
+        return batch.labels, batch.logits, batch.groups
+
+    def update(self, labels: NDArray, logits: NDArray, groups: NDArray | None) -> None:
+        """Adds a batch."""
+        self.scores.update(labels, logits, groups)
+
+    def of_all(self, world: World) -> BinaryEvaluator:
+        """Every process gets all scores, batch by batch and rank by rank."""
+        return BinaryEvaluator(self._evaluation, self.scores.of_all(world))
+
+    def result(self) -> Mapping[str, float | int | None]:
+        """As `metrics.Evaluation` names them."""
+        return self.scores.result().as_dict()
+
+    def roc(self) -> RocCurve:
+        """Of everything collected."""
+        return self.scores.roc()
+
+
+class RankingEvaluator(Evaluator):
+    """HR@K, NDCG@K and MRR of a positive among candidates."""
+
+    def __init__(self, evaluation: EvaluationPass, ranks: RankAccumulator | None = None) -> None:
+        self._evaluation = evaluation
+        self._ranks = RankAccumulator() if ranks is None else ranks
+
+    @staticmethod
+    def needed(batch: ScoredBatch) -> tuple[tf.Tensor, ...]:
+        """As of `ranks_of_positives`."""
+        return ranks_of_positives(batch.labels, batch.logits, batch.weights)
+
+    def update(self, ranks: NDArray, loss: float, candidates: int) -> None:
+        """Adds a batch."""
+        self._ranks.update(ranks, loss, candidates)
+
+    def of_all(self, world: World) -> RankingEvaluator:
+        """How often each rank occurred, whoever ranked: whole numbers."""
+        return RankingEvaluator(self._evaluation, self._ranks.of_all(world))
+
+    def result(self) -> Mapping[str, float | int | None]:
+        """As `ranking.Ranking` names them."""
+        return self._ranks.result(self._evaluation.topk).as_dict()
+
+
+EVALUATORS: dict[str, type[BinaryEvaluator] | type[RankingEvaluator]] = {
+    "binary": BinaryEvaluator,
+    "ranking": RankingEvaluator,
+}
