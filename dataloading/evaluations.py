@@ -1,4 +1,4 @@
-"""What a source's data can be asked in an evaluation: passes over a split, and of which kind."""
+"""What a source's data can be asked in an evaluation: passes over a split, and of which kinds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 Kind = Literal["binary", "ranking"]
-"""Binary: a row is a label and a score. Ranking: it is candidates, one of which is positive."""
+"""Binary: every label has a score. Ranking: a row is candidates, one of which is positive."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,10 +15,11 @@ class EvaluationPass:
 
     Attributes:
       name: that `eval_steps` and so on of the source take; it stands in front of the figures.
-      kind: of its rows.
-      topk: K of a ranking's figures.
+      kinds: of metrics that its rows allow. The first is what it is for: the default figures are
+        of this kind, and what both kinds have (the log loss) is computed as it does.
+      topk: K of a ranking's default figures.
     """
 
     name: str
-    kind: Kind = "binary"
+    kinds: tuple[Kind, ...] = ("binary",)
     topk: int = 10

@@ -203,6 +203,13 @@ class RunConfig:
     eval_train: bool = option(
         False, scope="training", help="Evaluate on the training set as well (flag)"
     )
+    metrics: tuple[str, ...] | None = option(
+        None,
+        scope="training",
+        help="Metrics of evaluations, of auc, gauc, log_loss, calibration, hr@K, ndcg@K, mrr with "
+        "any K, as far as the data allows them; none: those that the layout is for",
+        nonempty=True,
+    )
 
     # --- several processes
     backend: Literal["local", "horovod", "sok"] | None = option(

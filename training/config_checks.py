@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.training.evaluation.names import check_names
 
 EVALUATION_MODES = ("evaluate", "test")
 """Two names of one mode: those of seed 000 and of seed 004."""
@@ -34,6 +35,7 @@ def check_run(run: Any) -> None:
             f"log_filename: expected the name of a file in results_dir, received "
             f"{run.log_filename!r}. The directory is --results_dir."
         )
+    check_names(run.metrics or ())
     _check_mode(run)
     _check_outputs(run)
     _check_plan(run)

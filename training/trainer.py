@@ -20,6 +20,7 @@ from lookback.dataloading.evaluations import EvaluationPass
 from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
 from lookback.training.config import RunConfig
+from lookback.training.evaluation.choice import check_goals, choose
 from lookback.training.evaluation.evaluator import EVALUATORS, BinaryEvaluator, Evaluator
 from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
 from lookback.training.evaluation.steps import EvaluationSteps
@@ -87,7 +88,10 @@ class Trainer:
         self._goals = goals
         self._world = world
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
-        for evaluation in self._evaluations():
+        passes = self._evaluations()
+        self._choice = choose(passes, config.metrics, grouped=source.group_feature is not None)
+        check_goals(goals or {}, self._choice, config.eval_split)
+        for evaluation in passes:
             source.eval_steps(evaluation.name)  # a split that is not there fails now
         self._build()
         self._optimizer = None
@@ -231,7 +235,7 @@ class Trainer:
         """
         figures: dict[str, Any] = {}
         roc: dict[str, RocCurve] = {}
-        for evaluation in self._evaluations():
+        for evaluation in self._choice:
             for evaluator in self.evaluated(evaluation, log, termination):
                 name = evaluation.name
 
@@ -259,7 +263,9 @@ class Trainer:
           log: shows the progress.
           termination: ends the evaluation between two batches.
         """
-        evaluators: list[Evaluator] = [EVALUATORS[evaluation.kind](evaluation)]
+        evaluators: list[Evaluator] = [
+            EVALUATORS[kind](metrics) for kind, metrics in self._choice[evaluation].items()
+        ]
         kinds = [type(evaluator) for evaluator in evaluators]
         name = evaluation.name
         with log.track(f"evaluating {name}", self._source.eval_steps(name)) as advance:
@@ -281,8 +287,7 @@ class Trainer:
         Returns:
           The figures, and the scores (of one pass).
         """
-        evaluation = self._evaluations()[0]
-        binary = BinaryEvaluator(evaluation)
+        evaluation, scores = self._evaluations()[0], ScoreAccumulator()
         if self._config.benchmark:
             meter = self._benchmark_meter()
         else:
@@ -295,7 +300,7 @@ class Trainer:
             for step, feed in enumerate(self._source.eval_feeds(evaluation.name)):
                 scored = _scored(self._evaluation_steps, evaluation, feed)
                 if first_pass:
-                    binary.update(*scored)
+                    scores.update(*scored)
                 log.step(0, step, {"samples/s": meter.step(int(scored[1].size))})
                 if meter.completed:
                     break
@@ -303,7 +308,7 @@ class Trainer:
             if meter.steps is None:
                 break
         figures = combined(self._world.gather(meter.results()))
-        return Outcome(figures, {}), binary.of_all(self._world).scores
+        return Outcome(figures, {}), scores.of_all(self._world)
 
     def inference_benchmark(self, sources: Mapping[int, BatchSource], log: RunLogger) -> Outcome:
         """Measures throughput and latency of batches of several sizes.
@@ -488,5 +493,5 @@ def _as_numpy(found: tf.Tensor | None) -> Any:
 
 
 def _scored(steps: EvaluationSteps, evaluation: EvaluationPass, feed: Any) -> list[Any]:
-    """Labels, logits and groups of a batch, as `BinaryEvaluator.update` takes them."""
+    """Labels, logits and groups of a batch, as `ScoreAccumulator.update` takes them."""
     return [_as_numpy(found) for found in steps.run(evaluation, feed, [BinaryEvaluator])[0]]

@@ -145,9 +145,14 @@ class InteractionSource(NumberedSource):
         return self._features.user
 
     def evaluations(self, split: str) -> list[EvaluationPass]:
-        """The split among sampled negatives, and if wanted among the whole catalogue."""
-        names = (split, split + CATALOGUE) if self._full_catalogue else (split,)
-        return [EvaluationPass(name, "ranking", self._topk) for name in names]
+        """The split among sampled negatives, and if wanted among the whole catalogue.
+
+        Scores of a whole catalogue are too many to keep, so that it is ranked only.
+        """
+        passes = [EvaluationPass(split, ("ranking", "binary"), self._topk)]
+        if self._full_catalogue:
+            passes.append(EvaluationPass(split + CATALOGUE, ("ranking",), self._topk))
+        return passes
 
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split's users once."""

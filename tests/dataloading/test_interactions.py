@@ -212,9 +212,9 @@ def test_the_whole_catalogue_competes_but_for_what_was_met(histories):
     made = source(histories, full_catalogue=True, batch_size=130)
     name = "test" + CATALOGUE
     passes = made.evaluations("test")
-    assert [(found.name, found.kind) for found in passes] == [
-        ("test", "ranking"),
-        (name, "ranking"),
+    assert [(found.name, found.kinds) for found in passes] == [
+        ("test", ("ranking", "binary")),
+        (name, ("ranking",)),
     ]
     users = 0
     for feed in made.eval_feeds(name):

@@ -212,6 +212,7 @@ def test_a_config_file_with_everybodys_options_is_read(tmp_path, model_type):
         ({"plan": Path("p"), "planner": "largest_first"}, "planner: expected without --plan"),
         ({"plan": Path("p"), "strategies": ("row_wise",)}, "strategies: expected without --plan"),
         ({"plan": Path("p"), "placements": ("a=row_wise",)}, "placements: expected without --plan"),
+        ({"metrics": ("auc", "f1")}, "metrics: expected of auc, gauc, .* received 'f1'"),
         ({"placements": ("item_id",)}, "entries such as item_id=row_wise, received 'item_id'"),
     ],
 )

@@ -101,6 +101,22 @@ def test_figures_do_not_depend_on_the_batch_of_the_evaluation(dataset, tmp_path)
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_figures_are_those_that_were_asked_for(dataset, tmp_path):
+    asked = trainer(dataset, metrics=("auc", "hr@1", "ndcg@7", "gauc"))
+    found = asked.evaluate(log(tmp_path / "run")).summary
+    assert set(found) == {
+        *("test_auc", "test_rows", "test_gauc", "test_gauc_groups", "test_gauc_skipped"),
+        *("test_hr@1", "test_ndcg@7", "test_rankings"),
+    }
+    # Of one positive among negatives, a user's AUC is the share of negatives below it.
+    areas = []
+    for feed in asked._source.eval_feeds("test"):
+        logits = asked._model(asked._source.eval_batch("test", feed)[0]).numpy()
+        below = (logits[:, 1:] < logits[:, :1]) + 0.5 * (logits[:, 1:] == logits[:, :1])
+        areas.extend(below.mean(1))
+    assert found["test_gauc"] == pytest.approx(np.mean(areas))
+
+
 @pytest.mark.parametrize("optimizer", ["full_adam", "adam"])
 def test_accumulated_gradients_are_those_of_the_large_batch(dataset, tmp_path, optimizer):
     """Dropout included: a sample loses the same units in whatever batch it is.
@@ -154,6 +170,7 @@ def test_scores_can_be_written(dataset, tmp_path):
     [
         ({"eval_train": True}, "Leave --eval_train out"),
         ({"test_negatives": 200}, "test_negatives: expected users with 200 items"),
+        ({"metrics": ("mrr",), "threshold": 0.5}, "training is to stop at hr@10 0.5, expected"),
     ],
 )
 def test_options_that_do_not_go_with_rankings(dataset, tmp_path, more, message):

@@ -16,7 +16,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 from lookback.checkpoints.store import Checkpoint, find_checkpoint
 from lookback.core.errors import UserError
 from lookback.core.options import from_values
-from lookback.dataloading.evaluations import EvaluationPass
 from lookback.training.output.logging import RunLogger, read_log
 from lookback.training.run import command_line
 
@@ -141,7 +140,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(dataset, tmp_
 
 
 def scores_of(trained: Any, log: RunLogger) -> Any:
-    (found,) = trained.evaluated(EvaluationPass("test"), log)
+    (found,) = trained.evaluated(trained._source.evaluations("test")[0], log)
     return found.scores
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from lookback.core.world import World
-from lookback.dataloading.evaluations import EvaluationPass
+from lookback.dataloading.evaluations import Kind
 from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
+from lookback.training.evaluation.names import cutoff
 from lookback.training.evaluation.ranking import RankAccumulator, ranks_of_positives
 
 
@@ -61,14 +62,14 @@ class Evaluator(abc.ABC):
 
 
 class BinaryEvaluator(Evaluator):
-    """AUC, GAUC and log loss of labels and scores.
+    """AUC, GAUC, log loss and calibration of labels and scores.
 
     Attributes:
       scores: that were collected.
     """
 
-    def __init__(self, evaluation: EvaluationPass, scores: ScoreAccumulator | None = None) -> None:
-        self._evaluation = evaluation
+    def __init__(self, metrics: Sequence[str], scores: ScoreAccumulator | None = None) -> None:
+        self._metrics = metrics
         self.scores = ScoreAccumulator() if scores is None else scores
 
     @staticmethod
@@ -82,22 +83,22 @@ class BinaryEvaluator(Evaluator):
 
     def of_all(self, world: World) -> BinaryEvaluator:
         """Every process gets all scores, batch by batch and rank by rank."""
-        return BinaryEvaluator(self._evaluation, self.scores.of_all(world))
+        return BinaryEvaluator(self._metrics, self.scores.of_all(world))
 
     def result(self) -> Mapping[str, float | int | None]:
         """As `metrics.Evaluation` names them."""
-        return self.scores.result().as_dict()
+        return self.scores.result(self._metrics).as_dict()
 
-    def roc(self) -> RocCurve:
-        """Of everything collected."""
-        return self.scores.roc()
+    def roc(self) -> RocCurve | None:
+        """Of everything collected, if the area under it is wanted."""
+        return self.scores.roc() if "auc" in self._metrics else None
 
 
 class RankingEvaluator(Evaluator):
-    """HR@K, NDCG@K and MRR of a positive among candidates."""
+    """HR@K, NDCG@K and MRR of a positive among candidates, and their log loss."""
 
-    def __init__(self, evaluation: EvaluationPass, ranks: RankAccumulator | None = None) -> None:
-        self._evaluation = evaluation
+    def __init__(self, metrics: Sequence[str], ranks: RankAccumulator | None = None) -> None:
+        self._metrics = metrics
         self._ranks = RankAccumulator() if ranks is None else ranks
 
     @staticmethod
@@ -111,14 +112,19 @@ class RankingEvaluator(Evaluator):
 
     def of_all(self, world: World) -> RankingEvaluator:
         """How often each rank occurred, whoever ranked: whole numbers."""
-        return RankingEvaluator(self._evaluation, self._ranks.of_all(world))
+        return RankingEvaluator(self._metrics, self._ranks.of_all(world))
 
     def result(self) -> Mapping[str, float | int | None]:
-        """As `ranking.Ranking` names them."""
-        return self._ranks.result(self._evaluation.topk).as_dict()
+        """As `ranking.Ranking` names them, for every K asked for."""
+        cutoffs = [cutoff(name) or 1 for name in self._metrics]  # 1: what has no K has it the same
+        figures = {
+            name: value for k in cutoffs for name, value in self._ranks.result(k).as_dict().items()
+        }
+        wanted = (*self._metrics, "rankings")
+        return {name: value for name, value in figures.items() if name in wanted}
 
 
-EVALUATORS: dict[str, type[BinaryEvaluator] | type[RankingEvaluator]] = {
+EVALUATORS: dict[Kind, type[BinaryEvaluator] | type[RankingEvaluator]] = {
     "binary": BinaryEvaluator,
     "ranking": RankingEvaluator,
 }

@@ -7,13 +7,14 @@ counted in integers, so the same scores give the same AUC to the last digit what
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lookback.core.errors import UserError
 from lookback.core.world import World
+from lookback.training.evaluation.calibration import Calibration, calibration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,30 +52,36 @@ class Evaluation:
     """What `ScoreAccumulator.result` computes from a pass over a dataset.
 
     Attributes:
-      auc: area under the ROC curve.
-      gauc: AUC by group; None if no groups were given.
-      log_loss: mean binary cross-entropy, in nats.
+      auc: area under the ROC curve; None if it was not asked for.
+      gauc: AUC by group; None if no groups were given, either.
+      log_loss: mean binary cross-entropy, in nats; None likewise.
       rows: number of rows with a weight above 0.
       positives: how many of them are labelled 1.
+      calibration: of the probabilities; None likewise.
     """
 
-    auc: float
+    auc: float | None
     gauc: GroupAUC | None
-    log_loss: float
+    log_loss: float | None
     rows: int
     positives: int
+    calibration: Calibration | None = None
 
     def as_dict(self, prefix: str = "") -> dict[str, float | int | None]:
         """Flat figures for a log line: `{prefix}auc`, `{prefix}gauc`, `{prefix}log_loss`, ..."""
-        figures: dict[str, float | int | None] = {
-            "auc": self.auc,
-            "log_loss": self.log_loss,
-            "rows": self.rows,
-        }
+        figures: dict[str, float | int | None] = {}
+        if self.auc is not None:
+            figures["auc"] = self.auc
+        if self.log_loss is not None:
+            figures["log_loss"] = self.log_loss
+        figures["rows"] = self.rows
         if self.gauc is not None:
             figures["gauc"] = self.gauc.value
             figures["gauc_groups"] = self.gauc.groups
             figures["gauc_skipped"] = self.gauc.skipped
+        if self.calibration is not None:
+            figures["calibration"] = self.calibration.ratio
+            figures["calibration_error"] = self.calibration.error
         return {f"{prefix}{name}": value for name, value in figures.items()}
 
 
@@ -311,20 +318,24 @@ class ScoreAccumulator:
             everybody._weights = [None]
         return everybody
 
-    def result(self) -> Evaluation:
-        """AUC, GAUC and log loss of everything collected.
+    def result(self, metrics: Collection[str] = ("auc", "gauc", "log_loss")) -> Evaluation:
+        """Metrics of everything collected.
+
+        Args:
+          metrics: which, of `names.BINARY`; GAUC only if there are groups.
 
         Raises:
-          UserError: if nothing was collected, or one class only.
+          UserError: if nothing was collected, or one class only where that has no metric.
         """
         labels, logits, weights = self.labels(), self.logits(), self.weights()
-        groups = self.groups()
+        groups = self.groups() if "gauc" in metrics else None
         return Evaluation(
-            auc=auc(labels, logits, weights),
+            auc=auc(labels, logits, weights) if "auc" in metrics else None,
             gauc=None if groups is None else group_auc(labels, logits, groups, weights),
-            log_loss=log_loss(labels, logits, weights),
+            log_loss=log_loss(labels, logits, weights) if "log_loss" in metrics else None,
             rows=len(labels),
             positives=int(labels.sum()),
+            calibration=calibration(labels, logits, weights) if "calibration" in metrics else None,
         )
 
     def roc(self, max_points: int | None = 2000) -> RocCurve:
