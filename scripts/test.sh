@@ -28,6 +28,7 @@ trap 'rm -f "$mypy_said"' EXIT
 "$bin/mypy" > "$mypy_said" 2>&1 &
 mypy=$!
 
+# shellcheck disable=SC2329 # check() calls it
 mypy_ends() {
   local code=0
   wait "$mypy" || code=$?
