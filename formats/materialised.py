@@ -16,6 +16,7 @@ from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
+from lookback.formats.description import METADATA_FILE
 
 SPLITS = ("train", "test")
 
@@ -45,7 +46,7 @@ def read_cardinalities(path: Path, user_features: int) -> dict[str, int]:
     """Cardinality by feature name, in the order of metadata.json."""
     if not path.is_dir():
         raise UserError(f"{path} is not a directory. Expected one with metadata.json, train, test.")
-    file = path / "metadata.json"
+    file = path / METADATA_FILE
     expected = '{"cardinalities": [{"name": "uid", "value": 105925}, ...]}'
     if not file.is_file():
         raise UserError(f"{file} is missing. Expected a file like {expected}.")

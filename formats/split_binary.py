@@ -26,6 +26,7 @@ import yaml
 from merlin.schema import Schema
 
 from lookback.core.errors import UserError
+from lookback.formats.description import FEATURE_SPEC_FILE
 from lookback.formats.tabular_files import ROW_GROUP
 from lookback.formats.tabular_rows import (
     Array,
@@ -37,8 +38,6 @@ from lookback.formats.tabular_rows import (
     known_split,
 )
 from lookback.formats.tabular_schema import TabularFeatures, tabular_schema
-
-FILE = "feature_spec.yaml"
 
 UNNAMED, LIKE = "validation", "test"
 """A split that the specification may not name, as NVIDIA's tools refuse one that names more than
@@ -75,7 +74,7 @@ class SplitBinaryDataset:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        spec = _Specification(self._path / FILE)
+        spec = _Specification(self._path / FEATURE_SPEC_FILE)
         self.cardinalities = {_name(name): spec.rows(name) for name in spec.categorical}
         self.schema: Schema = tabular_schema(
             [_name(name) for name in spec.numerical], self.cardinalities, label=_name(spec.label)
@@ -258,11 +257,6 @@ class _Specification:
         return UserError(f"{self._file}: {text}")
 
 
-def is_split_binary(directory: str | Path) -> bool:
-    """Whether the directory holds split-binary files."""
-    return (Path(directory) / FILE).is_file()
-
-
 def _load(file: Path) -> dict[str, Mapping[str, Any]]:
     try:
         content = yaml.safe_load(file.read_text())
@@ -290,7 +284,9 @@ def _rows_of(file: Path, bytes_a_row: int) -> int:
     try:
         size = file.stat().st_size
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}). {FILE} names it.") from error
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}). {FEATURE_SPEC_FILE} names it."
+        ) from error
     rows, left = divmod(size, bytes_a_row)
     if left:
         raise UserError(

@@ -165,6 +165,7 @@ def test_only_backends_and_process_setup_import_horovod_or_sok() -> None:
         ("dataset.json", "formats/dataset_info.py"),
         ("schema.pbtxt", "formats/schema.py"),
         ("items.parquet", "formats/histories.py"),
+        ("feature_spec.yaml", "formats/description.py"),
     ],
 )
 def test_a_format_s_name_stands_in_one_file(text: str, owner: str) -> None:

@@ -17,7 +17,8 @@ from lookback.dataloading.sources import Batch, BatchSource
 from lookback.dataloading.tabular.batches import PREFETCH, THREADS, read_batches
 from lookback.dataloading.tabular.order import LANES, WINDOW, Order, Shuffle
 from lookback.formats.dataset_info import is_tabular
-from lookback.formats.split_binary import SplitBinaryDataset, is_split_binary
+from lookback.formats.description import is_split_binary
+from lookback.formats.split_binary import SplitBinaryDataset
 from lookback.formats.tabular_parquet import TabularDataset
 from lookback.formats.tabular_rows import Rows, TabularData
 from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL

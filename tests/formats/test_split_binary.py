@@ -11,7 +11,8 @@ import yaml
 from lookback.core.errors import UserError
 from lookback.dataloading.parts import Part
 from lookback.dataloading.tabular.source import TabularSource, is_tabular_data, open_tabular
-from lookback.formats.split_binary import SplitBinaryDataset, is_split_binary
+from lookback.formats.description import is_split_binary
+from lookback.formats.split_binary import SplitBinaryDataset
 from lookback.formats.tabular_files import ROW_GROUP
 from lookback.formats.tabular_schema import TabularFeatures
 

@@ -17,7 +17,6 @@ from lookback.core.errors import UserError
 from lookback.models import MODELS
 from lookback.serving.bundle import Bundle
 from lookback.serving.export import check_export_target, export_bundle
-from lookback.serving.layouts.tabular import export as export_tabular
 from lookback.serving.manifest import Manifest, TabularManifest
 from lookback.serving.requests import RequestError
 from tests.serving.tabular_data import (
@@ -240,9 +239,6 @@ def test_split_binary_files_make_a_bundle(dataset: Path, tmp_path: Path) -> None
 def test_a_target_is_checked_without_tensorflow(
     dataset: Path, encoded_dataset: Path, tmp_path: Path
 ) -> None:
-    from lookback.formats import split_binary
-
-    assert split_binary.FILE == export_tabular.SPECIFICATION_FILE
     code = (
         "import sys; from pathlib import Path\n"
         "from lookback.serving.export import check_export_target\n"

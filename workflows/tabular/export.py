@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import SPLITS, read_tabular_info
+from lookback.formats.description import FEATURE_SPEC_FILE
 from lookback.formats.tabular_files import LABEL, column_names, parts
 from lookback.workflows.output import SPLIT_BINARY, Output
 
@@ -50,7 +51,7 @@ def export_split_binary(
             files = parts(directory, split)
             if files or split in DESCRIBED_SPLITS:
                 rows += _write_split(files, output / split, len(numerical), cardinalities)
-        (output / "feature_spec.yaml").write_text(_description(len(numerical), cardinalities))
+        (output / FEATURE_SPEC_FILE).write_text(_description(len(numerical), cardinalities))
     return rows
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
+from lookback.formats.description import METADATA_FILE, is_materialised
 from lookback.formats.histories import CATALOGUE_FILE
 from lookback.formats.schema import read_schema
 from lookback.formats.vocabulary import FIRST_KNOWN, id_file
@@ -17,7 +18,6 @@ from lookback.serving.manifest import CandidatesManifest, HistoriesManifest
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
-METADATA_FILE = "metadata.json"
 # Beside the whole workflow, `python -m workflows` saves its Categorify alone, as a workflow that
 # loads without our code.
 VOCABULARIES = f"{WORKFLOW_DIRECTORY}/encoder/categories"
@@ -103,7 +103,7 @@ class ExportedMaterialised(ExportedHistories):
     @classmethod
     def recognises(cls, directory: Path) -> bool:
         """By the file that describes the samples."""
-        return (directory / METADATA_FILE).is_file()
+        return is_materialised(directory)
 
     def require(self) -> None:
         """Nothing more."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lookback.formats.dataset_info import DATASET_FILE, SPLITS, is_tabular, read_tabular_info
+from lookback.formats.description import FEATURE_SPEC_FILE, is_split_binary
 from lookback.formats.vocabulary import UNKNOWN, key_file
 from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary
@@ -15,9 +16,6 @@ from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
-# `formats.split_binary` has this name, too, but with it comes Merlin, and with Merlin TensorFlow,
-# before train.py has set its environment. A test holds them equal.
-SPECIFICATION_FILE = "feature_spec.yaml"
 VOCABULARIES = f"{WORKFLOW_DIRECTORY}/vocabulary"
 
 
@@ -99,7 +97,7 @@ class ExportedSplitBinary(ExportedTabular):
     @classmethod
     def recognises(cls, directory: Path) -> bool:
         """By their specification."""
-        return (directory / SPECIFICATION_FILE).is_file()
+        return is_split_binary(directory)
 
     @property
     def ids(self) -> Literal["raw", "encoded"]:
@@ -108,7 +106,7 @@ class ExportedSplitBinary(ExportedTabular):
 
     def copy_parts(self, target: Path) -> None:
         """The specification."""
-        self.copy_files(target, SPECIFICATION_FILE)
+        self.copy_files(target, FEATURE_SPEC_FILE)
 
     def _summary(self) -> dict[str, Any]:
         return {"name": "split_binary"}
