@@ -19,6 +19,18 @@ class SamplingOptions(LayoutOptions):
         at_least=1,
         unserved={MATERIALISED: "bring their negatives along"},
     )
+    full_catalogue: bool = option(
+        False,
+        help="Rank the held-out item among all items that the user has not met, too (flag)",
+        unserved={MATERIALISED: "hold no catalogue"},
+    )
+    topk: int = option(
+        10,
+        scope="training",
+        help="K of HR@K and NDCG@K where --metrics names none",
+        at_least=1,
+        unserved={MATERIALISED: "hold no rankings"},
+    )
     repeatable: bool = option(
         False,
         help="Draw the same training negatives in every epoch, not fresh ones (flag)",

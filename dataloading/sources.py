@@ -22,7 +22,9 @@ Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
 """Features and labels."""
 
 WeightedBatch = tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]
-"""Features, labels, and weights of the labels' shape; 0 for what does not count."""
+"""Features, labels, and weights of the labels' shape: 0 for candidates that a ranking leaves out.
+
+Binary metrics count them all the same: they are of pairs, not of who competes."""
 
 
 class BatchSource(abc.ABC):

@@ -163,6 +163,8 @@ def _open_resident(
         windows,
         **batches.arguments(),
         test_negatives=options.test_negatives,
+        full_catalogue=options.full_catalogue,
+        topk=options.topk,
         counts=_counts_of_all(histories, world) if own_users else None,
         most=functools.partial(_largest, world),
     )

@@ -8,11 +8,13 @@ from typing import Any
 import tensorflow as tf
 
 from lookback.core.errors import UserError
+from lookback.dataloading.evaluations import CATALOGUE, CandidatePieces, EvaluationPass
 from lookback.dataloading.histories.materialised import MaterialisedDataset
+from lookback.dataloading.histories.rankings import CatalogueRankings, competing
 from lookback.dataloading.histories.resident import Histories, ItemCounts
 from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 from lookback.dataloading.parts import WHOLE, Part
-from lookback.dataloading.sources import Batch, BatchSource, NumberedSource
+from lookback.dataloading.sources import Batch, BatchSource, NumberedSource, WeightedBatch
 from lookback.formats.features import HistoryFeatures
 from lookback.formats.materialised import SPLITS
 
@@ -30,6 +32,8 @@ class ResidentSource(NumberedSource):
         eval_batch_size: int | None = None,
         eval_seed: int = 0,
         test_negatives: int = 1,
+        full_catalogue: bool = False,
+        topk: int = 10,
         drop_remainder: bool = False,
         repeat_count: int = 1,
         part: Part = WHOLE,
@@ -48,6 +52,8 @@ class ResidentSource(NumberedSource):
           eval_batch_size: rows in evaluation; None: as many.
           eval_seed: of evaluation's negatives; not the run's, so that runs compare on the same.
           test_negatives: for each positive of evaluation.
+          full_catalogue: rank the positives among all items that the user has not met as well.
+          topk: K of the rankings' default figures.
           drop_remainder: leave out a last training batch that is not full.
           repeat_count: passes over the training set in one epoch, each with its own order.
           part: this process's.
@@ -56,9 +62,10 @@ class ResidentSource(NumberedSource):
           most: the largest of what all processes say, so that they agree on the steps.
         """
         self.schema = histories.schema
+        self._items = histories.features.item
         self._windows = WindowBuilder(histories, config, counts)
         self._seed, self._eval_seed = seed, eval_seed
-        self._test_negatives = test_negatives
+        self._test_negatives, self._topk = test_negatives, topk
         self._part, self._most = part, most
         self._micro_batches = micro_batches
         self._eval_steps: dict[str, int] = {}
@@ -76,6 +83,9 @@ class ResidentSource(NumberedSource):
         self._eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self._steps = self._agreed_steps(drop_remainder)
         self._repeat_count = repeat_count
+        self._catalogue = None
+        if full_catalogue:
+            self._catalogue = CatalogueRankings(histories, self._windows, self._part.ranks)
 
     def _agreed_steps(self, drop_remainder: bool) -> int:
         """Steps of one pass: those of the process that has most.
@@ -92,10 +102,24 @@ class ResidentSource(NumberedSource):
             raise problem
         return agreed
 
+    def evaluations(self, split: str) -> list[EvaluationPass]:
+        """The split among sampled candidates, and if wanted among the whole catalogue."""
+        passes = [EvaluationPass(split, ("binary", "ranking"), self._topk)]
+        if self._catalogue is not None:
+            size, features = self._catalogue.pieces, self._items
+            pieces = None if size is None else CandidatePieces(features, size)
+            passes.append(EvaluationPass(split + CATALOGUE, ("ranking",), self._topk, pieces))
+        return passes
+
     def eval_steps(self, split: str) -> int:
         """Steps that cover a split once."""
         if split not in self._eval_steps:
-            steps = self._windows.eval_steps(split, self._eval_batch_size, self._test_negatives)
+            rows, negatives = self._eval_batch_size, self._test_negatives
+            if self._catalogue is not None and split.endswith(CATALOGUE):
+                samples = self._windows.num_samples(split.removesuffix(CATALOGUE))
+                steps = -(-samples // self._catalogue.users)
+            else:
+                steps = self._windows.eval_steps(split, rows, negatives)
             self._eval_steps[split] = self._most(steps)
         return self._eval_steps[split]
 
@@ -104,11 +128,17 @@ class ResidentSource(NumberedSource):
         part = self._part_of(feed)
         return self._windows.train_batch(self._seed, feed[0], feed[1], self._batch_size, part)
 
-    def eval_batch(self, split: str, feed: tf.Tensor) -> Batch:
-        """The batch of a step."""
-        return self._windows.eval_batch(
+    def eval_batch(self, split: str, feed: tf.Tensor) -> WeightedBatch:
+        """The batch of a step, and which candidates compete where it is ranked."""
+        if self._catalogue is not None and split.endswith(CATALOGUE):
+            name = split.removesuffix(CATALOGUE)
+            samples = self._windows.num_samples(name)
+            numbers = self._part.of_batch(feed, self._catalogue.users, samples)
+            return self._catalogue.batch(name, numbers)
+        features, labels = self._windows.eval_batch(
             split, self._eval_seed, feed, self._eval_batch_size, self._test_negatives, self._part
         )
+        return features, labels, competing(features[self._items[0]])
 
     def describe(self, feed: tf.Tensor) -> dict[str, list[Any]]:
         """Names the batch's samples by number, user and position."""

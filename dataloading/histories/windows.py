@@ -233,14 +233,20 @@ class WindowBuilder:
         """
         size = _histories(batch_size, negatives)
         numbers = part.of_batch(step, size, self.num_samples(split))
-        if split == "train":
-            user, position = self._train_targets(numbers)
-        else:
-            user = numbers
-            length = tf.gather(self._offsets, user + 1) - tf.gather(self._offsets, user)
-            position = length - (self._split.held_out if split == "validation" else 1)
+        user, position = self._targets(split, numbers)
         key = (seed, f"evaluate/{split}", tf.constant(0, tf.int64))
         return self._batch(user, position, numbers, key, candidates=1 + negatives, auxiliary=False)
+
+    def positives(self, split: str, numbers: tf.Tensor) -> tuple[tf.Tensor, Features]:
+        """Samples ``[B]`` of a split by number, without negatives.
+
+        Returns:
+          Whose they are (``[B]``, places of users), and the features, C = 1.
+        """
+        user, position = self._targets(split, numbers)
+        key = (0, f"evaluate/{split}", tf.constant(0, tf.int64))
+        features, _ = self._batch(user, position, numbers, key, candidates=1, auxiliary=False)
+        return user, features
 
     def describe(self, numbers: tf.Tensor) -> dict[str, list[int]]:
         """Says which training samples ``[B]`` are: number, user features and position of each."""
@@ -248,6 +254,13 @@ class WindowBuilder:
         columns = {name: tf.gather(values, user) for name, values in self._users.items()}
         columns = {"sample": numbers, **columns, "position": position}
         return {name: column.numpy().tolist() for name, column in columns.items()}
+
+    def _targets(self, split: str, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """User ``[B]`` and position ``[B]`` in the user's history of a split's samples."""
+        if split == "train":
+            return self._train_targets(numbers)
+        length = tf.gather(self._offsets, numbers + 1) - tf.gather(self._offsets, numbers)
+        return numbers, length - (self._split.held_out if split == "validation" else 1)
 
     def _train_targets(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """User ``[B]`` and position ``[B]`` in the user's history of training samples."""

@@ -32,11 +32,6 @@ class InteractionsOptions(SamplingOptions):
         "the whole catalogue (flag)",
         continued=True,
     )
-    full_catalogue: bool = option(
-        False,
-        help="Rank the held-out item among all items that the user has not met, too (flag)",
-    )
-    topk: int = option(10, scope="training", help="K of HR@K and NDCG@K", at_least=1)
     threshold: float | None = option(
         None,
         scope="training",

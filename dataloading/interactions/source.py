@@ -16,15 +16,12 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.dataloading.draws import Key, draw_below, sample_keys, shuffled
-from lookback.dataloading.evaluations import EvaluationPass
+from lookback.dataloading.evaluations import CATALOGUE, EvaluationPass
 from lookback.dataloading.histories.resident import Histories
-from lookback.dataloading.interactions.known_items import Catalogue, KnownItems
+from lookback.dataloading.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, NumberedSource
 from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
-
-CATALOGUE = "_catalogue"
-"""Ends the name of an evaluation in which the whole catalogue competes."""
 
 _USERS_AT_A_TIME = 1 << 14
 _CATALOGUE_SCORES = 1 << 17  # 128 MB for a layer of 256 units

@@ -8,8 +8,8 @@ import scipy.stats
 import tensorflow as tf
 
 from lookback.core.errors import UserError
-from lookback.dataloading.interactions.known_items import Catalogue, KnownItems
 from lookback.dataloading.interactions.source import CATALOGUE, InteractionSource
+from lookback.dataloading.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import Part
 from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
 

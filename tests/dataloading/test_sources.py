@@ -60,7 +60,8 @@ def assert_same(found, expected):
     assert set(found[0]) == set(expected[0])
     for name, values in expected[0].items():
         np.testing.assert_array_equal(found[0][name], values, err_msg=name)
-    np.testing.assert_array_equal(found[1], expected[1])
+    for values, others in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_array_equal(values, others)
 
 
 def test_resident_batches_are_those_of_the_windows(resident, make_histories):
@@ -120,7 +121,7 @@ def test_resident_evaluation_has_its_own_seed(resident):
         source = resident(test_negatives=3, batch_size=8, **options)
         assert source.eval_steps("test") == 3
         parts = [source.eval_batch("test", feed) for feed in source.eval_feeds("test")]
-        return np.concatenate([features["item_id"] for features, _ in parts])
+        return np.concatenate([features["item_id"] for features, *_ in parts])
 
     assert scored().shape == (5, 4)
     np.testing.assert_array_equal(scored(seed=1), scored(seed=2))
@@ -211,8 +212,9 @@ def test_kind_of_a_directory(materialised, make_histories, write_dataset, tmp_pa
 
 def joined(batches):
     """Batches one after another, as one."""
-    features = {n: np.concatenate([f[n] for f, _ in batches]) for n in batches[0][0]}
-    return features, np.concatenate([labels for _, labels in batches])
+    features = {n: np.concatenate([f[n] for f, *_ in batches]) for n in batches[0][0]}
+    others = zip(*(batch[1:] for batch in batches), strict=True)
+    return features, *map(np.concatenate, others)
 
 
 def steps_of(source, split):
@@ -342,7 +344,7 @@ def test_sharded_ranks_test_every_user_once(sharded, ranks):
     for source in sources:
         batches = steps_of(source, "test")
         assert len(batches) == source.eval_steps("test")
-        seen += np.concatenate([features["user_id"] for features, _ in batches]).tolist()
+        seen += np.concatenate([features["user_id"] for features, *_ in batches]).tolist()
     assert sorted(seen) == list(range(1, len(LENGTHS) + 1))
 
 
@@ -364,7 +366,7 @@ def test_a_sharded_rank_without_users_has_as_many_steps_as_the_others(
             most=lambda number: max(world.gather(number)),
         )
         trained = [len(labels) for _, labels in steps_of(source, None)]
-        return trained, [len(labels) for _, labels in steps_of(source, "test")]
+        return trained, [len(labels) for _, labels, _ in steps_of(source, "test")]
 
     (first, tested), (second, _), (third, none) = in_ranks(3, work)
     assert len(first) == len(second) == len(third)

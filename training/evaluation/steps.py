@@ -9,7 +9,7 @@ from typing import Any
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from lookback.dataloading.evaluations import EvaluationPass
+from lookback.dataloading.evaluations import CandidatePieces, EvaluationPass
 from lookback.dataloading.sources import BatchSource
 from lookback.training.evaluation.evaluator import Evaluator, ScoredBatch
 
@@ -54,8 +54,32 @@ class EvaluationSteps:
         self, evaluation: EvaluationPass, evaluators: Sequence[type[Evaluator]], feed: Any
     ) -> list[Found]:
         features, labels, *weights = self._source.eval_batch(evaluation.name, feed)
-        logits = self._model(features, training=False)
+        logits = self._logits(features, evaluation.pieces)
         group = self._source.group_feature
         groups = None if group is None else features[group]
         batch = ScoredBatch(labels, logits, groups, weights[0] if weights else None)
         return [evaluator.needed(batch) for evaluator in evaluators]
+
+    def _logits(self, features: dict[str, tf.Tensor], pieces: CandidatePieces | None) -> tf.Tensor:
+        """Logits ``[B, C]``: of all candidates at once, or of a piece of them after another."""
+        if pieces is None:
+            return self._model(features, training=False)
+        rows, candidates = tf.unstack(tf.shape(features[pieces.features[0]]))
+        count = -(-candidates // pieces.size)
+
+        def cut(values: tf.Tensor) -> tf.Tensor:
+            filled = tf.pad(values, [[0, 0], [0, count * pieces.size - candidates]])
+            return tf.transpose(tf.reshape(filled, [rows, count, pieces.size]), [1, 0, 2])
+
+        def score(piece: dict[str, tf.Tensor]) -> tf.Tensor:
+            return tf.cast(self._model({**features, **piece}, training=False), tf.float32)
+
+        # One at a time, for memory; and where looking up is a collective, in the same order.
+        logits = tf.map_fn(
+            score,
+            {name: cut(features[name]) for name in pieces.features},
+            parallel_iterations=1,
+            fn_output_signature=tf.float32,
+        )  # [count, B, size]
+        logits = tf.reshape(tf.transpose(logits, [1, 0, 2]), [rows, count * pieces.size])
+        return logits[:, :candidates]

@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.dataloading.histories.resident import Histories, Int64
-from lookback.formats.interaction_features import InteractionFeatures
 
 
 class Catalogue:
@@ -15,16 +14,14 @@ class Catalogue:
 
     Attributes:
       ids: int32 ``[I]``, ascending, NumPy.
+      features: int32 ``[I]`` by item feature, ids among them.
     """
 
     def __init__(self, histories: Histories) -> None:
-        """Sorts the items.
-
-        Raises:
-          UserError: if an event's item is not in the catalogue.
-        """
-        self._name = InteractionFeatures.from_schema(histories.schema).item
-        self.ids = np.unique(histories.catalogue[self._name])
+        """Sorts the items."""
+        item = histories.features.item[0]
+        self.ids, first = np.unique(histories.catalogue[item], return_index=True)
+        self.features = {name: values[first] for name, values in histories.catalogue.items()}
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -66,7 +63,7 @@ class KnownItems:
         Raises:
           UserError: if an event's item is not in the catalogue.
         """
-        name = InteractionFeatures.from_schema(histories.schema).item
+        name = histories.features.item[0]
         users = histories.num_users
         lengths = np.diff(histories.offsets)
         user = np.repeat(np.arange(users, dtype=np.int64), lengths)

@@ -1,0 +1,192 @@
+"""HR@K, NDCG@K and MRR of models over histories, against every rank counted by NumPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lookback.core.errors import UserError
+from lookback.core.options import from_values
+from lookback.dataloading.histories import rankings
+from lookback.dataloading.parts import Part
+from lookback.training.output.logging import RunLogger
+from lookback.training.run import command_line
+
+SMALL = {"embedding_dim": 4, "max_seq_length": 9, "long_seq_length": 5, "stage_two_mlp_dims": (8,)}
+ASKED = ("auc", "hr@1", "hr@5", "ndcg@5", "mrr")
+BINARY = ("test_auc", "test_rows")
+LENGTHS = [20, 7, 3, 3, 12, 15, 30]
+
+
+@pytest.fixture(scope="module")
+def histories(make_histories) -> Any:
+    return make_histories(lengths=LENGTHS, items=40, validation=1)
+
+
+@pytest.fixture(scope="module")
+def dataset(histories, write_dataset, tmp_path_factory) -> Path:
+    directory = write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
+    info = directory / "dataset.json"
+    info.write_text(info.read_text().replace('"split"', '"content_hash": "sha256:0", "split"'))
+    return directory
+
+
+def given(dataset: Path, model: str, **more: Any) -> Any:
+    defaults = {"global_batch_size": 100, "seed": 3, "test_negatives": 20, "metrics": ASKED}
+    return from_values(
+        command_line(), model_type=model, dataset_dir=dataset, **SMALL, **{**defaults, **more}
+    )
+
+
+def trainer(dataset: Path, model: str, **more: Any) -> Any:
+    import tensorflow as tf
+
+    from lookback.models import MODELS
+    from lookback.training.data import model_identity, open_source, run_identity
+    from lookback.training.trainer import Trainer
+
+    run, data, options = given(dataset, model, **more)
+    tf.keras.utils.set_random_seed(run.seed)
+    source = open_source(run, data, options)
+    return Trainer(
+        MODELS[model](source.schema, options),
+        source,
+        run,
+        model_identity=model_identity(run, {}, source),
+        run_identity=run_identity(run, data, options),
+        goals=data.goals,
+    )
+
+
+def log(directory: Path) -> RunLogger:
+    return RunLogger(directory, tensorboard=False, terminal=(directory / "out.txt").open("a"))
+
+
+def figures_of(ranks: list[int], name: str) -> dict[str, float]:
+    rank = np.array(ranks)
+    return {
+        f"{name}_hr@1": np.mean(rank < 1),
+        f"{name}_hr@5": np.mean(rank < 5),
+        f"{name}_ndcg@5": np.mean(np.where(rank < 5, 1 / np.log2(rank + 2), 0)),
+        f"{name}_mrr": np.mean(1 / (rank + 1)),
+        f"{name}_rankings": len(rank),
+    }
+
+
+def batches(made: Any, split: str) -> Any:
+    source = made._source
+    return [source.eval_batch(split, feed)[0] for feed in source.eval_feeds(split)]
+
+
+def sampled_ranks(made: Any, split: str) -> list[int]:
+    """Of each draw: whether it is another item, an item at all, and scores as much or more."""
+    ranks = []
+    for features in batches(made, split):
+        logits, items = made._model(features).numpy(), features["item_id"].numpy()
+        for scores, ids in zip(logits, items, strict=True):
+            others = [s for s, i in zip(scores, ids, strict=True) if i >= 3 and i != ids[0]]
+            ranks.append(sum(score >= scores[0] for score in others))
+    return ranks
+
+
+def catalogue_ranks(made: Any, split: str, histories: Any) -> list[int]:
+    """Each user's history with one item after another: all that the user has not met."""
+    ranks, user = [], 0
+    columns = [histories.catalogue[name] for name in ("item_id", "category_id")]
+    category_of = dict(zip(*columns, strict=True))
+    for features in batches(made, split):
+        for row in range(len(features["item_id"])):
+            begin, end = histories.offsets[user : user + 2]
+            met = set(histories.item_features["item_id"][begin:end])
+            positive = features["item_id"][row, 0].numpy()
+            others = [item for item in category_of if item >= 3 and item not in met]
+            items = np.array([positive, *others], np.int32)[:, None]  # one candidate a row
+            one = {name: np.repeat(v[row : row + 1], len(items), 0) for name, v in features.items()}
+            one |= {"item_id": items, "category_id": np.vectorize(category_of.get)(items)}
+            scores = made._model(one).numpy()[:, 0]
+            ranks.append(int((scores[1:] >= scores[0]).sum()))
+            user += 1
+    return ranks
+
+
+@pytest.mark.parametrize("model", ["sim", "din", "dien"])
+def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_path, model):
+    made = trainer(dataset, model, full_catalogue=True)
+    found = made.evaluate(log(tmp_path)).summary
+    for name, ranks in {
+        "test": sampled_ranks(made, "test"),
+        "test_catalogue": catalogue_ranks(made, "test", histories),
+    }.items():
+        assert len(ranks) == len(LENGTHS)
+        for figure, value in figures_of(ranks, name).items():
+            assert found[figure] == pytest.approx(value, abs=1e-12), figure
+    plain = trainer(dataset, model, metrics=None).evaluate(log(tmp_path)).summary
+    assert found["test_auc"] == plain["test_auc"]  # of the same draws, repeated positives too
+    assert not any("@" in name or "catalogue" in name for name in plain)
+
+
+def test_the_catalogue_in_pieces_gives_the_same_ranks(dataset, histories, tmp_path, monkeypatch):
+    whole = trainer(dataset, "dien", full_catalogue=True, eval_split="validation")
+    found = whole.evaluate(log(tmp_path)).summary
+    monkeypatch.setattr(rankings, "_SCORES_AT_A_TIME", 7)
+    cut = trainer(dataset, "dien", full_catalogue=True, eval_split="validation")
+    passes = cut._source.evaluations("validation")
+    assert passes[1].pieces.size == 7
+    assert cut._source.eval_steps(passes[1].name) == len(LENGTHS)  # a user at a time
+    assert cut.evaluate(log(tmp_path)).summary == pytest.approx(found, rel=1e-6)
+    ranks = catalogue_ranks(cut, "validation", histories)
+    for figure, value in figures_of(ranks, "validation_catalogue").items():
+        assert found[figure] == pytest.approx(value, abs=1e-12), figure
+
+
+def test_ranks_are_the_same_on_every_number_of_processes(dataset, tmp_path, in_ranks):
+    from lookback.training.data import open_source
+    from lookback.training.evaluation.evaluator import RankingEvaluator
+    from lookback.training.evaluation.steps import EvaluationSteps
+
+    more = {"full_catalogue": True, "negatives": "uniform"}
+    made = trainer(dataset, "din", **more)
+    summary = made.evaluate(log(tmp_path)).summary
+    expected = {name: value for name, value in summary.items() if name not in BINARY}
+
+    def evaluated(world: Any, shard: bool) -> Any:
+        source = open_source(*given(dataset, "din", shard_histories=shard, **more), world)
+        steps, found = EvaluationSteps(made._model, source), {}
+        for evaluation in source.evaluations("test"):
+            evaluator = RankingEvaluator(("hr@1", "hr@5", "ndcg@5", "mrr"))
+            for feed in source.eval_feeds(evaluation.name):
+                (needed,) = steps.run(evaluation, feed, [RankingEvaluator])
+                evaluator.update(*(value.numpy() for value in needed))
+            figures = evaluator.of_all(world).result()
+            found |= {f"{evaluation.name}_{name}": value for name, value in figures.items()}
+        return found
+
+    for shard in (False, True):
+        for found in in_ranks(3, lambda world, shard=shard: evaluated(world, shard)):
+            assert found == expected
+
+
+def test_what_competes_among_sampled_candidates():
+    """Draws of the positive and of what is no item do not; others do, as often as drawn."""
+    items = np.array([[7, 9, 7, 9, 2, 0, 3], [2, 2, 5, 1, 5, 7, 8]], np.int32)
+    found = rankings.competing(items).numpy()
+    assert found.tolist() == [[1, 1, 0, 1, 0, 0, 1], [1, 0, 1, 0, 1, 1, 1]]
+
+
+def test_an_empty_part_has_an_empty_batch(dataset):
+    from lookback.training.data import open_source
+
+    run, data, options = given(dataset, "din", full_catalogue=True)
+    source = open_source(run, data, options)
+    source._part = Part(0, 1000)
+    features, labels, weights = source.eval_batch("test_catalogue", 0)
+    assert labels.shape == weights.shape == features["item_id"].shape
+    assert labels.shape[0] == 0
+
+
+def test_a_catalogue_without_a_metric_of_rankings_is_refused(dataset):
+    with pytest.raises(UserError, match="for the evaluation 'test_catalogue', received auc"):
+        trainer(dataset, "din", metrics=("auc",), full_catalogue=True)
