@@ -25,7 +25,7 @@ from lookback.core.errors import UserError
 from lookback.core.options import check_options, option, parse
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, LayoutOptions
-from lookback.dataloading.layout import RequestLayout as DataLayout
+from lookback.dataloading.layout import Layout as DataLayout
 from lookback.dataloading.sources import NumberedSource
 from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import LOCAL, Sharding

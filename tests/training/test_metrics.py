@@ -169,9 +169,9 @@ def test_accumulator_equals_metrics_of_the_whole():
     assert result.gauc == group_auc(labels, scores, users)
     assert (result.rows, result.positives) == (1000, labels.sum())
     assert len(scores_by_batch) == 1000
-    assert set(result.as_dict("test_")) == {
-        *("test_auc", "test_gauc", "test_gauc_groups", "test_gauc_skipped"),
-        *("test_log_loss", "test_rows"),
+    assert set(result.as_dict()) == {
+        *("auc", "gauc", "gauc_groups", "gauc_skipped"),
+        *("log_loss", "rows"),
     }
 
 

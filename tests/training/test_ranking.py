@@ -54,7 +54,7 @@ def test_metrics_are_those_of_sorted_lists(weighted, k):
     losses = np.maximum(x, 0) - x * labels + np.log1p(np.exp(-np.abs(x)))
     expected = (losses * weights).sum() / weights.sum()
     assert found.log_loss == pytest.approx(expected, rel=1e-5)
-    assert list(found.as_dict("test_"))[:2] == [f"test_hr@{k}", f"test_ndcg@{k}"]
+    assert list(found.as_dict())[:2] == [f"hr@{k}", f"ndcg@{k}"]
 
 
 def test_equal_scores_count_against_the_positive():

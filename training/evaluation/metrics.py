@@ -67,8 +67,8 @@ class Evaluation:
     positives: int
     calibration: Calibration | None = None
 
-    def as_dict(self, prefix: str = "") -> dict[str, float | int | None]:
-        """Flat figures for a log line: `{prefix}auc`, `{prefix}gauc`, `{prefix}log_loss`, ..."""
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Flat figures for a log line: `auc`, `gauc`, `log_loss`, ..."""
         figures: dict[str, float | int | None] = {}
         if self.auc is not None:
             figures["auc"] = self.auc
@@ -82,7 +82,7 @@ class Evaluation:
         if self.calibration is not None:
             figures["calibration"] = self.calibration.ratio
             figures["calibration_error"] = self.calibration.error
-        return {f"{prefix}{name}": value for name, value in figures.items()}
+        return figures
 
 
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:

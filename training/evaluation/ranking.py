@@ -37,16 +37,15 @@ class Ranking:
     log_loss: float
     rankings: int
 
-    def as_dict(self, prefix: str = "") -> dict[str, float | int]:
-        """Flat figures for a log line: `{prefix}hr@10`, `{prefix}ndcg@10`, ..."""
-        figures = {
+    def as_dict(self) -> dict[str, float | int]:
+        """Flat figures for a log line: `hr@10`, `ndcg@10`, ..."""
+        return {
             f"hr@{self.k}": self.hr,
             f"ndcg@{self.k}": self.ndcg,
             "mrr": self.mrr,
             "log_loss": self.log_loss,
             "rankings": self.rankings,
         }
-        return {f"{prefix}{name}": value for name, value in figures.items()}
 
 
 def ranks_of_positives(
