@@ -49,6 +49,7 @@ def set_up(options: KernelOptions) -> None:
     Raises:
       UserError: as `build` does.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
     path = library()
     build(path, options.compiler)
     print(f"built {path}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.training.evaluation.names import check_names
+from lookback.training.output.results import OTHER_NAMES
 
 EVALUATION_MODES = ("evaluate", "test")
 """Two names of one mode: those of seed 000 and of seed 004."""
@@ -34,6 +35,11 @@ def check_run(run: Any) -> None:
         raise UserError(
             f"log_filename: expected the name of a file in results_dir, received "
             f"{run.log_filename!r}. The directory is --results_dir."
+        )
+    if run.log_filename in OTHER_NAMES:
+        raise UserError(
+            f"log_filename: expected a name that no other file of a run has (they are "
+            f"{', '.join(sorted(OTHER_NAMES))}), received {run.log_filename}. Choose another."
         )
     check_names(run.metrics or ())
     _check_mode(run)
@@ -136,8 +142,8 @@ def _check_plan(run: Any) -> None:
 
 def _cutting_options(run: Any) -> list[str]:
     """The options given that cut a batch into parts."""
-    given = {"micro_batches": run.micro_batches, "grads_accumulated": run.grads_accumulated}
-    return [name for name, value in given.items() if (value or 1) > 1]
+    names = [] if run.micro_batches is None else ["micro_batches"]
+    return [*names, *(["grads_accumulated"] if run.grads_accumulated > 1 else [])]
 
 
 def _check_mode(run: Any) -> None:
@@ -152,6 +158,11 @@ def _check_mode(run: Any) -> None:
         raise UserError(
             f"mode: {run.mode} needs a trained model and received none. Give "
             f"--load_checkpoint_path DIR{hint}."
+        )
+    if run.metrics is not None and (inference or run.benchmark):
+        raise UserError(
+            "metrics: expected with --mode train or evaluate and without --benchmark, as only these "
+            "evaluate. Remove --metrics."
         )
     if run.random_weights and run.load_checkpoint_path is not None:
         raise UserError(

@@ -1,8 +1,4 @@
-"""Trains, evaluates or runs a recommender: configuration, data, model, fit, export.
-
-python train.py --dataset_dir DIR --model_type sim --mode train ...
-python train.py --help
-"""
+"""Trains, evaluates or runs a recommender: configuration, data, model, fit, export."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ class Trainer:
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
         passes = self._evaluations()
         self._choice = choose(passes, config.metrics, grouped=source.group_feature is not None)
-        check_goals(goals or {}, self._choice, config.eval_split)
+        if config.mode == "train" and not config.benchmark:
+            check_goals(goals or {}, self._choice, config.eval_split)
         for evaluation in passes:
             source.eval_steps(evaluation.name)  # a split that is not there fails now
         self._build()

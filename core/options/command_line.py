@@ -207,7 +207,9 @@ def _values(
     if unknown:
         word = unknown[0].split("=")[0]
         if not word.startswith("-"):
-            raise UserError(f"unexpected argument {unknown[0]!r}: every value follows a --name.")
+            positional = any(option.positional for option in options.values())
+            why = "" if positional else ": every value follows a --name"
+            raise UserError(f"unexpected argument {unknown[0]!r}{why}.")
         raise _unknown(word, "--", word.lstrip("-"), options, removed, foreign)
 
     values = {}
@@ -278,7 +280,7 @@ def _read_argv(
     """
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     if config:
-        parser.add_argument("--config")
+        parser.add_argument("--config", action="append")
     for option in options.values():
         if option.positional:
             continue
@@ -292,15 +294,27 @@ def _read_argv(
         else:
             action = "append" if option.repeatable else "store"
             parser.add_argument(f"--{option.name}", action=action)
-    found, rest = parser.parse_known_args(list(argv))
+    # What follows "--" is no option, whatever it begins with.
+    end = list(argv).index("--") if config and "--" in argv else len(argv)
+    words = list(argv[end + 1 :])
+    found, rest = parser.parse_known_args(list(argv[:end]))
     written = vars(found)
+    if "config" in written:
+        if len(written["config"]) > 1:
+            raise UserError(
+                f"--config: expected one file, received {len(written['config'])}: "
+                f"{', '.join(written['config'])}. Join them in one."
+            )
+        (written["config"],) = written["config"]
     for option in options.values():
         if option.positional:
             word = next((word for word in rest if not word.startswith("-")), None)
             if word is not None:
                 rest.remove(word)
                 written[option.name] = word
-    return written, rest
+            elif words:
+                written[option.name] = words.pop(0)
+    return written, [*rest, *words]
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -33,8 +33,6 @@ def help_text(
         }
         return _text(line, [option for option, _ in rows], notes, prog, description)
     options = line.options(chosen)
-    if line.chooser is not None:
-        options[line.chooser] = dataclasses.replace(options[line.chooser], default=chosen)
     text = _text(line, _by_scope(options.values()), {}, prog, description)
     return f"{text}\nThese are the options with --{line.chooser} {chosen}; --help-all lists all.\n"
 

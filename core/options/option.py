@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -426,11 +427,19 @@ def _scalar(kind: type, raw: object) -> Any:
         value = float(raw) if isinstance(raw, int | float | str) else _bad()
         return value if math.isfinite(value) else _bad()
     if kind is Path:
-        if not isinstance(raw, str) or not raw or "\0" in raw:
+        if not isinstance(raw, str) or not _can_be_path(raw):
             return _bad()
         return Path(raw)
+    if isinstance(raw, str) and "\0" in raw:
+        return _bad()
     # A YAML number where text is expected is what the user wrote without quotes: `name: 3`.
     return str(raw) if isinstance(raw, str | int | float) else _bad()
+
+
+def _can_be_path(text: str) -> bool:
+    """Whether Linux could have a file of that path (limits.h: PATH_MAX and NAME_MAX)."""
+    sizes = [len(os.fsencode(part)) for part in Path(text).parts]
+    return bool(text) and "\0" not in text and sum(sizes) < 4096 and max(sizes, default=0) < 256
 
 
 def _bad() -> typing.NoReturn:

@@ -18,6 +18,8 @@ REPLACED = (
     *(f"report/{name}" for name in ("metrics.json", "learning_curve.png", "roc.png")),
 )
 """What a run writes besides its log, and replaces if it is there."""
+OTHER_NAMES = frozenset({Path(name).parts[0] for name in REPLACED} | {"tensorboard"})
+"""Names in `results_dir` that its log cannot have."""
 
 
 def check_results(results_dir: Path, log_filename: str) -> None:
@@ -39,7 +41,8 @@ def check_results(results_dir: Path, log_filename: str) -> None:
         )
     if not results_dir.is_dir() or any(_is_log(path) for path in results_dir.iterdir()):
         return
-    for name in REPLACED:
+    of_ranks = [path.name for path in results_dir.glob("bad_batch.*.json")]
+    for name in (*REPLACED, *of_ranks):
         if (results_dir / name).exists():
             raise UserError(
                 f"results_dir: {results_dir} holds {name}, which a run replaces, but no log of an "

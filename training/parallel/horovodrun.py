@@ -4,7 +4,7 @@ usage: horovodrun.py [argument of horovodrun...]
 
 Started by launch.py. As it comes, horovodrun 0.28.1 listens on every address of its machine, and
 writes the whole environment onto the command lines of shells, ssh and env, which every user of a
-machine can list. The functions below replace the five of its own that do so.
+machine can list. The functions below replace those of its own that do so.
 """
 
 from __future__ import annotations

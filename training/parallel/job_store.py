@@ -4,7 +4,8 @@ They lie in the key-value store of horovodrun, through which its processes find 
 one of them dies, the store still says why. Plain HTTP, so that a launcher can use it, too.
 
 Whoever reaches the store may write to it. So a note carries its HMAC-SHA256 (RFC 2104) under a
-secret that scripts/run_model.sh draws for each run and its processes find in their environment.
+secret that `training.parallel.launch` draws for each job, and its processes find in their
+environment.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from lookback.training.run import command_line
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 SWITCHES = ("amp", "xla", "benchmark", "drop_remainder")
 """Flags of train.py that NVIDIA's script writes with 0 or 1 after them."""
+RENAMED = {"data_path": "dataset_dir", "batch_size": "global_batch_size"}
+"""Options of NVIDIA's script -> their names in train.py."""
 
 DESCRIPTION = """
 Runs train.py in one process or in several, on this machine or on several. Options that are not
@@ -99,9 +101,9 @@ class LaunchOptions:
 
     def to_train(self) -> list[str]:
         """What train.py gets of these."""
-        renamed = {"--dataset_dir": self.data_path, "--global_batch_size": self.batch_size}
-        given = {flag: value for flag, value in renamed.items() if value is not None}
-        return [word for pair in given.items() for word in pair]
+        given = {"data_path": self.data_path, "batch_size": self.batch_size}
+        named = {f"--{RENAMED[name]}": value for name, value in given.items() if value is not None}
+        return [word for pair in named.items() for word in pair]
 
 
 def read(arguments: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
@@ -112,6 +114,7 @@ def read(arguments: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     launch, rest = parse_known(arguments[:end], LaunchOptions)
+    _refuse_twice(launch, [*rest, *arguments[end:]])
     words = [*launch.to_train(), *rest]
     train: list[str] = []
     while words:
@@ -127,12 +130,21 @@ def read(arguments: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
     return launch, [*train, *arguments[end + 1 :]]
 
 
+def _refuse_twice(launch: LaunchOptions, words: Sequence[str]) -> None:
+    """Refuses an option that is given under both of its names."""
+    given = {"data_path": launch.data_path, "batch_size": launch.batch_size}
+    for name, renamed in RENAMED.items():
+        twice = any(word.partition("=")[0] == f"--{renamed}" for word in words)
+        if twice and given[name] is not None:
+            raise UserError(f"--{name} and --{renamed} mean the same. Remove one of them.")
+
+
 def switch(name: str, value: str) -> list[str]:
     """A flag of train.py, from NVIDIA's 0 or 1 (or from true and false, as train.py reads it)."""
     meant = {"1": True, "true": True, "0": False, "false": False}.get(value.lower())
     if meant is None:
         raise UserError(f"--{name}: expected 0 or 1, received {value}.")
-    return [f"--{name}"] if meant else []
+    return [f"--{name}" if meant else f"--no_{name}"]  # a file of --config may say otherwise
 
 
 def slots_of(hosts: str) -> list[int]:
@@ -159,7 +171,8 @@ def main(arguments: Sequence[str], prog: str) -> int:
     Raises:
       UserError: for what the user can put right.
     """
-    if "--help" in arguments or "-h" in arguments:
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--help" in ours or "-h" in ours:
         print(help_text(CommandLine((LaunchOptions,)), None, prog, DESCRIPTION) + NOTES, end="")
         return 0
     launch, train = read(list(arguments))

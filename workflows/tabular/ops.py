@@ -2,8 +2,8 @@
 
 The pickle of a saved workflow refers to these classes by name, so NVTabular loads it only with this
 package on the path; `restore_workflow` needs no pickle.
-They take pandas frames: of text, as a block was parsed (`tabular_text.Rows.frame`), or of raw
-values, as a request gives them; both come to the same rows.
+They take pandas frames: of text, as a block was parsed (`workflows.tabular.text.Rows.frame`), or of
+raw values, as a request gives them; both come to the same rows.
 """
 
 from __future__ import annotations

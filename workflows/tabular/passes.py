@@ -1,6 +1,6 @@
 """The passes over the text: count by day, rank the values, transform by day.
 
-A pass hands blocks to tasks (`tabular_tasks`) and leaves a record of each finished day.
+A pass hands blocks to tasks (`workflows.tabular.tasks`) and leaves a record of each finished day.
 """
 
 from __future__ import annotations

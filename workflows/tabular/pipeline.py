@@ -4,7 +4,7 @@
 
 Every stage is a pass over blocks of text by tasks in threads (or on Dask), with memory that
 does not depend on the size of the files; each finished day is on disk, and a run that was killed
-goes on after it (`tabular_state`).
+goes on after it (`workflows.tabular.state`).
 """
 
 from __future__ import annotations
