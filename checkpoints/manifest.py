@@ -259,10 +259,10 @@ def read_manifest(path: Path, trusted_digest: str | None = None) -> tuple[dict[s
     return manifest, digest
 
 
-def _files(path: Path) -> list[str] | None:
-    """Data files that a manifest names."""
+def _files(path: Path) -> dict[str, int | None] | None:
+    """Data files that a manifest names, with their sizes."""
     try:
-        return list(read_manifest(path)[0]["content"]["files"])
+        return dict(read_manifest(path)[0]["content"]["files"])
     except UserError:
         return None
 

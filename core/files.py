@@ -6,8 +6,8 @@ What may be written where, `core.outputs` says; nothing here replaces or removes
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -17,11 +17,19 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lookback.core.errors import UserError
-from lookback.core.outputs import Kind, check_directory, check_file, write_record
+from lookback.core.outputs import (
+    Kind,
+    check_apart,
+    check_content,
+    check_directory,
+    check_file,
+    in_words,
+    write_record,
+)
 
 _WORKING = re.compile(r"\.(.+)\.lookback")
-_NEW, _OLD = "new", "old"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NEW, _OLD, _MARK = "new", "old", "owner.json"
+_FORMAT = "lookback-working"
 
 
 def located(path: str | os.PathLike[str]) -> Path:
@@ -56,8 +64,8 @@ def atomic_file(
       UserError: if `path` is in the way, before the block or after it, or cannot be created.
     """
     path, inputs = located(path), tuple(inputs)
-    with _creating(path):
-        check_file(path, replaces, inputs)
+    check_file(path, replaces, inputs)
+    with in_words(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -101,9 +109,9 @@ def atomic_directory(
 
     def check() -> None:
         check_directory(path, kind, overwrite=overwrite, inputs=inputs)
+        check_apart(_working_of(path), inputs)
 
-    with _creating(path):
-        check()
+    check()
     with _claimed(path) as working:
         check()  # it may have appeared before the lock was ours
         new = working / _NEW
@@ -117,7 +125,11 @@ def atomic_directory(
             _sync(Path(root))
         check()
         replaced = path.exists() and any(path.iterdir())
-        _put_in_place(new, path, working / _OLD)
+
+        def judge(moved: Path) -> None:
+            check_content(moved, path, kind, overwrite=overwrite)
+
+        _put_in_place(new, path, working / _OLD, judge)
         _sync(path.parent)
         if replaced and kind is not None:
             print(f"replaced the {kind.name} that was at {path}", file=sys.stderr)
@@ -128,6 +140,8 @@ def remove_directory(path: Path, kind: Kind) -> None:
     if not path.is_symlink() and kind.foreign(path) == []:
         with _claimed(path) as working:
             path.rename(working / _NEW)
+            if kind.foreign(working / _NEW) != []:  # has come about meanwhile
+                (working / _NEW).rename(path)
 
 
 def clear_up(directory: Path, names: re.Pattern[str]) -> None:
@@ -171,19 +185,51 @@ def require_writable(directory: Path, option: str) -> None:
 @contextlib.contextmanager
 def _claimed(path: Path) -> Iterator[Path]:
     """The working directory of `path`, without leftovers and for us alone; removed at the end."""
-    working = path.with_name(f".{path.name}.lookback")
-    with _creating(path):
+    working = _working_of(path)
+    with in_words(path):
         lock = _lock(working, path)
     try:
-        _recover(working, path)
+        with in_words(working):
+            _take_over(working, path)
+    except BaseException:
+        os.close(lock)
+        raise
+    try:  # from here on all that is in it is ours
+        with in_words(working):
+            _recover(working, path)
         yield working
         # What was replaced, and only now: where the block failed, it may be all that there is.
         shutil.rmtree(working / _OLD, ignore_errors=True)
+        if (working / _OLD).exists():
+            print(f"{working / _OLD} was replaced and cannot be removed", file=sys.stderr)
     finally:
         shutil.rmtree(working / _NEW, ignore_errors=True)
         with contextlib.suppress(OSError):
-            working.rmdir()
+            if {entry.name for entry in working.iterdir()} <= {_MARK}:
+                (working / _MARK).unlink(missing_ok=True)
+                working.rmdir()
         os.close(lock)
+
+
+def _working_of(path: Path) -> Path:
+    """Where a directory is written before it has its name."""
+    return path.with_name(f".{path.name}.lookback")
+
+
+def _take_over(working: Path, path: Path) -> None:
+    """Marks a working directory as ours; one that has anything in it must be marked already.
+
+    Raises:
+      UserError: if somebody else made it: what is in it is theirs, whatever it is called.
+    """
+    mark, file = json.dumps({"format": _FORMAT, "target": path.name}), working / _MARK
+    there = sorted(entry.name for entry in working.iterdir())
+    written = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    # Whoever was killed while writing the mark had nothing beside it yet.
+    if written != mark and there and not (there == [_MARK] and mark.startswith(written)):
+        raise UserError(f"{working} holds {there[0]}, which we did not write. Move it away.")
+    if written != mark:
+        file.write_text(mark, encoding="utf-8")
 
 
 def _lock(working: Path, path: Path) -> int:
@@ -210,7 +256,7 @@ def _lock(working: Path, path: Path) -> int:
 def _recover(working: Path, path: Path) -> None:
     """Clears up what a killed process left: undoes a replacement that it had not finished."""
     new, old = working / _NEW, working / _OLD
-    foreign = sorted({entry.name for entry in working.iterdir()} - {_NEW, _OLD})
+    foreign = sorted({entry.name for entry in working.iterdir()} - {_NEW, _OLD, _MARK})
     if foreign:
         raise UserError(f"{working} holds {foreign[0]}, which we did not write. Move it away.")
     if old.exists() and new.exists():
@@ -225,30 +271,21 @@ def _recover(working: Path, path: Path) -> None:
             shutil.rmtree(left)
 
 
-def _put_in_place(new: Path, path: Path, aside: Path) -> None:
-    """Renames a directory to `path`; what is there goes aside, and comes back on failure."""
+def _put_in_place(new: Path, path: Path, aside: Path, judge: Callable[[Path], None]) -> None:
+    """Renames a directory to `path`; what is there goes aside, and comes back on failure.
+
+    `judge` refuses what may not be replaced. It looks at what has been moved aside, where nobody
+    adds to it any more by the path that they know.
+    """
     try:
         if path.exists():
             path.rename(aside)
+            judge(aside)
         new.rename(path)
     except BaseException:
         if aside.exists() and not os.path.lexists(path):
             aside.rename(path)
         raise
-
-
-@contextlib.contextmanager
-def _creating(path: Path) -> Iterator[None]:
-    """Says in words why something cannot be created; a full disk is the caller's to explain."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}). Choose another place, or mend the "
-            "permissions."
-        ) from error
 
 
 def _umask() -> int:

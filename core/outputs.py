@@ -1,17 +1,20 @@
 """What an output may replace: what we wrote ourselves, all of it, and nothing else.
 
 A name proves nothing, so every directory that may be replaced says what it is and which files are
-in it: bundles and checkpoints in their manifests, all others in a record (``.lookback.json``) that
-`core.files.atomic_directory` writes. A file that it does not name is somebody's, and makes the
-whole directory theirs.
+in it, with their sizes: bundles and checkpoints in their manifests, all others in a record
+(``.lookback.json``) that `core.files.atomic_directory` writes. A file that it does not name, or of
+another size, is somebody's, and makes the whole directory theirs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from lookback.core.errors import UserError
@@ -19,6 +22,13 @@ from lookback.core.errors import UserError
 RECORD = ".lookback.json"
 FORMAT = "lookback-output"
 FORMAT_VERSION = 1
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk."""
+
+Entries = Mapping[str, int | None]
+"""Files by name with their sizes in bytes (None: any), and empty directories (`FOLDER`)."""
+FOLDER = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +38,14 @@ class Kind:
     Attributes:
       name: what one is, in words.
       manifest: the file that says so.
-      entries: the files (and empty directories) that the manifest of a directory names, relative to
-        it; None if it is no manifest of this kind. Without it, the manifest is the record.
+      entries: the files (with their sizes) and empty directories that the manifest of a directory
+        names, relative to it; None if it is no manifest of this kind. Without it, the manifest is
+        the record.
     """
 
     name: str
     manifest: str = RECORD
-    entries: Callable[[Path], Collection[str] | None] | None = None
+    entries: Callable[[Path], Entries | None] | None = None
 
     @property
     def has_record(self) -> bool:
@@ -46,24 +57,25 @@ class Kind:
         known = (self.entries or self._recorded)(directory)
         if known is None:
             return None
-        known = {self.manifest, *map(str, known)}
+        known = {**known, self.manifest: None}
         # A directory of ours of which somebody has taken what was in it is still ours.
-        known |= {str(above) for entry in known for above in PurePosixPath(entry).parents}
+        folders = {str(above) for entry in known for above in PurePosixPath(entry).parents}
         return sorted(
             entry
             for entry in _entries(directory)
-            if entry not in known or (directory / entry).is_symlink()  # we write no links
+            if not (_is_folder(directory / entry) and entry in {*folders, *known})
+            and not (entry in known and _is_file_of(directory / entry, known[entry]))
         )
 
-    def _recorded(self, directory: Path) -> Collection[str] | None:
+    def _recorded(self, directory: Path) -> Entries | None:
         try:
             record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             return None
         entries = record.get("entries")
-        return entries if record.get("kind") == self.name and isinstance(entries, list) else None
+        return entries if record.get("kind") == self.name and isinstance(entries, dict) else None
 
 
 def write_record(directory: Path, kind: Kind) -> None:
@@ -77,7 +89,10 @@ def write_record(directory: Path, kind: Kind) -> None:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "kind": kind.name,
-        "entries": sorted(_entries(directory)),
+        "entries": {
+            entry: FOLDER if _is_folder(directory / entry) else (directory / entry).stat().st_size
+            for entry in sorted(_entries(directory))
+        },
     }
     text = json.dumps(record, indent=1) + "\n"
     (directory / RECORD).write_text(text, encoding="utf-8")
@@ -99,21 +114,39 @@ def check_directory(
     Raises:
       UserError: saying what is in the way.
     """
-    _check_place(path, inputs)
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise UserError(f"{path} is not a directory. Choose another.")
-    if path.is_mount():
-        raise UserError(f"{path} is a mount point, which stays as it is. Choose a directory in it.")
-    if next(_entries(path), None) is None:
+    with in_words(path):
+        _check_place(path, inputs)
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise UserError(f"{path} is not a directory. Choose another.")
+        if path.is_mount():
+            raise UserError(
+                f"{path} is a mount point, which stays as it is. Choose a directory in it."
+            )
+        check_content(path, path, kind, overwrite=overwrite)
+
+
+def check_content(directory: Path, path: Path, kind: Kind | None, *, overwrite: bool) -> None:
+    """Checks that what is in a directory may be replaced: all of it ours, or nothing.
+
+    Args:
+      directory: where it is now.
+      path: where the user knows it, for the error.
+      kind: as for `check_directory`.
+      overwrite: likewise.
+
+    Raises:
+      UserError: saying what is in the way.
+    """
+    if next(_entries(directory), None) is None:
         return
     if kind is None or not overwrite:
         way_out = "or remove it" if kind is None else "remove it, or pass --overwrite"
         raise UserError(
             f"{path} already exists and is not empty. Choose another directory, {way_out}."
         )
-    foreign = kind.foreign(path)
+    foreign = kind.foreign(directory)
     if foreign is None:
         raise UserError(
             f"{path} exists and holds no {kind.manifest} that says it is a {kind.name} of ours; "
@@ -123,7 +156,8 @@ def check_directory(
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise UserError(
             f"{path} is a {kind.name} of ours, but we did not write {', '.join(foreign[:3])}{more} "
-            "in it, and nothing else is ever replaced. Move that away, or choose another directory."
+            "in it as it is now, and nothing else is ever replaced. Move that away, or choose "
+            "another directory."
         )
 
 
@@ -140,16 +174,43 @@ def check_file(
     Raises:
       UserError: saying what is in the way.
     """
-    _check_place(path, inputs)
-    if path.is_dir():
-        raise UserError(f"{path} is a directory. Give the name of a file.")
-    if not path.exists():
-        return
-    if not path.is_file() or replaces is None or not replaces(path):
+    with in_words(path):
+        _check_place(path, inputs)
+        if path.is_dir():
+            raise UserError(f"{path} is a directory. Give the name of a file.")
+        if not path.exists():
+            return
+        if not path.is_file():
+            raise UserError(
+                f"{path} is a device or the like, not a file. Give the name of a file, or leave "
+                "the option out where there is a standard output."
+            )
+        if replaces is None or not replaces(path):
+            raise UserError(
+                f"{path} already exists, and only what we wrote is ever replaced. Choose another "
+                "file, or remove this one."
+            )
+
+
+@contextlib.contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """Says in words why something cannot be written; a full disk is the caller's to explain.
+
+    Args:
+      path: that is to be written.
+
+    Raises:
+      UserError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise
         raise UserError(
-            f"{path} already exists, and only what we wrote is ever replaced. Choose another file, "
-            "or remove this one."
-        )
+            f"{path} cannot be written ({error.strerror}). Choose another place, or mend the "
+            "permissions."
+        ) from error
 
 
 def _check_place(path: Path, inputs: Iterable[Path]) -> None:
@@ -159,6 +220,25 @@ def _check_place(path: Path, inputs: Iterable[Path]) -> None:
             f"{path} is a symbolic link, and nothing is written through one or in place of one. "
             "Give what it points to, or another name."
         )
+    check_apart(path, inputs)
+    real = Path(os.path.realpath(path))
+    above = next(place for place in real.parents if os.path.lexists(place))
+    if not above.is_dir():
+        raise UserError(
+            f"{path} cannot be written: {above} is not a directory. Choose another place."
+        )
+
+
+def check_apart(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuses what is an input, lies in one, or has one in it.
+
+    Args:
+      path: that is to be written.
+      inputs: that are read.
+
+    Raises:
+      UserError: naming the input.
+    """
     real = Path(os.path.realpath(path))
     for given in inputs:
         source = Path(os.path.realpath(given))
@@ -169,11 +249,16 @@ def _check_place(path: Path, inputs: Iterable[Path]) -> None:
         ):
             if overlap:
                 raise UserError(f"The output {path} {words}. Choose one apart from the inputs.")
-    above = next(place for place in real.parents if os.path.lexists(place))
-    if not above.is_dir():
-        raise UserError(
-            f"{path} cannot be written: {above} is not a directory. Choose another place."
-        )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _is_file_of(path: Path, size: int | None) -> bool:
+    """Whether a plain file (we write no links, pipes or devices) has the size it had."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and size in (None, status.st_size)
 
 
 def _entries(directory: Path) -> Iterator[str]:

@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 
 from lookback.core.digests import digest_of, read_trusted
 from lookback.core.errors import UserError
-from lookback.core.outputs import Kind
+from lookback.core.outputs import FOLDER, Kind
 
 FORMAT = "lookback-bundle"
 FORMAT_VERSION = 2
@@ -207,16 +207,18 @@ MANIFESTS: Mapping[str, type[Manifest]] = {
 }
 
 
-def _entries(directory: Path) -> list[str] | None:
+def _entries(directory: Path) -> dict[str, int | None] | None:
     """What a bundle of whatever version or state holds; None of what is none."""
     try:
         content = json.loads((directory / MANIFEST_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
     files = content.get("files")
-    return [*(files if isinstance(files, dict) else ()), EMPTY_DIRECTORY]
+    listed = files.items() if isinstance(files, dict) else ()
+    sizes = {name: said.get("bytes") if isinstance(said, dict) else None for name, said in listed}
+    return {**sizes, EMPTY_DIRECTORY: FOLDER}
 
 
 BUNDLE = Kind("bundle", MANIFEST_FILE, _entries)

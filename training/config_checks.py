@@ -161,8 +161,8 @@ def _check_mode(run: Any) -> None:
         )
     if run.metrics is not None and (inference or run.benchmark):
         raise UserError(
-            "metrics: expected with --mode train or evaluate and without --benchmark, as only these "
-            "evaluate. Remove --metrics."
+            "metrics: expected with --mode train or evaluate and without --benchmark: nothing else "
+            "evaluates. Remove --metrics."
         )
     if run.random_weights and run.load_checkpoint_path is not None:
         raise UserError(

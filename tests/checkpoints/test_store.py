@@ -221,6 +221,8 @@ def test_leftovers_of_killed_saves_are_ignored_then_removed(tmp_path):
     saved(tmp_path)
     left = tmp_path / ".step-00000009.lookback"
     (left / "new").mkdir(parents=True)
+    mark = {"format": "lookback-working", "target": "step-00000009"}
+    (left / "owner.json").write_text(json.dumps(mark))
     (left / "new" / "data-00000.bin").write_bytes(b"half")
     (tmp_path / ".step-probe-abc").mkdir()
     mine = tmp_path / ".step-by-step"  # a name alone is no reason to delete it

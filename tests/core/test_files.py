@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lookback.core import files
 from lookback.core.errors import UserError
 from lookback.core.files import (
     atomic_directory,
@@ -24,6 +26,11 @@ from lookback.core.outputs import RECORD, Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTES = Kind("set of notes")
+
+
+def write_from(source: Path, target: Path) -> None:
+    with atomic_directory(target, NOTES, inputs=[source]) as temporary:
+        (temporary / "copy").write_text((source / "raw").read_text())
 
 
 def names(directory: Path) -> list[str]:
@@ -294,6 +301,52 @@ def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     assert (target / "mine").read_text() == "precious" and names(tmp_path) == ["notes"]
 
 
+@pytest.mark.parametrize("change", ["edited", "pipe", "folder in place of a file"])
+def test_what_somebody_changed_in_ours_is_kept(tmp_path: Path, change: str) -> None:
+    write(tmp_path / "notes", "old")
+    file = tmp_path / "notes" / "part" / "old"
+    file.unlink()
+    if change == "edited":
+        file.write_text("a user's own words")
+    elif change == "pipe":
+        os.mkfifo(file)
+    else:
+        (file / "mine").mkdir(parents=True)
+    before = tree(tmp_path) if change != "pipe" else None
+    refused(tmp_path / "notes", "did not write part/old", overwrite=True)
+    assert before is None or tree(tmp_path) == before
+
+
+def test_what_comes_before_the_rename_is_judged_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last check and the rename, somebody may still write into the directory."""
+    write(tmp_path / "notes", "old")
+    check = files.check_directory
+
+    def late(path: Path, *arguments: object, **options: object) -> None:
+        check(path, *arguments, **options)
+        (path / "late").write_text("precious")
+
+    with (
+        pytest.raises(UserError, match="did not write late"),
+        atomic_directory(tmp_path / "notes", NOTES, overwrite=True) as temporary,
+    ):
+        (temporary / "new").write_text("new")
+        monkeypatch.setattr(files, "check_directory", late)
+    assert (tmp_path / "notes" / "late").read_text() == "precious"
+    assert names(tmp_path) == ["notes"]
+
+
+def test_an_input_in_the_working_directory_is_kept(tmp_path: Path) -> None:
+    source = tmp_path / ".notes.lookback" / "old"
+    source.mkdir(parents=True)
+    (source / "raw").write_text("precious")
+    with pytest.raises(UserError, match="has the input"):
+        write_from(source, tmp_path / "notes")
+    assert (source / "raw").read_text() == "precious"
+
+
 def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
     target = tmp_path / "notes"
     for overwrite in (False, True):
@@ -303,19 +356,28 @@ def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
         assert names(target) == [RECORD, "first"] and names(tmp_path) == ["notes"]
 
 
+def left_by_a_killed_writer(path: Path) -> Path:
+    """The working directory of a directory, marked as `atomic_directory` marks it."""
+    working = path.with_name(f".{path.name}.lookback")
+    working.mkdir()
+    mark = {"format": "lookback-working", "target": path.name}
+    (working / "owner.json").write_text(json.dumps(mark))
+    return working
+
+
 def test_a_replacement_killed_between_its_renames_is_undone(tmp_path: Path) -> None:
     # What is left if the process dies after moving the old directory aside, before the new one is
     # in place.
     write(tmp_path / "notes", "old")
-    working = tmp_path / ".notes.lookback"
-    (working / "new").mkdir(parents=True)
+    working = left_by_a_killed_writer(tmp_path / "notes")
+    (working / "new").mkdir()
     (tmp_path / "notes").rename(working / "old")
     (working / "new" / "half").write_text("half")
     with pytest.raises(UserError, match="already exists"):
         write(tmp_path / "notes", "new")
     assert names(tmp_path) == ["notes"] and names(tmp_path / "notes" / "part") == ["old"]
     # If it dies after both, the old one is gone for good.
-    working.mkdir()
+    working = left_by_a_killed_writer(tmp_path / "notes")
     write(working / "old", "older")
     write(tmp_path / "notes", "new", overwrite=True)
     assert names(tmp_path) == ["notes"] and names(tmp_path / "notes" / "part") == ["new"]
@@ -331,8 +393,13 @@ def test_names_alone_are_no_reason_to_delete(tmp_path: Path) -> None:
     (tmp_path / ".other.lookback").mkdir()
     (tmp_path / ".other.lookback" / "mine").write_text("precious")
     refused(tmp_path / "other", "other.lookback holds mine, which we did not write")
+    for name in ("old", "new"):  # as ours are called
+        (tmp_path / f".{name}.lookback" / name).mkdir(parents=True)
+        (tmp_path / f".{name}.lookback" / name / "mine").write_text("precious")
+        refused(tmp_path / name, f"{name}.lookback holds {name}, which we did not write")
+        assert (tmp_path / f".{name}.lookback" / name / "mine").read_text() == "precious"
     # As after a kill between two renames, and then somebody else's directory in the place.
-    working = tmp_path / ".third.lookback"
+    working = left_by_a_killed_writer(tmp_path / "third")
     write(working / "old", "old")
     (working / "new").mkdir()
     write(tmp_path / "mine", "mine")
@@ -358,8 +425,9 @@ def test_a_directory_of_ours_is_removed_and_no_other(tmp_path: Path) -> None:
 
 
 def test_clearing_up_takes_what_killed_writers_left_of_such_names(tmp_path: Path) -> None:
-    for name in (".step-1.lookback", ".step-x.lookback", ".step-2.tmp"):
+    for name in (".step-x.lookback", ".step-2.tmp"):
         (tmp_path / name / "new").mkdir(parents=True)
+    (left_by_a_killed_writer(tmp_path / "step-1") / "new").mkdir()
     clear_up(tmp_path, re.compile(r"step-\d"))
     assert names(tmp_path) == [".step-2.tmp", ".step-x.lookback"]
     with (
@@ -386,7 +454,7 @@ def test_a_file_replaces_only_what_it_may(tmp_path: Path) -> None:
         ("directory", "directory is a directory", []),
         ("link", "link is a symbolic link", []),
         ("dangling", "dangling is a symbolic link", []),
-        ("pipe", "pipe already exists", []),
+        ("pipe", "pipe is a device or the like", []),
         ("mine/new", "mine is not a directory", []),
         ("ours", "ours is the input itself", [tmp_path / "ours"]),
         ("directory/new", "lies in the input", [tmp_path / "directory"]),

@@ -267,7 +267,7 @@ def test_help_lists_the_options_of_the_chosen_model_alone(capsys):
     assert "--width" in text
     assert "--search" not in text
     assert "--help-all lists all" in text
-    assert "(default: wide)" in " ".join(text.split())
+    assert "These are the options with --model_type wide" in text
 
 
 def test_parse_reads_one_or_several_classes():
@@ -323,6 +323,24 @@ def test_positional_repeatable_and_sizes():
 def test_bounds_are_held_and_said(argv, text):
     with pytest.raises(UserError, match=text):
         bounded("in.txt", *argv)
+
+
+def test_two_files_of_options_are_refused_and_two_dashes_end_options(tmp_path):
+    (tmp_path / "one.yaml").write_text("share: 0.1\n")
+    (tmp_path / "two.yaml").write_text("share: 0.2\n")
+    with pytest.raises(UserError, match="expected one file, received 2"):
+        bounded(
+            "in", "--config", str(tmp_path / "one.yaml"), "--config", str(tmp_path / "two.yaml")
+        )
+    assert bounded("--share", "0.5", "--", "-in").path == Path("-in")
+    with pytest.raises(UserError, match=r"unexpected argument 'more'\.$"):
+        bounded("in", "more")
+
+
+@pytest.mark.parametrize("path", ["x" * 256, "a/" * 2500 + "b", "a\0b", ""])
+def test_what_can_be_no_path_is_refused(path):
+    with pytest.raises(UserError, match="PATH: expected a path"):
+        bounded(path)
 
 
 def test_a_missing_positional_is_named():

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.process
         ("--data_path d", 1, "--dataset_dir d"),
         ("--data_path=d --gpus 4", 4, "--dataset_dir d"),
         ("--np 2 --gpus 2 --batch_size 64", 2, "--global_batch_size 64"),
-        ("--amp 1 --xla 0 --benchmark 1 --drop_remainder 0", 1, "--amp --benchmark"),
+        (
+            *("--amp 1 --xla 0 --benchmark 1 --drop_remainder 0", 1),
+            "--amp --no_xla --benchmark --no_drop_remainder",
+        ),
         ("--amp --benchmark --xla true", 1, "--amp --benchmark --xla"),
         ("--hosts h1:4,h2:4 --mode train", 8, "--mode train"),
         ("--hosts h1:4,h2:4 --np 5", 5, ""),

@@ -19,6 +19,7 @@ from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours, located
+from lookback.core.outputs import check_apart
 from lookback.workflows.output import Output, megabytes
 
 IDENTITY = "identity.json"
@@ -97,6 +98,7 @@ def open_working(output: Output, identity: Mapping[str, Any]) -> Iterator[Workin
     output.check()
     path = located(output.path)
     working = Working(path.with_name(f"{path.name}.partial"), output)
+    check_apart(working.path, output.inputs)
     try:
         working.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(working.path, os.O_RDONLY | os.O_NOFOLLOW)
