@@ -438,8 +438,9 @@ def _scalar(kind: type, raw: object) -> Any:
 
 def _can_be_path(text: str) -> bool:
     """Whether Linux could have a file of that path (limits.h: PATH_MAX and NAME_MAX)."""
-    sizes = [len(os.fsencode(part)) for part in Path(text).parts]
-    return bool(text) and "\0" not in text and sum(sizes) < 4096 and max(sizes, default=0) < 256
+    if not text or "\0" in text or len(os.fsencode(text)) >= 4096:
+        return False
+    return all(len(os.fsencode(part)) < 256 for part in Path(text).parts)
 
 
 def _bad() -> typing.NoReturn:
