@@ -101,10 +101,20 @@ class Contract:
         return mean
 
     def counts(self, inputs: Inputs, labels: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Of how many terms each of `loss_names` is the mean: float32 [], in that order."""
+        """Of how many terms each of `loss_names` is the mean: float32 [], in that order.
+
+        Raises:
+          ValueError: if the model counts the terms of a loss that it does not name.
+        """
         rows = tf.cast(tf.size(labels), tf.float32)
-        counts = dict.fromkeys(self.loss_names, rows)
-        return counts | (self.loss_counts(inputs, labels) if self.loss_counts else {})
+        own = self.loss_counts(inputs, labels) if self.loss_counts else {}
+        unknown = sorted(set(own) - set(self.loss_names))
+        if unknown:
+            raise ValueError(
+                f"loss_counts: expected names among the losses {self.loss_names}, received "
+                f"{unknown}. Name them in `added_losses`, too."
+            )
+        return dict.fromkeys(self.loss_names, rows) | own
 
 
 @stored_as("ClickModel", "HistoryModel", "TabularModel", "NeuMFModel")

@@ -123,6 +123,9 @@ class Manifest(abc.ABC):
                 raise _damaged(directory, f"{name} has {size} bytes instead of {expected['bytes']}")
             if digest_of(path) != expected["sha256"]:
                 raise _damaged(directory, f"the content of {name} is not what was exported")
+        # TensorFlow Serving reads files that no manifest names (assets.extra/).
+        if trusted_digest is not None and (extra := BUNDLE.foreign(directory)):
+            raise _damaged(directory, f"{extra[0]} is not of the bundle that is trusted")
         kind = MANIFESTS[content["layout"]]
         values = {field.name: content[field.name] for field in dataclasses.fields(kind)}
         values["inputs"] = {name: tuple(shape) for name, shape in values["inputs"].items()}

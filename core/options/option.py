@@ -256,7 +256,7 @@ class Option:
     def _convert(self, raw: object, source: str) -> Any:
         if self.is_tuple:
             if isinstance(raw, str):
-                elements: Iterable[object] = [part for part in raw.split(",") if part.strip()]
+                elements: Iterable[object] = [p.strip() for p in raw.split(",") if p.strip()]
             elif isinstance(raw, list | tuple):
                 elements = raw
             else:
