@@ -105,6 +105,11 @@ def test_only_what_is_trusted_is_opened(
     )
     for command in commands:
         assert run(capsys, *command)[0] == 0
+    (bundle / "model" / "extra").write_text("nobody exported this")
+    code, out, err = run(capsys, *commands[0])
+    assert (code, out) == (2, "")
+    assert "model/extra is not of the bundle that is trusted" in err
+    (bundle / "model" / "extra").unlink()
     (bundle / "items.parquet").write_bytes(b"another catalogue")
     manifest = Manifest.read(sim_bundle)
     (bundle / "bundle.json").unlink()
