@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_SHOWN = 80  # characters of a value in an error's text
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _SHOWN
+
 
 class UserError(Exception):
     """Input, options or environment are not as needed.
@@ -10,3 +17,9 @@ class UserError(Exception):
     ``error: ...`` line and exit with status 2; every other exception is a defect of ours and
     keeps its traceback.
     """
+
+
+def shown(value: object) -> str:
+    """A value out of a file, for the text of an error: cut, however large or nested it is."""
+    text = _REPR.repr(value)
+    return text if len(text) <= 2 * _SHOWN else f"{text[: 2 * _SHOWN]}..."

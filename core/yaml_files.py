@@ -2,7 +2,8 @@
 
 YAML 1.1, which PyYAML reads, takes 010 for 8 and 1:30 for 90, the last of two equal keys, and lets
 a few lines stand for gigabytes by aliases. Here whole numbers are decimal, a key comes once, and
-there are no aliases.
+there are no aliases, or, where a program writes the file, only of flat lists: PyYAML writes a list
+that it meets twice so.
 """
 
 from __future__ import annotations
@@ -48,10 +49,14 @@ class _StrictLoader(yaml.SafeLoader):
     """PyYAML's safe loader without its surprises; see the module."""
 
     yaml_implicit_resolvers = _resolvers()  # PyYAML's own attribute
+    shares_lists = False
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            if self.shares_lists and _is_flat_list(self.anchors.get(event.anchor)):
+                shared: yaml.Node | None = super().compose_node(parent, index)
+                return shared
             raise yaml.composer.ComposerError(
                 None, None, f"aliases (*{event.anchor}) are not read", event.start_mark
             )
@@ -74,19 +79,32 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_yaml(text: str, source: str) -> Any:
+class _SharingLoader(_StrictLoader):
+    """One that takes aliases of flat lists."""
+
+    shares_lists = True
+
+
+def _is_flat_list(node: yaml.Node | None) -> bool:
+    return isinstance(node, yaml.SequenceNode) and all(
+        isinstance(element, yaml.ScalarNode) for element in node.value
+    )
+
+
+def load_yaml(text: str, source: str, *, shared_lists: bool = False) -> Any:
     """What a YAML text holds: mappings, lists, text, numbers, true, false and null.
 
     Args:
       text: of the file.
       source: names it in errors.
+      shared_lists: take aliases of flat lists, which a program may have written.
 
     Raises:
       UserError: naming `source`, the line and what is wrong with it.
     """
     try:
-        # Not the unsafe load: _StrictLoader is a SafeLoader.
-        return yaml.load(text, Loader=_StrictLoader)
+        # Not the unsafe load: both are SafeLoaders.
+        return yaml.load(text, Loader=_SharingLoader if shared_lists else _StrictLoader)
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
         raise UserError(f"{source} is not valid YAML: {said[:_SHOWN]}") from None
@@ -96,12 +114,13 @@ def load_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source} is not valid YAML: {str(error)[:_SHOWN]}.") from None
 
 
-def read_yaml(path: str | Path, source: str | None = None) -> Any:
+def read_yaml(path: str | Path, source: str | None = None, *, shared_lists: bool = False) -> Any:
     """What a YAML file holds; see `load_yaml`.
 
     Args:
       path: of the file.
       source: names it in errors; None: its path.
+      shared_lists: see `load_yaml`.
 
     Raises:
       UserError: if it cannot be read, is larger than `MOST_BYTES`, or is not YAML.
@@ -118,4 +137,4 @@ def read_yaml(path: str | Path, source: str | None = None) -> Any:
         text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: expected a YAML file, but {error}.") from None
-    return load_yaml(text, source)
+    return load_yaml(text, source, shared_lists=shared_lists)

@@ -11,14 +11,17 @@ from typing import Any
 
 import yaml
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 from lookback.core.files import atomic_file
+from lookback.core.yaml_files import read_yaml
 from lookback.embeddings.planners.base import needs_whole_rows
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.types import Placement, Plan, TableSpec
 
 FORMAT = "lookback-plan"
 VERSION = 1
+
+_LARGEST = (1 << 63) - 1  # ids are int64 at most
 
 _PLACEMENT = {"strategy": str, "ranks": tuple[int, ...]}
 
@@ -68,13 +71,13 @@ def load_plan(path: str | Path) -> Plan:
     if (content["format"], content["version"]) != (FORMAT, VERSION):
         raise UserError(
             f"{path}: expected format: {FORMAT}, version: {VERSION}; received "
-            f"{content['format']!r}, {content['version']!r}. Make the plan anew with "
+            f"{shown(content['format'])}, {shown(content['version'])}. Make the plan anew with "
             "`python -m embeddings plan`."
         )
     ranks = _value(content["ranks"], int, f"{path}: ranks")
     tables, placements = [], []
     for name, entry in _entries(content["tables"], path):
-        where = f"{path}: table {name!r}"
+        where = f"{path}: table {shown(name)}"
         placed = {key: entry.pop(key) for key in _PLACEMENT if key in entry}
         _check_keys(placed, ["strategy"], ["ranks"], where)
         read = {key: _value(v, _PLACEMENT[key], f"{where}: {key}") for key, v in placed.items()}
@@ -100,7 +103,7 @@ def load_tables(path: str | Path, dim: int | None = None) -> list[TableSpec]:
     """
     default = {} if dim is None else {"dim": dim}
     return [
-        _table(name, {**default, **entry}, f"{path}: table {name!r}")
+        _table(name, {**default, **entry}, f"{path}: table {shown(name)}")
         for name, entry in _entries(_read_yaml(path), path)
     ]
 
@@ -188,13 +191,13 @@ def _table(name: str, entry: Mapping[str, Any], where: str) -> TableSpec:
 def _entries(tables: object, path: str | Path) -> Iterable[tuple[str, dict[str, Any]]]:
     if not isinstance(tables, dict) or not tables:
         raise UserError(
-            f"{path}: expected tables by name, each with its fields; received {tables!r}."
+            f"{path}: expected tables by name, each with its fields; received {shown(tables)}."
         )
     for name, entry in tables.items():
         if not isinstance(name, str) or not isinstance(entry, dict):
             raise UserError(
                 f"{path}: expected a table's name with its fields, such as "
-                f"'item_id: {{rows: 100, dim: 16}}'; received {name!r}: {entry!r}."
+                f"'item_id: {{rows: 100, dim: 16}}'; received {shown(name)}: {shown(entry)}."
             )
         yield name, dict(entry)
 
@@ -207,7 +210,9 @@ def _check_keys(
     if missing or unknown:
         also = f" and, if wanted, {', '.join(optional)}" if optional else ""
         faults = [
-            f"{word} {keys}" for word, keys in (("no", missing), ("unknown", unknown)) if keys
+            f"{word} {shown(keys)}"
+            for word, keys in (("no", missing), ("unknown", unknown))
+            if keys
         ]
         raise UserError(f"{where}: expected {', '.join(required)}{also}; {', '.join(faults)}.")
 
@@ -219,39 +224,22 @@ def _value(raw: object, kind: Any, where: str) -> Any:
         return None if raw is None else _value(raw, inner, where)
     if typing.get_origin(kind) is tuple:
         if not isinstance(raw, list):
-            raise UserError(f"{where}: expected a list, received {raw!r}.")
+            raise UserError(f"{where}: expected a list, received {shown(raw)}.")
         return tuple(_value(value, typing.get_args(kind)[0], where) for value in raw)
     allowed = (int, float) if kind is float else (kind,)
     if not isinstance(raw, allowed) or isinstance(raw, bool):
         words = {int: "a whole number", float: "a number", str: "text"}
-        raise UserError(f"{where}: expected {words[kind]}, received {raw!r}.")
+        raise UserError(f"{where}: expected {words[kind]}, received {shown(raw)}.")
+    if isinstance(raw, int) and abs(raw) > _LARGEST:
+        raise UserError(f"{where}: expected at most {_LARGEST:,}, received {shown(raw)}.")
     return kind(raw)
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
-    try:
-        with Path(path).open() as file:
-            content = yaml.load(file, Loader=_Loader)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected keys and values, received {content!r}.")
+        raise UserError(f"{path}: expected keys and values, received {shown(content)}.")
     return content
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which takes the last of two equal keys, made to refuse them."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

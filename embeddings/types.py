@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from lookback.core.errors import shown
+
 OPTIMIZER_STATE: Mapping[str, tuple[int, int]] = {
     "sgd": (0, 0),
     "momentum": (1, 0),
@@ -20,6 +22,9 @@ OPTIMIZER_STATE: Mapping[str, tuple[int, int]] = {
 
 UPDATES_EVERY_ROW = frozenset({"full_adam"})
 """Table optimizers that touch the whole table in every step, not only the rows of the batch."""
+
+MOST_WEIGHTS = 1 << 56
+"""Of a table: more than any machine holds, and its bytes still are a 64-bit number."""
 
 WEIGHT_BYTES = 4
 """Tables and their optimizer state are float32 everywhere."""
@@ -62,20 +67,28 @@ class TableSpec:
         for field, value in (("rows", self.rows), ("dim", self.dim)):
             if value < 1:
                 raise ValueError(
-                    f"TableSpec {self.name!r}: {field} must be at least 1, received {value}."
+                    f"TableSpec {shown(self.name)}: {field} must be at least 1, "
+                    f"received {shown(value)}."
                 )
+        if self.parameters > MOST_WEIGHTS:
+            raise ValueError(
+                f"TableSpec {shown(self.name)}: rows times dim must be at most {MOST_WEIGHTS:,}, "
+                f"received {shown(self.rows)} times {shown(self.dim)}."
+            )
         if self.optimizer is not None and self.optimizer not in OPTIMIZER_STATE:
             raise ValueError(
-                f"TableSpec {self.name!r}: unknown optimizer {self.optimizer!r}; choose one of "
-                f"{sorted(OPTIMIZER_STATE)}."
+                f"TableSpec {shown(self.name)}: unknown optimizer {shown(self.optimizer)}; "
+                f"choose one of {sorted(OPTIMIZER_STATE)}."
             )
         if any(not value >= 0 for value in self.hotness):
             raise ValueError(
-                f"TableSpec {self.name!r}: hotness must be at least 0, received {self.hotness}."
+                f"TableSpec {shown(self.name)}: hotness must be at least 0, "
+                f"received {shown(self.hotness)}."
             )
         if self.distinct is not None and not 0 < self.distinct <= 1:
             raise ValueError(
-                f"TableSpec {self.name!r}: distinct must lie in (0, 1], received {self.distinct}."
+                f"TableSpec {shown(self.name)}: distinct must lie in (0, 1], "
+                f"received {shown(self.distinct)}."
             )
 
     @property

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from merlin.schema import Schema
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
+from lookback.core.yaml_files import read_yaml
 from lookback.formats.description import FEATURE_SPEC_FILE
 from lookback.formats.tabular_files import ROW_GROUP
 from lookback.formats.tabular_rows import (
@@ -142,7 +142,9 @@ class _Specification:
         self.categorical = self._channel(channels, "categorical")
         labels = self._channel(channels, "label")
         if len(labels) != 1:
-            raise self._error(f"the channel 'label' has {labels}. Expected one feature.")
+            raise self._error(
+                f"the channel 'label' has {shown(list(labels))}. Expected one feature."
+            )
         self.label = labels[0]
         for name in (self.label, *self.numerical, *self.categorical):
             self.dtype(name)
@@ -165,7 +167,8 @@ class _Specification:
             allowed = ("bool",)
         if found not in allowed:
             raise self._error(
-                f"feature {name!r} has the dtype {found!r}. Expected {' or '.join(allowed)}."
+                f"feature {shown(name)} has the dtype {shown(found)}. "
+                f"Expected {' or '.join(allowed)}."
             )
         return np.dtype(found).newbyteorder("<")
 
@@ -174,7 +177,8 @@ class _Specification:
         found = self._features[name].get("cardinality")
         if type(found) is not int or found < 1:
             raise self._error(
-                f"feature {name!r} has the cardinality {found!r}. Expected the rows of its table."
+                f"feature {shown(name)} has the cardinality {shown(found)}. "
+                "Expected the rows of its table."
             )
         return found
 
@@ -190,7 +194,9 @@ class _Specification:
         for chunk in self._chunks(split):
             names = tuple(chunk["features"])
             if names in by_feature:
-                raise self._error(f"split {split!r} names files for {list(names)} twice.")
+                raise self._error(
+                    f"split {shown(split)} names files for {shown(list(names))} twice."
+                )
             file = Path(chunk["files"][0])
             by_feature[names] = directory / (file if instead is None else instead / Path(file.name))
         expected: list[tuple[str, ...]] = [(self.label,)]
@@ -199,9 +205,9 @@ class _Specification:
         for names in expected:
             if names not in by_feature:
                 raise self._error(
-                    f"split {split!r} names no file for {list(names)}. Expected one file with the "
-                    "label, one with all numerical features in the channel's order, and one with "
-                    "each categorical feature."
+                    f"split {shown(split)} names no file for {shown(list(names))}. "
+                    "Expected one file with the label, one with all numerical "
+                    "features in the channel's order, and one with each categorical feature."
                 )
         rows = {
             by_feature[names]: _rows_of(
@@ -229,28 +235,32 @@ class _Specification:
             known = chunk if isinstance(chunk, Mapping) else {}
             if known.get("type") != _TYPE:
                 raise self._error(
-                    f"split {split!r} has an entry of type {known.get('type')!r}. Expected a list "
-                    f"of entries of type {_TYPE!r}."
+                    f"split {shown(split)} has an entry of type {shown(known.get('type'))}. "
+                    f"Expected a list of entries of type {_TYPE!r}."
                 )
             if not _is_names(known.get("features")) or not _is_names(known.get("files")):
                 raise self._error(
-                    f"split {split!r} has the entry {dict(known)}. Expected lists of names in "
-                    "'features' and 'files'."
+                    f"split {shown(split)} has the entry {shown(dict(known))}. "
+                    "Expected lists of names in 'features' and 'files'."
                 )
             if len(known["files"]) != 1:
                 raise self._error(
-                    f"split {split!r} has the files {known['files']} for {known['features']}. "
-                    "Expected one file."
+                    f"split {shown(split)} has the files {shown(known['files'])} for "
+                    f"{shown(known['features'])}. Expected one file."
                 )
         return list(chunks)
 
     def _channel(self, channels: Mapping[str, Any], channel: str) -> tuple[str, ...]:
         names = channels.get(channel, [])
         if not _is_names(names):
-            raise self._error(f"the channel {channel!r} is {names!r}. Expected a list of names.")
+            raise self._error(
+                f"the channel {channel!r} is {shown(names)}. Expected a list of names."
+            )
         unknown = [name for name in names if name not in self._features]
         if unknown:
-            raise self._error(f"the channel {channel!r} has {unknown}, unknown to feature_spec.")
+            raise self._error(
+                f"the channel {channel!r} has {shown(unknown)}, unknown to feature_spec."
+            )
         return tuple(names)
 
     def _error(self, text: str) -> UserError:
@@ -258,10 +268,7 @@ class _Specification:
 
 
 def _load(file: Path) -> dict[str, Mapping[str, Any]]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read as YAML ({error}).") from error
+    content = read_yaml(file, shared_lists=True)  # NVIDIA's tools dump a list of names twice
     known = content if isinstance(content, Mapping) else {}
     for section in _SECTIONS:
         if not isinstance(known.get(section), Mapping):

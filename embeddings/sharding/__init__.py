@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lookback.core.errors import shown
 from lookback.embeddings.sharding.base import Strategy
 from lookback.embeddings.sharding.column_wise import ColumnWise
 from lookback.embeddings.sharding.data_parallel import DataParallel
@@ -29,8 +30,8 @@ def shards_of(plan: Plan) -> tuple[Shard, ...]:
     for table, placement in zip(plan.tables, plan.placements):
         if placement.strategy not in STRATEGIES:
             raise ValueError(
-                f"Table {table.name!r}: unknown strategy {placement.strategy!r}; choose one of "
-                f"{list(STRATEGIES)}."
+                f"Table {shown(table.name)}: unknown strategy {shown(placement.strategy)}; "
+                f"choose one of {list(STRATEGIES)}."
             )
         strategy = STRATEGIES[placement.strategy]
         shards += strategy.shards(table, placement, plan.ranks)

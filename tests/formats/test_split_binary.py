@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -215,7 +216,7 @@ def put(spec, *keys_and_value):
             r"names no file for \['num_0', .*all numerical features in the channel's order",
         ),
         (
-            lambda s: s["source_spec"]["test"].append(s["source_spec"]["test"][1]),
+            lambda s: s["source_spec"]["test"].append(copy.deepcopy(s["source_spec"]["test"][1])),
             r"names files for \['label'\] twice",
         ),
         (
@@ -238,7 +239,7 @@ def test_specifications_that_are_wrong(broken, change, message):
 
 def test_no_yaml(broken):
     (broken / "feature_spec.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"feature_spec.yaml cannot be read as YAML"):
+    with pytest.raises(UserError, match=r"feature_spec.yaml is not valid YAML"):
         SplitBinaryDataset(broken)
 
 
@@ -283,3 +284,53 @@ def test_files_that_shrink_while_they_are_read(broken):
     (broken / "train" / "cat_2.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"cat_2.bin cannot be read"):
         list(source.train_feeds(0, 0))
+
+
+def test_a_list_that_nvidia_s_tools_dump_as_an_alias_is_read(broken):
+    spec = make_spec()
+    names = spec["channel_spec"]["numerical"]
+    for split in ROWS:
+        spec["source_spec"][split][0]["features"] = names
+    write_spec(broken, spec)
+    assert "*id001" in (broken / "feature_spec.yaml").read_text()
+    assert SplitBinaryDataset(broken).num_rows("test") == ROWS["test"]
+
+
+BOMB = "\n".join(
+    ["b: &a0 [x, x, x, x, x, x, x, x, x]"]
+    + [f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(BOMB, r"aliases \(\*a1\) are not read"), ("[" * 5000, "nested too deeply")],
+)
+def test_specifications_that_would_grow_are_refused(broken, text, message):
+    (broken / "feature_spec.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        SplitBinaryDataset(broken)
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("channel_spec", "label"),
+        ("channel_spec", "numerical"),
+        ("feature_spec", "num_1", "dtype"),
+        ("feature_spec", "cat_0.bin", "cardinality"),
+        ("source_spec", "test", 0, "type"),
+        ("source_spec", "test", 0, "features"),
+        ("source_spec", "test", 0, "files"),
+    ],
+)
+def test_errors_stay_short(broken, keys):
+    for value in ("x" * 10_000, ["x" * 10_000] * 10, [[["x"] * 30] * 30] * 30):
+        spec = make_spec()
+        put(spec, *keys, copy.deepcopy(value))
+        # Each list a copy of its own, so that no alias is written.
+        (broken / "feature_spec.yaml").write_text(json.dumps(spec))
+        with pytest.raises(UserError) as caught:
+            SplitBinaryDataset(broken)
+        assert len(str(caught.value)) < 2000
