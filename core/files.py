@@ -182,6 +182,35 @@ def require_writable(directory: Path, option: str) -> None:
         ) from error
 
 
+def require_readable(path: Path, option: str, *, takes_file: bool = False) -> None:
+    """Checks that an input is there and can be read.
+
+    Args:
+      path: the directory, or file, that a run will read.
+      option: of the command line that names it.
+      takes_file: whether it may be a file.
+
+    Raises:
+      UserError: if not.
+    """
+    try:
+        if takes_file and path.is_file():
+            with path.open("rb"):
+                return
+        with os.scandir(path):
+            if os.access(path, os.X_OK):
+                return
+            why = "cannot be read (its files may be listed only)"
+    except NotADirectoryError:
+        why = "is not a directory"
+    except FileNotFoundError:
+        why = "does not exist"
+    except (OSError, ValueError) as error:  # no permission, a name that is too long or has a \0
+        why = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    needed = "a raw file, or a directory" if takes_file else "the one with the raw files"
+    raise UserError(f"{option} {path} {why}. Give {needed}.")
+
+
 @contextlib.contextmanager
 def _claimed(path: Path) -> Iterator[Path]:
     """The working directory of `path`, without leftovers and for us alone; removed at the end."""

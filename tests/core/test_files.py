@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from lookback.core.files import (
     clear_up,
     inside_ours,
     remove_directory,
+    require_readable,
     require_writable,
 )
 from lookback.core.outputs import RECORD, Kind
@@ -485,6 +487,32 @@ def test_a_directory_that_cannot_be_written_to_is_named_with_its_option(tmp_path
         require_writable(tmp_path / "file", "results_dir")
     require_writable(tmp_path / "new" / "deep", "results_dir")
     assert names(tmp_path / "new" / "deep") == []
+
+
+def test_an_input_that_cannot_be_read_is_named_with_its_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    require_readable(tmp_path, "--input")
+    require_readable(file, "--input", takes_file=True)
+    for path, why in (
+        (file, "is not a directory"),
+        (tmp_path / "none", "does not exist"),
+        (tmp_path / ("x" * 300), "cannot be read \\(File name too long\\)"),
+        (tmp_path / "a\0b", "cannot be read \\(.*null.*\\)"),
+    ):
+        with pytest.raises(UserError, match=f"(?s)^--input .* {why}. Give the one with the raw"):
+            require_readable(path, "--input")
+    with pytest.raises(UserError, match=r"none does not exist. Give a raw file, or a directory"):
+        require_readable(tmp_path / "none", "--input", takes_file=True)
+
+    def refuse(path: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    with pytest.raises(UserError, match=r"^--input .* cannot be read \(Permission denied\)"):
+        require_readable(tmp_path, "--input")
 
 
 def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:

@@ -359,7 +359,7 @@ def test_refusals_leave_nothing_behind(
     refused("min_interactions: expected an integer, 1 or more, received 0", min_interactions=0)
     refused("workers: expected an integer, 0 or more, or none, received -1", workers=-1)
     refused("has no option 'min_interaction'.*category.*min_interactions", min_interaction=5)
-    refused("is not a directory", directory=tmp_path / "none")
+    refused("--input .*none does not exist", directory=tmp_path / "none")
     refused(r"None of the \d+ users has 99.*Pass a smaller --min_interactions", min_interactions=99)
     refused("No item has 999 or more", frequency_threshold=999, min_interactions=2)
     refused("too little for 2 worker", workers=2, memory_limit=10**9)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.core.files import require_readable
 from lookback.formats import histories
 from lookback.formats import history_columns as names
 from lookback.formats.dataset_info import HISTORIES, write_info
@@ -110,10 +111,7 @@ class _Job:
 def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
     """Checks everything that can be checked, then ingests into the output's temporary directory."""
     reader, options, directory = order.reader, order.options, order.input
-    if reader.takes_file and not directory.exists():
-        raise UserError(f"--input {directory} does not exist. Give a raw file, or a directory.")
-    if not reader.takes_file and not directory.is_dir():
-        raise UserError(f"--input {directory} is not a directory. Give the one with the raw files.")
+    require_readable(directory, "--input", takes_file=reader.takes_file)
     order.output.check()
     columns = reader.columns
     paths = reader.event_files(directory)

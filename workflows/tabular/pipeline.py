@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lookback.core.devices import cores
 from lookback.core.errors import UserError
+from lookback.core.files import require_readable
 from lookback.formats.dataset_info import FORMAT_VERSION
 from lookback.workflows.cluster import (
     BYTES_PER_PROCESS,
@@ -113,10 +114,7 @@ def transform(order: TabularOrder, workflow_directory: Path) -> Report:
 def _prepared(command: str, order: TabularOrder) -> Iterator[Job]:
     """Checks all that can be checked before there is work to do."""
     reader, options = order.reader, order.options
-    if not order.input.is_dir():
-        raise UserError(
-            f"--input {order.input} is not a directory. Give the one with the raw files."
-        )
+    require_readable(order.input, "--input")
     files = reader.files(order.input)
     plan = _plan(files, options)
     stats = [(path.name, path.stat()) for path in files.paths]
