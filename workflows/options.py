@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+from typing import Any
 
 from lookback.core.options import check_options, option
 
@@ -10,7 +12,7 @@ WHERE = "where it runs (no influence on the result)"
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetOptions:
+class DatasetOptions(abc.ABC):
     """What the options of each kind of datasets begin with."""
 
     scope = "options of all datasets of the kind"
@@ -43,3 +45,8 @@ class DatasetOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    @property
+    @abc.abstractmethod
+    def content(self) -> dict[str, Any]:
+        """The options that have a say in the output."""

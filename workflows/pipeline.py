@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 from lookback.core.options import options_of
 from lookback.core.outputs import Kind as OutputKind
 from lookback.workflows import DATASETS, TABULAR_DATASETS
@@ -20,7 +20,7 @@ from lookback.workflows.histories.reader import HistoryOptions
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.order import Log, Order, Report
 from lookback.workflows.output import DATASET, WORKFLOW, Output
-from lookback.workflows.saved import read_saved_options
+from lookback.workflows.saved import OPTIONS_FILE, read_saved_options, saved_workflow
 from lookback.workflows.tabular.reader import TabularOptions
 
 
@@ -63,6 +63,35 @@ class DataKind:
             self.options(**{option: value for option, value in values.items() if option in shared}),
         )
 
+    def saved(self, name: str, given: Mapping[str, Any], file: Path) -> dict[str, Any]:
+        """The options of a saved workflow, which somebody else may have written.
+
+        Only those that have a say in a dataset's content are taken: where work is done, such as at
+        a Dask scheduler that runs code, is for whoever starts it to say.
+
+        Args:
+          name: of the dataset.
+          given: what `file` says.
+          file: names it in errors.
+
+        Raises:
+          UserError: if it has another option, or a value is none.
+        """
+        reader, shared = options_of(self.readers[name]), options_of(self.options)
+        content = {option: shared[option] for option in self.options().content}
+        known = {**content, **reader}
+        for option in given:
+            if option not in known:
+                raise UserError(
+                    f"{file}: expected options of what a dataset holds ({', '.join(known)}), "
+                    f"received {shown(option)}. Remove it there; on the command line, give it "
+                    "to `transform`."
+                )
+        return {
+            option: known[option].read(value, f"{option} in {file}")
+            for option, value in given.items()
+        }
+
     def does(self) -> Any:
         """The module that does its work, which takes time to import."""
         return importlib.import_module(self.pipeline)
@@ -84,7 +113,7 @@ def kind_of(dataset: str) -> DataKind:
         if dataset in kind.readers:
             return kind
     names = sorted(name for kind in KINDS for name in kind.readers)
-    raise UserError(f"There is no dataset {dataset!r}. Choose of {', '.join(names)}.")
+    raise UserError(f"There is no dataset {shown(dataset)}. Choose of {', '.join(names)}.")
 
 
 def run_dataset(
@@ -170,7 +199,8 @@ def transform_dataset(
     if fixed:
         raise UserError(f"{fixed[0]} is fixed by the fit; fit a new workflow to change it.")
     target = _output(output_dir, DATASET, overwrite, input_dir, workflow_dir)
-    given = {**saved["options"], **options}
+    file = saved_workflow(workflow_dir) / OPTIONS_FILE
+    given = {**kind.saved(name, saved["options"], file), **options}
     order = _order(kind, name, given, target, log, progress)
     report: Report = kind.does().transform(order, Path(workflow_dir))
     return report

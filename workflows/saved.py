@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 
 if TYPE_CHECKING:
     import nvtabular as nvt
@@ -44,12 +44,15 @@ def read_saved_options(directory: str | Path) -> dict[str, Any]:
     """
     try:
         saved = json.loads((saved_workflow(directory) / OPTIONS_FILE).read_text())
-        return {"dataset": saved["dataset"], "options": dict(saved["options"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        dataset, options = saved["dataset"], saved["options"]
+        if not isinstance(dataset, str) or not isinstance(options, dict):
+            raise ValueError(f"dataset {shown(dataset)} with options {shown(options)}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{directory} is not a workflow that `fit` or `run` saved ({error}). Point "
             "--workflow at one, or at a dataset."
         ) from error
+    return {"dataset": dataset, "options": options}
 
 
 def write_workflow(workflow: nvt.Workflow, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -175,3 +176,37 @@ def test_rows_without_their_vocabularies_are_refused(rows: Path, tmp_path: Path)
     refused("found key int32, id int32")
     path.unlink()
     refused("No such file")
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        (("synthetic", {"scheduler": "tcp://127.0.0.1:1"}), "options.json: .*received 'scheduler'"),
+        (("synthetic", {"memory_limit": 1}), "received 'memory_limit'"),
+        (("synthetic", {"workers": 10**6}), "received 'workers'"),
+        (("synthetic", {"x" * 10**5: 1}), "received 'xxx"),
+        (("criteo", {"scheduler": "tcp://127.0.0.1:1"}), "received 'scheduler'"),
+        (("synthetic", {"category": [5]}), r"category in .*options.json: expected text.*\[5\]"),
+        (("synthetic", {"min_interactions": "x"}), "min_interactions in .*expected an integer"),
+        (("synthetic", []), r"is not a workflow .*with options \[\]"),
+        (([], {}), r"is not a workflow .*dataset \[\] with"),
+        (({}, {}), "is not a workflow .*dataset {} with"),
+        (("x" * 10**5, {}), "There is no dataset 'xxx"),
+    ],
+)
+def test_what_a_foreign_workflow_says_is_checked(
+    saved: tuple[Any, Any], expected: str, tmp_path: Path
+) -> None:
+    workflow = tmp_path / "workflow"
+    workflow.mkdir()
+    (workflow / "options.json").write_text(json.dumps({"dataset": saved[0], "options": saved[1]}))
+    with pytest.raises(UserError, match=expected) as caught:
+        transform_dataset(workflow, tmp_path, tmp_path / "out")
+    assert len(str(caught.value)) < 2000
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_workflow_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "options.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is not a workflow"):
+        transform_dataset(tmp_path, tmp_path, tmp_path / "out")
