@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lookback.checkpoints.ranges import contains, partition_fault
-from lookback.core.digests import read_trusted
+from lookback.core.digests import is_file, read_trusted
 from lookback.core.errors import UserError
 from lookback.core.outputs import Kind
 
@@ -223,7 +223,7 @@ def read_manifest(path: Path, trusted_digest: str | None = None) -> tuple[dict[s
       UserError: if it is not, or cannot be trusted: then it has checksums that can be forged.
     """
     file = path / MANIFEST
-    if not file.is_file():
+    if not is_file(file):
         what = "there is no such directory" if not path.exists() else f"it has no {MANIFEST}"
         raise UserError(
             f"{path} is not a checkpoint: {what}. Give the directory that a run had as "
@@ -231,7 +231,7 @@ def read_manifest(path: Path, trusted_digest: str | None = None) -> tuple[dict[s
         )
     text, digest = read_trusted(file, trusted_digest)
     manifest: Any = None
-    with contextlib.suppress(ValueError):  # what is not UTF-8 or not JSON
+    with contextlib.suppress(ValueError, RecursionError):  # what is not UTF-8 or not JSON
         manifest = json.loads(text)
     if not isinstance(manifest, dict):
         raise UserError(f"the checkpoint {path} is corrupt: {MANIFEST} is not a JSON object.")
@@ -277,7 +277,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
       UserError: if there is none.
     """
     path = Path(path)
-    if (path / MANIFEST).is_file() or STEP.fullmatch(path.name):
+    if is_file(path / MANIFEST) or STEP.fullmatch(path.name):
         return path
     existing = checkpoints_in(path)
     if existing:

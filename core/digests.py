@@ -6,7 +6,9 @@ the manifest stands for the whole, if it came by another way than the files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from lookback.core.errors import UserError
@@ -23,6 +25,16 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there.
+
+    Raises:
+      UserError: if a directory on the way may not be looked into.
+    """
+    with _reading(path):
+        return path.is_file()
+
+
 def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
     """A file's content and its digest.
 
@@ -31,9 +43,10 @@ def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
       trusted: what its digest must be; None: anything.
 
     Raises:
-      UserError: if it is another one.
+      UserError: if it is another one, or cannot be read.
     """
-    content = path.read_bytes()
+    with _reading(path):
+        content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if trusted is not None and trusted.strip().lower() != found:
         raise UserError(
@@ -42,3 +55,14 @@ def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
             "the digest of this one."
         )
     return content, found
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}). Mend its permissions, or those of the "
+            "directories above it."
+        ) from error

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, TextIO
 
 from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
@@ -96,22 +96,22 @@ class BenchmarkOptions:
 def _score(source: BundleOptions, options: ScoreOptions) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
     with contextlib.ExitStack() as stack:
-        lines_of = sys.stdin
+        lines_of: BinaryIO = sys.stdin.buffer
         if options.requests != "-":
             try:
-                lines_of = stack.enter_context(Path(options.requests).open(encoding="utf-8"))
+                lines_of = stack.enter_context(Path(options.requests).open("rb"))
             except OSError as error:
                 raise UserError(f"--requests {options.requests}: {error.strerror}.") from error
         output = sys.stdout
         if options.output is not None:
-            read = [] if lines_of is sys.stdin else [Path(options.requests)]
+            read = [] if options.requests == "-" else [Path(options.requests)]
             output = stack.enter_context(_open_output(options.output, [source.export_dir, *read]))
         from lookback.serving.bundle import Bundle
         from lookback.serving.layouts.registry import LAYOUTS
 
         bundle = Bundle.load(source.export_dir, source.trusted_digest)
         layout, table = LAYOUTS[bundle.manifest.layout], options.as_table
-        name = "standard input" if lines_of is sys.stdin else options.requests
+        name = "standard input" if options.requests == "-" else options.requests
         number = 0
         for lines in _chunks(lines_of, name):
             for (_, request), scores in zip(lines, _score_lines(bundle, lines), strict=True):
@@ -137,7 +137,7 @@ def _open_output(path: Path, inputs: Sequence[Path]) -> Iterator[TextIO]:
         yield file
 
 
-def _chunks(source: TextIO, name: str) -> Iterator[list[tuple[str, Any]]]:
+def _chunks(source: BinaryIO, name: str) -> Iterator[list[tuple[str, Any]]]:
     """Requests with where they stand, some at a time, each alone if they come from a person."""
     size = 1 if source.isatty() else LINES_AT_ONCE
     chunk: list[tuple[str, Any]] = []
@@ -146,7 +146,15 @@ def _chunks(source: TextIO, name: str) -> Iterator[list[tuple[str, Any]]]:
             continue
         where = f"{name}, line {number}"
         try:
-            chunk.append((where, json.loads(line)))
+            # Some editors begin a file with a mark of its encoding.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            chunk.append((where, json.loads(text)))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}: not UTF-8. Expected text, one JSON object a line; unpack or convert it."
+            ) from error
+        except RecursionError:
+            raise UserError(f"{where}: nested too deeply. Expected one object a line.") from None
         except ValueError as error:
             raise UserError(
                 f"{where}: not valid JSON ({error}). Expected one object a line."

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lookback.core.digests import digest_of, read_trusted
+from lookback.core.digests import digest_of, is_file, read_trusted
 from lookback.core.errors import UserError
 from lookback.core.outputs import FOLDER, Kind
 
@@ -251,7 +251,7 @@ def bundle_bytes(directory: Path) -> int:
 
 def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
     path = directory / MANIFEST_FILE
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(
             f"{directory} is not an exported bundle: there is no {MANIFEST_FILE} in it. Expected "
             "the directory that train.py --export_dir wrote."
@@ -260,7 +260,7 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(text)
         found = (content.get("format"), content.get("format_version"))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise _damaged(directory, f"{MANIFEST_FILE} is not valid JSON ({error})") from error
     versions = (FIRST_VERSION, FORMAT_VERSION)
     if found[0] != FORMAT or found[1] not in versions:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from lookback.core.digests import digest_of, read_trusted
+from lookback.core.digests import digest_of, is_file, read_trusted
 from lookback.core.errors import UserError
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -27,3 +29,18 @@ def test_another_digest_is_refused(tmp_path: Path, trusted: str) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     with pytest.raises(UserError, match=f"file: expected the SHA-256 {trusted}, .*found {ABC}"):
         read_trusted(tmp_path / "file", trusted)
+
+
+def test_what_cannot_be_read_is_a_user_s_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_file(tmp_path / "file")
+    with pytest.raises(UserError, match=r"file cannot be read \(No such file"):
+        read_trusted(tmp_path / "file")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # root may read everything
+    with pytest.raises(UserError, match=r"file cannot be read \(Permission denied\)"):
+        is_file(tmp_path / "file")

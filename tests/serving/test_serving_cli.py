@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,7 +69,7 @@ def test_samples_are_scored_as_lines_and_as_a_table(
         assert sorted(items) == sorted(request["candidates"]["item_id"])
         probabilities = [candidate["probability"] for candidate in line["candidates"]]
         assert probabilities == sorted(probabilities, reverse=True)
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     code, table, _ = run(capsys, "score", "--export_dir", sim_bundle, "--format", "table")
     assert code == 0
     assert f"user_id {requests[0]['user_id']}  (" in table
@@ -145,6 +148,40 @@ def test_mistakes_are_one_line(
     )
     code, _, err = run(capsys, "describe", "--export_dir", tmp_path)
     assert code == 2 and "is not an exported bundle" in err
+
+
+def test_requests_in_another_encoding_are_refused_by_line(
+    sim_bundle: Path, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "requests.jsonl"
+    good = json.dumps(sample(capsys, sim_bundle, dataset_dir, "--users", 1)[0])
+    score = ("score", "--export_dir", sim_bundle, "--requests", path)
+    for content, says in (
+        (f'{good}\n{{"user_id": "é"}}\n'.encode("latin-1"), "line 2: not UTF-8"),
+        (good.encode("utf-16"), "line 1: not UTF-8"),
+        (gzip.compress(good.encode()), "line 1: not UTF-8"),
+        (b"[" * 100_000, "line 1: nested too deeply"),
+    ):
+        path.write_bytes(content)
+        code, out, err = run(capsys, *score)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: {path}, {says}")
+    path.write_text(good, encoding="utf-8-sig")
+    code, out, err = run(capsys, *score)
+    assert code == 0, err
+    assert json.loads(out)["user_id"] == json.loads(good)["user_id"]
+
+
+def test_a_bundle_without_permission_is_named(
+    sim_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
+    code, _, err = run(capsys, "describe", "--export_dir", sim_bundle)
+    assert code == 2
+    assert f"{sim_bundle / 'bundle.json'} cannot be read (Permission denied)" in err
 
 
 def test_scores_replace_nothing(
