@@ -251,7 +251,11 @@ def _unknown(
         return UserError(f"{what} {(foreign.get(plain) or foreign[positive]).text}")
     if plain in removed:
         return UserError(f"{what} is not needed here: {removed[plain]}")
-    close = difflib.get_close_matches(positive, [*known, "config"], n=1)
+    # A file names no other.
+    close = difflib.get_close_matches(positive, [*known, "config"] if dashes else known, n=1)
+    if close and dashes and close[0] in known and known[close[0]].positional:
+        written = known[close[0]].written
+        return UserError(f"unknown option: {what}. Give {written} without --{close[0]} before it.")
     if close:
         return UserError(f"unknown option: {what}. Did you mean {dashes}{close[0]}?")
     close = difflib.get_close_matches(plain, list(foreign), n=1)

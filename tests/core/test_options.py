@@ -196,6 +196,7 @@ def test_a_missing_required_option_is_named():
     ("text", "message"),
     [
         ("epoch: 3", r"key 'epoch' in .*run\.yaml\. Did you mean epochs\?"),
+        ("config: a", r"key 'config' in .*run\.yaml\. --help lists the options"),
         ("epochs: many", r"epochs in .*run\.yaml: expected an integer, received 'many'"),
         ("epochs: true", r"expected an integer, received True"),
         ("epochs: 2.0", r"expected an integer, received 2\.0"),
@@ -346,6 +347,12 @@ def test_what_can_be_no_path_is_refused(path):
 def test_a_missing_positional_is_named():
     with pytest.raises(UserError, match=r"^PATH is required: what to read"):
         bounded()
+
+
+@pytest.mark.parametrize("flag", ["--path", "--pth"])
+def test_a_positional_with_a_flag_is_explained(flag):
+    with pytest.raises(UserError, match=f"{flag}. Give PATH without --path before it"):
+        bounded(flag, "in.txt")
 
 
 def test_bounds_hold_for_configs_made_in_code():
