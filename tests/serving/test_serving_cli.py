@@ -201,7 +201,7 @@ def test_scores_replace_nothing(
         (tmp_path, "has the input"),
         (dataset_dir, "is a directory"),
         (sim_bundle / "scores.jsonl", "lies in the input"),
-        ("/dev/null", "already exists"),
+        ("/dev/null", "is a device"),
     ):
         code, _, err = run(capsys, *score, output)
         assert code == 2 and says in err, (output, err)

@@ -91,11 +91,7 @@ def test_generated_data_is_read(tmp_path: Path) -> None:
     [
         (["--input", "nowhere"], "error: --input nowhere does not exist"),
         (["--input", "/dev/null"], "error: --input /dev/null is not a directory"),
-        (["--input", "x" * 300], "cannot be read (File name too long)"),
-        (
-            ["--dataset", "criteo", "--input", "x" * 300],
-            "cannot be read (File name too long)",
-        ),
+        (["--dataset", "criteo", "--input", "nowhere"], "error: --input nowhere does not exist"),
         (["--input", ".", "--min_interaction", "5"], "Did you mean --min_interactions?"),
         (
             ["--input", ".", "--user_columns", "age"],
