@@ -22,8 +22,8 @@ MOST_BYTES = 1 << 20
 _SHOWN = 300  # characters of a parser's message
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _INTEGER_TAG = "tag:yaml.org,2002:int"
-_FLOAT_TAG = "tag:yaml.org,2002:float"
-_FLOAT = re.compile(
+FLOAT_TAG = "tag:yaml.org,2002:float"
+FLOAT = re.compile(
     r"""[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$
       |[-+]?[0-9]+[eE][-+]?[0-9]+$
       |[-+]?\.(inf|Inf|INF)$
@@ -34,9 +34,9 @@ _FLOAT = re.compile(
 
 def _resolvers() -> dict[Any, list[tuple[str, Any]]]:
     """Which plain words are no text, by first character: PyYAML's, but numbers as of YAML 1.2."""
-    numbers = ((_INTEGER_TAG, _INTEGER, "-+0123456789"), (_FLOAT_TAG, _FLOAT, "-+0123456789."))
+    numbers = ((_INTEGER_TAG, _INTEGER, "-+0123456789"), (FLOAT_TAG, FLOAT, "-+0123456789."))
     found = {
-        first: [(tag, form) for tag, form in forms if tag not in (_INTEGER_TAG, _FLOAT_TAG)]
+        first: [(tag, form) for tag, form in forms if tag not in (_INTEGER_TAG, FLOAT_TAG)]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     for tag, form, firsts in numbers:

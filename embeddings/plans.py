@@ -13,7 +13,7 @@ import yaml
 
 from lookback.core.errors import UserError, shown
 from lookback.core.files import atomic_file
-from lookback.core.yaml_files import read_yaml
+from lookback.core.yaml_files import FLOAT, FLOAT_TAG, read_yaml
 from lookback.embeddings.planners.base import needs_whole_rows
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.types import Placement, Plan, TableSpec
@@ -250,3 +250,7 @@ class _Dumper(yaml.SafeDumper):
     ) -> yaml.SequenceNode:
         del flow_style
         return super().represent_sequence(tag, sequence, flow_style=True)
+
+
+# What `read_yaml` takes for a number, such as 1e5, and PyYAML does not, is quoted where it is text.
+_Dumper.add_implicit_resolver(FLOAT_TAG, FLOAT, list("-+0123456789."))

@@ -40,6 +40,13 @@ def test_a_plan_survives_its_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
 
 
+@pytest.mark.parametrize("name", ["1e5", "-.5", "1.5e3", "010", "1:30", "yes", "12"])
+def test_a_table_named_like_a_number_survives(tmp_path, name):
+    plan = Plan(1, (TableSpec(name, 4, 2),), (Placement(name, "table_wise", (0,)),))
+    save_plan(plan, tmp_path / "plan.yaml")
+    assert load_plan(tmp_path / "plan.yaml") == plan
+
+
 def test_a_plan_s_file_is_readable(tmp_path):
     save_plan(PLAN, tmp_path / "plan.yaml")
     assert (tmp_path / "plan.yaml").read_text() == (
