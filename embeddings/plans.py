@@ -242,15 +242,21 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _resolvers() -> dict[Any, list[tuple[str, Any]]]:
+    """Which plain words are no text: for PyYAML, and for `read_yaml`, to which 1e5 is a number."""
+    known = yaml.SafeDumper.yaml_implicit_resolvers
+    return {
+        first: [*known.get(first, []), (FLOAT_TAG, FLOAT)] for first in {*known, *"-+0123456789."}
+    }
+
+
 class _Dumper(yaml.SafeDumper):
-    """YAML's safe dumper, with lists on one line."""
+    """YAML's safe dumper, with lists on one line, and quotes for text that we read as a number."""
+
+    yaml_implicit_resolvers = _resolvers()  # PyYAML's own attribute
 
     def represent_sequence(
         self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None
     ) -> yaml.SequenceNode:
         del flow_style
         return super().represent_sequence(tag, sequence, flow_style=True)
-
-
-# What `read_yaml` takes for a number, such as 1e5, and PyYAML does not, is quoted where it is text.
-_Dumper.add_implicit_resolver(FLOAT_TAG, FLOAT, list("-+0123456789."))
