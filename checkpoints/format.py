@@ -52,6 +52,7 @@ from lookback.checkpoints.manifest import (
 )
 from lookback.checkpoints.ranges import contains, intersect, place
 from lookback.core.errors import UserError
+from lookback.core.outputs import FULL
 
 __all__ = [
     "MANIFEST",
@@ -544,7 +545,7 @@ def full_disk_means(message: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         raise UserError(message) from error
 

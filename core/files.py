@@ -73,10 +73,10 @@ def atomic_file(
     temporary.chmod(0o666 & ~_umask())
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         check_file(path, replaces, inputs)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -121,8 +121,8 @@ def atomic_directory(
             write_record(new, kind)
         for root, _, files in os.walk(new):
             for name in files:
-                _sync(Path(root) / name)
-            _sync(Path(root))
+                sync(Path(root) / name)
+            sync(Path(root))
         check()
         replaced = path.exists() and any(path.iterdir())
 
@@ -130,7 +130,7 @@ def atomic_directory(
             check_content(moved, path, kind, overwrite=overwrite)
 
         _put_in_place(new, path, working / _OLD, judge)
-        _sync(path.parent)
+        sync(path.parent)
         if replaced and kind is not None:
             print(f"replaced the {kind.name} that was at {path}", file=sys.stderr)
 
@@ -323,7 +323,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has the content of a file, or the entries of a directory, on disk before it returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -23,8 +23,8 @@ RECORD = ".lookback.json"
 FORMAT = "lookback-output"
 FORMAT_VERSION = 1
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a full disk."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, of a full quota, and of a file at its limit."""
 
 Entries = Mapping[str, int | None]
 """Files by name with their sizes in bytes (None: any), and empty directories (`FOLDER`)."""

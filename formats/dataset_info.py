@@ -23,6 +23,8 @@ from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 
 DATASET_FILE = "dataset.json"
+WORKFLOW_DIRECTORY = "workflow"
+"""In a dataset: the saved workflow that made it."""
 HISTORIES = "lookback-histories"
 TABULAR = "lookback-tabular"
 FORMAT_VERSION = 1

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
 from lookback.serving.manifest import Manifest
 
 # Importing Merlin takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:
     from merlin.schema import Schema
-
-WORKFLOW_DIRECTORY = "workflow"
 
 
 class ExportedDataset(abc.ABC):

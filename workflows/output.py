@@ -5,7 +5,6 @@ With --overwrite, each kind replaces its own kind alone.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,14 +14,12 @@ from pathlib import Path
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
-from lookback.core.outputs import Kind, check_directory
+from lookback.core.outputs import FULL, Kind, check_directory
 
 DATASET = Kind("dataset")
 WORKFLOW = Kind("saved workflow")
 RAW = Kind("set of generated files")
 SPLIT_BINARY = Kind("set of split_binary files")
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def full_disk_explained(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         there = next(place for place in path.absolute().parents if place.exists())
         raise UserError(

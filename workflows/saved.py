@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookback.core.errors import UserError, shown
+from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
 
 if TYPE_CHECKING:
     import nvtabular as nvt
 
-WORKFLOW_DIRECTORY = "workflow"  # in a dataset
 OPTIONS_FILE = "options.json"
 
 PLACE = "@workflow"

@@ -25,6 +25,7 @@ _SCALARS: dict[type, tuple[str, str]] = {  # type -> (name in --help, words in a
 _SIZE = ("SIZE", "a size like 80GB, 40GiB or 1000000")
 _INTEGER = re.compile(r"[-+]?\d{1,30}")  # not all that int() takes: 1_0 is a mistake
 _SHOWN = 80  # characters of a wrong value
+_PATH_MAX, _NAME_MAX = 4096, 255  # bytes, of Linux' limits.h; the first with a closing zero
 
 
 def option(
@@ -437,10 +438,10 @@ def _scalar(kind: type, raw: object) -> Any:
 
 
 def _can_be_path(text: str) -> bool:
-    """Whether Linux could have a file of that path (limits.h: PATH_MAX and NAME_MAX)."""
-    if not text or "\0" in text or len(os.fsencode(text)) >= 4096:
+    """Whether Linux could have a file of that path."""
+    if not text or "\0" in text or len(os.fsencode(text)) >= _PATH_MAX:
         return False
-    return all(len(os.fsencode(part)) < 256 for part in Path(text).parts)
+    return all(len(os.fsencode(part)) <= _NAME_MAX for part in Path(text).parts)
 
 
 def _bad() -> typing.NoReturn:

@@ -15,13 +15,13 @@ from lookback.core.errors import UserError
 from lookback.core.files import require_readable
 from lookback.formats import histories
 from lookback.formats import history_columns as names
-from lookback.formats.dataset_info import HISTORIES, write_info
+from lookback.formats.dataset_info import HISTORIES, WORKFLOW_DIRECTORY, write_info
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.workflows.cluster import Plan, Runner, make_plan, open_runner
 from lookback.workflows.histories.ingest import Events, ingest
 from lookback.workflows.histories.reader import TEST_EVENTS, HistoryOptions, Reader
 from lookback.workflows.order import Order, Report
-from lookback.workflows.saved import WORKFLOW_DIRECTORY, saved_workflow
+from lookback.workflows.saved import saved_workflow
 from lookback.workflows.text import BadLineCounter
 
 WORKING_DIRECTORY = ".ingest"

@@ -6,7 +6,6 @@ A pass hands blocks to tasks (`workflows.tabular.tasks`) and leaves a record of 
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.core.files import sync
 from lookback.formats.tabular_files import column_names, part_name, write_description
 from lookback.workflows.cluster import Plan, Runner
 from lookback.workflows.order import Log
@@ -279,16 +279,8 @@ def _write_day(job: Job, path: Path, workflow: Path, first_part: int) -> dict[st
             for split, rows in part.rows.items():
                 totals[split] = totals.get(split, 0) + rows
                 # While the next blocks are computed: the disk is the slower of the two.
-                synced.append(disk.submit(_sync, job.working.data / split / part_name(number)))
+                synced.append(disk.submit(sync, job.working.data / split / part_name(number)))
             unknown = [a + b for a, b in zip(unknown, part.unknown, strict=True)]
     for done in synced:
         done.result()
     return {"rows": totals, "unknown": unknown}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from pathlib import Path
 from lookback.core.devices import cores
 from lookback.core.errors import UserError
 from lookback.core.files import require_readable
-from lookback.formats.dataset_info import FORMAT_VERSION
+from lookback.formats.dataset_info import FORMAT_VERSION, WORKFLOW_DIRECTORY
 from lookback.workflows.cluster import (
     BYTES_PER_PROCESS,
     MEMORY_SHARE,
@@ -31,7 +31,6 @@ from lookback.workflows.order import Order, Report
 from lookback.workflows.output import full_disk_explained, megabytes
 from lookback.workflows.saved import (
     OPTIONS_FILE,
-    WORKFLOW_DIRECTORY,
     read_saved_options,
     saved_workflow,
 )

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
+from lookback.formats.dataset_info import DATASET_FILE, WORKFLOW_DIRECTORY, read_histories_info
 from lookback.formats.description import METADATA_FILE, is_materialised
 from lookback.formats.histories import CATALOGUE_FILE
 from lookback.formats.schema import read_schema
 from lookback.formats.vocabulary import FIRST_KNOWN, id_file
 from lookback.serving.encoding import Vocabulary
-from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
+from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.manifest import CandidatesManifest, HistoriesManifest
 
 if TYPE_CHECKING:

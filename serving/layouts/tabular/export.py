@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lookback.formats.dataset_info import DATASET_FILE, SPLITS, is_tabular, read_tabular_info
+from lookback.formats.dataset_info import (
+    DATASET_FILE,
+    SPLITS,
+    WORKFLOW_DIRECTORY,
+    is_tabular,
+    read_tabular_info,
+)
 from lookback.formats.description import FEATURE_SPEC_FILE, is_split_binary
 from lookback.formats.vocabulary import UNKNOWN, key_file
-from lookback.serving.export_dataset import WORKFLOW_DIRECTORY, ExportedDataset
+from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary
 from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
 
