@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from lookback.cli import train
-from lookback.core.options import guarded
+from lookback.core.faults import guarded
 
 if __name__ == "__main__":
     sys.exit(guarded(lambda: train(sys.argv[1:])))

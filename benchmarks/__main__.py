@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lookback.benchmarks import BENCHMARKS, quieten
-from lookback.core.options import guarded
+from lookback.core.errors import UserError
+from lookback.core.faults import guarded
 
 
 def question(name: str) -> str:
@@ -40,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
       arguments: without the program's name; None: those of the process.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _run(words))
+
+
+def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m benchmarks NAME [--quick] [options]\n")
         print("Prints a table, then one JSON line: machine, config, every figure, the ratios.\n")
@@ -48,12 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in BENCHMARKS:
             print(f"  {name:<{width}}  {question(name)}")
         print("\npython -m benchmarks NAME --help lists a benchmark's options.")
-        return 0
+        return
     name = arguments[0]
     if name not in BENCHMARKS:
         names = ", ".join(BENCHMARKS)
-        print(f"error: no benchmark is named {name!r}. Expected one of: {names}.", file=sys.stderr)
-        return 2
+        raise UserError(f"no benchmark is named {name!r}. Expected one of: {names}.")
     quieten()
     module = importlib.import_module(BENCHMARKS[name])
     parser = argparse.ArgumentParser(
@@ -68,13 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # After parsing, so that --help does not wait for NumPy and rich.
     from lookback.benchmarks.harness import machine_info, print_report
 
-    def work() -> None:
-        load, start = os.getloadavg()[0], time.monotonic()
-        report = module.run(args)
-        machine = {**machine_info(), "load_1min_before": load}
-        print_report(name, report, machine, seconds=time.monotonic() - start)
-
-    return guarded(work)
+    load, start = os.getloadavg()[0], time.monotonic()
+    report = module.run(args)
+    machine = {**machine_info(), "load_1min_before": load}
+    print_report(name, report, machine, seconds=time.monotonic() - start)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Also how checkpoints are named, and found. Standard library and NumPy's types on
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,6 +20,7 @@ import numpy as np
 from lookback.checkpoints.ranges import contains, partition_fault
 from lookback.core.digests import is_file, read_trusted
 from lookback.core.errors import UserError
+from lookback.core.json_files import load_object
 from lookback.core.outputs import Kind
 
 FORMAT = "lookback-checkpoint"
@@ -230,11 +230,7 @@ def read_manifest(path: Path, trusted_digest: str | None = None) -> tuple[dict[s
             f"--save_checkpoint_path, or one step-... directory in it."
         )
     text, digest = read_trusted(file, trusted_digest)
-    manifest: Any = None
-    with contextlib.suppress(ValueError, RecursionError):  # what is not UTF-8 or not JSON
-        manifest = json.loads(text)
-    if not isinstance(manifest, dict):
-        raise UserError(f"the checkpoint {path} is corrupt: {MANIFEST} is not a JSON object.")
+    manifest = load_object(text, str(file), "The checkpoint is corrupt: take another.")
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{path} is not a checkpoint of ours: expected the format {FORMAT!r} in {MANIFEST}, "

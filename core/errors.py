@@ -13,9 +13,8 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _SHOWN
 class UserError(Exception):
     """Input, options or environment are not as needed.
 
-    The text says what was expected, what came, and how to fix it. Command lines print it as one
-    ``error: ...`` line and exit with status 2; every other exception is a defect of ours and
-    keeps its traceback.
+    The text says what was expected, what came, and how to fix it. `core.faults` prints it as one
+    ``error: ...`` line, with exit status 2, and says which other exceptions are no defects of ours.
     """
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from lookback.core.errors import UserError
+from lookback.core.json_files import read_json
 
 RECORD = ".lookback.json"
 FORMAT = "lookback-output"
@@ -69,10 +70,10 @@ class Kind:
 
     def _recorded(self, directory: Path) -> Entries | None:
         try:
-            record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            record = read_json(directory / RECORD)
+        except UserError:
             return None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        if record.get("format") != FORMAT:
             return None
         entries = record.get("entries")
         return entries if record.get("kind") == self.name and isinstance(entries, dict) else None

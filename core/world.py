@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lookback.core.errors import UserError
+from lookback.core.faults import sentence
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -166,8 +167,9 @@ def require_same(world: World, facts: Mapping[str, Any]) -> None:
 
 
 def _fault(error: BaseException) -> dict[str, Any]:
-    user = isinstance(error, UserError)
-    return {"user": user, "text": str(error) if user else f"{type(error).__name__}: {error}"}
+    said = sentence(error)
+    text = f"{type(error).__name__}: {error}" if said is None else said
+    return {"user": said is not None, "text": text}
 
 
 def running_sum(rows: tf.Tensor) -> tf.Tensor:

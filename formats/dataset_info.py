@@ -21,6 +21,7 @@ from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
+from lookback.core.json_files import read_json
 
 DATASET_FILE = "dataset.json"
 WORKFLOW_DIRECTORY = "workflow"
@@ -136,20 +137,8 @@ def _read(directory: Path, kind: str) -> dict[str, Any]:
 def _load(directory: Path) -> dict[str, Any]:
     """The file's content, of whatever format."""
     path = directory / DATASET_FILE
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"{directory} is not a dataset: there is no {path.name} in it. Expected the output "
-            "directory of `python -m workflows run`."
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}). Mend its permissions, or choose another "
-            "dataset."
-        ) from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise UserError(f"{path} is not valid JSON ({error}). {AGAIN}") from error
-    if not isinstance(info, dict):
-        raise UserError(f"{path}: expected a JSON object, found a {type(info).__name__}. {AGAIN}")
-    return info
+    missing = (
+        f"{directory} is not a dataset: there is no {path.name} in it. Expected the output "
+        "directory of `python -m workflows run`."
+    )
+    return read_json(path, AGAIN, missing)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
+from lookback.core.json_files import read_json
 from lookback.formats.description import METADATA_FILE
 
 SPLITS = ("train", "test")
@@ -51,9 +51,9 @@ def read_cardinalities(path: Path, user_features: int) -> dict[str, int]:
     if not file.is_file():
         raise UserError(f"{file} is missing. Expected a file like {expected}.")
     try:
-        entries = json.loads(file.read_text())["cardinalities"]
+        entries = read_json(file, f"Expected {expected}.")["cardinalities"]
         cardinalities = {entry["name"]: entry["value"] for entry in entries}
-    except (ValueError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise UserError(f"{file} is malformed ({error!r}). Expected {expected}.") from error
     for name, value in cardinalities.items():
         if not isinstance(name, str) or type(value) is not int or not 0 < value < 2**31 - 1:

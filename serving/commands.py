@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, TextIO
 from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file
+from lookback.core.json_files import load_json
 from lookback.core.options import Command, CommandLine, Program, option
 from lookback.serving.scores import Scores
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from lookback.serving.bundle import Bundle
 
 LINES_AT_ONCE = 256
+MOST_OF_A_LINE = 16 << 20
+"""Bytes of a request: some hundred thousand events. `LINES_AT_ONCE` of them are held at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,24 +145,19 @@ def _chunks(source: BinaryIO, name: str) -> Iterator[list[tuple[str, Any]]]:
     """Requests with where they stand, some at a time, each alone if they come from a person."""
     size = 1 if source.isatty() else LINES_AT_ONCE
     chunk: list[tuple[str, Any]] = []
-    for number, line in enumerate(source, start=1):
+    for number in itertools.count(1):
+        line = source.readline(MOST_OF_A_LINE + 1)
+        if not line:
+            break
+        where = f"{name}, line {number}"
+        if len(line) > MOST_OF_A_LINE:
+            raise UserError(
+                f"{where}: expected one JSON object of at most {MOST_OF_A_LINE:,} bytes, received "
+                "a longer line. Cut the history or the candidates into several requests."
+            )
         if not line.strip():
             continue
-        where = f"{name}, line {number}"
-        try:
-            # Some editors begin a file with a mark of its encoding.
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            chunk.append((where, json.loads(text)))
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}: not UTF-8. Expected text, one JSON object a line; unpack or convert it."
-            ) from error
-        except RecursionError:
-            raise UserError(f"{where}: nested too deeply. Expected one object a line.") from None
-        except ValueError as error:
-            raise UserError(
-                f"{where}: not valid JSON ({error}). Expected one object a line."
-            ) from error
+        chunk.append((where, load_json(line, where, "Expected one object a line, in UTF-8.")))
         if len(chunk) == size:
             yield chunk
             chunk = []

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Literal
 
 from lookback.core.digests import digest_of, is_file, read_trusted
 from lookback.core.errors import UserError
+from lookback.core.json_files import load_object, read_json
 from lookback.core.outputs import FOLDER, Kind
 
 FORMAT = "lookback-bundle"
@@ -41,6 +42,11 @@ SIGNATURE = "serving_default"
 NUMERICAL = "numerical"
 CATEGORICAL = "categorical"
 """Inputs of tabular models, and their fields in a request."""
+
+AGAIN = (
+    "Copy the bundle again from where it was exported, or export it again (train.py --export_dir)."
+)
+"""The way out for whoever has a bundle that is damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +219,10 @@ MANIFESTS: Mapping[str, type[Manifest]] = {
 def _entries(directory: Path) -> dict[str, int | None] | None:
     """What a bundle of whatever version or state holds; None of what is none."""
     try:
-        content = json.loads((directory / MANIFEST_FILE).read_text())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(directory / MANIFEST_FILE)
+    except UserError:
         return None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         return None
     files = content.get("files")
     listed = files.items() if isinstance(files, dict) else ()
@@ -257,11 +263,8 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
             "the directory that train.py --export_dir wrote."
         )
     text, _ = read_trusted(path, trusted_digest)
-    try:
-        content: dict[str, Any] = json.loads(text)
-        found = (content.get("format"), content.get("format_version"))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise _damaged(directory, f"{MANIFEST_FILE} is not valid JSON ({error})") from error
+    content = load_object(text, str(path), AGAIN)
+    found = (content.get("format"), content.get("format_version"))
     versions = (FIRST_VERSION, FORMAT_VERSION)
     if found[0] != FORMAT or found[1] not in versions:
         raise UserError(
@@ -282,10 +285,7 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
 
 
 def _damaged(directory: Path, what: str) -> UserError:
-    return UserError(
-        f"The bundle {directory} is damaged: {what}. Copy it again from where it was exported, or "
-        "export it again (train.py --export_dir)."
-    )
+    return UserError(f"The bundle {directory} is damaged: {what}. {AGAIN}")
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

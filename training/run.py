@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lookback.checkpoints.manifest import MANIFEST, checkpoints_in, read_manifest
 from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpoint
 from lookback.core.digests import digest_of
+from lookback.core.faults import REPORTS
 from lookback.core.options import CommandLine, parse, save_yaml
 from lookback.core.world import World, require_same
 from lookback.dataloading import LAYOUTS
@@ -68,6 +69,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
       prog: how it was called.
     """
     run, data, options = parse(argv, command_line(), prog=prog, description=__doc__)
+    REPORTS.set(run.results_dir)
     # What is mistyped, not trusted or in the way fails before the long imports.
     loaded = [] if run.load_checkpoint_path is None else [find_checkpoint(run.load_checkpoint_path)]
     for path in loaded:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookback.core.errors import UserError, shown
+from lookback.core.json_files import read_json
 from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ def read_saved_options(directory: str | Path) -> dict[str, Any]:
       UserError: if `directory` is not one.
     """
     try:
-        saved = json.loads((saved_workflow(directory) / OPTIONS_FILE).read_text())
-        dataset, options = saved["dataset"], saved["options"]
+        saved = read_json(saved_workflow(directory) / OPTIONS_FILE)
+        dataset, options = saved.get("dataset"), saved.get("options")
         if not isinstance(dataset, str) or not isinstance(options, dict):
-            raise ValueError(f"dataset {shown(dataset)} with options {shown(options)}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"dataset {shown(dataset)} with options {shown(options)}")
+    except UserError as error:
         raise UserError(
             f"{directory} is not a workflow that `fit` or `run` saved ({error}). Point "
             "--workflow at one, or at a dataset."

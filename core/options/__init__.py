@@ -4,7 +4,7 @@ A field ``lr: float = option(0.01, help="...", above=0)`` becomes ``--lr FLOAT``
 and the key ``lr`` in a YAML file. `option` says what a field may declare about itself: its help,
 its bounds, its unit, its group. `CommandLine` joins dataclasses, among them those that one option's
 value brings in (as ``--model_type`` does with a model's own options), `parse` reads one, and
-`Program` has several under names, `guarded` says mistakes in a line.
+`Program` has several under names.
 
 Plain Python: nothing here imports TensorFlow, so `--help` and typing errors answer at once.
 """
@@ -31,7 +31,7 @@ from lookback.core.options.option import (
     refuse_unserved,
     require_one,
 )
-from lookback.core.options.program import Command, Door, Program, guarded
+from lookback.core.options.program import Command, Door, Program
 
 __all__ = [
     "Command",
@@ -45,7 +45,6 @@ __all__ = [
     "check_options",
     "continued",
     "from_values",
-    "guarded",
     "help_text",
     "option",
     "options_of",

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from lookback.core.errors import UserError
+from lookback.core.faults import guarded
 from lookback.core.options.command_line import parse
 from lookback.core.options.line import CommandLine
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT."""
-
-_CLOSED_PIPE = 141  # 128 + SIGPIPE, as if the system had ended the process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,25 +105,3 @@ class Program:
         lines = [f"usage: {prog} COMMAND [options]", "", self.description, "", "commands:"]
         lines += [f"  {name:<{width}}  {c.help}" for name, c in self.commands.items()]
         return "\n".join([*lines, "", f"{prog} COMMAND --help lists a command's options.", ""])
-
-
-def guarded(work: Callable[[], int | None]) -> int:
-    """Runs a door's work; gives its exit status, and one line for what the user can put right.
-
-    Args:
-      work: what the door does; gives an exit status, None: 0.
-    """
-    try:
-        status = work()
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; no output is half written", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Python would report it once more when it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _CLOSED_PIPE
-    return status or 0

@@ -327,9 +327,9 @@ def test_foreign_directories_are_refused_by_name(tmp_path):
     for text, message in [
         ('{"format": "other"}', r"expected the format 'lookback-checkpoint' .* received 'other'"),
         ('{"format": "lookback-checkpoint", "format_version": 9}', "version 9, expected 1"),
-        ("[]", "not a JSON object"),
-        ("{", "not a JSON object"),
-        ("", "not a JSON object"),
+        ("[]", "expected a JSON object, found a list"),
+        ("{", "is not valid JSON"),
+        ("", "is not valid JSON"),
     ]:
         (path / MANIFEST).write_text(text)
         with pytest.raises(UserError, match=message) as error:

@@ -209,7 +209,7 @@ def test_a_damaged_or_foreign_manifest_is_refused(sim_bundle: Path, tmp_path: Pa
     for wrong, message in (
         (text.replace('"max_seq_length": 12', '"max_seq_length": 13'), "content of bundle.json is"),
         (text[:100], "bundle.json is not valid JSON"),
-        ("[]", "bundle.json is not valid JSON"),
+        ("[]", "bundle.json: expected a JSON object, found a list"),
         (
             text.replace('"format_version": 2', '"format_version": 9'),
             "version 1 or 2, found .* version 9",

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookback.core.errors import UserError
+from lookback.core.faults import status_of
 from lookback.core.world import SOLO, World, running_sum
 from lookback.training.parallel.job_store import JobStore, NoLauncherError
 from lookback.training.parallel.watch import ADVICE, Failure, Watch
@@ -238,7 +239,7 @@ class HorovodWorld:
             failure = self._watch.failure() or self._lost_connection()
         if failure is None:
             self._watch.tell(error)
-            _leave_in_time(2 if isinstance(error, UserError) else 1)
+            _leave_in_time(status_of(error))
             raise error
         failure.report()
         _leave_in_time(failure.status)

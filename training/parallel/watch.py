@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 
-from lookback.core.errors import UserError
+from lookback.core.faults import cut, sentence, status_of
 from lookback.training.parallel.job_store import ERROR, STOP, JobStore, NoLauncherError
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
@@ -73,11 +73,11 @@ class Watch:
         """Leaves word of an error here, unless another process failed first."""
         if self._job_store is None:
             return
-        user = isinstance(error, UserError)
+        said = sentence(error)
         note = {
             "rank": self.rank,
-            "text": str(error) if user else f"{type(error).__name__}: {error}",
-            "status": 2 if user else 1,
+            "text": cut(f"{type(error).__name__}: {error}") if said is None else said,
+            "status": status_of(error),
         }
         try:
             if self._job_store.get(ERROR) is None:

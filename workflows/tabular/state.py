@@ -19,6 +19,7 @@ from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours, located
+from lookback.core.json_files import read_json
 from lookback.core.outputs import check_apart
 from lookback.workflows.output import Output, megabytes
 
@@ -54,11 +55,9 @@ class Working:
 
     def record(self, stage: str, name: str) -> dict[str, Any] | None:
         """What a finished stage left, or None."""
-        try:
-            content: dict[str, Any] = json.loads(self._record_file(stage, name).read_text())
-        except FileNotFoundError:
-            return None
-        return content
+        file = self._record_file(stage, name)
+        again = "Remove the directory it is in, and start the run anew."
+        return read_json(file, again) if file.exists() else None
 
     def finish(self, stage: str, name: str, content: Mapping[str, Any]) -> None:
         """Records that a stage is finished."""
@@ -181,12 +180,10 @@ def _identity(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
             f"{path} holds {foreign[0]}, which we did not write; it is where unfinished runs are "
             "kept. Move that away, or choose another --output."
         )
-    try:
-        found: Any = json.loads((path / IDENTITY).read_text())
-    except (OSError, ValueError):
-        found = None
-    if isinstance(found, dict) and found.keys() == like.keys():
-        return found
+    with contextlib.suppress(UserError):
+        found = read_json(path / IDENTITY)
+        if found.keys() == like.keys():
+            return found
     raise UserError(
         f"{path} is in the way: unfinished runs are kept there, and its {IDENTITY} says of none. "
         "Remove it, or choose another --output."
