@@ -19,6 +19,7 @@ from lookback.core.outputs import check_directory, check_file
 from lookback.core.sizes import format_size
 from lookback.embeddings.commands_plan import PLAN
 from lookback.embeddings.plans import load_plan
+from lookback.embeddings.types import MOST_RANKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,9 @@ class ReshardOptions:
 
     scope: ClassVar[str] = "output"
     output: Path = option(help="directory of checkpoints to create")
-    ranks: int | None = option(None, help="every table row-wise over so many ranks", at_least=1)
+    ranks: int | None = option(
+        None, help="every table row-wise over so many ranks", at_least=1, at_most=MOST_RANKS
+    )
     plan: Path | None = option(None, help="each table as this plan (YAML) places it")
 
     def __post_init__(self) -> None:

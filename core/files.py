@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lookback.core.errors import UserError
+from lookback.core.faults import naming
 from lookback.core.outputs import (
     Kind,
     check_apart,
@@ -72,11 +73,12 @@ def atomic_file(
     # mkstemp makes private files; what replaces `path` should be as readable as any other file.
     temporary.chmod(0o666 & ~_umask())
     try:
-        yield temporary
-        sync(temporary)
-        check_file(path, replaces, inputs)
-        temporary.replace(path)
-        sync(path.parent)
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            check_file(path, replaces, inputs)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -112,7 +114,7 @@ def atomic_directory(
         check_apart(_working_of(path), inputs)
 
     check()
-    with _claimed(path) as working:
+    with naming(path), _claimed(path) as working:
         check()  # it may have appeared before the lock was ours
         new = working / _NEW
         new.mkdir()

@@ -7,7 +7,6 @@ thing (RFC 8259, sections 4, 6 and 8.2), and here all of it is refused.
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lookback.core.errors import UserError, shown
+from lookback.core.utf8 import decode
 
 MOST_BYTES = 256 << 20
 """Of a file. The largest that we write are manifests of checkpoints: some hundred bytes a piece."""
@@ -25,12 +25,6 @@ walks through the value later, from deeper in its own calls."""
 
 _SHOWN = 200  # characters of the reader's message
 _ESCAPED_SURROGATE = "\\ud"
-_OTHERS = {
-    b"\x1f\x8b": "it is packed by gzip: unpack it first",
-    codecs.BOM_UTF16_LE: "it is UTF-16: convert it to UTF-8",
-    codecs.BOM_UTF16_BE: "it is UTF-16: convert it to UTF-8",
-}
-"""What files begin with that are often given in place of UTF-8."""
 
 
 def load_json(content: bytes | str, source: str, remedy: str = "") -> Any:
@@ -46,7 +40,7 @@ def load_json(content: bytes | str, source: str, remedy: str = "") -> Any:
       UserError: naming `source` and what is wrong with it.
     """
     try:
-        text = _decoded(content) if isinstance(content, bytes) else content
+        text = decode(content) if isinstance(content, bytes) else content
         value = json.loads(
             text,
             object_pairs_hook=_object,
@@ -105,17 +99,6 @@ def load_object(content: bytes | str, source: str, remedy: str = "") -> dict[str
             f"{source}: expected a JSON object, found a {type(value).__name__}. {remedy}".rstrip()
         )
     return value
-
-
-def _decoded(content: bytes) -> str:
-    for mark, what in _OTHERS.items():
-        if content.startswith(mark):
-            raise ValueError(what)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"it is not UTF-8 (byte {error.start + 1}, in line {line})") from None
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from lookback.core.errors import UserError
+from lookback.core.utf8 import decode
 
 MOST_BYTES = 1 << 20
 """Of a file; what people write is far smaller."""
@@ -106,7 +107,7 @@ def load_yaml(text: str, source: str, *, shared_lists: bool = False) -> Any:
         # Not the unsafe load: both are SafeLoaders.
         return yaml.load(text, Loader=_SharingLoader if shared_lists else _StrictLoader)
     except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         raise UserError(f"{source} is not valid YAML: {said[:_SHOWN]}") from None
     except RecursionError:
         raise UserError(f"{source} is not valid YAML for us: it is nested too deeply.") from None
@@ -134,7 +135,7 @@ def read_yaml(path: str | Path, source: str | None = None, *, shared_lists: bool
                 f"{source}: expected a YAML file of at most {MOST_BYTES:,} bytes, as people write, "
                 "received a larger one."
             )
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode(content)
+    except (OSError, ValueError) as error:
         raise UserError(f"{source}: expected a YAML file, but {error}.") from None
     return load_yaml(text, source, shared_lists=shared_lists)

@@ -26,6 +26,12 @@ UPDATES_EVERY_ROW = frozenset({"full_adam"})
 MOST_WEIGHTS = 1 << 56
 """Of a table: more than any machine holds, and its bytes still are a 64-bit number."""
 
+MOST_RANKS = 1 << 16
+"""Of a plan, which has something to say of each: more than trains anywhere."""
+
+MOST_IDS = 1 << 31
+"""Of a feature in a row of the batch: more than a batch holds of all features together."""
+
 WEIGHT_BYTES = 4
 """Tables and their optimizer state are float32 everywhere."""
 
@@ -80,10 +86,10 @@ class TableSpec:
                 f"TableSpec {shown(self.name)}: unknown optimizer {shown(self.optimizer)}; "
                 f"choose one of {sorted(OPTIMIZER_STATE)}."
             )
-        if any(not value >= 0 for value in self.hotness):
+        if any(not 0 <= value <= MOST_IDS for value in self.hotness):
             raise ValueError(
-                f"TableSpec {shown(self.name)}: hotness must be at least 0, "
-                f"received {shown(self.hotness)}."
+                f"TableSpec {shown(self.name)}: hotness must be at least 0 and at most "
+                f"{MOST_IDS:,}, received {shown(self.hotness)}."
             )
         if self.distinct is not None and not 0 < self.distinct <= 1:
             raise ValueError(
@@ -142,8 +148,7 @@ class Topology:
         Raises:
           ValueError: if one is out of its range.
         """
-        if self.ranks < 1:
-            raise ValueError(f"Topology.ranks must be at least 1, received {self.ranks}.")
+        _check_ranks("Topology", self.ranks)
         for name in ("memory", "intra_bandwidth", "inter_bandwidth", "lookup_bandwidth"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -220,8 +225,7 @@ class Plan:
         Raises:
           ValueError: if they do not.
         """
-        if self.ranks < 1:
-            raise ValueError(f"Plan.ranks must be at least 1, received {self.ranks}.")
+        _check_ranks("Plan", self.ranks)
         names = [table.name for table in self.tables]
         placed = [placement.table for placement in self.placements]
         if len(set(names)) != len(names):
@@ -235,3 +239,10 @@ class Plan:
     def placement(self, table: str) -> Placement:
         """The placement of a table."""
         return next(p for p in self.placements if p.table == table)
+
+
+def _check_ranks(of: str, ranks: int) -> None:
+    if not 1 <= ranks <= MOST_RANKS:
+        raise ValueError(
+            f"{of}.ranks must be at least 1 and at most {MOST_RANKS:,}, received {ranks:,}."
+        )

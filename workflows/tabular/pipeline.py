@@ -60,8 +60,8 @@ take. Where it is more, a full disk is told when it comes."""
 
 
 _GO_ON = (
-    "Finished days are kept there: free some space, then run the same command again and it goes "
-    "on. Or remove that directory."
+    "Days that were finished are kept there: free some space, then run the same command again and "
+    "it goes on. Or remove that directory."
 )
 
 TabularOrder = Order[TabularReader, TabularOptions]

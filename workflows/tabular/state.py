@@ -29,6 +29,8 @@ OURS = re.compile(
     r"|\..+\.json\.\w+\.tmp"
 )
 """Names of what a run writes to its working directory."""
+_FINISHED = re.compile(r"(counts|rows|written|fitted)-.+\.json")
+"""Names of the records of its finished stages."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,10 @@ def open_working(output: Output, identity: Mapping[str, Any]) -> Iterator[Workin
         _take_over(working, json.loads(json.dumps(dict(identity))))
         yield working
     finally:
+        with contextlib.suppress(OSError):
+            if not any(_FINISHED.fullmatch(entry.name) for entry in working.path.iterdir()):
+                _clear(working.path)  # there is nothing to go on with
+                working.path.rmdir()
         os.close(lock)
 
 
