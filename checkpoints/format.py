@@ -51,6 +51,7 @@ from lookback.checkpoints.manifest import (
     spec_of,
 )
 from lookback.checkpoints.ranges import contains, intersect, place
+from lookback.core.digests import reading
 from lookback.core.errors import UserError
 from lookback.core.outputs import FULL
 
@@ -385,7 +386,8 @@ class Checkpoint(Mapping[str, NDArray]):
         if piece.size == 0:
             return np.frombuffer(b"", np.uint8)
         if piece.file not in self._maps:
-            with (self.path / piece.file).open("rb") as file:
+            path = self.path / piece.file
+            with reading(path), path.open("rb") as file:
                 self._maps[piece.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(self._maps[piece.file], np.uint8, piece.size, piece.offset)
 

@@ -17,9 +17,13 @@ _CHUNK = 1 << 20  # bytes read at once
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+      UserError: if it cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         while block := file.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()
@@ -31,7 +35,7 @@ def is_file(path: Path) -> bool:
     Raises:
       UserError: if a directory on the way may not be looked into.
     """
-    with _reading(path):
+    with reading(path):
         return path.is_file()
 
 
@@ -45,7 +49,7 @@ def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
     Raises:
       UserError: if it is another one, or cannot be read.
     """
-    with _reading(path):
+    with reading(path):
         content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if trusted is not None and trusted.strip().lower() != found:
@@ -58,7 +62,15 @@ def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """Says in words why a file cannot be read.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      UserError: in place of an `OSError`.
+    """
     try:
         yield
     except OSError as error:

@@ -35,6 +35,8 @@ def read_schema(directory: str | os.PathLike[str]) -> Schema:
         schema: Schema = read.to_merlin_schema()
     except Exception as error:  # protobuf's own, and whatever Merlin stumbles over
         raise UserError(f"{path} cannot be read ({error}). {AGAIN}") from error
+    if not schema.column_names:
+        raise UserError(f"{path} names no column. {AGAIN}")
     return schema
 
 

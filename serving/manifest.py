@@ -122,7 +122,7 @@ class Manifest(abc.ABC):
         content = _read(directory, trusted_digest)
         for name, expected in content["files"].items():
             path = directory / name
-            if not path.is_file():
+            if not is_file(path):
                 raise _damaged(directory, f"{name} is missing")
             size = path.stat().st_size
             if size != expected["bytes"]:

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+from lookback.core.errors import shown
 from lookback.embeddings.cost import Costs, Workload, exchanged_costs
 from lookback.embeddings.types import Placement, Shard, TableSpec
 
@@ -105,7 +106,7 @@ class Strategy(abc.ABC):
         if not ok:
             raise ValueError(
                 f"Table {table.name!r}, {self.name}: expected {expected}, received ranks "
-                f"{list(placement.ranks)}."
+                f"{shown(list(placement.ranks))}."
             )
 
 
