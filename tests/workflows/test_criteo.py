@@ -383,7 +383,8 @@ def test_a_full_disk_keeps_the_finished_days(
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "No space is left for" in done.stderr and "Days that were finished are kept" in done.stderr
+    assert "No space is left for" in done.stderr
+    assert "Days that were finished are kept" in done.stderr
     assert (tmp_path / "out.partial" / "written-day_0.json").exists()
     assert not output.exists()
     lines: list[str] = []
