@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from lookback.core.errors import UserError
+from lookback.core.files import require_readable
 from lookback.dataloading.histories.layout import HistoriesLayout
 from lookback.dataloading.interactions.layout import InteractionsLayout
 from lookback.dataloading.layout import Layout
 from lookback.dataloading.tabular.layout import TabularLayout
+from lookback.formats.dataset_info import read_info
 
 LAYOUTS: dict[str, Layout] = {
     "histories": HistoriesLayout(),
     "interactions": InteractionsLayout(),
     "tabular": TabularLayout(),
 }
+
+
+def require_data(layout: str, directory: Path, model_type: str) -> None:
+    """Refuses a directory without data of a layout, before libraries are imported to read it.
+
+    Args:
+      layout: a key of `LAYOUTS`.
+      directory: of the dataset.
+      model_type: the model that reads it, for the error.
+
+    Raises:
+      UserError: saying what is there instead.
+    """
+    require_readable(directory, "--dataset_dir")
+    if LAYOUTS[layout].found_in(directory) is not None:
+        return
+    for found in filter(None, (other.found_in(directory) for other in LAYOUTS.values())):
+        raise UserError(
+            f"model_type: {model_type} reads {LAYOUTS[layout].reads}, and {directory} holds "
+            f"{found}. Choose another model or dataset."
+        )
+    read_info(directory)  # which says what is wrong with it

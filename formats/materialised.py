@@ -14,7 +14,7 @@ import pyarrow as pa
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.arrow_files import open_parquet
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 from lookback.core.json_files import read_json
 from lookback.formats.description import METADATA_FILE
 
@@ -58,8 +58,8 @@ def read_cardinalities(path: Path, user_features: int) -> dict[str, int]:
     for name, value in cardinalities.items():
         if not isinstance(name, str) or type(value) is not int or not 0 < value < 2**31 - 1:
             raise UserError(
-                f"{file}: entry {name!r} has the value {value!r}. Expected a name and a positive "
-                "32-bit integer."
+                f"{file}: entry {shown(name)} has the value {shown(value)}. Expected a name "
+                "and a positive 32-bit integer."
             )
     if len(cardinalities) != len(entries):
         raise UserError(f"{file} names a feature twice. Every feature needs a name of its own.")

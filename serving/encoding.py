@@ -105,7 +105,7 @@ class Vocabulary:
                 return values.cast(pa.int64())
             found = str(values.type)
         except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError) as error:
-            found = str(error)
+            found = f"{error!s:.80}"
         raise ValueError(
             f"expected {expected} (or null), as in the data that the workflow was fitted on, "
             f"received {excerpt(ids)} ({found})"

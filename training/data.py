@@ -8,8 +8,8 @@ from typing import Any
 from lookback.core.errors import UserError
 from lookback.core.options import continued
 from lookback.core.world import SOLO, World
-from lookback.dataloading import LAYOUTS
-from lookback.dataloading.layout import BatchOptions, Layout, LayoutOptions
+from lookback.dataloading import LAYOUTS, require_data
+from lookback.dataloading.layout import BatchOptions, LayoutOptions
 from lookback.dataloading.parts import Part
 from lookback.dataloading.sources import BatchSource
 from lookback.formats.features import table_rows
@@ -33,9 +33,8 @@ def open_source(
     Raises:
       UserError: if the directory is no dataset, or does not suit the model or the options.
     """
-    layout = LAYOUTS[options.layout]
-    _require_data_of(layout, run)
-    return layout.open(run.dataset_dir, _batches(run, world), data, options, world)
+    require_data(options.layout, run.dataset_dir, run.model_type)
+    return LAYOUTS[options.layout].open(run.dataset_dir, _batches(run, world), data, options, world)
 
 
 def open_benchmark_sources(
@@ -54,18 +53,6 @@ def open_benchmark_sources(
         size: open_source(dataclasses.replace(run, valid_batch_size=size), data, options, world)
         for size in run.inference_benchmark_batch_sizes
     }
-
-
-def _require_data_of(layout: Layout, run: RunConfig) -> None:
-    """Refuses another layout's data; what is nobody's is for the layout itself to refuse."""
-    if layout.found_in(run.dataset_dir) is not None:
-        return
-    found = [other.found_in(run.dataset_dir) for other in LAYOUTS.values()]
-    for content in filter(None, found):
-        raise UserError(
-            f"model_type: {run.model_type} reads {layout.reads}, and {run.dataset_dir} holds "
-            f"{content}. Choose another model or dataset."
-        )
 
 
 def _batches(run: RunConfig, world: World) -> BatchOptions:

@@ -15,7 +15,7 @@ from lookback.core.digests import digest_of
 from lookback.core.faults import REPORTS
 from lookback.core.options import CommandLine, parse, save_yaml
 from lookback.core.world import World, require_same
-from lookback.dataloading import LAYOUTS
+from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import LayoutOptions
 from lookback.embeddings.config import LOCAL
 from lookback.models import MODELS
@@ -74,6 +74,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
     loaded = [] if run.load_checkpoint_path is None else [find_checkpoint(run.load_checkpoint_path)]
     for path in loaded:
         read_manifest(path, run.trusted_digest)
+    require_data(options.layout, run.dataset_dir, run.model_type)
     check_results(run.results_dir, run.log_filename)
     if run.export_dir is not None:
         exporter.check_export_target(run.export_dir, run.dataset_dir, loaded)

@@ -10,6 +10,7 @@ from lookback.core.options import option
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
 from lookback.formats.dataset_info import is_tabular, read_tabular_info
+from lookback.formats.description import is_split_binary
 
 if TYPE_CHECKING:
     from lookback.dataloading.sources import BatchSource
@@ -42,9 +43,7 @@ class TabularLayout(Layout):
 
     def found_in(self, directory: Path) -> str | None:
         """Rows, by their description or specification."""
-        from lookback.dataloading.tabular.source import is_tabular_data
-
-        return self.reads if is_tabular_data(directory) else None
+        return self.reads if is_tabular(directory) or is_split_binary(directory) else None
 
     def open(
         self,

@@ -202,10 +202,5 @@ def open_tabular(directory: str | Path) -> TabularData:
     return TabularDataset(directory)
 
 
-def is_tabular_data(directory: str | Path) -> bool:
-    """Whether `open_tabular` is the way to open a directory."""
-    return is_tabular(directory) or is_split_binary(directory)
-
-
 def _feed(rows: Rows) -> Batch:
     return {NUMERICAL: rows.numerical, CATEGORICAL: rows.categorical}, rows.labels

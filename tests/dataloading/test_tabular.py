@@ -14,8 +14,9 @@ import tensorflow as tf
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
 from lookback.core.errors import UserError
+from lookback.dataloading import LAYOUTS
 from lookback.dataloading.parts import WHOLE, Part
-from lookback.dataloading.tabular.source import TabularSource, is_tabular_data, open_tabular
+from lookback.dataloading.tabular.source import TabularSource, open_tabular
 from lookback.formats.tabular_parquet import TabularDataset
 from lookback.formats.tabular_schema import tabular_schema
 
@@ -260,7 +261,8 @@ def test_reading_ahead_changes_no_batch(dataset, options):
 
 def test_opening_by_content(path, tmp_path):
     assert isinstance(open_tabular(path), TabularDataset)
-    assert is_tabular_data(path) and not is_tabular_data(tmp_path)
+    layout = LAYOUTS["tabular"]
+    assert layout.found_in(path) and not layout.found_in(tmp_path)
 
 
 # --- errors ---

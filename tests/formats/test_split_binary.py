@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from lookback.core.errors import UserError
+from lookback.dataloading import LAYOUTS
 from lookback.dataloading.parts import Part
-from lookback.dataloading.tabular.source import TabularSource, is_tabular_data, open_tabular
+from lookback.dataloading.tabular.source import TabularSource, open_tabular
 from lookback.formats.description import is_split_binary
 from lookback.formats.split_binary import SplitBinaryDataset
 from lookback.formats.tabular_files import ROW_GROUP
@@ -161,7 +162,7 @@ def test_a_validation_split_beside_those_of_the_specification(broken):
 
 
 def test_which_directories_are_split_binary(path, tmp_path):
-    assert is_split_binary(path) and is_tabular_data(path)
+    assert is_split_binary(path) and LAYOUTS["tabular"].found_in(path)
     assert not is_split_binary(tmp_path)
 
 

@@ -31,11 +31,14 @@ from lookback.serving.layouts.candidates import (
     encode_lists,
     padded,
 )
-from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys
+from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys, is_list
 
 HISTORY = "history"
 TIMESTAMP = "timestamp"
 TIME_GAP_INPUT = "time_gap_history"
+
+_MOST_SECONDS = 1 << 61
+"""Of a time: so that the gap between two of them still is an int64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +176,13 @@ class HistoryRequestEncoder:
 
 
 def _seconds(index: int, field: str, values: Any) -> npt.NDArray[np.int64]:
-    found = np.asarray(values)
-    if found.dtype.kind not in "iu" or found.ndim != 1:
-        raise RequestError(index, f"{field}: expected whole seconds, received {values!r:.60}.")
-    return found.astype(np.int64)
+    # By exact type: True is no number, and NumPy makes what it likes of lists of several types.
+    whole = is_list(values) and all(
+        type(value) is int or isinstance(value, np.integer) for value in values
+    )
+    if not whole or any(abs(int(value)) > _MOST_SECONDS for value in values):
+        raise RequestError(
+            index,
+            f"{field}: expected whole seconds, at most {_MOST_SECONDS:,}, received {values!r:.60}.",
+        )
+    return np.asarray(values, np.int64)
