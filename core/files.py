@@ -54,7 +54,9 @@ def atomic_file(
     """Yields a temporary path beside `path`; renames it to `path` if the block succeeds.
 
     The temporary file lies in the same directory (so the rename is atomic), its content is
-    flushed to disk before the rename, and it is removed if the block raises.
+    flushed to disk before the rename, and it is removed if the block raises. It is locked, so that
+    what killed processes left can be told from it: that is named, as a name alone is no reason to
+    delete anything.
 
     Args:
       path: the file to write. Its directory must exist.
@@ -68,8 +70,9 @@ def atomic_file(
     check_file(path, replaces, inputs)
     with in_words(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
     temporary = Path(name)
+    _lock_if_possible(handle)
+    _name_leftovers(path)
     # mkstemp makes private files; what replaces `path` should be as readable as any other file.
     temporary.chmod(0o666 & ~_umask())
     try:
@@ -81,6 +84,7 @@ def atomic_file(
             sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -317,6 +321,29 @@ def _put_in_place(new: Path, path: Path, aside: Path, judge: Callable[[Path], No
         if aside.exists() and not os.path.lexists(path):
             aside.rename(path)
         raise
+
+
+def _name_leftovers(path: Path) -> None:
+    """Says which temporary files of a file nobody is writing any more."""
+    form = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
+    with contextlib.suppress(OSError):
+        for left in filter(lambda entry: form.fullmatch(entry.name), path.parent.iterdir()):
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                free = _lock_if_possible(handle)
+            finally:
+                os.close(handle)
+            if free:
+                print(f"note: {left} is of a process that was killed: remove it", file=sys.stderr)
+
+
+def _lock_if_possible(handle: int) -> bool:
+    """Locks an open file until it is closed; False where another process has it, or none can."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _umask() -> int:

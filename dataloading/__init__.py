@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lookback.core.errors import UserError
-from lookback.core.files import require_readable
 from lookback.dataloading.histories.layout import HistoriesLayout
 from lookback.dataloading.interactions.layout import InteractionsLayout
 from lookback.dataloading.layout import Layout
@@ -30,7 +29,6 @@ def require_data(layout: str, directory: Path, model_type: str) -> None:
     Raises:
       UserError: saying what is there instead.
     """
-    require_readable(directory, "--dataset_dir")
     if LAYOUTS[layout].found_in(directory) is not None:
         return
     for found in filter(None, (other.found_in(directory) for other in LAYOUTS.values())):

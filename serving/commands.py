@@ -117,7 +117,7 @@ def _score(source: BundleOptions, options: ScoreOptions) -> None:
         layout, table = LAYOUTS[bundle.manifest.layout], options.as_table
         name = "standard input" if options.requests == "-" else options.requests
         number = 0
-        for lines in _chunks(lines_of, name):
+        for lines in request_chunks(lines_of, name):
             for (_, request), scores in zip(lines, _score_lines(bundle, lines), strict=True):
                 if table:
                     text = layout.table(number, request, bundle.manifest, scores)
@@ -141,8 +141,16 @@ def _open_output(path: Path, inputs: Sequence[Path]) -> Iterator[TextIO]:
         yield file
 
 
-def _chunks(source: BinaryIO, name: str) -> Iterator[list[tuple[str, Any]]]:
-    """Requests with where they stand, some at a time, each alone if they come from a person."""
+def request_chunks(source: BinaryIO, name: str) -> Iterator[list[tuple[str, Any]]]:
+    """Requests with where they stand, some at a time, each alone if they come from a person.
+
+    Args:
+      source: lines of JSON.
+      name: names it in errors.
+
+    Raises:
+      UserError: naming the line that is too long or is not JSON.
+    """
     size = 1 if source.isatty() else LINES_AT_ONCE
     chunk: list[tuple[str, Any]] = []
     for number in itertools.count(1):

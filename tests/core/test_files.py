@@ -536,3 +536,22 @@ with atomic_directory(sys.argv[1]) as temporary:
         assert names(temporary) == ["whole"]
     assert names(tmp_path / "dataset") == ["whole"]
     assert names(tmp_path) == ["dataset"]  # and the dead one's gigabytes are gone
+
+
+def test_what_a_killed_writer_of_a_file_left_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = tmp_path / ".weights.ab12_xyz.tmp"
+    left.write_text("half")
+    (tmp_path / ".weights.mine.tmp").write_text("somebody's")
+    with atomic_file(tmp_path / "weights") as temporary:
+        temporary.write_text("whole")
+        assert (
+            capsys.readouterr().err == f"note: {left} is of a process that was killed: remove it\n"
+        )
+        left.unlink()
+        with atomic_file(tmp_path / "weights") as other:  # whose is being written is not named
+            other.write_text("whole, too")
+            assert capsys.readouterr().err == ""
+        (tmp_path / "weights").unlink()
+    assert names(tmp_path) == [".weights.mine.tmp", "weights"]
