@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lookback import __version__
+from lookback.core.caches import provide_caches
 from lookback.core.options import (
     Command,
     CommandLine,
@@ -51,6 +52,7 @@ def workflows(arguments: Sequence[str], prog: str) -> int:
     from lookback.workflows.cluster import forgo_tensorflow
 
     forgo_tensorflow()
+    provide_caches()
     _expect_no_pytorch()
     return _inside_workflows().main(arguments, prog)
 

@@ -72,6 +72,11 @@ class ExportOptions:
     scope: ClassVar[str] = "output"
     table: str = option(help="table to write")
     output: Path = option(help="file to create: .npy or .parquet")
+    dataset_dir: Path | None = option(
+        None,
+        help="dataset, or bundle, that the model was trained on: gives the raw ids of the rows "
+        "(.parquet only); none: rows are numbers",
+    )
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def _reshard(source: Source, options: ReshardOptions) -> None:
     else:
         assert options.ranks is not None  # `ReshardOptions` has one of the two
         plan = row_wise_plan(checkpoint, options.ranks)
-    check_directory(options.output, None, inputs=[checkpoint.path])
+    check_directory(options.output, None, inputs=[source.checkpoint, checkpoint.path])
     checkpoint.verify()  # else damage would be copied, with checksums that say all is well
     path = reshard(checkpoint, plan, options.output)
     size = format_size(sum(spec.size for spec in checkpoint.specs.values()))
@@ -222,10 +227,10 @@ def _reshard(source: Source, options: ReshardOptions) -> None:
 
 def _export(source: Source, options: ExportOptions) -> None:
     checkpoint = source.open()
-    check_file(options.output, None, [checkpoint.path])
+    check_file(options.output, None, [source.checkpoint, checkpoint.path])
     tensor = f"table/{options.table}"
     checkpoint.verify(names=[tensor] if tensor in checkpoint else [])
-    table = export_table(checkpoint, options.table, options.output)
+    table = export_table(checkpoint, options.table, options.output, options.dataset_dir)
     print(f"wrote {options.output}: table {table.name}, {table.spec}")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ from lookback.checkpoints.manifest import (
 )
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory, clear_up, remove_directory, require_writable
+from lookback.core.sizes import format_size
 from lookback.core.world import SOLO, World, agree
 
 __all__ = [
@@ -104,7 +106,10 @@ class CheckpointStore:
             def prepare() -> str | None:
                 if self._world.rank != 0:
                     return None
-                self._refuse_another_run(resumed_from)
+                if resumed_from is None:
+                    self.refuse_another_run()
+                else:
+                    self.refuse_another_run(resumed_from.path, resumed_from.step)
                 require_writable(self.directory, "save_checkpoint_path")
                 clear_up(self.directory, STEP)
                 for path in self.directory.glob(".step-probe-*"):
@@ -116,6 +121,44 @@ class CheckpointStore:
 
             probe = agree(self._world, prepare)[0]
             agree(self._world, lambda: self._require_visible(probe))
+
+    def check_room(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """Compares what checkpoints will take with what is free; a collective.
+
+        Args:
+          tensors: as those of `save`.
+
+        Returns:
+          A warning, if one checkpoint fits and not all that are kept.
+
+        Raises:
+          UserError: if not even one fits.
+        """
+        layouts = agree(self._world, lambda: layout_of(tensors))
+
+        def check() -> str | None:
+            if self._world.rank != 0:
+                return None
+            size, free = sum(map(bytes_of, layouts)), shutil.disk_usage(self.directory).free
+            # Before the oldest goes, the newest is whole; some may be there already.
+            needed = max(1, self.keep + 1 - len(self.checkpoints()))
+            if free >= size * needed:
+                return None
+            room = (
+                f"{self.directory} has {format_size(free)} free, and a checkpoint of this model "
+                f"takes {format_size(size)}"
+            )
+            if free < size:
+                raise UserError(
+                    f"save_checkpoint_path: {room}. Free some space, or choose another directory."
+                )
+            return (
+                f"{room}; keeping {self.keep}, and one more while it is written, takes "
+                f"{format_size(size * needed)}. Free some space, or lower --keep_checkpoints."
+            )
+
+        warning: str | None = agree(self._world, check)[0]
+        return warning
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
         """Saves a checkpoint, then deletes those beyond the last `keep` steps.
@@ -189,7 +232,16 @@ class CheckpointStore:
         """
         return open_checkpoint(path or self.directory, world=self._world, verify=verify)
 
-    def _refuse_another_run(self, resumed_from: Checkpoint | None) -> None:
+    def refuse_another_run(self, resumed_from: Path | None = None, step: int = 0) -> None:
+        """Refuses to mix two runs.
+
+        Args:
+          resumed_from: the checkpoint that a run continues from; None: it starts at step 0.
+          step: of that checkpoint.
+
+        Raises:
+          UserError: if the store holds checkpoints that are not earlier steps of the run.
+        """
         existing = self.checkpoints()
         if not existing:
             return
@@ -200,16 +252,16 @@ class CheckpointStore:
                 f"{self.directory}; for a new run choose another --save_checkpoint_path, or remove "
                 f"the directory."
             )
-        if resumed_from.path.resolve().parent != self.directory.resolve():
+        if resumed_from.resolve().parent != self.directory.resolve():
             raise UserError(
                 f"{self.directory} holds the checkpoints of another run than "
-                f"{resumed_from.path}, from which this run continues; saving there would "
+                f"{resumed_from}, from which this run continues; saving there would "
                 "delete them. Choose another --save_checkpoint_path."
             )
-        if step_of(existing[-1])[0] > resumed_from.step:
+        if step_of(existing[-1])[0] > step:
             raise UserError(
                 f"{self.directory} holds {existing[-1].name}, which is later than step "
-                f"{resumed_from.step} of {resumed_from.path}, from which this run continues. "
+                f"{step} of {resumed_from}, from which this run continues. "
                 f"Choose another --save_checkpoint_path, or remove the later checkpoints."
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +12,16 @@ from lookback.checkpoints.format import Checkpoint, full_disk_means
 from lookback.checkpoints.reshard import StoredTable, tables_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file
-from lookback.core.outputs import check_file
+from lookback.core.outputs import check_file, in_words
+
+# It imports pyarrow, and --help answers at once.
+if TYPE_CHECKING:
+    from lookback.formats.raw_ids import RawIds
 
 
-def export_table(checkpoint: Checkpoint, name: str, output: Path) -> StoredTable:
+def export_table(
+    checkpoint: Checkpoint, name: str, output: Path, dataset_dir: Path | None = None
+) -> StoredTable:
     """Writes a table.
 
     Args:
@@ -22,12 +29,16 @@ def export_table(checkpoint: Checkpoint, name: str, output: Path) -> StoredTable
       name: of the table.
       output: a file to create: `.npy`, a matrix `[rows, dim]`; or `.parquet`, with the columns
         `row` (int64) and `vector` (fixed-size list of float32), in the order of rows.
+      dataset_dir: a dataset, or a bundle, that knows what the rows stand for. Then `.parquet` has
+        two more columns: `raw_id`, null where a row has none (or the vocabulary only its hash), and
+        `special`, which names those rows: padding, null (a missing value) or unknown.
 
     Returns:
       What was written.
 
     Raises:
-      UserError: if there is no such table, or `output` exists or ends in something else.
+      UserError: if there is no such table, `output` exists or ends in something else, or the
+        dataset's vocabulary is not of that table.
     """
     table = tables_of(checkpoint).get(name)
     if table is None:
@@ -35,15 +46,49 @@ def export_table(checkpoint: Checkpoint, name: str, output: Path) -> StoredTable
         raise UserError(f"{checkpoint.path} has no table {name!r}. It has: {known}.")
     if output.suffix not in WRITERS:
         raise UserError(f"--output: expected {' or '.join(WRITERS)}, received {output.name!r}.")
-    check_file(output, None, [checkpoint.path])
-    output.parent.mkdir(parents=True, exist_ok=True)
+    inputs = [checkpoint.path, *([] if dataset_dir is None else [dataset_dir])]
+    check_file(output, None, inputs)
+    raw_ids = None if dataset_dir is None else _raw_ids(table, dataset_dir, output)
+    with in_words(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     full = f"no space left for {output}. Free some, or choose another --output."
-    with full_disk_means(full), atomic_file(output, inputs=[checkpoint.path]) as temporary:
-        WRITERS[output.suffix](checkpoint, table, temporary)
+    with full_disk_means(full), atomic_file(output, inputs=inputs) as temporary:
+        WRITERS[output.suffix](checkpoint, table, temporary, raw_ids)
     return table
 
 
-def _write_npy(checkpoint: Checkpoint, table: StoredTable, path: Path) -> None:
+def _raw_ids(table: StoredTable, dataset_dir: Path, output: Path) -> RawIds:
+    """What the rows of a table stand for."""
+    from lookback.formats.raw_ids import features_with_raw_ids, raw_ids_of
+
+    if output.suffix != ".parquet":
+        raise UserError(
+            f"--dataset_dir: expected with an --output that ends in .parquet, which has room for "
+            f"ids, received {output.name!r}."
+        )
+    # Models with several tables of one feature name them FEATURE/PART.
+    feature = table.name.partition("/")[0]
+    raw_ids = raw_ids_of(dataset_dir, feature)
+    if raw_ids is None:
+        known = ", ".join(features_with_raw_ids(dataset_dir)) or "none"
+        raise UserError(
+            f"--dataset_dir: {dataset_dir} has no vocabulary of {feature!r}; it has: {known}. "
+            "Expected the output of `python -m workflows run`, or a bundle, of the checkpoint's "
+            "dataset."
+        )
+    if len(raw_ids) != table.spec.row_count:
+        raise UserError(
+            f"--dataset_dir: {dataset_dir} numbers {len(raw_ids)} values of {feature!r}, and table "
+            f"{table.name!r} has {table.spec.row_count} rows, so they do not belong together. Give "
+            "the dataset that the model was trained on."
+        )
+    return raw_ids
+
+
+def _write_npy(
+    checkpoint: Checkpoint, table: StoredTable, path: Path, raw_ids: RawIds | None
+) -> None:
+    assert raw_ids is None  # `_raw_ids` has refused them
     spec = table.spec
     header = {
         "descr": np.lib.format.dtype_to_descr(spec.dtype),
@@ -56,12 +101,15 @@ def _write_npy(checkpoint: Checkpoint, table: StoredTable, path: Path) -> None:
             file.write(np.ascontiguousarray(block).data)
 
 
-def _write_parquet(checkpoint: Checkpoint, table: StoredTable, path: Path) -> None:
+def _write_parquet(
+    checkpoint: Checkpoint, table: StoredTable, path: Path, raw_ids: RawIds | None
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     dim = table.spec.column_count
-    schema = pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float32(), dim))])
+    ids = [] if raw_ids is None else [("raw_id", raw_ids.known.type), ("special", pa.string())]
+    schema = pa.schema([("row", pa.int64()), *ids, ("vector", pa.list_(pa.float32(), dim))])
     start = 0
     # No dictionary: hardly a weight occurs twice.
     with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
@@ -69,11 +117,12 @@ def _write_parquet(checkpoint: Checkpoint, table: StoredTable, path: Path) -> No
             rows = np.arange(start, start + len(block), dtype=np.int64)
             values = pa.array(np.asarray(block, np.float32).reshape(-1))
             vectors = pa.FixedSizeListArray.from_arrays(values, dim)
-            writer.write_table(pa.table([pa.array(rows), vectors], schema=schema))
+            named = [] if raw_ids is None else [raw_ids.take(rows), raw_ids.names_of(rows)]
+            writer.write_table(pa.table([pa.array(rows), *named, vectors], schema=schema))
             start += len(block)
 
 
-WRITERS: Mapping[str, Callable[[Checkpoint, StoredTable, Path], None]] = {
+WRITERS: Mapping[str, Callable[[Checkpoint, StoredTable, Path, RawIds | None], None]] = {
     ".npy": _write_npy,
     ".parquet": _write_parquet,
 }

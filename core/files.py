@@ -31,6 +31,7 @@ from lookback.core.outputs import (
 _WORKING = re.compile(r"\.(.+)\.lookback")
 _NEW, _OLD, _MARK = "new", "old", "owner.json"
 _FORMAT = "lookback-working"
+_PROBE_BYTES = 4096
 
 
 def located(path: str | os.PathLike[str]) -> Path:
@@ -179,13 +180,51 @@ def require_writable(directory: Path, option: str) -> None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            file.write(bytes(_PROBE_BYTES))  # a full disk still has names to give
     except OSError as error:
         raise UserError(
             f"{option}: {directory} cannot be written to ({error.strerror}). Choose another "
             "directory, or mend its permissions."
         ) from error
+
+
+@contextlib.contextmanager
+def held(directory: Path, option: str) -> Iterator[None]:
+    """Keeps a directory that can be written to this process, as long as the block or it lives.
+
+    It is created if need be, and removed again if nothing has come into it.
+
+    Args:
+      directory: where a run will write.
+      option: of the command line that names it.
+
+    Raises:
+      UserError: if it cannot be written to, or another process holds it.
+    """
+    made = not os.path.lexists(directory)
+    require_writable(directory, option)
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{option}: another run is writing to {directory}. Wait for it, or choose another "
+                "directory."
+            ) from error
+        except OSError as error:  # a network's file system that knows no locks
+            print(
+                f"warning: {option}: {directory} cannot be locked ({error.strerror}); see to it "
+                "that no other run writes there",
+                file=sys.stderr,
+            )
+        yield
+    finally:
+        os.close(lock)
+        if made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def require_readable(path: Path, option: str, *, takes_file: bool = False) -> None:

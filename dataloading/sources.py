@@ -11,6 +11,8 @@ import abc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from merlin.schema import Schema
 
@@ -41,6 +43,19 @@ class BatchSource(abc.ABC):
         """The feature by which GAUC groups rows: the first user feature, None without any."""
         users = HistoryFeatures.from_schema(self.schema).user
         return users[0] if users else None
+
+    @property
+    def id_features(self) -> tuple[str, ...]:
+        """The features that say of whom and of what a row is: of users and of items the first."""
+        features = HistoryFeatures.from_schema(self.schema)
+        return (*features.user[:1], *features.item[:1])
+
+    def item_counts(self) -> npt.NDArray[np.int64] | None:
+        """How often each item, by id, occurs in training among everybody's events; None: unknown.
+
+        Known only where `id_features` end with the item.
+        """
+        return None
 
     @abc.abstractmethod
     def train_steps(self) -> int:

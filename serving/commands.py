@@ -127,6 +127,8 @@ def _score(source: BundleOptions, options: ScoreOptions) -> None:
                 output.write(text)
                 number += 1
             output.flush()
+        if table and number:
+            print(f"probability: {layout.probability_of}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -203,6 +205,7 @@ def _sample(source: BundleOptions, options: SampleOptions) -> None:
 
 
 def _describe(source: BundleOptions) -> None:
+    from lookback.serving.layouts.registry import LAYOUTS
     from lookback.serving.manifest import MANIFEST_FILE, Manifest, bundle_bytes
 
     manifest = Manifest.read(source.export_dir, source.trusted_digest)
@@ -225,6 +228,7 @@ def _describe(source: BundleOptions) -> None:
         axes = ["B", *("C" if axis is None else str(axis) for axis in shape[1:])]
         print(f"              {name} {manifest.input_type(name)} [{', '.join(axes)}]")
     print(f"outputs       logit, probability float32 {manifest.output_axes}")
+    print(f"              probability: {LAYOUTS[manifest.layout].probability_of}")
     print("versions    " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
 
 

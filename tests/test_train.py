@@ -112,6 +112,9 @@ def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_pa
     cli.train(words(dataset, tmp_path / "infer", "--mode", "inference", *loaded))
     scores = pq.read_table(tmp_path / "infer/scores.parquet").to_pydict()
     assert len(scores["logit"]) == 2 * 7
+    # This dataset has no vocabularies, which would give raw ids beside the rows.
+    assert scores["user_id_row"] == [user for user in range(1, 8) for _ in range(2)]
+    assert "item_id_row" in scores
     np.testing.assert_allclose(
         scores["probability"], 1 / (1 + np.exp(-np.array(scores["logit"], np.float64)))
     )

@@ -275,10 +275,11 @@ class RunConfig:
     )
 
     # --- results
-    results_dir: Path = option(
-        Path("runs/latest"),
+    results_dir: Path | None = option(
+        None,
         scope="results",
-        help="Directory for logs, the resolved configuration and the report",
+        help="Directory for logs, the resolved configuration and the report; what another run "
+        "wrote there is moved to earlier/ in it; none: a new one, runs/<UTC time>-<model>",
     )
     log_filename: str = option(
         "log.json",

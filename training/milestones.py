@@ -23,6 +23,11 @@ class Position:
     step: int = 0
     total_steps: int = 0
 
+    def __str__(self) -> str:
+        """For people, who count from 1."""
+        steps = f"{self.step:,} steps of epoch {self.epoch + 1}"
+        return steps if self.step or not self.epoch else f"epoch {self.epoch}"
+
 
 class Milestones:
     """What the configuration says about evaluations on the way, and about an early end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
+from lookback.core.caches import provide_caches
 from lookback.core.errors import UserError
 from lookback.core.world import SOLO, World
 from lookback.training.config import RunConfig
@@ -15,7 +16,11 @@ def prepare_environment(config: RunConfig) -> None:
 
     Args:
       config: of the run.
+
+    Raises:
+      UserError: if no temporary files can be made.
     """
+    provide_caches()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; not which CPU instructions exist
     # Merlin warns on import that it found neither PyTorch nor Triton, which nobody asked for.
     warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")

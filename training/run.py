@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lookback.checkpoints.manifest import MANIFEST, checkpoints_in, read_manifest
-from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpoint
+from lookback.checkpoints.store import (
+    Checkpoint,
+    CheckpointStore,
+    find_checkpoint,
+    open_checkpoint,
+)
 from lookback.core.digests import digest_of
 from lookback.core.faults import REPORTS
+from lookback.core.files import held
 from lookback.core.options import CommandLine, parse, save_yaml
 from lookback.core.world import World, require_same
 from lookback.dataloading import LAYOUTS, require_data
@@ -22,9 +30,10 @@ from lookback.models import MODELS
 from lookback.training.config import RunConfig
 from lookback.training.config_checks import EVALUATION_MODES
 from lookback.training.output.logging import RunLogger, read_log
-from lookback.training.output.report import write_report, write_scores
-from lookback.training.output.results import check_results
-from lookback.training.parallel.horovod_world import start_world
+from lookback.training.output.report import write_report
+from lookback.training.output.results import check_results, new_results
+from lookback.training.output.scores import write_scores
+from lookback.training.parallel.horovod_world import launched_rank, start_world
 from lookback.training.process import prepare_environment, set_up_tensorflow
 from lookback.training.removed import REMOVED
 
@@ -69,20 +78,55 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
       prog: how it was called.
     """
     run, data, options = parse(argv, command_line(), prog=prog, description=__doc__)
-    REPORTS.set(run.results_dir)
     # What is mistyped, not trusted or in the way fails before the long imports.
-    loaded = [] if run.load_checkpoint_path is None else [find_checkpoint(run.load_checkpoint_path)]
-    for path in loaded:
-        read_manifest(path, run.trusted_digest)
+    loaded: dict[Path, int] = {}
+    if run.load_checkpoint_path is not None:
+        path = find_checkpoint(run.load_checkpoint_path)
+        loaded[path] = read_manifest(path, run.trusted_digest)[0]["step"]
     require_data(options.layout, run.dataset_dir, run.model_type)
-    check_results(run.results_dir, run.log_filename)
     if run.export_dir is not None:
-        exporter.check_export_target(run.export_dir, run.dataset_dir, loaded)
-    prepare_environment(run)
-    world = start_world(prefetch_ids=run.prefetch_ids)
-    with world.together():
-        set_up_tensorflow(run, world)
-        run_on(world, run, data, options, exporter)
+        exporter.check_export_target(run.export_dir, run.dataset_dir, list(loaded))
+    with contextlib.ExitStack() as stack:
+        if launched_rank() == 0:  # for all of them
+            run = hold_outputs(run, stack, loaded)
+        REPORTS.set(run.results_dir)
+        prepare_environment(run)
+        world = start_world(prefetch_ids=run.prefetch_ids)
+        with world.together():
+            set_up_tensorflow(run, world)
+            run_on(world, run, data, options, exporter)
+
+
+def hold_outputs(
+    run: RunConfig, stack: contextlib.ExitStack, loaded: Mapping[Path, int]
+) -> RunConfig:
+    """Makes sure, before any work, that results and checkpoints can be written, by us alone.
+
+    Args:
+      run: may leave the choice of `results_dir` to us.
+      stack: until its end other runs are refused.
+      loaded: the checkpoint that the run continues from, if any, and its step.
+
+    Returns:
+      `run`, with a `results_dir`.
+
+    Raises:
+      UserError: if something is in the way, or another run writes there.
+    """
+    if run.results_dir is None:
+        run = dataclasses.replace(run, results_dir=stack.enter_context(new_results(run.model_type)))
+    assert run.results_dir is not None
+    held_already: set[Path] = set()
+    for name in ("results_dir", "save_checkpoint_path"):
+        directory = getattr(run, name)
+        if directory is not None and directory.resolve() not in held_already:
+            stack.enter_context(held(directory, name))
+            held_already.add(directory.resolve())
+    check_results(run.results_dir, run.log_filename)
+    if run.save_checkpoint_path is not None:
+        store = CheckpointStore(run.save_checkpoint_path)
+        store.refuse_another_run(*next(iter(loaded.items()), ()))
+    return run
 
 
 def run_on(
@@ -103,6 +147,8 @@ def run_on(
     from lookback.training.parallel.sharding import choose_sharding
     from lookback.training.trainer import Trainer
 
+    results_dir = Path(world.gather(str(run.results_dir))[0])
+    run = dataclasses.replace(run, results_dir=results_dir)
     plain_options = json.loads(json.dumps(dataclasses.asdict(options)))
     given = dataclasses.asdict(run) | dataclasses.asdict(data)
     require_same(world, json.loads(json.dumps(given, default=str)) | plain_options)
@@ -131,34 +177,68 @@ def run_on(
         world=world,
     )
     with RunLogger(
-        run.results_dir,
+        results_dir,
         run.log_filename,
         append=checkpoint is not None and run.mode == "train",
+        identity=trainer.identity,
         epochs=run.epochs,
         steps_per_epoch=source.train_steps(),
         enabled=world.rank == 0,
     ) as log:
-        log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {run.results_dir}")
+        log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {results_dir}")
         if world.rank == 0:
-            save_yaml(run.results_dir / "config.yaml", run, data, options)
+            save_yaml(results_dir / "config.yaml", run, data, options)
+        log.options(given | plain_options | {"seed": run.seed})
         if plan:
             log.message(f"{world.size} processes\n{plan}")
         if checkpoint is not None:
             log.message(f"loaded {checkpoint.path} ({trainer.position})")
-        outcome = execute(trainer, run, data, options, log, world)
-        log.summary(outcome.summary)
-    if world.rank == 0:
-        directory = write_report(
-            run.results_dir,
-            read_log(run.results_dir / run.log_filename),
-            metrics=outcome.summary,
-            roc=outcome.roc,
-            title=f"{run.model_type} on {run.dataset_dir.name}",
-        )
-        print(f"report in {directory}")
+        with last_checkpoint_named(run, world):
+            outcome = execute(trainer, run, data, options, log, world)
+            log.summary(outcome.summary)
     export(model, source, run, options, world, exporter)
     if world.rank == 0:
+        report(run, results_dir, outcome)
         print_digests(run, exporter)
+
+
+@contextlib.contextmanager
+def last_checkpoint_named(run: RunConfig, world: World) -> Iterator[None]:
+    """Says, of a run that fails, what is left of it to go on from."""
+    try:
+        yield
+    except Exception:
+        directory = run.save_checkpoint_path
+        saved = [] if directory is None or world.rank else checkpoints_in(directory)
+        if saved:
+            print(
+                f"The last checkpoint is {saved[-1]}: go on with --load_checkpoint_path "
+                f"{directory}.",
+                file=sys.stderr,
+            )
+        raise
+
+
+def report(run: RunConfig, results_dir: Path, outcome: Outcome) -> None:
+    """Leaves something to look at. What keeps it from being drawn costs a line, never the run."""
+    try:
+        directory = write_report(
+            results_dir,
+            read_log(results_dir / run.log_filename),
+            metrics=outcome.summary,
+            roc=outcome.roc,
+            baselines=outcome.baselines,
+            title=f"{run.model_type} on {run.dataset_dir.resolve().name}, seed {run.seed}\n"
+            f"{run.optimizer}, lr {run.lr:g}, batch of {run.update_batch_size:,} rows",
+        )
+    except Exception as error:  # of matplotlib or the system, whatever it is
+        print(
+            f"warning: the report in {results_dir / 'report'} is not complete: "
+            f"{type(error).__name__}: {error}",
+            file=sys.stderr,
+        )
+    else:
+        print(f"report in {directory}")
 
 
 def export(
@@ -224,8 +304,8 @@ def execute(
 
         sources = open_benchmark_sources(run, data, options, world)
         return trainer.inference_benchmark(sources, log)
-    outcome, scores = trainer.inference(log)
+    outcome, rows = trainer.inference(log)
     if not run.benchmark and world.rank == 0:
-        path = write_scores(run.results_dir / "scores.parquet", scores)
+        path = write_scores(log.directory / "scores.parquet", rows.columns(), run.dataset_dir)
         log.message(f"scores of the {run.eval_split} split in {path}")
     return outcome

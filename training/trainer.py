@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import merlin.models.tf as mm
@@ -21,8 +23,10 @@ from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
 from lookback.training.config import RunConfig
 from lookback.training.evaluation.choice import check_goals, choose
-from lookback.training.evaluation.evaluator import EVALUATORS, BinaryEvaluator, Evaluator
-from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
+from lookback.training.evaluation.evaluator import EVALUATORS, Evaluator
+from lookback.training.evaluation.metrics import RocCurve
+from lookback.training.evaluation.popularity import PopularityEvaluator
+from lookback.training.evaluation.scored_rows import ScoredRows
 from lookback.training.evaluation.steps import EvaluationSteps
 from lookback.training.milestones import Milestones, Position
 from lookback.training.optimizers import Optimizer
@@ -31,7 +35,7 @@ from lookback.training.output.performance import PerformanceMeter, combined
 from lookback.training.parallel.gathering import build_variables, use_streams_of
 from lookback.training.precision import LossScale
 from lookback.training.schedule import Schedule
-from lookback.training.signals import TERMINATED_EXIT_STATUS, TerminationRequest, catch_sigterm
+from lookback.training.signals import TerminatedError, TerminationRequest, catch_termination
 from lookback.training.state import MODEL_PREFIXES, State, model_states, whole
 from lookback.training.steps import Steps
 
@@ -43,10 +47,12 @@ class Outcome:
     Attributes:
       summary: figures by name, as logged; the same on every rank.
       roc: ROC curve by split, of the last evaluation; on rank 0.
+      baselines: AUCs that need no model, by what they are, where the data has them.
     """
 
     summary: Mapping[str, Any]
     roc: Mapping[str, RocCurve]
+    baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -123,6 +129,9 @@ class Trainer:
         )
         self._evaluation_steps = EvaluationSteps(model, source)
         self.position = Position()
+        self._saved: Position | None = None
+        self._popularities: dict[EvaluationPass, list[PopularityEvaluator]] = {}
+        self._baselines: dict[str, float] = {}
         self._traffic_since = (0, 0)  # bytes, steps
         self._resumed_from = checkpoint
         if checkpoint is not None:
@@ -133,39 +142,49 @@ class Trainer:
 
         Raises:
           UserError: if a loss is not finite; the last checkpoint stays.
-          SystemExit: with status 143, after SIGTERM and a checkpoint.
+          SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C, and a checkpoint.
         """
-        store = self._open_store()
+        store = self._open_store(log)
         self._warn_of_idle_options(log)
+        began = time.perf_counter()
+        with catch_termination() as termination:
+            try:
+                outcome = self._train(store, log, termination)
+            except TerminatedError:
+                self._leave(store, log)
+                raise SystemExit(termination.status) from None
+        seconds = time.perf_counter() - began
+        return dataclasses.replace(outcome, summary={**outcome.summary, "time_to_train": seconds})
+
+    def _train(
+        self, store: CheckpointStore | None, log: RunLogger, termination: TerminationRequest
+    ) -> Outcome:
         # Half of a short epoch still leaves something to measure.
         warmup = min(self._config.benchmark_warmup_steps, self._source.train_steps() // 2)
         meter = PerformanceMeter(warmup_steps=warmup)
         milestones = Milestones(self._config, self._source.train_steps(), self._goals)
-        began = time.perf_counter()
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
         finished = milestones.out_of_steps(self.position)
-        with catch_sigterm() as termination:
-            while self.position.epoch < self._config.epochs and not finished:
-                evaluation = self._train_epoch(store, meter, milestones, log, termination)
-                done = self.position.epoch
-                if self.position.step == self._source.train_steps():
-                    self.position.epoch, self.position.step = done + 1, 0
-                self._save(store)  # first: an evaluation that is killed must not cost the epoch
-                figures = meter.results() if meter.measured_steps else {}
-                figures |= self._traffic()
-                finished = milestones.out_of_steps(self.position)
-                ended = self.position.step == 0
-                if evaluation is None and ended and milestones.evaluation_is_due(self.position):
-                    evaluation = self.evaluate(log, termination)
-                if evaluation is not None:
-                    figures |= evaluation.summary
-                    finished = finished or milestones.reached(evaluation.summary)
-                log.epoch(done, figures)
-            if evaluation is None:  # a finished run, resumed, had no epoch
+        while self.position.epoch < self._config.epochs and not finished:
+            evaluation = self._train_epoch(store, meter, milestones, log, termination)
+            done = self.position.epoch
+            if self.position.step == self._source.train_steps():
+                self.position.epoch, self.position.step = done + 1, 0
+            self._save(store)  # first: an evaluation that is killed must not cost the epoch
+            figures = meter.results() if meter.measured_steps else {}
+            figures |= self._traffic()
+            finished = milestones.out_of_steps(self.position)
+            ended = self.position.step == 0
+            if evaluation is None and ended and milestones.evaluation_is_due(self.position):
                 evaluation = self.evaluate(log, termination)
-        seconds = time.perf_counter() - began
-        return Outcome({**figures, **evaluation.summary, "time_to_train": seconds}, evaluation.roc)
+            if evaluation is not None:
+                figures |= evaluation.summary
+                finished = finished or milestones.reached(evaluation.summary)
+            log.epoch(done, figures)
+        if evaluation is None:  # a finished run, resumed, had no epoch
+            evaluation = self.evaluate(log, termination)
+        return dataclasses.replace(evaluation, summary={**figures, **evaluation.summary})
 
     def _train_epoch(
         self,
@@ -182,7 +201,7 @@ class Trainer:
 
         Raises:
           UserError: if a loss is not finite.
-          SystemExit: with status 143, after SIGTERM and a checkpoint.
+          TerminatedError: if a signal asked for it, of all processes after the same step.
         """
         meter.start()
         self._traffic()  # evaluation's is not training's
@@ -191,13 +210,14 @@ class Trainer:
         for feed, result in self._steps.train(feeds, lambda: bool(termination)):
             evaluation = None
             if self._took_step(feed, result, log, meter):
-                self._save(store)
-                raise SystemExit(TERMINATED_EXIT_STATUS)
+                raise TerminatedError
             every = self._config.checkpoint_every
             if store and every and self.position.total_steps % every == 0:
                 self._save(store)
             if milestones.test_is_due(self.position):
-                evaluation = self.evaluate(log, termination)
+                # Several processes end together, after their next step.
+                alone = termination if self._world.size == 1 else None
+                evaluation = self.evaluate(log, alone)
                 log.step(self.position.epoch, self.position.step - 1, evaluation.summary)
                 meter.resume()
                 if milestones.reached(evaluation.summary):
@@ -232,7 +252,7 @@ class Trainer:
           termination: ends the evaluation between two batches.
 
         Raises:
-          SystemExit: with status 143, if termination was requested.
+          TerminatedError: if termination was requested.
         """
         figures: dict[str, Any] = {}
         roc: dict[str, RocCurve] = {}
@@ -249,7 +269,7 @@ class Trainer:
                     return {f"{name}_{figure}": value for figure, value in found.result().items()}
 
                 figures |= agree(self._world, measure)[0]
-        return Outcome(figures, roc)
+        return Outcome(figures, roc, dict(self._baselines))
 
     def evaluated(
         self,
@@ -267,28 +287,42 @@ class Trainer:
         evaluators: list[Evaluator] = [
             EVALUATORS[kind](metrics) for kind, metrics in self._choice[evaluation].items()
         ]
-        kinds = [type(evaluator) for evaluator in evaluators]
         name = evaluation.name
+        popularity = self._popularity(evaluation)
+        fed = [*evaluators, *popularity]
+        kinds = [type(evaluator) for evaluator in fed]
         with log.track(f"evaluating {name}", self._source.eval_steps(name)) as advance:
             for feed in self._source.eval_feeds(name):
                 found = self._evaluation_steps.run(evaluation, feed, kinds)
-                for evaluator, needed in zip(evaluators, found, strict=True):
+                for evaluator, needed in zip(fed, found, strict=True):
                     evaluator.update(*map(_as_numpy, needed))
                 advance(1)
-                if termination:
-                    raise SystemExit(TERMINATED_EXIT_STATUS)
+                if termination is not None:
+                    termination.check()
+        for evaluator in popularity:
+            found = evaluator.of_all(self._world).auc
+            if found is not None:
+                self._baselines[f"popularity, {name}"] = found
         return [evaluator.of_all(self._world) for evaluator in evaluators]
 
-    def inference(self, log: RunLogger) -> tuple[Outcome, ScoreAccumulator]:
+    def _popularity(self, evaluation: EvaluationPass) -> list[PopularityEvaluator]:
+        """The evaluator of item counts, for a pass over labels and scores of items."""
+        if evaluation not in self._popularities:
+            binary = "binary" in self._choice[evaluation]
+            counts = self._source.item_counts() if binary else None
+            self._popularities[evaluation] = [] if counts is None else [PopularityEvaluator(counts)]
+        return self._popularities[evaluation]
+
+    def inference(self, log: RunLogger) -> tuple[Outcome, ScoredRows]:
         """Scores the evaluation split and reports speed and latency of a batch.
 
         Without `--benchmark` every row is scored once, after one unmeasured batch; with it, the
         split is gone over until the configured steps are done.
 
         Returns:
-          The figures, and the scores (of one pass).
+          The figures, and the scored rows (of one pass).
         """
-        evaluation, scores = self._evaluations()[0], ScoreAccumulator()
+        evaluation, rows = self._evaluations()[0], ScoredRows(self._source.id_features)
         if self._config.benchmark:
             meter = self._benchmark_meter()
         else:
@@ -301,7 +335,7 @@ class Trainer:
             for step, feed in enumerate(self._source.eval_feeds(evaluation.name)):
                 scored = _scored(self._evaluation_steps, evaluation, feed)
                 if first_pass:
-                    scores.update(*scored)
+                    rows.update(*scored)
                 log.step(0, step, {"samples/s": meter.step(int(scored[1].size))})
                 if meter.completed:
                     break
@@ -309,7 +343,7 @@ class Trainer:
             if meter.steps is None:
                 break
         figures = combined(self._world.gather(meter.results()))
-        return Outcome(figures, {}), scores.of_all(self._world)
+        return Outcome(figures, {}), rows.of_all(self._world)
 
     def inference_benchmark(self, sources: Mapping[int, BatchSource], log: RunLogger) -> Outcome:
         """Measures throughput and latency of batches of several sizes.
@@ -372,27 +406,28 @@ class Trainer:
         # An overflow is part of dynamic scaling: it skips a step, and is no fault.
         adapts = self._loss_scale is not None and self._loss_scale.can_fall
         if not (finite or adapts) or not math.isfinite(result["total_loss"]):
-            raise self._not_finite(feed, result["total_loss"])
+            raise self._not_finite(feed, result["total_loss"], log.directory)
         if position.total_steps % self._config.log_every == 0:
-            if self._optimizer is not None and not self._optimizer.schedule.constant:
+            if self._optimizer is not None:
                 result["lr"] = float(self._optimizer.learning_rate)
-            log.step(position.epoch, position.step, {**result, "samples/s": speed})
+            log.step(position.epoch, position.step, {**result, "rows": rows, "samples/s": speed})
         position.step += 1
         position.total_steps += 1
         return bool(stop)
 
-    def _not_finite(self, feed: Any, loss: float) -> UserError:
+    def _not_finite(self, feed: Any, loss: float, directory: Path) -> UserError:
         """The error of a step that broke the model; writes which samples the step had."""
         samples = self._source.describe(feed)
-        self._config.results_dir.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         suffix = "" if self._world.size == 1 else f".{self._world.rank}"
-        path = self._config.results_dir / f"bad_batch{suffix}.json"
+        path = directory / f"bad_batch{suffix}.json"
         with atomic_file(path, replaces=inside_ours) as temporary:
             temporary.write_text(json.dumps(samples))
         shown = "; ".join(f"{name}={values[:3]}" for name, values in samples.items())
         return UserError(
-            f"The loss is {loss}, or its gradient is not finite, in epoch {self.position.epoch}, "
-            f"step {self.position.step}. The batch's samples are in {path}; the first: {shown}. "
+            f"The loss is {loss}, or its gradient is not finite, in epoch "
+            f"{self.position.epoch + 1}, step {self.position.step + 1}. The batch's samples are in "
+            f"{path}; the first: {shown}. "
             "The last checkpoint is unharmed. Lower --lr, or look at these samples."
         )
 
@@ -412,7 +447,7 @@ class Trainer:
         mine = (sent - since[0]) / (steps - since[1])
         return {"sent_bytes_a_step": sum(self._world.gather(mine))}
 
-    def _open_store(self) -> CheckpointStore | None:
+    def _open_store(self, log: RunLogger) -> CheckpointStore | None:
         if self._config.save_checkpoint_path is None:
             return None
         store = CheckpointStore(
@@ -421,6 +456,9 @@ class Trainer:
             world=self._world,
         )
         store.begin(self._resumed_from)
+        warning = store.check_room(self.pieces())
+        if warning is not None:
+            log.message(f"warning: {warning}")
         return store
 
     def _states(self) -> dict[str, State]:
@@ -436,6 +474,27 @@ class Trainer:
     def _save(self, store: CheckpointStore | None) -> None:
         if store is not None:
             store.save(self.position.total_steps, self.pieces(), self.meta)
+            self._saved = dataclasses.replace(self.position)
+
+    def _leave(self, store: CheckpointStore | None, log: RunLogger) -> None:
+        """Saves what is not saved yet, and says how to go on."""
+        place = f"told to end after {self.position}"
+        if store is None:
+            log.message(f"{place}; nothing is saved without --save_checkpoint_path")
+            return
+        log.message(
+            f"{place}; its checkpoint goes to {store.directory}, to go on from with "
+            "--load_checkpoint_path (Ctrl-C again: without it)"
+        )
+        if self._saved != self.position:
+            self._save(store)
+
+    @property
+    def identity(self) -> str:
+        """The same for the processes of one run, however often it is resumed, on however many."""
+        run = {name: value for name, value in self._identity["run"].items() if name != "ranks"}
+        text = json.dumps([self._identity["model"], run], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -469,6 +528,7 @@ class Trainer:
         for name, state in states.items():
             state.restore(name, checkpoint)
         self.position = Position(**checkpoint.meta["position"])
+        self._saved = dataclasses.replace(self.position)
 
 
 def _schedule(config: RunConfig) -> Schedule:
@@ -494,5 +554,5 @@ def _as_numpy(found: tf.Tensor | None) -> Any:
 
 
 def _scored(steps: EvaluationSteps, evaluation: EvaluationPass, feed: Any) -> list[Any]:
-    """Labels, logits and groups of a batch, as `ScoreAccumulator.update` takes them."""
-    return [_as_numpy(found) for found in steps.run(evaluation, feed, [BinaryEvaluator])[0]]
+    """Labels, logits and ids of a batch, as `ScoredRows.update` takes them."""
+    return [_as_numpy(found) for found in steps.run(evaluation, feed, [ScoredRows])[0]]

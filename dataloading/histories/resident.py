@@ -126,6 +126,17 @@ class Histories:
         training = every - np.bincount(last, minlength=rows)
         return ItemCounts(training[self.catalogue[item]], every[self.catalogue[item]])
 
+    def training_counts(self, counts: ItemCounts | None = None) -> Int64:
+        """Occurrences in training of items by id ``[rows of the table]``.
+
+        Args:
+          counts: of everybody's events, where these are not everybody's.
+        """
+        item = self.features.item[0]
+        by_id = np.zeros(table_rows(self.schema)[item], np.int64)
+        by_id[self.catalogue[item]] = (counts or self.item_counts()).training
+        return by_id
+
     @classmethod
     def load(cls, dataset_dir: str | Path, part: Part = WHOLE) -> Histories:
         """Reads a dataset written by `python -m workflows`.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.errors import UserError
@@ -64,6 +67,7 @@ class ResidentSource(NumberedSource):
         self.schema = histories.schema
         self._items = histories.features.item
         self._windows = WindowBuilder(histories, config, counts)
+        self._count_items = functools.partial(histories.training_counts, counts)
         self._seed, self._eval_seed = seed, eval_seed
         self._test_negatives, self._topk = test_negatives, topk
         self._part, self._most = part, most
@@ -101,6 +105,10 @@ class ResidentSource(NumberedSource):
         if not agreed and problem is not None:
             raise problem
         return agreed
+
+    def item_counts(self) -> npt.NDArray[np.int64]:
+        """Of all items."""
+        return self._count_items()
 
     def evaluations(self, split: str) -> list[EvaluationPass]:
         """The split among sampled candidates, and if wanted among the whole catalogue."""

@@ -141,6 +141,15 @@ class InteractionSource(NumberedSource):
         """The user's id: all that a batch has of users."""
         return self._features.user
 
+    @property
+    def id_features(self) -> tuple[str, ...]:
+        """Both."""
+        return self._features.user, self._features.item
+
+    def item_counts(self) -> npt.NDArray[np.int64]:
+        """Of all items."""
+        return self._histories.training_counts()
+
     def evaluations(self, split: str) -> list[EvaluationPass]:
         """The split among sampled negatives, and if wanted among the whole catalogue.
 

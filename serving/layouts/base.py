@@ -20,6 +20,9 @@ class RequestLayout(abc.ABC):
     sample_options: tuple[str, ...]
     """Keyword arguments of `sample` that say how much to make."""
 
+    probability_of: str = "of label 1, among rows as those of training"
+    """What the answers' probability is the probability of."""
+
     @abc.abstractmethod
     def load_encoder(self, directory: Path, manifest: Any) -> RequestEncoder:
         """Reads what turns requests into inputs.

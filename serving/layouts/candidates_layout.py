@@ -20,6 +20,10 @@ class CandidateRequestLayout(RequestLayout):
     """Answers, tables and random inputs; subclasses read requests and make samples of them."""
 
     sample_options = ("users", "candidates")
+    probability_of = (
+        "that an item is the user's next and not a negative as drawn in training: good for "
+        "ranking, no rate of clicks"
+    )
 
     @abc.abstractmethod
     def about(self, request: Request, manifest: Any) -> str:

@@ -58,6 +58,7 @@ class Started:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self._seen: dict[int, psutil.Process] = {}
 
@@ -97,6 +98,10 @@ class Started:
     def send(self, number: signal.Signals) -> None:
         """Sends the command, and nothing else, a signal."""
         self._process.send_signal(number)
+
+    def press_ctrl_c(self) -> None:
+        """Sends what a terminal sends to the group of the command that it runs."""
+        os.killpg(self._process.pid, signal.SIGINT)
 
     def wait_for_steps(self, log: Path, steps: int, seconds: float = 120) -> None:
         """Waits until rank 0 has logged so many training steps."""

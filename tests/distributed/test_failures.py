@@ -1,6 +1,6 @@
 """One rank fails, all end: in time, with the error that was first, and nothing is lost.
 
-One run is told to end, goes on, is killed, and goes on across two machines (network namespaces,
+One run is interrupted, goes on, is killed, and goes on across two machines (network namespaces,
 horovodrun's own way to get there), to what a run that nothing disturbed arrives at.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lookback.checkpoints.store import find_checkpoint, open_checkpoint
-from lookback.training.signals import TERMINATED_EXIT_STATUS
+from lookback.core.faults import INTERRUPTED
 
 pytestmark = pytest.mark.process
 
@@ -31,7 +31,7 @@ def in_peace(launch, kills, dataset, tmp_path_factory) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Terminated:
-    """The run after SIGTERM.
+    """The run after Ctrl-C.
 
     Attributes:
       result: what the command left.
@@ -55,7 +55,7 @@ def terminated(launch, kills, dataset, tmp_path_factory) -> Terminated:
     with launch.Started(launch.RUN_MODEL, *words) as started:
         started.wait_for_steps(directory / "terminated" / "log.json", 15)
         began = time.monotonic()
-        started.send(signal.SIGTERM)
+        started.press_ctrl_c()
         result = started.finish(SECONDS_TO_END)
         seconds, left_over = time.monotonic() - began, started.left_over()
     saved = find_checkpoint(directory / "saved")
@@ -71,11 +71,13 @@ def killed(launch, kills, dataset, terminated) -> Path:
     return directory
 
 
-def test_sigterm_saves(launch, in_peace, terminated):
+def test_ctrl_c_saves_and_ends_all(launch, in_peace, terminated):
     assert terminated.seconds < SECONDS_TO_END
-    assert terminated.result.status == TERMINATED_EXIT_STATUS, terminated.result.stderr
+    assert terminated.result.status == INTERRUPTED, terminated.result.stderr
     said = terminated.result.stderr
     assert "told to end: the processes save a checkpoint first" in said
+    assert "Traceback" not in said
+    assert said.endswith("ended with status 130: interrupted (Ctrl-C)\n")
     assert not terminated.left_over
     # At the step where it was, not at one of those at which it saves anyway.
     steps = launch.steps_in(terminated.directory / "terminated" / "log.json")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from lookback.core.errors import UserError
+from lookback.core.faults import sentence
 from lookback.training.output.logging import UNITS, LogRecord, RunLogger, read_log
 
 
@@ -83,13 +85,49 @@ def test_each_line_is_in_the_file_at_once(tmp_path):
 
 def test_a_fresh_run_starts_anew_and_a_resumed_one_appends(tmp_path):
     for append in (False, False, True, True):
-        with logger(tmp_path, append=append) as log:
+        with logger(tmp_path, append=append, identity="a") as log:
             log.epoch(0, {"append": append})
     written = lines(tmp_path)
     assert [line["data"]["append"] for line in written if line["type"] == "LOG"] == [
         *(False, True, True)
     ]
-    assert sum(line["type"] == "METADATA" for line in written) == len(UNITS)
+    assert sum(line["type"] == "METADATA" for line in written) == 1 + len(UNITS)
+    (earlier,) = (tmp_path / "earlier").iterdir()
+    assert [line["data"] for line in lines(earlier) if line["type"] == "LOG"] == [{"append": False}]
+
+
+def test_what_another_run_left_is_moved_aside_and_never_mixed(tmp_path):
+    with logger(tmp_path, identity="a") as log:
+        log.epoch(0, {"of": "a"})
+    for name in ("config.yaml", "report/roc.png", "tensorboard/events", "bad_batch.1.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a")
+    (tmp_path / "checkpoints").mkdir()
+    output = io.StringIO()
+    with logger(tmp_path, append=True, identity="b", terminal=output) as log:
+        log.epoch(0, {"of": "b"})
+    began = datetime.datetime.now(datetime.timezone.utc)
+    (earlier,) = (tmp_path / "earlier").iterdir()
+    assert datetime.datetime.strptime(earlier.name[:11], "%Y%m%d-%H").date() == began.date()
+    assert {path.name for path in earlier.iterdir()} == {
+        *("log.json", "config.yaml", "report", "tensorboard", "bad_batch.1.json")
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"log.json", "checkpoints", "earlier"}
+    assert [line["data"] for line in lines(tmp_path) if line["type"] == "LOG"] == [{"of": "b"}]
+    assert f"held the results of another run; they are in {earlier} now" in output.getvalue()
+
+
+def test_a_full_disk_is_told_with_the_logs_path(tmp_path):
+    size = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with logger(tmp_path) as log:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, size[1]))
+            with pytest.raises(OSError) as full:
+                for step in range(100):
+                    log.step(0, step, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, size)
+    assert sentence(full.value).startswith(f"{tmp_path / 'log.json'}: File too large. ")
 
 
 def test_a_resumed_run_cuts_off_the_half_line_of_a_killed_one(tmp_path):
@@ -118,6 +156,24 @@ def test_read_log_gives_the_later_of_two_lines_of_a_step(tmp_path):
     assert isinstance(records[0], LogRecord)
 
 
+def test_a_step_and_the_evaluation_after_it_are_one_record(tmp_path):
+    with logger(tmp_path) as log:
+        log.step(0, 0, {"total_loss": 1.0})
+        log.step(0, 0, {"test_auc": 0.5})
+    assert [r.data for r in read_log(tmp_path / "log.json")] == [
+        {"total_loss": 1.0, "test_auc": 0.5}
+    ]
+
+
+def test_the_speed_that_is_shown_is_that_of_the_last_steps_together(tmp_path):
+    output = io.StringIO()
+    with logger(tmp_path, terminal=output, seconds_between_lines=0.0) as log:
+        for speed in (100.0, 300.0):  # equal rows in 1 and 1/3 of the time: 2 in 4/3
+            log.step(0, 0, {"total_loss": 1.0, "samples/s": speed})
+    assert "150 samples/s" in output.getvalue().splitlines()[-1]
+    assert lines(tmp_path)[-1]["data"]["samples/s"] == 300.0
+
+
 def test_read_log_takes_other_lines_and_a_half_last_one_but_no_broken_line(tmp_path):
     path = tmp_path / "log.json"
     good = 'DLLL {"type": "LOG", "step": [0], "data": {}, "elapsedtime": "1.5"}\n'
@@ -136,13 +192,14 @@ def test_plain_lines_where_the_output_is_no_terminal(tmp_path):
         tmp_path, terminal=output, epochs=3, steps_per_epoch=2000, seconds_between_lines=0.05
     ) as log:
         for step in range(0, 400, 4):
-            log.step(0, step, {"total_loss": 0.65432, "samples/s": 12345.6})
+            log.step(0, step, {"total_loss": 0.65432, "rows": 32, "samples/s": 12345.6})
             time.sleep(0.002)
         with log.track("evaluating", 50) as advance:
             for _ in range(50):
                 advance(1)
                 time.sleep(0.002)
-        log.epoch(0, {"test_auc": 0.79123, "throughput": 9312.4, "latency_p99": 12.3, "rows": 7000})
+        figures = {"throughput": 9312.4, "latency_p99": 12.3, "test_gauc": 0.78}
+        log.epoch(0, {**figures, "test_auc": 0.79123, "test_rows": 7000})
         log.summary({"time_to_train": 4.25, "train_loss": float("nan")})
     printed = output.getvalue().splitlines()
     steps = [line for line in printed if "step " in line]
@@ -152,10 +209,11 @@ def test_plain_lines_where_the_output_is_no_terminal(tmp_path):
     assert "  total_loss 0.6543  12,346 samples/s  0:0" in steps[0]
     assert steps[0].endswith(" left in this epoch")
     assert any(line.startswith("evaluating  ") and "/50 (" in line for line in printed)
-    assert printed[-2] == (
-        "epoch 1/3  test_auc 0.7912  throughput 9,312 samples/s  latency_p99 12.3 ms  rows 7,000"
-    )
-    assert printed[-1] == "summary  time_to_train 4.25 s  train_loss not finite"
+    assert printed[-3:] == [
+        "epoch 1/3  test_auc 0.7912  test_gauc 0.78",
+        "           throughput 9,312 samples/s  latency_p99 12.3 ms  test_rows 7,000",
+        "summary  time_to_train 4.25 s  train_loss not finite",
+    ]
     assert "\x1b" not in output.getvalue()
 
 
@@ -216,21 +274,34 @@ def test_importing_the_logger_loads_no_tensorflow():
     assert done.stdout == "False\n"
 
 
-def test_tensorboard_gets_every_nth_step_and_every_epoch(tmp_path):
-    with logger(
-        tmp_path, tensorboard=True, tensorboard_every=5, steps_per_epoch=10, epochs=2
-    ) as log:
+def test_tensorboard_gets_every_step_and_epoch_and_the_options(tmp_path):
+    with logger(tmp_path, tensorboard=True, steps_per_epoch=10, epochs=2) as log:
+        log.options({"lr": 0.1, "amp": False, "dims": (3, 2), "plan": None})
         for epoch in range(2):
             for step in range(10):
                 log.step(epoch, step, {"total_loss": 1 / (1 + 10 * epoch + step), "note": "text"})
             log.epoch(epoch, {"test_auc": 0.5 + epoch / 10, "gauc": None})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util import tensor_util
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    assert set(events.Tags()["tensors"]) == {"step/total_loss", "epoch/test_auc"}
-    steps = events.Tensors("step/total_loss")
-    assert [event.step for event in steps] == [0, 5, 10, 15]
-    assert tensor_util.make_ndarray(steps[3].tensor_proto) == pytest.approx(1 / 16)
-    assert [event.step for event in events.Tensors("epoch/test_auc")] == [0, 1]
+    assert set(events.Tags()["scalars"]) == {"step/total_loss", "epoch/test_auc"}
+    steps = events.Scalars("step/total_loss")
+    assert [event.step for event in steps] == list(range(20))
+    assert steps[3].value == pytest.approx(1 / 4)
+    assert [event.step for event in events.Scalars("epoch/test_auc")] == [1, 2]
+    (said,) = events.PluginTagToContent("hparams").values()
+    options = HParamsPluginData.FromString(said).session_start_info.hparams
+    assert options["lr"].number_value == 0.1
+    assert options["dims"].string_value == "(3, 2)"
+
+
+def test_a_broken_tensorboard_costs_a_line_and_no_run(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("in the way")
+    with logger(tmp_path, tensorboard=True) as log:
+        for step in range(3):
+            log.step(0, step, {"loss": 1.0})
+    assert len(read_log(tmp_path / "log.json")) == 3
+    said = capsys.readouterr().err
+    assert said.count("warning: TensorBoard's events in ") == said.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_the_scheduled_rate_is_logged_and_continues(dataset, tmp_path):
     expected += [0.0] * (len(rates) - len(expected))
     np.testing.assert_allclose(rates, expected[: len(rates)], rtol=1e-5, atol=1e-7)
     first = trainer(dataset, save_checkpoint_path=tmp_path / "saved", **more)
-    interrupt_after(first, 5)
+    interrupt_after(first, 5, signal.SIGTERM)
     with quiet(tmp_path) as log, pytest.raises(SystemExit):
         first.train(log)
     second = trainer(dataset, checkpoint=tmp_path / "saved", **more)

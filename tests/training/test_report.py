@@ -11,7 +11,14 @@ from matplotlib import image
 
 from lookback.training.evaluation.metrics import roc_curve
 from lookback.training.output.logging import LogRecord
-from lookback.training.output.report import learning_curve, roc_plot, write_report
+from lookback.training.output.report import (
+    evaluation_plot,
+    evaluations,
+    learning_curve,
+    roc_plot,
+    training_loss,
+    write_report,
+)
 
 
 def records(epochs: int = 3, steps: int = 200) -> list[LogRecord]:
@@ -26,6 +33,8 @@ def records(epochs: int = 3, steps: int = 200) -> list[LogRecord]:
             "test_auc": 0.81 - 0.13 * 0.4**epoch,
             "test_gauc": 0.79 - 0.12 * 0.4**epoch,
             "train_auc": 0.86 - 0.14 * 0.4**epoch,
+            "test_log_loss": 0.5 + 0.1 * 0.4**epoch,
+            "test_catalogue_hr@10": 0.3 + 0.05 * epoch,
             "throughput": 9000.0,
         }
         result.append(LogRecord((epoch,), data, 0.0))
@@ -45,7 +54,11 @@ def test_the_report_has_plots_and_figures(tmp_path):
     roc = curves()
     metrics = {"test_auc": np.float32(0.5), "bad": float("nan"), "dir": Path("x"), "dims": (1, 2)}
     directory = write_report(
-        tmp_path, records(), metrics=metrics, roc=roc, title="sim on synthetic"
+        *(tmp_path, records()),
+        metrics=metrics,
+        roc=roc,
+        baselines={"popularity, test": 0.6},
+        title="sim on synthetic",
     )
     assert directory == tmp_path / "report"
     assert sorted(path.name for path in directory.iterdir()) == [
@@ -57,27 +70,71 @@ def test_the_report_has_plots_and_figures(tmp_path):
     assert content["epochs"][1]["test_auc"] == pytest.approx(0.758)
     assert content["steps"] == 600
     assert content["roc_auc"] == {name: curve.auc for name, curve in roc.items()}
-    for name, size in (("learning_curve.png", (600, 1440)), ("roc.png", (750, 780))):
+    assert content["baselines_auc"] == {"popularity, test": 0.6}
+    for name in ("learning_curve.png", "roc.png"):
         pixels = image.imread(directory / name)
-        assert pixels.shape[:2] == size
         assert 0.02 < np.mean(pixels[..., :3] < 0.9) < 0.5  # something is drawn
+
+
+def labels_of(axis) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
 
 
 def test_the_learning_curve_draws_what_was_logged():
     given = records(steps=20)
+    figure = learning_curve(given, baselines={"popularity, test": 0.6})
+    losses, aucs, rankings = figure.axes
     steps = [record for record in given if len(record.step) == 2]
-    epochs = [record for record in given if len(record.step) == 1]
-    figure = learning_curve(steps, epochs)
-    losses, aucs = figure.axes
-    line = losses.lines[0]
-    np.testing.assert_array_equal(line.get_xdata(), np.arange(60))
-    np.testing.assert_array_equal(line.get_ydata(), [r.data["total_loss"] for r in steps])
-    assert (losses.get_xlabel(), losses.get_ylabel()) == ("Training step", "Total loss (nats)")
-    drawn = {line.get_label(): line for line in aucs.lines}
-    assert list(drawn) == [
-        *("test AUC (last 0.7892)", "test GAUC (last 0.7708)", "train AUC (last 0.8376)")
+    training, evaluated = losses.lines
+    np.testing.assert_array_equal(training.get_xdata(), np.arange(1, 61))
+    np.testing.assert_array_equal(training.get_ydata(), [r.data["total_loss"] for r in steps])
+    np.testing.assert_array_equal(evaluated.get_xdata(), [20, 40, 60])  # on the scale of training
+    assert labels_of(losses) == ["training", "test log loss (last 0.5160)"]
+    assert (losses.get_xlabel(), losses.get_ylabel()) == ("Training step", "Loss (nats)")
+    assert labels_of(aucs) == [
+        *("test AUC (last 0.7892)", "test GAUC (last 0.7708)", "train AUC (last 0.8376)"),
+        *("popularity, test (0.6)", "chance (0.5)"),
     ]
-    np.testing.assert_array_equal(drawn["test AUC (last 0.7892)"].get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(aucs.lines[0].get_xdata(), [1, 2, 3])
+    assert labels_of(rankings) == ["test catalogue HR@10 (last 0.4000)"]
+
+
+def test_evaluations_within_an_epoch_stand_where_they_were():
+    given = [LogRecord((0, step), {"total_loss": 1.0}, 0.0) for step in range(4)]
+    given[1] = LogRecord((0, 1), {"total_loss": 1.0, "test_auc": 0.6}, 0.0)
+    curves = evaluations([*given, LogRecord((0,), {"test_auc": 0.7}, 0.0)])
+    np.testing.assert_array_equal(curves["test_auc"], [[0.5, 1.0], [0.6, 0.7]])
+
+
+def test_the_short_last_batch_of_an_epoch_is_no_spike():
+    given = [
+        LogRecord((epoch, step), {"total_loss": loss, "rows": rows}, 0.0)
+        for epoch in range(2)
+        for step, (loss, rows) in enumerate([(1.0, 90), (1.0, 90), (9.0, 10)])
+    ]
+    curve, rows = training_loss(given, "total_loss")
+    np.testing.assert_array_equal(curve.x, [1, 2, 4, 5])
+    np.testing.assert_allclose(curve.y, [1.0, (90 + 9 * 10) / 100, 1.0, 1.8])
+    np.testing.assert_array_equal(rows, [90, 100, 90, 100])
+
+
+def test_the_loss_is_the_heads_without_what_the_model_adds():
+    data = {"total_loss": 1.5, "classification_loss": 1.0, "auxiliary_loss": 0.5}
+    (losses, *_) = learning_curve([LogRecord((0, s), data, 0.0) for s in range(3)]).axes
+    np.testing.assert_array_equal(losses.lines[0].get_ydata(), [1.0] * 3)
+    assert labels_of(losses) == ["training, classification loss"]
+
+
+def test_an_evaluation_shows_what_was_evaluated(tmp_path):
+    metrics = {"test_auc": 0.8, "test_hr@10": 0.3, "test_log_loss": 0.4, "test_rows": 1000}
+    (axis,) = evaluation_plot(metrics, baselines={"popularity, test": 0.6}).axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == ["test AUC", "test HR@10", "popularity, test (AUC)", "chance (AUC)"]
+    assert [bar.get_width() for bar in axis.patches] == [0.8, 0.3, 0.6, 0.5]
+    assert axis.get_xlabel() == "test log loss 0.4   test rows 1,000"
+    write_report(tmp_path, [LogRecord((), metrics, 0.0)], metrics=metrics)
+    found = {path.name for path in (tmp_path / "report").iterdir()}
+    assert found == {"evaluation.png", "metrics.json"}
 
 
 def test_the_roc_plot_draws_the_curves_with_their_areas():
@@ -90,13 +147,14 @@ def test_the_roc_plot_draws_the_curves_with_their_areas():
 
 
 def test_a_run_without_steps_or_evaluation_has_a_report_too(tmp_path):
-    write_report(tmp_path / "a", [], metrics={})
-    write_report(tmp_path / "b", records(1)[-2:], metrics={})
-    write_report(tmp_path / "c", records(1, 1)[:1], metrics={})
     nothing = [LogRecord((0, 0), {"total_loss": None}, 0.0), LogRecord((0,), {"auc": None}, 0.0)]
-    write_report(tmp_path / "d", nothing, metrics={})
-    for name in "abcd":
-        assert (tmp_path / name / "report" / "learning_curve.png").stat().st_size > 1000
+    for name, given, plot in (
+        ("a", [], "evaluation.png"),
+        ("b", records(1, 1)[:1], "learning_curve.png"),
+        ("c", nothing, "learning_curve.png"),
+    ):
+        write_report(tmp_path / name, given, metrics={})
+        assert (tmp_path / name / "report" / plot).stat().st_size > 1000
         assert not (tmp_path / name / "report" / "roc.png").exists()
 
 

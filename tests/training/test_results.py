@@ -40,5 +40,5 @@ def test_what_no_run_wrote_is_kept(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("precious")
     (tmp_path / "empty.json").touch()  # no log
-    with pytest.raises(UserError, match=f"holds {name}, which a run replaces, but no log"):
+    with pytest.raises(UserError, match=f"holds {name}, as a run writes it, but no log"):
         check_results(tmp_path, "log.json")

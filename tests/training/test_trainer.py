@@ -86,14 +86,14 @@ def state(trained: Any) -> dict[str, np.ndarray]:
     return tensors
 
 
-def interrupt_after(trained: Any, steps: int) -> None:
-    """Sends SIGTERM to this process when the source hands out a certain feed."""
+def interrupt_after(trained: Any, steps: int, number: signal.Signals) -> None:
+    """Sends a signal to this process when the source hands out a certain feed."""
     original: Callable[..., Iterator[Any]] = trained._source.train_feeds
 
     def feeds(epoch: int, first_step: int) -> Iterator[Any]:
         for feed in original(epoch, first_step):
             if trained.position.total_steps + 1 == steps:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             yield feed
 
     trained._source.train_feeds = feeds
@@ -114,10 +114,11 @@ def test_a_terminated_run_continues_bit_for_bit(dataset, tmp_path, stop, more):
         expected = whole.train(log).summary["test_auc"]
 
     first = trainer(dataset, save_checkpoint_path=tmp_path / "saved", **more)
-    interrupt_after(first, stop)
+    number = signal.SIGINT if stop == 1 else signal.SIGTERM
+    interrupt_after(first, stop, number)
     with quiet(tmp_path) as log, pytest.raises(SystemExit) as exit_info:
         first.train(log)
-    assert exit_info.value.code == 143
+    assert exit_info.value.code == 128 + number
     second = trainer(dataset, checkpoint=tmp_path / "saved", **more)
     assert second.position.total_steps == stop
     with quiet(tmp_path) as log:
@@ -199,7 +200,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     trained._source.train_feeds = feeds
     with (
         quiet(tmp_path) as log,
-        pytest.raises(UserError, match=r"loss is nan.*epoch 0, step 2.*user_id=.*Lower --lr"),
+        pytest.raises(UserError, match=r"loss is nan.*epoch 1, step 3.*user_id=.*Lower --lr"),
     ):
         trained.train(log)
     samples = json.loads((tmp_path / "bad_batch.json").read_text())
@@ -279,7 +280,10 @@ def test_inference_scores_every_row_once_or_for_the_steps_asked(dataset, tmp_pat
     common = {"mode": "inference", "random_weights": True, "global_batch_size": 4}
     with quiet(tmp_path) as log:
         outcome, scores = trainer(dataset, **common).inference(log)
-        assert len(scores) == 14
+        columns = scores.columns()
+        assert list(columns) == ["label", "logit", "user_id", "item_id"]
+        np.testing.assert_array_equal(columns["user_id"], np.repeat(range(1, 8), 2))
+        np.testing.assert_array_equal(columns["label"], [1, 0] * 7)
         assert {"throughput", "latency_mean", "latency_p90", "latency_p95", "latency_p99"} <= set(
             outcome.summary
         )

@@ -24,12 +24,14 @@ class ScoredBatch(NamedTuple):
       logits: ``[B, C]``.
       groups: of GAUC, ``[B]``; None if the data has no user feature.
       weights: ``[B, C]``, of rankings: 0 for candidates that do not compete; None: all do.
+      ids: the features `BatchSource.id_features`, ``[B]`` or ``[B, C]`` each.
     """
 
     labels: tf.Tensor
     logits: tf.Tensor
     groups: tf.Tensor | None
     weights: tf.Tensor | None
+    ids: tuple[tf.Tensor, ...] = ()
 
 
 class Evaluator(abc.ABC):

@@ -300,7 +300,7 @@ class ScoreAccumulator:
             return self
         told = world.gather([len(self), bool(self._groups), self.weights() is not None])
         sizes = world.gather([len(labels) for labels in self._labels])
-        order = _order_of_batches(sizes)
+        order = order_of_batches(sizes)
         grouped = {has_groups for rows, has_groups, _ in told if rows}
         if len(grouped) > 1:
             raise ValueError("groups must be given on every rank, or on none")
@@ -347,7 +347,7 @@ class ScoreAccumulator:
         return roc_curve(self.labels(), self.logits(), self.weights(), max_points=max_points)
 
 
-def _order_of_batches(sizes: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def order_of_batches(sizes: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     """Places of rows in the order of the batches, of rows that lie by rank.
 
     Args:

@@ -22,6 +22,16 @@ def family(name: str) -> str:
     return f"{found[1]}@K" if found else name
 
 
+def metric_of(figure: str) -> str | None:
+    """The metric, as `family` names it, of a figure: of test_catalogue_hr@10, hr@K.
+
+    None of figures that are no metric, such as how many rows were evaluated.
+    """
+    words = figure.split("_")
+    rest = (family("_".join(words[first:])) for first in range(1, len(words)))
+    return next((name for name in rest if name in (*BINARY, *RANKING)), None)
+
+
 def cutoff(name: str) -> int | None:
     """K of HR@K and NDCG@K, None of other metrics."""
     found = _AT_K.fullmatch(name)

@@ -57,7 +57,8 @@ class EvaluationSteps:
         logits = self._logits(features, evaluation.pieces)
         group = self._source.group_feature
         groups = None if group is None else features[group]
-        batch = ScoredBatch(labels, logits, groups, weights[0] if weights else None)
+        ids = tuple(features[name] for name in self._source.id_features)
+        batch = ScoredBatch(labels, logits, groups, weights[0] if weights else None, ids)
         return [evaluator.needed(batch) for evaluator in evaluators]
 
     def _logits(self, features: dict[str, tf.Tensor], pieces: CandidatePieces | None) -> tf.Tensor:

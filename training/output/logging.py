@@ -8,12 +8,14 @@ The file has the format of NVIDIA's DLLogger, one JSON object a line:
 all counted from 0; `data` is {metric: value}. Lines of type METADATA carry a metric's unit. Values
 that are not finite are written as null, since JSON has no word for them.
 
-A fresh run starts the file anew, a resumed one appends to it. Steps between the last checkpoint and
-the crash are then there twice, with equal values; `read_log` gives the later line.
+A fresh run begins a new file, and moves what is there of another run aside; a resumed one appends
+to its own. Steps between the last checkpoint and the crash are then there twice, with equal
+values; `read_log` gives the later line.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -38,8 +40,20 @@ from rich.progress import (
 )
 
 from lookback.core.errors import UserError
+from lookback.core.faults import naming
 from lookback.core.files import require_writable
-from lookback.training.output.results import LOG_PREFIX, check_results
+from lookback.training.evaluation.names import metric_of
+from lookback.training.output.results import (
+    IDENTITY,
+    LOG_PREFIX,
+    check_results,
+    identity_of,
+    set_aside,
+)
+from lookback.training.output.tensorboard import TensorBoard
+
+_SPEED, _ROWS = "samples/s", "rows"
+_STEPS_OF_A_SPEED = 50
 
 UNITS: dict[str, str | None] = {
     "samples/s": "samples/s",
@@ -64,7 +78,7 @@ class LogRecord:
     Attributes:
       step: (epoch, step), (epoch,), or () for the summary.
       data: metric -> value; None for what was not finite.
-      elapsed: seconds since the start of the process that wrote it.
+      elapsed: seconds since the process that wrote it opened the log.
     """
 
     step: tuple[int, ...]
@@ -76,14 +90,16 @@ class RunLogger:
     """Writes the log of a run to `results_dir` and shows it on the terminal.
 
     On a terminal there is a progress bar that moves with each logged step; where the output is a
-    file or a pipe, a plain line every few seconds. TensorBoard gets every n-th step (an event costs
-    180 microseconds in tf.summary; a line in the file and the bar cost 10) and every epoch.
+    file or a pipe, a plain line every few seconds. TensorBoard gets the same steps and epochs.
 
     Example:
       with RunLogger(results_dir, epochs=3, steps_per_epoch=2880) as log:
           log.step(0, 0, {"total_loss": 0.69, "samples/s": 9312.0})
           log.epoch(0, {"test_auc": 0.78})
           log.summary({"time_to_train": 12.3})
+
+    Attributes:
+      directory: where the results are.
     """
 
     def __init__(
@@ -92,11 +108,11 @@ class RunLogger:
         log_filename: str = "log.json",
         *,
         append: bool = False,
+        identity: str | None = None,
         epochs: int | None = None,
         steps_per_epoch: int | None = None,
         units: Mapping[str, str | None] | None = None,
         tensorboard: bool = True,
-        tensorboard_every: int = 20,
         seconds_between_lines: float = 5.0,
         terminal: TextIO | None = None,
         enabled: bool = True,
@@ -106,25 +122,25 @@ class RunLogger:
         Args:
           results_dir: created if needed.
           log_filename: name of the file with the DLLL lines, in results_dir.
-          append: continue the file of an earlier process (a resumed run).
+          append: continue the file of an earlier process (a resumed run), if it is of this run.
+          identity: tells this run from others in the file; the same when it is resumed.
           epochs: how many the run has, for "epoch 1/3".
           steps_per_epoch: for the bar's length, the time left, and TensorBoard's global step.
           units: metric -> unit, added to `UNITS`.
           tensorboard: write scalars to results_dir/tensorboard (imports TensorFlow).
-          tensorboard_every: every how many logged steps.
           seconds_between_lines: where the output is no terminal.
           terminal: where to print; None means standard output.
           enabled: False makes every method do nothing (processes other than the first).
         """
+        self.directory = Path(results_dir)
         self._enabled = enabled
         self._epochs = epochs
         self._steps_per_epoch = steps_per_epoch
         self._units = {**UNITS, **(units or {})}
-        self._started = datetime.datetime.now()
-        self._tensorboard_directory = Path(results_dir) / "tensorboard" if tensorboard else None
-        self._tensorboard_every = tensorboard_every
-        self._tensorboard: Any = None
+        self._started = time.monotonic()
+        self._tensorboard = TensorBoard(Path(results_dir) / "tensorboard") if tensorboard else None
         self._steps_logged = 0
+        self._speeds: collections.deque[float] = collections.deque(maxlen=_STEPS_OF_A_SPEED)
         self._seconds_between_lines = seconds_between_lines
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -140,13 +156,19 @@ class RunLogger:
         require_writable(directory, "results_dir")
         check_results(directory, log_filename)
         path = directory / log_filename
+        self._path = path
+        append = append and path.exists() and identity_of(path) == identity
         if append:
             _drop_half_line(path)
-        fresh = not append or not path.exists() or path.stat().st_size == 0
+        aside = None if append else set_aside(directory)
         self._file = path.open("a" if append else "w", encoding="utf-8", buffering=1)
-        if fresh:
+        if not append:
+            if identity is not None:
+                self._write("METADATA", metric=IDENTITY, metadata={"identity": identity})
             for metric, unit in self._units.items():
                 self._write("METADATA", metric=metric, metadata={"unit": unit})
+        if aside is not None:
+            self.message(f"{directory} held the results of another run; they are in {aside} now")
 
     def __enter__(self) -> RunLogger:
         return self
@@ -165,11 +187,10 @@ class RunLogger:
             return
         plain = _plain(data)
         self._write("LOG", step=[epoch, step], data=plain)
-        self._show_step(epoch, step, plain)
-        if self._tensorboard_directory is not None:
-            if self._steps_logged % self._tensorboard_every == 0:
-                self._scalars("step", self._global_step(epoch, step), plain)
-            self._steps_logged += 1
+        self._show_step(epoch, step, self._shown(plain))
+        if self._tensorboard is not None:
+            self._tensorboard.scalars("step", self._global_step(epoch, step), plain)
+        self._steps_logged += 1
 
     def epoch(self, epoch: int, data: Mapping[str, Any]) -> None:
         """Logs the end of an epoch, counted from 0."""
@@ -178,8 +199,9 @@ class RunLogger:
         plain = _plain(data)
         self._write("LOG", step=[epoch], data=plain)
         self._stop_bar()
-        self.message(f"epoch {self._of_epochs(epoch)}  {self._readable(plain)}")
-        self._scalars("epoch", epoch, plain)
+        self._show_figures(f"epoch {self._of_epochs(epoch)}", plain)
+        if self._tensorboard is not None:
+            self._tensorboard.scalars("epoch", epoch + 1, plain)
 
     def summary(self, data: Mapping[str, Any]) -> None:
         """Logs the results of the run."""
@@ -188,7 +210,12 @@ class RunLogger:
         plain = _plain(data)
         self._write("LOG", step=[], data=plain)
         self._stop_bar()
-        self.message(f"summary  {self._readable(plain)}")
+        self._show_figures("summary", plain)
+
+    def options(self, values: Mapping[str, Any]) -> None:
+        """Writes the run's options to TensorBoard; they are not in the file."""
+        if self._enabled and self._tensorboard is not None:
+            self._tensorboard.options(values)
 
     def message(self, text: str) -> None:
         """Prints a line on the terminal, above the bar; it is not in the file."""
@@ -231,7 +258,8 @@ class RunLogger:
         if not self._enabled:
             return
         self._stop_bar()
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was said when it was
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         self._enabled = False
@@ -241,27 +269,16 @@ class RunLogger:
         line = {
             "timestamp": str(now.timestamp()),
             "datetime": str(now.astimezone()),
-            "elapsedtime": str((now - self._started).total_seconds()),
+            "elapsedtime": str(time.monotonic() - self._started),
             "type": kind,
             **content,
         }
         # Line-buffered: each line is in the file when this returns, whatever happens to us next.
-        self._file.write(f"{LOG_PREFIX}{json.dumps(line, allow_nan=False)}\n")
+        with naming(self._path):
+            self._file.write(f"{LOG_PREFIX}{json.dumps(line, allow_nan=False)}\n")
 
     def _global_step(self, epoch: int, step: int) -> int:
         return epoch * self._steps_per_epoch + step if self._steps_per_epoch else self._steps_logged
-
-    def _scalars(self, group: str, step: int, data: Mapping[str, Any]) -> None:
-        if self._tensorboard_directory is None:
-            return
-        import tensorflow as tf  # here, since it takes seconds and only TensorBoard needs it
-
-        if self._tensorboard is None:
-            self._tensorboard = tf.summary.create_file_writer(str(self._tensorboard_directory))
-        with self._tensorboard.as_default():
-            for metric, value in data.items():
-                if isinstance(value, int | float):
-                    tf.summary.scalar(f"{group}/{metric}", value, step=step)
 
     def _show_step(self, epoch: int, step: int, data: Mapping[str, Any]) -> None:
         if self._bar_epoch != epoch:
@@ -325,6 +342,24 @@ class RunLogger:
     def _of_epochs(self, epoch: int) -> str:
         return f"{epoch + 1}/{self._epochs}" if self._epochs else str(epoch + 1)
 
+    def _show_figures(self, what: str, data: Mapping[str, Any]) -> None:
+        """Two lines: what was evaluated, the AUC first; and what else there is."""
+        metrics = [name for name in data if metric_of(name) is not None]
+        metrics.sort(key=lambda name: metric_of(name) != "auc")  # others keep their order
+        others = [name for name in data if name not in metrics]
+        for names in filter(None, (metrics, others)):
+            self.message(f"{what}  {self._readable({name: data[name] for name in names})}")
+            what = " " * len(what)
+
+    def _shown(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """A step's metrics as a person follows them: the speed of the last steps together."""
+        speed = data.get(_SPEED)
+        if speed:
+            self._speeds.append(float(speed))
+            mean = len(self._speeds) / sum(1 / speed for speed in self._speeds)
+            data = {**data, _SPEED: mean}
+        return {name: value for name, value in data.items() if name != _ROWS}
+
     def _readable(self, data: Mapping[str, Any]) -> str:
         return "  ".join(self._metric(name, value) for name, value in data.items())
 
@@ -348,7 +383,7 @@ class RunLogger:
 
 
 def read_log(path: str | os.PathLike[str]) -> list[LogRecord]:
-    """The LOG lines of a file, each step, epoch and summary once: as written last.
+    """The LOG lines of a file, each step, epoch and summary once, with each metric as written last.
 
     Lines that are not DLLL lines are skipped, as is a last line that a killed process left half
     written.
@@ -377,7 +412,9 @@ def read_log(path: str | os.PathLike[str]) -> list[LogRecord]:
                 f"{path}, line {number}: expected 'DLLL' and a JSON object with type, step, data "
                 f"and elapsedtime, received {line[:80]!r}."
             ) from None
-        records.pop(step, None)  # so that the order is that of the later lines
+        earlier = records.pop(step, None)  # so that the order is that of the later lines
+        if earlier is not None:  # a step's own line and that of an evaluation after it
+            record = dataclasses.replace(record, data={**earlier.data, **record.data})
         records[step] = record
     return list(records.values())
 

@@ -1,8 +1,9 @@
-"""What remains of a run to look at: `results_dir/report/` with two plots and a file of figures.
+"""What remains of a run to look at: `results_dir/report/`.
 
-learning_curve.png   training loss by step, and AUC by epoch
+learning_curve.png   of a run that trained: losses by step, and every metric that was evaluated
+evaluation.png       of one that only evaluated: its metrics
 roc.png              ROC curves of the last evaluation
-metrics.json         the run's figures: last values, every epoch, options
+metrics.json         the run's figures: last values, every epoch, baselines
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lookback.core.files import atomic_file, inside_ours
-from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
+from lookback.training.evaluation.metrics import RocCurve
+from lookback.training.evaluation.names import metric_of
 from lookback.training.output.logging import LogRecord
 
 if TYPE_CHECKING:
@@ -28,6 +30,22 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DOTS_PER_INCH = 150
+_TOTAL = "total_loss"
+_LOG_LOSS = "log_loss"
+_SCALES: Mapping[str, tuple[str, ...]] = {
+    "AUC": ("auc", "gauc"),
+    "Ranking": ("hr@K", "ndcg@K", "mrr"),
+    "Calibration": ("calibration",),
+}
+"""Panel -> the metrics (`training.evaluation.names`) that share its axis; `_LOG_LOSS` is drawn with
+the losses of training."""
+
+
+class Curve(NamedTuple):
+    """One line: places ``[N]`` and values ``[N]``."""
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
 
 
 def write_report(
@@ -36,18 +54,18 @@ def write_report(
     *,
     metrics: Mapping[str, Any],
     roc: Mapping[str, RocCurve] | None = None,
-    loss: str = "total_loss",
+    baselines: Mapping[str, float] | None = None,
     title: str = "",
 ) -> Path:
     """Writes the report of a run; each file is whole or not there.
 
     Args:
       results_dir: the report goes to its subdirectory `report`.
-      records: of `training.output.logging.read_log`. Epochs' metrics with "auc" are plotted.
+      records: of `training.output.logging.read_log`.
       metrics: what metrics.json holds under "results", e.g. the summary.
       roc: name ("test", "train") -> curve; without it there is no roc.png.
-      loss: the metric of steps to plot; without it in the records, AUC alone is plotted.
-      title: a line above the plots.
+      baselines: what needs no model, by what it is ("popularity, test") -> AUC.
+      title: above the plots; may have several lines.
 
     Returns:
       The directory.
@@ -61,78 +79,90 @@ def write_report(
         "epochs": [{"epoch": record.step[0], **record.data} for record in epochs],
         "steps": len(steps),
         "roc_auc": {name: curve.auc for name, curve in (roc or {}).items()},
+        "baselines_auc": dict(baselines or {}),
     }
     with atomic_file(directory / "metrics.json", replaces=inside_ours) as temporary:
         text = json.dumps(_finite(content), indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-    _save(learning_curve(steps, epochs, loss=loss, title=title), directory / "learning_curve.png")
+    if any(_TOTAL in record.data for record in steps):
+        figure = learning_curve(records, baselines=baselines, title=title)
+        _save(figure, directory / "learning_curve.png")
+    else:
+        figure = evaluation_plot(metrics, baselines=baselines, title=title)
+        _save(figure, directory / "evaluation.png")
     if roc:
         _save(roc_plot(roc, title=title), directory / "roc.png")
     return directory
 
 
-def write_scores(path: Path, scores: ScoreAccumulator) -> Path:
-    """Writes every scored row as parquet: group (user), label, logit, probability.
-
-    Args:
-      path: the file to write, whole or not at all.
-      scores: rows in the order in which they were scored.
-
-    Returns:
-      `path`.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    logits = scores.logits()
-    columns = {"label": scores.labels().astype("int8"), "logit": logits}
-    columns["probability"] = 1 / (1 + np.exp(-logits.astype("float64")))
-    groups = scores.groups()
-    if groups is not None:
-        columns = {"group": groups, **columns}
-    with atomic_file(path, replaces=inside_ours) as temporary:
-        pq.write_table(pa.table(columns), temporary)
-    return path
-
-
 def learning_curve(
-    steps: Sequence[LogRecord],
-    epochs: Sequence[LogRecord],
+    records: Sequence[LogRecord],
     *,
-    loss: str = "total_loss",
+    baselines: Mapping[str, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """Training loss by step (as logged, and smoothed), and every AUC by epoch.
+    """Losses by step, of training and of evaluations on one scale, and evaluated metrics by epoch.
 
     Args:
-      steps: records of steps.
-      epochs: records of epochs.
-      loss: which metric of the steps.
-      title: a line above the plots.
+      records: of steps and epochs.
+      baselines: AUCs of what needs no model.
+      title: above the plots.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    position, values = _loss_curve(steps, loss)
-    aucs = _auc_curves(epochs)
-    figure = _figure((9.6, 4.0) if len(values) else (5.4, 4.0), title)
-    axes = list(np.atleast_1d(figure.subplots(1, 2 if len(values) else 1)))
-
-    if len(values):
-        _plot_loss(axes[0], position, values, loss)
-    panel: Axes = axes[-1]
-    for (name, points), colour in zip(aucs.items(), _COLOURS * len(aucs), strict=False):
-        x, y = zip(*points, strict=True)
-        words = [word.upper() if word.endswith("auc") else word for word in name.split("_")]
-        label = f"{' '.join(words)} (last {y[-1]:.4f})"
-        panel.plot(x, y, marker="o", markersize=4, linewidth=1.6, color=colour, label=label)
-    panel.set(xlabel="Epoch", ylabel="AUC", title="Evaluation")
-    if aucs:
-        panel.legend(loc="best", frameon=False)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    else:
-        _note(panel, "not evaluated")
+    steps = [record for record in records if len(record.step) == 2]
+    evaluated = evaluations(records)
+    panels = {
+        scale: {name: curve for name, curve in evaluated.items() if metric_of(name) in metrics}
+        for scale, metrics in _SCALES.items()
+    }
+    panels = {scale: curves for scale, curves in panels.items() if curves}
+    if not panels:
+        panels = {"": {}}
+    figure = _figure((4.8 * (1 + len(panels)), 4.3), title)
+    axes: list[Axes] = list(np.atleast_1d(figure.subplots(1, 1 + len(panels))))
+    losses = {name: curve for name, curve in evaluated.items() if metric_of(name) == _LOG_LOSS}
+    _plot_losses(axes[0], steps, losses)
+    for axis, (scale, curves) in zip(axes[1:], panels.items(), strict=True):
+        _plot_metrics(axis, scale, curves, baselines or {})
     for axis in axes:
         axis.grid(True, linewidth=0.5, alpha=0.4)
+    return figure
+
+
+def evaluation_plot(
+    metrics: Mapping[str, Any],
+    *,
+    baselines: Mapping[str, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """Bars of the metrics that lie between 0 and 1; the other figures in words below.
+
+    Args:
+      metrics: of an evaluation, by name.
+      baselines: AUCs of what needs no model.
+      title: above the plot.
+    """
+    numbers = {n: v for n, v in metrics.items() if isinstance(v, int | float) and not _is_nan(v)}
+    shares = {n: float(v) for n, v in numbers.items() if _scale_of(n) in ("AUC", "Ranking")}
+    bars = {_words(name): value for name, value in shares.items()}
+    references = {f"{what} (AUC)": value for what, value in (baselines or {}).items()}
+    if any(_scale_of(name) == "AUC" for name in shares):
+        references["chance (AUC)"] = 0.5
+    figure = _figure((7.2, 1.6 + 0.34 * (len(bars) + len(references) + 2)), title)
+    axis: Axes = figure.subplots()
+    names = [*bars, *references]
+    values = [*bars.values(), *references.values()]
+    colours = [_COLOURS[0]] * len(bars) + ["0.7"] * len(references)
+    axis.barh(range(len(names)), values, color=colours, height=0.65)
+    for place, value in enumerate(values):
+        axis.text(value + 0.01, place, f"{value:.4f}", va="center", fontsize=9)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1.1), title="Evaluation")
+    others = [f"{_words(n)} {_number(v)}" for n, v in numbers.items() if n not in shares]
+    axis.set_xlabel("\n".join([*_lines(others)]))
+    if not names:
+        _note(axis, "no AUC, HR, NDCG or MRR was evaluated")
+    axis.grid(True, axis="x", linewidth=0.5, alpha=0.4)
     return figure
 
 
@@ -141,9 +171,9 @@ def roc_plot(curves: Mapping[str, RocCurve], *, title: str = "") -> Figure:
 
     Args:
       curves: name -> curve.
-      title: a line above the plot.
+      title: above the plot.
     """
-    figure = _figure((5.2, 5.0), title)
+    figure = _figure((5.2, 5.4), title)
     axis: Axes = figure.subplots()
     for (name, curve), colour in zip(curves.items(), _COLOURS * len(curves), strict=False):
         axis.plot(
@@ -167,60 +197,163 @@ def roc_plot(curves: Mapping[str, RocCurve], *, title: str = "") -> Figure:
     return figure
 
 
-def _plot_loss(axis: Axes, position: NDArray, values: NDArray, loss: str) -> None:
-    window = max(1, len(values) // 50)
-    noisy = window > 1
-    axis.plot(
-        position,
-        values,
-        color=_COLOURS[0],
-        linewidth=0.8 if noisy else 1.6,
-        alpha=0.35 if noisy else 1.0,
-        marker=None if len(values) > 30 else "o",
-        markersize=4,
-        label="each logged step",
-    )
-    if noisy:
-        mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        # A mean stands where its window ends: it knows nothing of what comes after.
-        axis.plot(
-            position[window - 1 :],
-            mean,
-            color=_COLOURS[0],
-            linewidth=1.8,
-            label=f"mean of {window} steps",
-        )
-        axis.legend(loc="best", frameon=False)
-        # The first steps of a run tower above the rest; the rest is what one wants to see.
-        low, high = np.percentile(values, [0, 99])
-        margin = 0.08 * max(high - low, 1e-6)
-        axis.set_ylim(low - margin, max(high, float(mean.max())) + margin)
-    axis.set(xlabel="Training step", ylabel=f"{loss.replace('_', ' ').capitalize()} (nats)")
-    axis.set_title("Training")
+def evaluations(records: Sequence[LogRecord]) -> dict[str, Curve]:
+    """The curve of each evaluated metric over epochs done, which may be fractions.
 
-
-def _loss_curve(steps: Sequence[LogRecord], loss: str) -> tuple[NDArray, NDArray]:
-    """`(global step, value)` of the steps that have a finite loss, [N] each.
-
-    The steps of an epoch are numbered from 0 in each epoch; the longest one gives their number.
+    Args:
+      records: of epochs, and of steps after which the run was evaluated.
     """
-    having = [record for record in steps if record.data.get(loss) is not None]
-    per_epoch = 1 + max((record.step[1] for record in steps), default=0)
-    points = sorted(
-        (record.step[0] * per_epoch + record.step[1], record.data[loss]) for record in having
-    )
-    position = np.array([point[0] for point in points], np.int64)
-    return position, np.array([point[1] for point in points], np.float64)
-
-
-def _auc_curves(epochs: Sequence[LogRecord]) -> dict[str, list[tuple[int, float]]]:
-    """Metric -> (epoch from 1, value), for each AUC in the records of epochs."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for record in sorted(epochs, key=lambda record: record.step):
+    per_epoch = _steps_an_epoch(records)
+    points: dict[str, dict[float, float]] = {}
+    for record in records:
+        if not record.step:
+            continue
+        done = record.step[0] + 1.0
+        if len(record.step) == 2:
+            done = record.step[0] + (record.step[1] + 1) / per_epoch
         for name, value in record.data.items():
-            if name.endswith("auc") and value is not None:
-                curves.setdefault(name, []).append((record.step[0] + 1, value))
-    return curves
+            if value is not None and (_scale_of(name) or metric_of(name) == _LOG_LOSS):
+                points.setdefault(name, {})[done] = float(value)
+    return {
+        name: Curve(*np.array(sorted(of_name.items()), np.float64).T)
+        for name, of_name in points.items()
+    }
+
+
+def training_loss(steps: Sequence[LogRecord], name: str) -> tuple[Curve, NDArray[np.float64]]:
+    """A loss by steps done, and the rows ``[N]`` of each.
+
+    A batch of less than half of the usual rows, as the last of an epoch, has a loss that jumps for
+    that reason alone: its rows are counted to the step before.
+
+    Args:
+      steps: records of steps.
+      name: of the loss.
+    """
+    per_epoch = _steps_an_epoch(steps)
+    having = sorted(
+        (r.step[0] * per_epoch + r.step[1] + 1, r.data[name], r.data.get("rows") or 1)
+        for r in steps
+        if r.data.get(name) is not None
+    )
+    usual = float(np.median([rows for *_, rows in having])) if having else 1.0
+    x: list[float] = []
+    y: list[float] = []
+    weights: list[float] = []
+    for place, value, rows in having:
+        if x and rows < usual / 2:
+            both = weights[-1] + rows
+            y[-1] = (y[-1] * weights[-1] + value * rows) / both
+            weights[-1] = both
+            continue
+        x.append(place)
+        y.append(value)
+        weights.append(rows)
+    curve = Curve(np.array(x, np.float64), np.array(y, np.float64))
+    return curve, np.array(weights, np.float64)
+
+
+def _plot_losses(axis: Axes, steps: Sequence[LogRecord], evaluated: Mapping[str, Curve]) -> None:
+    name = _head_loss(steps)
+    (x, y), rows = training_loss(steps, name)
+    per_epoch = _steps_an_epoch(steps)
+    label = "training" if name == _TOTAL else f"training, {name.replace('_', ' ')}"
+    window = max(1, len(y) // 50)
+    smooth = y
+    if window > 1:
+        axis.plot(x, y, color=_COLOURS[0], linewidth=0.8, alpha=0.35)
+        # A mean over rows; it stands where its window ends: it knows nothing of what comes after.
+        kernel = np.ones(window)
+        smooth = np.convolve(y * rows, kernel, "valid") / np.convolve(rows, kernel, "valid")
+        label += f", mean of {window} steps"
+    mark = "o" if len(smooth) <= 30 else None
+    axis.plot(
+        *(x[window - 1 :], smooth),
+        **{"color": _COLOURS[0], "linewidth": 1.8, "marker": mark, "markersize": 4},
+        label=label,
+    )
+    shown = [smooth]
+    for (metric, curve), colour in zip(evaluated.items(), _COLOURS[1:] * 9, strict=False):
+        axis.plot(
+            *(curve.x * per_epoch, curve.y),
+            **{"color": colour, "marker": "o", "markersize": 5, "linewidth": 1.6},
+            label=f"{_words(metric)} (last {curve.y[-1]:.4f})",
+        )
+        shown.append(curve.y)
+    values = np.concatenate(shown)
+    if len(values):
+        # The first steps of a run tower above the rest; the rest is what one wants to see.
+        low, high = float(values.min()), float(np.percentile(values, 99))
+        high = max(high, *(float(found.max()) for found in shown[1:]), low)
+        margin = 0.08 * max(high - low, 1e-6)
+        axis.set_ylim(low - margin, high + margin)
+    axis.set(xlabel="Training step", ylabel="Loss (nats)", title="Loss")
+    axis.legend(loc="best", frameon=False, fontsize=8)
+
+
+def _plot_metrics(
+    axis: Axes, scale: str, curves: Mapping[str, Curve], baselines: Mapping[str, float]
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if not curves:
+        axis.set(title="Evaluation")
+        _note(axis, "not evaluated")
+        return
+    for (name, curve), colour in zip(curves.items(), _COLOURS * len(curves), strict=False):
+        label = f"{_words(name)} (last {curve.y[-1]:.4f})"
+        axis.plot(*curve, marker="o", markersize=4, linewidth=1.6, color=colour, label=label)
+    references = {**baselines, "chance": 0.5} if scale == "AUC" else {}
+    for (what, value), style in zip(references.items(), ("--", "-.", ":") * 9, strict=False):
+        axis.axhline(
+            value, color="0.5", linewidth=1, linestyle=style, label=f"{what} ({value:.4g})"
+        )
+    axis.set(xlabel="Epoch", title=scale)
+    axis.legend(loc="best", frameon=False, fontsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _head_loss(steps: Sequence[LogRecord]) -> str:
+    """The loss that evaluations' log loss compares with: the head's, without what a model adds.
+
+    A step tells the total, then the head's, then added ones.
+    """
+    names = next((list(record.data) for record in steps if _TOTAL in record.data), [_TOTAL])
+    following = names[names.index(_TOTAL) + 1 :][:1]
+    return following[0] if following and following[0].endswith("loss") else _TOTAL
+
+
+def _steps_an_epoch(records: Sequence[LogRecord]) -> int:
+    """Steps of an epoch are numbered from 0 in each; the longest one gives their number."""
+    return 1 + max((record.step[1] for record in records if len(record.step) == 2), default=0)
+
+
+def _scale_of(name: str) -> str | None:
+    """The panel of a figure."""
+    metric = metric_of(name)
+    return next((scale for scale, metrics in _SCALES.items() if metric in metrics), None)
+
+
+def _words(name: str) -> str:
+    """A figure's name for people: test_catalogue_hr@10 is "test catalogue HR@10"."""
+    upper = ("auc", "gauc", "mrr")
+    words = (
+        word.upper() if word in upper or word.startswith(("hr@", "ndcg@")) else word
+        for word in name.split("_")
+    )
+    return " ".join(words)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _lines(facts: Sequence[str], a_line: int = 4) -> list[str]:
+    return ["   ".join(facts[i : i + a_line]) for i in range(0, len(facts), a_line)]
+
+
+def _is_nan(value: float) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _figure(size: tuple[float, float], title: str) -> Figure:
@@ -229,7 +362,7 @@ def _figure(size: tuple[float, float], title: str) -> Figure:
 
     figure = Figure(figsize=size, layout="constrained")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """What horovodrun, Open MPI and MPICH (Intel MPI, Slurm's PMI) tell a process of their number."""
 
+_RANK_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""What they tell it of its place among them."""
+
 _SECONDS_TO_EXIT = 10.0
 """After an error, how long shutting down may take before the process just ends."""
 
@@ -48,6 +51,11 @@ that are short, or wait for their ids, lose more by waiting for the next look th
 
 _SIGNS_OF_A_LOST_CONNECTION = ("Horovod has been shut down", "gloo/transport/")
 """In the messages of Horovod (operations.cc) and Gloo, which say in which file they arose."""
+
+
+def launched_rank() -> int:
+    """The rank of this process among those that were launched together; 0 of one alone."""
+    return max(int(os.environ.get(name, "0")) for name in _RANK_VARIABLES)
 
 
 def start_world(*, prefetch_ids: bool = False) -> World:

@@ -63,7 +63,7 @@ def run_job(job: Job) -> int:
     save and end; a second one ends them within seconds.
 
     Returns:
-      0, or the exit status of the process that failed first.
+      0, or the exit status of the process that failed first; 130 if Ctrl-C is why it ended.
 
     Raises:
       UserError: if a variable that the processes should get is not there.
@@ -77,10 +77,10 @@ def run_job(job: Job) -> int:
     ]
     for thread in threads:
         thread.start()
-    _wait(horovodrun, lambda: _ask_to_stop(listener, horovodrun))
+    received = _wait(horovodrun, lambda: _ask_to_stop(listener, horovodrun))
     for thread in threads:
         thread.join(_SECONDS_TO_DRAIN)
-    return _report(listener, horovodrun.returncode)
+    return _report(listener, horovodrun.returncode, received)
 
 
 def _start(job: Job, announcement: str, secret: str) -> subprocess.Popen[str]:
@@ -186,8 +186,12 @@ class _Listener:
             sink.flush()
 
 
-def _wait(process: subprocess.Popen[str], on_signal: Callable[[], None]) -> None:
-    """Waits for a process to end; does something each time that this one is told to end."""
+def _wait(process: subprocess.Popen[str], on_signal: Callable[[], None]) -> list[int]:
+    """Waits for a process to end; does something each time that this one is told to end.
+
+    Returns:
+      The signals that told it.
+    """
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -199,7 +203,7 @@ def _wait(process: subprocess.Popen[str], on_signal: Callable[[], None]) -> None
         while True:
             try:
                 process.wait(timeout=0.2)
-                return
+                return received
             except subprocess.TimeoutExpired:
                 if len(received) > answered:
                     answered += 1
@@ -223,19 +227,33 @@ def _ask_to_stop(listener: _Listener, horovodrun: subprocess.Popen[str]) -> None
     _say("told to end: the processes save a checkpoint first, if they were asked to save any")
 
 
-def _report(listener: _Listener, returncode: int) -> int:
+def _report(listener: _Listener, returncode: int, received: Sequence[int]) -> int:
+    """Says how the processes ended; gives the exit status.
+
+    Args:
+      listener: what it heard of them.
+      returncode: of horovodrun.
+      received: signals that told this process to end.
+    """
     if returncode == 0:
         return 0
+    # The processes get SIGTERM from their watch, whatever it was that we got.
+    told = 128 + received[0] if received else TERMINATED_EXIT_STATUS
+    if listener.first_end is None and received:
+        _say("told to end before the processes had started")
+        return told
     if listener.first_end is None:
         _say(f"error: horovodrun started no process: {listener.complaint or returncode}")
         return 1
     rank, status = listener.first_end
+    status = told if status == TERMINATED_EXIT_STATUS else status
     _say(f"rank {rank} ended with status {status}{_words(status)}")
     return status
 
 
 _WORDS: Mapping[int, str] = {
     TERMINATED_EXIT_STATUS: ": terminated (SIGTERM)",
+    128 + signal.SIGINT: ": interrupted (Ctrl-C)",
     128 + signal.SIGKILL: ": killed (SIGKILL), by hand or because memory ran out",
 }
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lookback.formats.dataset_info import DATASET_FILE, WORKFLOW_DIRECTORY, read_histories_info
+from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
 from lookback.formats.description import METADATA_FILE, is_materialised
 from lookback.formats.histories import CATALOGUE_FILE
+from lookback.formats.raw_ids import ID_DIRECTORY
 from lookback.formats.schema import read_schema
 from lookback.formats.vocabulary import FIRST_KNOWN, id_file
 from lookback.serving.encoding import Vocabulary
@@ -17,10 +18,6 @@ from lookback.serving.manifest import CandidatesManifest, HistoriesManifest
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
-
-# Beside the whole workflow, `python -m workflows` saves its Categorify alone, as a workflow that
-# loads without our code.
-VOCABULARIES = f"{WORKFLOW_DIRECTORY}/encoder/categories"
 
 
 class ExportedHistories(ExportedDataset):
@@ -36,7 +33,7 @@ class ExportedHistories(ExportedDataset):
 
     def require(self) -> None:
         """Looks for vocabularies and catalogue."""
-        self.require_parts(VOCABULARIES, CATALOGUE_FILE)
+        self.require_parts(ID_DIRECTORY, CATALOGUE_FILE)
 
     def schema(self, body: Mapping[str, Any]) -> Schema:
         """Of the file."""
@@ -80,7 +77,7 @@ class ExportedHistories(ExportedDataset):
 
     def _vocabularies(self, rows: Mapping[str, int]) -> dict[str, str]:
         """The file of each feature's vocabulary, checked against the size of its table."""
-        files = {name: f"{VOCABULARIES}/{id_file(name)}" for name in rows}
+        files = {name: f"{ID_DIRECTORY}/{id_file(name)}" for name in rows}
         for name, file in files.items():
             known = len(Vocabulary.read(self.directory / file, name))
             self.require_known(name, file, known, FIRST_KNOWN, rows[name])

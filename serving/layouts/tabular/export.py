@@ -14,6 +14,7 @@ from lookback.formats.dataset_info import (
     read_tabular_info,
 )
 from lookback.formats.description import FEATURE_SPEC_FILE, is_split_binary
+from lookback.formats.raw_ids import KEY_DIRECTORY
 from lookback.formats.vocabulary import UNKNOWN, key_file
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary
@@ -21,8 +22,6 @@ from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
-
-VOCABULARIES = f"{WORKFLOW_DIRECTORY}/vocabulary"
 
 
 class ExportedTabular(ExportedDataset):
@@ -43,7 +42,7 @@ class ExportedTabular(ExportedDataset):
     def require(self) -> None:
         """Looks for the vocabularies of a workflow."""
         if self.ids == "raw":
-            self.require_parts(VOCABULARIES)
+            self.require_parts(KEY_DIRECTORY)
 
     def schema(self, body: Mapping[str, Any]) -> Schema:
         """As the loader has it."""
@@ -81,7 +80,7 @@ class ExportedTabular(ExportedDataset):
 
     def _vocabularies(self, rows: Mapping[str, int]) -> dict[str, str]:
         """The file of each feature's vocabulary, checked against the size of its table."""
-        files = {name: f"{VOCABULARIES}/{key_file(name)}" for name in rows}
+        files = {name: f"{KEY_DIRECTORY}/{key_file(name)}" for name in rows}
         for name, file in files.items():
             known = len(KeyVocabulary.read(self.directory / file))
             self.require_known(name, file, known, UNKNOWN + 1, rows[name])

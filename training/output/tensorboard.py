@@ -1,0 +1,91 @@
+"""TensorBoard's events: a decoration of the run, so that nothing here is worth an error."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_SECONDS_BETWEEN_FLUSHES = 10.0
+
+
+class TensorBoard:
+    """Writes scalars and options to a directory, until that fails: then a line says so, once.
+
+    All scalars of a step are one event: 20 microseconds, where tf.summary takes 180 for each.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Names the directory; the first event creates it (and imports TensorFlow)."""
+        self._directory: Path | None = directory
+        self._writer: Any = None
+        self._flushed = 0.0
+
+    def scalars(self, group: str, step: int, data: Mapping[str, Any]) -> None:
+        """Writes the numbers among the metrics, as "group/metric"."""
+        if self._directory is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=f"{group}/{metric}", simple_value=value)
+            for metric, value in data.items()
+            if isinstance(value, int | float)
+        ]
+        self._write(Summary(value=values), step)
+
+    def options(self, values: Mapping[str, Any]) -> None:
+        """Writes the run's options, for TensorBoard's table of hyperparameters."""
+        if self._directory is None:
+            return
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        plain = {n: v if isinstance(v, int | float | str) else str(v) for n, v in values.items()}
+        self._write(hparams_pb(plain), 0)
+
+    def close(self) -> None:
+        """Closes the file; further calls do nothing."""
+        if self._writer is not None:
+            self._try(self._writer.close)
+        self._directory = self._writer = None
+
+    def _write(self, summary: Any, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._try(lambda: self._record(Event(wall_time=time.time(), step=step, summary=summary)))
+
+    def _record(self, event: Any) -> None:
+        if self._writer is None:
+            self._writer = self._open()
+        self._writer.write(event.SerializeToString())
+        if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def _open(self) -> Any:
+        import tensorflow as tf
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        assert self._directory is not None
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # The names of processes that go on differ, and sort by time.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        writer = tf.io.TFRecordWriter(str(self._directory / name))
+        writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        return writer
+
+    def _try(self, work: Any) -> None:
+        try:
+            work()
+        except Exception as error:  # of TensorFlow or the system: whatever it is, the run goes on
+            place, self._directory, self._writer = self._directory, None, None
+            print(
+                f"warning: TensorBoard's events in {place} end here: "
+                f"{type(error).__name__}: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
