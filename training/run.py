@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,12 +117,12 @@ def hold_outputs(
     if run.results_dir is None:
         run = dataclasses.replace(run, results_dir=stack.enter_context(new_results(run.model_type)))
     assert run.results_dir is not None
-    held_already: set[Path] = set()
-    for name in ("results_dir", "save_checkpoint_path"):
-        directory = getattr(run, name)
-        if directory is not None and directory.resolve() not in held_already:
-            stack.enter_context(held(directory, name))
-            held_already.add(directory.resolve())
+    places: dict[str, str] = {}  # one directory may be both
+    for name in ("save_checkpoint_path", "results_dir"):
+        if getattr(run, name) is not None:
+            places[os.path.realpath(getattr(run, name))] = name
+    for name in places.values():
+        stack.enter_context(held(getattr(run, name), name))
     check_results(run.results_dir, run.log_filename)
     if run.save_checkpoint_path is not None:
         store = CheckpointStore(run.save_checkpoint_path)

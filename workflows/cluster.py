@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from lookback.core.devices import cores
+from lookback.core.devices import cores, require_shared_locks
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -251,6 +251,7 @@ def open_runner(
                 ) from error
             _check_workers(client, scheduler)
         else:
+            require_shared_locks("start no other processes (--workers 0)")
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="workflows-"))
             cluster = stack.enter_context(_local_cluster(workers, directory))
             client = stack.enter_context(Client(cluster))

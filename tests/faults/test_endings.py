@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from lookback.checkpoints.commands import PROGRAM
 from lookback.checkpoints.store import CheckpointStore, find_checkpoint, open_checkpoint
 from lookback.core.caches import provide_caches
+from lookback.core.devices import require_shared_locks
 from lookback.core.errors import UserError
 from lookback.core.faults import INTERRUPTED
 from lookback.core.files import held
@@ -154,6 +156,17 @@ def test_what_cannot_be_written_is_refused_before_any_work(tmp_path, where):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match=r"results_dir: .* cannot be written to"):
         held(tmp_path / where, "results_dir").__enter__()
+
+
+def test_processes_that_cannot_share_locks_are_told_where_they_would(monkeypatch):
+    require_shared_locks("use one")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    with pytest.raises(UserError, match=r"^/dev/shm cannot be written \(Read-only .* or use one\."):
+        require_shared_locks("use one")
 
 
 def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path, monkeypatch):
