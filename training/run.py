@@ -118,9 +118,9 @@ def hold_outputs(
         run = dataclasses.replace(run, results_dir=stack.enter_context(new_results(run.model_type)))
     assert run.results_dir is not None
     places: dict[str, str] = {}  # one directory may be both
-    for name in ("save_checkpoint_path", "results_dir"):
+    for name in ("results_dir", "save_checkpoint_path"):
         if getattr(run, name) is not None:
-            places[os.path.realpath(getattr(run, name))] = name
+            places.setdefault(os.path.realpath(getattr(run, name)), name)
     for name in places.values():
         stack.enter_context(held(getattr(run, name), name))
     check_results(run.results_dir, run.log_filename)
@@ -177,7 +177,7 @@ def run_on(
         checkpoint=checkpoint,
         world=world,
     )
-    with RunLogger(
+    logger = RunLogger(
         results_dir,
         run.log_filename,
         append=checkpoint is not None and run.mode == "train",
@@ -185,7 +185,8 @@ def run_on(
         epochs=run.epochs,
         steps_per_epoch=source.train_steps(),
         enabled=world.rank == 0,
-    ) as log:
+    )
+    with last_checkpoint_named(run, world), logger as log:
         log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {results_dir}")
         if world.rank == 0:
             save_yaml(results_dir / "config.yaml", run, data, options)
@@ -194,12 +195,15 @@ def run_on(
             log.message(f"{world.size} processes\n{plan}")
         if checkpoint is not None:
             log.message(f"loaded {checkpoint.path} ({trainer.position})")
+        outcome = execute(trainer, run, data, options, log, world)
+        log.summary(outcome.summary)
+    try:
         with last_checkpoint_named(run, world):
-            outcome = execute(trainer, run, data, options, log, world)
-            log.summary(outcome.summary)
-    export(model, source, run, options, world, exporter)
+            export(model, source, run, options, world, exporter)
+    finally:
+        if world.rank == 0:
+            report(run, results_dir, outcome)
     if world.rank == 0:
-        report(run, results_dir, outcome)
         print_digests(run, exporter)
 
 
