@@ -151,8 +151,8 @@ def run_on(
     results_dir = Path(world.gather(str(run.results_dir))[0])
     run = dataclasses.replace(run, results_dir=results_dir)
     plain_options = json.loads(json.dumps(dataclasses.asdict(options)))
-    given = dataclasses.asdict(run) | dataclasses.asdict(data)
-    require_same(world, json.loads(json.dumps(given, default=str)) | plain_options)
+    given = {**dataclasses.asdict(run), **dataclasses.asdict(data), **plain_options}
+    require_same(world, json.loads(json.dumps(given, default=str)))
     checkpoint = None
     if run.load_checkpoint_path is not None:
         checkpoint = open_checkpoint(
@@ -190,7 +190,7 @@ def run_on(
         log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {results_dir}")
         if world.rank == 0:
             save_yaml(results_dir / "config.yaml", run, data, options)
-        log.options(given | plain_options | {"seed": run.seed})
+        log.options({**given, "seed": run.seed})
         if plan:
             log.message(f"{world.size} processes\n{plan}")
         if checkpoint is not None:
@@ -201,10 +201,8 @@ def run_on(
         with last_checkpoint_named(run, world):
             export(model, source, run, options, world, exporter)
     finally:
-        if world.rank == 0:
-            report(run, results_dir, outcome)
-    if world.rank == 0:
-        print_digests(run, exporter)
+        report(run, results_dir, outcome, world)
+    print_digests(run, exporter, world)
 
 
 @contextlib.contextmanager
@@ -224,8 +222,10 @@ def last_checkpoint_named(run: RunConfig, world: World) -> Iterator[None]:
         raise
 
 
-def report(run: RunConfig, results_dir: Path, outcome: Outcome) -> None:
+def report(run: RunConfig, results_dir: Path, outcome: Outcome, world: World) -> None:
     """Leaves something to look at. What keeps it from being drawn costs a line, never the run."""
+    if world.rank != 0:
+        return
     try:
         directory = write_report(
             results_dir,
@@ -273,8 +273,10 @@ def export(
     )
 
 
-def print_digests(run: RunConfig, exporter: Exporter) -> None:
+def print_digests(run: RunConfig, exporter: Exporter, world: World) -> None:
     """Prints what there is to hand on, with the digests by which it will be known again."""
+    if world.rank != 0:
+        return
     if run.save_checkpoint_path is not None:
         for path in checkpoints_in(run.save_checkpoint_path)[-1:]:
             print(f"saved {path}, digest {digest_of(path / MANIFEST)}")
