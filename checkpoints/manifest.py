@@ -19,7 +19,7 @@ import numpy as np
 
 from lookback.checkpoints.ranges import contains, partition_fault
 from lookback.core.digests import is_file, read_trusted
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_object
 from lookback.core.outputs import Kind
 
@@ -234,11 +234,11 @@ def read_manifest(path: Path, trusted_digest: str | None = None) -> tuple[dict[s
     if manifest.get("format") != FORMAT:
         raise UserError(
             f"{path} is not a checkpoint of ours: expected the format {FORMAT!r} in {MANIFEST}, "
-            f"received {manifest.get('format')!r}."
+            f"received {shown(manifest.get('format'))}."
         )
     if manifest.get("format_version") not in _READABLE:
         raise UserError(
-            f"the checkpoint {path} has format version {manifest.get('format_version')!r}, "
+            f"the checkpoint {path} has format version {shown(manifest.get('format_version'))}, "
             f"expected {' or '.join(map(str, _READABLE))}. Load it with the version that wrote it."
         )
     if trusted_digest is not None and not has_digests(manifest["format_version"]):

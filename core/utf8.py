@@ -25,7 +25,7 @@ def decode(content: bytes) -> str:
         if content.startswith(mark):
             raise ValueError(what)
     try:
-        return content.decode("utf-8-sig")
+        return content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"it is not UTF-8 (byte {error.start + 1}, in line {line})") from None

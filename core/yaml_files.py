@@ -20,6 +20,9 @@ from lookback.core.utf8 import decode
 MOST_BYTES = 1 << 20
 """Of a file; what people write is far smaller."""
 
+MOST_LEVELS = 100
+"""Of brackets in each other, whose reading takes a time that grows with their square."""
+
 _SHOWN = 300  # characters of a parser's message
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _INTEGER_TAG = "tag:yaml.org,2002:int"
@@ -51,6 +54,11 @@ class _StrictLoader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = _resolvers()  # PyYAML's own attribute
     shares_lists = False
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level == MOST_LEVELS:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)  # type: ignore[misc]
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.json_files import read_json
 
@@ -72,9 +72,10 @@ def read_tabular_info(directory: str | Path) -> dict[str, Any]:
     info = _read(Path(directory), TABULAR)
     for name, optional in (("counts", SPLITS), ("cardinalities", ())):
         entries = info.get(name)
+        known = entries if isinstance(entries, dict) else {"": None}
         # Counts may hold more than the splits' rows: what else the workflow counted.
-        used = [key for key in optional or entries or () if key in (entries or ())]
-        if not isinstance(entries, dict) or any(type(entries[key]) is not int for key in used):
+        used = [key for key in optional or known if key in known]
+        if entries is not known or any(type(known[key]) is not int for key in used):
             raise UserError(
                 f"{Path(directory) / DATASET_FILE}: {name!r} must hold whole numbers by name. "
                 f"{AGAIN}"
@@ -129,7 +130,7 @@ def _read(directory: Path, kind: str) -> dict[str, Any]:
     if found != (kind, FORMAT_VERSION):
         raise UserError(
             f"{directory / DATASET_FILE}: expected format {kind!r} version {FORMAT_VERSION}, found "
-            f"{found[0]!r} version {found[1]!r}. {AGAIN}"
+            f"{shown(found[0])} version {shown(found[1])}. {AGAIN}"
         )
     return info
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lookback.core.digests import digest_of, is_file, read_trusted
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_object, read_json
 from lookback.core.outputs import FOLDER, Kind
 
@@ -269,7 +269,7 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
     if found[0] != FORMAT or found[1] not in versions:
         raise UserError(
             f"{path}: expected format {FORMAT!r} version {FIRST_VERSION} or {FORMAT_VERSION}, "
-            f"found {found[0]!r} version {found[1]!r}. Export the model again with this version's "
+            f"found {shown(found[0])} version {shown(found[1])}. Export the model again with this version's "
             "train.py."
         )
     if content.pop("sha256", None) != _digest_of(content):
