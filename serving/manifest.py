@@ -269,8 +269,8 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
     if found[0] != FORMAT or found[1] not in versions:
         raise UserError(
             f"{path}: expected format {FORMAT!r} version {FIRST_VERSION} or {FORMAT_VERSION}, "
-            f"found {shown(found[0])} version {shown(found[1])}. Export the model again with this version's "
-            "train.py."
+            f"found {shown(found[0])} version {shown(found[1])}. Export the model again with this "
+            "version's train.py."
         )
     if content.pop("sha256", None) != _digest_of(content):
         raise _damaged(directory, f"the content of {MANIFEST_FILE} is not what was exported")
