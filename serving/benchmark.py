@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lookback.core.errors import UserError
 from lookback.serving.bundle import Bundle
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.training.output.performance import PerformanceMeter
@@ -36,6 +37,9 @@ def measure(
       `batch_size`; `latency_mean`, `latency_p90`, `_p95` and `_p99` in ms; `throughput` in rows/s.
       A row of a model over histories is a full history with one candidate, one of a model over
       interactions a user with one candidate.
+
+    Raises:
+      UserError: if the model's scores are not finite, or not as many as rows.
     """
     layout = LAYOUTS[bundle.manifest.layout]
     for batch_size in batch_sizes:
@@ -48,8 +52,14 @@ def measure(
         meter = PerformanceMeter(warmup_steps, steps)
         meter.start()
         for step in range(total):
-            bundle.predict(batches[step % len(batches)])
+            _, probability = bundle.predict(batches[step % len(batches)])
             meter.step(batch_size)
+        if len(probability) != batch_size or not np.isfinite(probability).all():
+            raise UserError(
+                f"The bundle's model gives no finite score for each of {batch_size:,} rows "
+                f"(shape {list(probability.shape)}), so how fast it does says nothing. Export a "
+                "model whose evaluation is sound."
+            )
         results = meter.results()
         yield {"batch_size": batch_size, **{name: results[name] for name in FIGURES}}
 

@@ -166,6 +166,9 @@ def test_only_backends_and_process_setup_import_horovod_or_sok() -> None:
         ("schema.pbtxt", "formats/schema.py"),
         ("items.parquet", "formats/histories.py"),
         ("feature_spec.yaml", "formats/description.py"),
+        ("label.bin", "formats/feature_spec.py"),
+        ("numerical.bin", "formats/feature_spec.py"),
+        ("channel_spec", "formats/feature_spec.py"),
     ],
 )
 def test_a_format_s_name_stands_in_one_file(text: str, owner: str) -> None:

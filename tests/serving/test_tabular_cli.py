@@ -156,6 +156,16 @@ def test_the_benchmark_measures_every_batch_size(
     assert code == 0 and [line.split()[0] for line in lines] == ["batch", "1", "7"]
 
 
+def test_a_model_without_finite_scores_is_not_measured(
+    export: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = np.full((1, 1), np.nan, np.float32)
+    monkeypatch.setattr("lookback.serving.bundle.Bundle.predict", lambda *_: (scores, scores))
+    options = ("--batch_sizes", 1, "--steps", 1, "--warmup_steps", 0)
+    code, out, err = run(capsys, "benchmark", "--export_dir", export, *options)
+    assert code == 2 and not out and "gives no finite score for each of 1 rows" in err
+
+
 def test_wrong_options_of_the_benchmark_are_refused(
     export: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

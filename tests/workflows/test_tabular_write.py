@@ -13,13 +13,14 @@ import yaml
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import is_tabular, read_tabular_info
+from lookback.formats.feature_spec import id_type
 from lookback.formats.tabular_files import (
     ROW_GROUP,
     TabularWriter,
     parts,
     write_description,
 )
-from lookback.workflows.tabular.export import categorical_type, export_split_binary
+from lookback.workflows.tabular.export import export_split_binary
 
 SIZES = {"cat_0": 5, "cat_1": 126, "cat_2": 127, "cat_3": 40_000}
 
@@ -144,9 +145,9 @@ def test_feature_spec_passes_the_checks_of_nvidia_s_reader(tmp_path: Path) -> No
 )
 def test_types_follow_nvidia_s_rule(cardinality: int, kind: str) -> None:
     """The smallest of which the largest value is above the cardinality."""
-    assert categorical_type(cardinality) == kind
+    assert id_type(cardinality) == kind
     smaller = {"int16": np.int8, "int32": np.int16}.get(kind)
     assert cardinality < np.iinfo(kind).max
     assert smaller is None or cardinality >= np.iinfo(smaller).max
     with pytest.raises(UserError, match="no type for 2,147,483,647 ids"):
-        categorical_type(2**31 - 1)
+        id_type(2**31 - 1)
