@@ -84,7 +84,8 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
     if run.load_checkpoint_path is not None:
         path = find_checkpoint(run.load_checkpoint_path)
         loaded[path] = read_manifest(path, run.trusted_digest)[0]["step"]
-    require_data(options.layout, run.dataset_dir, run.model_type)
+    if launched_rank() == 0:  # what others lack, they say when all can hear it
+        require_data(options.layout, run.dataset_dir, run.model_type)
     if run.export_dir is not None:
         exporter.check_export_target(run.export_dir, run.dataset_dir, list(loaded))
     with contextlib.ExitStack() as stack:

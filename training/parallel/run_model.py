@@ -32,6 +32,7 @@ Of NVIDIA's script there are besides: --amp 0|1, --xla 0|1, --benchmark 0|1,
 dropped the last, smaller batch; here it counts like the others, unless --drop_remainder is given.
 
 The exit status is that of the process that failed first: 2 if it was a mistake in options or data,
+a full disk or memory that ran out, 70 if it was a fault of Lookback's (its traceback is in a file),
 143 after SIGTERM and 130 after Ctrl-C, on which the processes save a checkpoint and end. A second
 one ends them at once. HOROVOD_* in the environment tunes Horovod: HOROVOD_GLOO_TIMEOUT_SECONDS (30)
 is how long a frozen process or a dead network is waited for.
