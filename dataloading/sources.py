@@ -46,9 +46,8 @@ class BatchSource(abc.ABC):
 
     @property
     def id_features(self) -> tuple[str, ...]:
-        """The features that say of whom and of what a row is: of users and of items the first."""
-        features = HistoryFeatures.from_schema(self.schema)
-        return (*features.user[:1], *features.item[:1])
+        """The features that say of whom and of what a row is; none where it has no name."""
+        return ()
 
     def item_counts(self) -> npt.NDArray[np.int64] | None:
         """How often each item, by id, occurs in training among everybody's events; None: unknown.

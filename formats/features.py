@@ -44,6 +44,11 @@ class HistoryFeatures:
     item: tuple[str, ...]
     time: str | None
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What says of whom and of what a row is: of users (if there are any) and items the first."""
+        return (*self.user[:1], *self.item[:1])
+
     @classmethod
     def from_schema(cls, schema: Schema) -> HistoryFeatures:
         """Selects columns by tag.

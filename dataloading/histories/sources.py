@@ -106,6 +106,11 @@ class ResidentSource(NumberedSource):
             raise problem
         return agreed
 
+    @property
+    def id_features(self) -> tuple[str, ...]:
+        """The first of users and of items."""
+        return HistoryFeatures.from_schema(self.schema).ids
+
     def item_counts(self) -> npt.NDArray[np.int64]:
         """Of all items."""
         return self._count_items()
@@ -208,6 +213,11 @@ class MaterialisedSource(BatchSource):
                 f"The training set has {rows} rows, fewer than one batch of {batch_size}. Reduce "
                 "--global_batch_size."
             )
+
+    @property
+    def id_features(self) -> tuple[str, ...]:
+        """The first of users and of items."""
+        return HistoryFeatures.from_schema(self.schema).ids
 
     def train_steps(self) -> int:
         """Steps of one epoch, all passes together."""

@@ -111,11 +111,6 @@ class TabularSource(BatchSource):
         """None: a row has no history, hence no user."""
         return None
 
-    @property
-    def id_features(self) -> tuple[str, ...]:
-        """None: a row has no name but its place in the files."""
-        return ()
-
     def train_steps(self) -> int:
         """Steps of one epoch, all passes together."""
         return self._steps * self._repeat_count

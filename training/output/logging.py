@@ -374,7 +374,7 @@ class RunLogger:
         if value is None:
             text = "not finite"
         elif isinstance(value, float):
-            text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+            text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.4g}"
         else:
             text = f"{value:,}" if isinstance(value, int) else str(value)
         if unit == name:  # "9,312 samples/s" rather than "samples/s 9,312 samples/s"
