@@ -46,7 +46,7 @@ class HistoryFeatures:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """What says of whom and of what a row is: of users (if there are any) and items the first."""
+        """What says of whom and of what a row is: of users (where there are any) and items, one."""
         return (*self.user[:1], *self.item[:1])
 
     @classmethod
