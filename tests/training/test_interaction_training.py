@@ -160,8 +160,11 @@ def test_training_stops_at_the_threshold(dataset, tmp_path):
 def test_scores_can_be_written(dataset, tmp_path):
     made = trainer(dataset, mode="inference", random_weights=True)
     outcome, scores = made.inference(log(tmp_path / "run"))
-    assert len(scores) == 10 * 21
-    assert scores.labels().sum() == 10
+    columns = scores.columns()
+    assert list(columns) == ["label", "logit", "user_id", "item_id"]
+    assert len(columns["item_id"]) == 10 * 21
+    assert columns["label"].sum() == 10
+    np.testing.assert_array_equal(columns["user_id"][::21], columns["user_id"][20::21])
     assert outcome.summary["throughput"] > 0
 
 
