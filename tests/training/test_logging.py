@@ -198,7 +198,7 @@ def test_plain_lines_where_the_output_is_no_terminal(tmp_path):
             for _ in range(50):
                 advance(1)
                 time.sleep(0.002)
-        figures = {"throughput": 9312.4, "latency_p99": 12.3, "test_gauc": 0.78}
+        figures = {"throughput": 9312.4, "latency_p95": 9.0, "latency_p99": 12.3, "test_gauc": 0.78}
         log.epoch(0, {**figures, "test_auc": 0.79123, "test_rows": 7000})
         log.summary({"time_to_train": 4.25, "train_loss": float("nan")})
     printed = output.getvalue().splitlines()

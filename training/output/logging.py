@@ -54,6 +54,8 @@ from lookback.training.output.tensorboard import TensorBoard
 
 _SPEED, _ROWS = "samples/s", "rows"
 _STEPS_OF_A_SPEED = 50
+_DETAILS = ("latency_p90", "latency_p95", "gauc_groups", "gauc_skipped")
+"""Endings of figures that the file has of an epoch, and its line has not."""
 
 UNITS: dict[str, str | None] = {
     "samples/s": "samples/s",
@@ -199,7 +201,8 @@ class RunLogger:
         plain = _plain(data)
         self._write("LOG", step=[epoch], data=plain)
         self._stop_bar()
-        self._show_figures(f"epoch {self._of_epochs(epoch)}", plain)
+        shown = {name: value for name, value in plain.items() if not name.endswith(_DETAILS)}
+        self._show_figures(f"epoch {self._of_epochs(epoch)}", shown)
         if self._tensorboard is not None:
             self._tensorboard.scalars("epoch", epoch + 1, plain)
 
