@@ -101,7 +101,8 @@ def guarded(work: Callable[[], int | None]) -> int:
         _close_output()
         return _CLOSED_PIPE
     except Exception as error:
-        _close_output()
+        if not _close_output() and isinstance(error, OSError) and error.filename is None:
+            error.filename = "standard output"
         return _report(error, context.get(REPORTS))
     return status or 0
 
@@ -155,8 +156,11 @@ def _of_system(error: OSError) -> str | None:
     if remedy is None:
         return None
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    about = " -> ".join(map(os.fsdecode, names)) or _first_line(error)
-    return f"{about}: {os.strerror(error.errno or 0)}. {remedy}"
+    about = " -> ".join(map(os.fsdecode, names))
+    said = os.strerror(error.errno or 0)
+    # Libraries say more in its place, Arrow for one.
+    detail = "" if said in str(error.strerror) else f" ({str(error.strerror)[:_FIRST_LINE]})"
+    return f"{about}{': ' if about else ''}{said}{detail}. {remedy}"
 
 
 def _of_tensorflow(error: BaseException) -> str | None:
@@ -201,9 +205,15 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:_FIRST_LINE] if lines else ""
 
 
-def _close_output() -> None:
-    """Forgets what standard output did not take: Python would report it once more at the end."""
+def _close_output() -> bool:
+    """Forgets what standard output does not take, as Python would report it at the end.
+
+    Returns:
+      whether it took all.
+    """
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True

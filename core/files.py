@@ -260,6 +260,7 @@ def require_readable(path: Path, option: str, *, takes_file: bool = False) -> No
 def _claimed(path: Path) -> Iterator[Path]:
     """The working directory of `path`, without leftovers and for us alone; removed at the end."""
     working = _working_of(path)
+    made = [above for above in working.parents if not above.exists()]
     with in_words(path):
         lock = _lock(working, path)
     try:
@@ -282,6 +283,8 @@ def _claimed(path: Path) -> Iterator[Path]:
             if {entry.name for entry in working.iterdir()} <= {_MARK}:
                 (working / _MARK).unlink(missing_ok=True)
                 working.rmdir()
+            for above in made:  # what is empty now is so because the block failed
+                above.rmdir()
         os.close(lock)
 
 

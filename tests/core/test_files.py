@@ -555,3 +555,13 @@ def test_what_a_killed_writer_of_a_file_left_is_named(
             assert capsys.readouterr().err == ""
         (tmp_path / "weights").unlink()
     assert names(tmp_path) == [".weights.mine.tmp", "weights"]
+
+
+def test_a_failure_leaves_no_directory_above(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(OSError), atomic_directory(tmp_path / "there" / "a" / "b" / "c"):
+        raise OSError
+    assert names(tmp_path / "there") == []
+    with atomic_directory(tmp_path / "there" / "a" / "b" / "c"):
+        pass
+    assert names(tmp_path / "there" / "a" / "b") == ["c"]
