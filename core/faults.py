@@ -101,8 +101,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         _close_output()
         return _CLOSED_PIPE
     except Exception as error:
-        if not _close_output() and isinstance(error, OSError) and error.filename is None:
-            error.filename = "standard output"
+        _close_output()
         return _report(error, context.get(REPORTS))
     return status or 0
 
@@ -156,11 +155,11 @@ def _of_system(error: OSError) -> str | None:
     if remedy is None:
         return None
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    about = " -> ".join(map(os.fsdecode, names))
+    about = " -> ".join(map(os.fsdecode, names)) or "a file, or standard output"
     said = os.strerror(error.errno or 0)
     # Libraries say more in its place, Arrow for one.
     detail = "" if said in str(error.strerror) else f" ({str(error.strerror)[:_FIRST_LINE]})"
-    return f"{about}{': ' if about else ''}{said}{detail}. {remedy}"
+    return f"{about}: {said}{detail}. {remedy}"
 
 
 def _of_tensorflow(error: BaseException) -> str | None:
@@ -205,15 +204,9 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:_FIRST_LINE] if lines else ""
 
 
-def _close_output() -> bool:
-    """Forgets what standard output does not take, as Python would report it at the end.
-
-    Returns:
-      whether it took all.
-    """
+def _close_output() -> None:
+    """Forgets what standard output does not take, as Python would report it at the end."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True

@@ -203,9 +203,10 @@ def test_interrupts_and_closed_pipes_have_the_shells_statuses(capsys) -> None:
 def test_what_libraries_say_of_an_error_is_kept() -> None:
     arrow = OSError(errno.ENOSPC, "Error writing bytes to file")
     assert sentence(arrow) == (
-        "No space left on device (Error writing bytes to file). Free some space there, or choose "
-        "a place on another disk."
+        "a file, or standard output: No space left on device (Error writing bytes to file). Free "
+        "some space there, or choose a place on another disk."
     )
     assert sentence(OSError(errno.EROFS, os.strerror(errno.EROFS))) == (
-        "Read-only file system. The file system is mounted read-only: choose another place."
+        "a file, or standard output: Read-only file system. The file system is mounted "
+        "read-only: choose another place."
     )

@@ -6,13 +6,12 @@ and are not named (`formats.feature_spec`).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lookback.core.errors import UserError
-from lookback.formats.dataset_info import AGAIN, SPLITS, read_tabular_info
+from lookback.formats.dataset_info import SPLITS, read_tabular_info
 from lookback.formats.feature_spec import NAMED_SPLITS, write_feature_spec
 from lookback.formats.tabular_files import column_names, parts
 from lookback.workflows.output import SPLIT_BINARY, Output
@@ -59,8 +58,7 @@ def _numerical_columns(directory: Path) -> list[str]:
 
     for split in SPLITS:
         for file in parts(directory, split):
-            with _damage_named(file):
-                columns = open_parquet(file).schema_arrow.names
+            columns = open_parquet(file).schema_arrow.names
             return [name for name in columns if name.startswith("num_")]
     raise UserError(f"{directory} has no rows to export.")
 
@@ -70,19 +68,6 @@ def _tables(files: list[Path]) -> Iterator[pa.Table]:
     from lookback.core.arrow_files import open_parquet
 
     for file in files:
-        with _damage_named(file):
-            parquet = open_parquet(file)
+        parquet = open_parquet(file)
         for group in range(parquet.num_row_groups):
-            with _damage_named(file):
-                table = parquet.read_row_group(group)
-            yield table
-
-
-@contextlib.contextmanager
-def _damage_named(file: Path) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} cannot be read as parquet ({error}). {AGAIN}") from error
+            yield parquet.read_row_group(group)
