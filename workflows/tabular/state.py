@@ -119,12 +119,14 @@ def open_working(output: Output, identity: Mapping[str, Any]) -> Iterator[Workin
         ) from error
     try:
         _take_over(working, json.loads(json.dumps(dict(identity))))
-        yield working
+        try:
+            yield working
+        finally:
+            with contextlib.suppress(OSError):
+                if not any(_FINISHED.fullmatch(entry.name) for entry in working.path.iterdir()):
+                    _clear(working.path)  # there is nothing to go on with
+                    working.path.rmdir()
     finally:
-        with contextlib.suppress(OSError):
-            if not any(_FINISHED.fullmatch(entry.name) for entry in working.path.iterdir()):
-                _clear(working.path)  # there is nothing to go on with
-                working.path.rmdir()
         os.close(lock)
 
 
