@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused_with_numbers_and_fixes(plan):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--ranks", "0"], "--ranks: expected an integer, 1 or more, received 0"),
+        (["--ranks", "0"], "--ranks: expected an integer, 1 or more and 65536 or less, received 0"),
         (
             ["--ranks", "2", "--ranks_per_node", "0"],
             "--ranks_per_node: expected an integer, 1",
@@ -100,7 +100,10 @@ def test_what_does_not_fit_is_refused_with_numbers_and_fixes(plan):
         (["--ranks", "2", "--override", "item_id"], "--override: expected a table's name, = and"),
         (["--ranks", "2", "--override", "x=row_wise"], "Override of unknown table 'x'"),
         (["--ranks", "2", "--hotness", "item_id=many"], "--hotness: expected a table's name, ="),
-        (["--ranks", "2", "--hotness", "item_id=-1"], "hotness must be at least 0, received (-1"),
+        (
+            ["--ranks", "2", "--hotness", "item_id=-1"],
+            "hotness must be at least 0 and at most 2,147,483,648, received (-1",
+        ),
         (["--ranks", "2", "--hotness", "x=1"], "no table is named 'x'; the tables are ['item_id'"),
         (
             ["--ranks", "2", "--hotness", "item_id=1", "--hotness", "item_id=2"],
