@@ -54,9 +54,9 @@ MOST_SECONDS = 2.0
 """For one input of some hundred bytes; the slowest take some milliseconds."""
 
 FEW = settings(
-    max_examples=40,
-    deadline=None,  # the machine is shared; `MOST_SECONDS` is far above what a shared one takes
-    derandomize=True,  # a fault found here is found by everybody; the nightly kind is by hand
+    max_examples=40,  # more of them, by hand, find what is rare
+    deadline=None,  # in place of it: `MOST_SECONDS`
+    derandomize=True,  # a fault that is found here is found by everybody
     database=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -453,6 +453,7 @@ def line_cases(place: Path) -> dict[str, Case]:
             ]
 
         found[name] = Case(sample, in_file(directory / file, events))
+    parse_rows(b"", 3, 2)  # compiles
     found["criteo"] = Case(
         b"1\t5\t\t7\t68fd1e64\t\n0\t-1\t2\t3\tzz\tff\n", lambda data: parse_rows(data, 3, 2)
     )
@@ -476,6 +477,10 @@ NAMES = (
 )
 
 
+FLAT = {*LINES, "criteo", "schema.pbtxt"}
+"""Those without values in each other that JSON or YAML could hold."""
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     place = tmp_path_factory.mktemp("fuzz")
@@ -490,7 +495,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 def attempt(read: Callable[[bytes], object], content: bytes) -> bool:
     """Reads; whether there was something to read. Anything but a `UserError` is a fault."""
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock: others may use the machine
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
             read(content)
@@ -499,7 +504,7 @@ def attempt(read: Callable[[bytes], object], content: bytes) -> bool:
             accepted = False
         else:
             accepted = True
-    assert time.perf_counter() - began < MOST_SECONDS
+    assert time.process_time() - began < MOST_SECONDS
     return accepted
 
 
@@ -530,11 +535,10 @@ def test_whatever_bytes_come(cases: dict[str, Case], name: str) -> None:
     attempt(case.read, case.sample)  # as it was
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FLAT])
 def test_whatever_values_come(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
-    if case.dump is None or case.load is None:
-        pytest.skip("lines of fields: no values in each other")
+    assert case.dump is not None and case.load is not None
     dump = case.dump
 
     @FEW
