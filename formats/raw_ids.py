@@ -6,8 +6,8 @@ vocabularies in it; generated parquet, materialised samples and NVIDIA's binary 
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,8 @@ _OF_HISTORIES = ("padding", "null", "unknown")
 _OF_ROWS = ("unknown",)  # rare, unknown and missing values
 
 
-class RawIds(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class RawIds:
     """What the rows of one feature's table stand for.
 
     Attributes:

@@ -300,9 +300,9 @@ class Trainer:
                 if termination is not None:
                     termination.check()
         for evaluator in popularity:
-            found = evaluator.of_all(self._world).auc
-            if found is not None:
-                self._baselines[f"popularity, {name}"] = found
+            area = evaluator.of_all(self._world).auc
+            if area is not None:
+                self._baselines[f"popularity, {name}"] = area
         return [evaluator.of_all(self._world) for evaluator in evaluators]
 
     def _popularity(self, evaluation: EvaluationPass) -> list[PopularityEvaluator]:

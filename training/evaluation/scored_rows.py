@@ -53,12 +53,12 @@ class ScoredRows(Evaluator):
 
     def columns(self) -> Mapping[str, NDArray]:
         """``[N]``: float32 label and logit, and the encoded id of each feature, int32, by name."""
-        kinds = (np.float32, np.float32, *(np.int32 for _ in self._names[2:]))
-        by_column = zip(*self._batches, strict=True) if self._batches else ((),) * len(kinds)
-        return {
-            name: np.concatenate([np.zeros(0, kind), *pieces]).astype(kind)
-            for name, kind, pieces in zip(self._names, kinds, by_column, strict=True)
-        }
+        columns = {}
+        for place, name in enumerate(self._names):
+            kind = np.float32 if place < 2 else np.int32
+            pieces = [batch[place] for batch in self._batches]
+            columns[name] = np.concatenate([np.zeros(0, kind), *pieces]).astype(kind)
+        return columns
 
     def result(self) -> Mapping[str, float | int | None]:
         """Nothing: rows are no figures."""
