@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, Literal
 
+from lookback.core.devices import require_shared_locks
 from lookback.training.parallel.environment import handed_over
 from lookback.training.parallel.job_store import ERROR, SECRET, STOP, JobStore, NoLauncherError
 from lookback.training.signals import TERMINATED_EXIT_STATUS
@@ -66,8 +67,10 @@ def run_job(job: Job) -> int:
       0, or the exit status of the process that failed first; 130 if Ctrl-C is why it ended.
 
     Raises:
-      UserError: if a variable that the processes should get is not there.
+      UserError: if a variable that the processes should get is not there, or processes cannot share
+        locks here.
     """
+    require_shared_locks("train in one process (--np 1)")
     announcement, secret = secrets.token_hex(8), secrets.token_hex(32)
     horovodrun = _start(job, announcement, secret)
     listener = _Listener(announcement, secret)
