@@ -57,10 +57,9 @@ class DataKind:
                 f"{', '.join(sorted(own)) or 'none'}; all of its kind have: "
                 f"{', '.join(options_of(self.options))}."
             )
-        values = {**getattr(reader, "run_defaults", {}), **given}
         return (
-            reader(**{option: value for option, value in values.items() if option in own}),
-            self.options(**{option: value for option, value in values.items() if option in shared}),
+            reader(**{option: value for option, value in given.items() if option in own}),
+            self.options(**{option: value for option, value in given.items() if option in shared}),
         )
 
     def saved(self, name: str, given: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lookback.workflows.order import Report
+from lookback.workflows.times import TIMES_WITHOUT_ZONE
 
 
 def print_tabular(report: Report) -> None:
@@ -32,13 +33,45 @@ def print_histories(report: Report) -> None:
             f"dropped {counts['duplicate_events']:,} repeated events (same user and item, later); "
             f"too few were left of {counts['users_dropped_for_duplicates']:,} of the dropped users"
         )
+    if counts["exact_repeats"]:
+        print(
+            f"dropped {counts['exact_repeats']:,} exact repeats (same user, item and time); "
+            "--duplicates all keeps them"
+        )
+    if "ratings_left_out" in counts:
+        minimum = report.metadata["options"].get("min_rating")
+        print(
+            "every rating counts as an event, the lowest, too (--min_rating)"
+            if minimum is None
+            else f"left out {counts['ratings_left_out']:,} ratings below {minimum}"
+        )
+    if counts["held_out_ties"]:
+        print(_ties(report))
     if bad:
         print(f"left out {bad:,} bad lines: {counts['bad_lines']}")
+    if counts.get(TIMES_WITHOUT_ZONE):
+        print(f"{counts[TIMES_WITHOUT_ZONE]:,} times name no zone: taken as UTC")
     if unknown:
         print(f"out of vocabulary: {unknown}")
     if counts.get("duplicate_item_metadata"):
         print(f"{counts['duplicate_item_metadata']:,} repeated items in the metadata: first counts")
+    if counts.get("items_without_category"):
+        print(
+            f"WARNING: {counts['items_without_category']:,} of {counts['items_in_metadata']:,} "
+            "items in the metadata have no category that was understood"
+        )
     for name, count in counts["events_without_features"].items():
         if count:
             print(f"{count:,} of the events read have no {name}: their id has no metadata")
     print(f"content hash: {report.metadata['content_hash']}")
+
+
+def _ties(report: Report) -> str:
+    """What says which events are held out where their times do not."""
+    counts, split = report.metadata["counts"], report.metadata["split"]
+    held_out = counts["users"] * (split["test"] + split["validation"])
+    order = "raw item ids" if report.metadata["options"]["ties"] == "item" else "the input"
+    return (
+        f"{counts['held_out_ties']:,} of {held_out:,} held-out events have the time of the event "
+        f"before them: the order of {order} says which is held out (--ties)"
+    )

@@ -26,6 +26,9 @@ BLOCK_BYTES = 32 << 20
 READ_HERE = (".gz", ".parquet")
 """Endings of files that this process reads: their blocks carry what they hold."""
 
+FIRST_LINE_BYTES = 1 << 20
+"""A first line longer than this is no header."""
+
 BAD_LINES_SHOWN = 5
 EXCERPT = 120
 SAMPLE_BYTES = 1 << 20
@@ -87,12 +90,14 @@ class Parsed:
       lines: number of lines, with bad and blank ones.
       bad: the first bad lines.
       reasons: how many lines are bad for each reason.
+      counts: what else is to be reported, by name.
     """
 
     table: pa.Table
     lines: int
     bad: list[BadLine] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 Parser = Callable[[Block], Parsed]
@@ -225,6 +230,36 @@ def is_utf8(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def first_line(path: Path) -> str:
+    """A file's first line, without its end and without the mark that Excel begins files with.
+
+    Raises:
+      UserError: if it is damaged, or of bytes that are no text.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            line = file.readline(FIRST_LINE_BYTES)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise damaged_gzip(path, 0, error) from error
+    if b"\0" in line:
+        raise UserError(
+            f"{path}:1: holds bytes of value 0, so it is no text of UTF-8 (UTF-16, maybe: Excel's "
+            '"Unicode text"). Save it as UTF-8.'
+        )
+    if len(line) == FIRST_LINE_BYTES and not line.endswith(b"\n"):
+        raise UserError(
+            f"{path}:1: the first line has no end within {FIRST_LINE_BYTES >> 20} MiB. Check that "
+            "this is the file that is meant, and that its lines end in line feeds."
+        )
+    text = line.decode("utf-8-sig", "backslashreplace").removesuffix("\n").removesuffix("\r")
+    if "\r" in text:
+        raise UserError(
+            f"{path}:1: its lines end in carriage returns alone, as Excel for Mac writes them. "
+            "Turn them into line feeds: tr '\\r' '\\n' < OLD > NEW."
+        )
+    return text
 
 
 def estimate_lines(paths: Sequence[Path]) -> int:

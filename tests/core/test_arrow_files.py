@@ -54,7 +54,12 @@ def poison(file: Path, column: str, marker: Path) -> None:
 def interactions(directory: Path) -> Path:
     directory.mkdir()
     numbers = np.arange(60)
-    events = {"user_id": numbers % 3, "item_id": numbers % 7, "timestamp": numbers, "note": numbers}
+    events = {
+        "user_id": numbers % 3,
+        "item_id": numbers % 7,
+        "timestamp": numbers + 10**9,
+        "note": numbers,
+    }
     pq.write_table(pa.table(events), directory / "a.parquet")
     return directory
 

@@ -34,7 +34,7 @@ def make_events() -> Callable[..., pd.DataFrame]:
             {
                 "user": [f"U{number:03d}" for number in user],
                 "item": [f"B{number * 7919 % 1000:03d}" for number in item],
-                "time": random.integers(0, 50, events) * 86_400,
+                "time": 1_399_939_200 + random.integers(0, 50, events) * 86_400,
             }
         )
 

@@ -25,13 +25,13 @@ def _lines(*objects: object) -> bytes:
 
 
 def _rows(data: bytes) -> list[tuple[str, str, int]]:
-    table = AmazonReader().parse_events(data, True).table
+    table = AmazonReader().parse_events(data, True, "steps").table
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 def test_strict_lines_are_parsed_at_once() -> None:
     data = _lines(GOOD, {**GOOD, "asin": "B2", "helpful": [0, 1], "style": {"a": None}})
-    parsed = _parse_strict(data)
+    parsed = _parse_strict(data, "steps")
     assert parsed is not None
     assert parsed.table.to_pydict() == {
         "user_id": ["A1", "A1"],
@@ -52,10 +52,10 @@ def test_both_ways_of_parsing_agree() -> None:
         for number in range(50)
     ]
     data = _lines(*objects) + b"\r\n  \n"
-    strict = _parse_strict(data)
+    strict = _parse_strict(data, "steps")
     assert strict is not None
     literal = "".join(f"{value!r}\n" for value in objects).encode()
-    assert _parse_strict(literal) is None
+    assert _parse_strict(literal, "steps") is None
     assert _rows(literal) == _rows(data)
     mixed = data + literal
     assert _rows(mixed) == _rows(data) * 2
@@ -63,7 +63,7 @@ def test_both_ways_of_parsing_agree() -> None:
 
 def test_blank_lines_and_no_last_line_feed() -> None:
     data = b"\n" + _lines(GOOD) + b"\n\n" + _lines(GOOD).rstrip()
-    parsed = _parse_strict(data)
+    parsed = _parse_strict(data, "steps")
     assert parsed is not None and len(parsed.table) == 2 and parsed.lines == 5
     assert AmazonReader().parse_events(b"\n \n", True).lines == 2
 
@@ -93,7 +93,7 @@ def test_blank_lines_and_no_last_line_feed() -> None:
     ],
 )
 def test_bad_lines_are_named(line: bytes, reason: str) -> None:
-    parsed = AmazonReader().parse_events(_lines(GOOD) + line + b"\n" + _lines(GOOD), False)
+    parsed = AmazonReader().parse_events(_lines(GOOD) + line + b"\n" + _lines(GOOD), False, "steps")
     assert len(parsed.table) == 2
     (bad,) = parsed.bad
     assert bad.line == 2
@@ -113,6 +113,10 @@ def test_a_float_that_is_whole_is_a_time() -> None:
         ({"asin": "B1"}, "no_category"),
         ({"asin": "B1", "category": ["A", "B"]}, "B"),
         ({"asin": "B1", "category": []}, "no_category"),
+        ({"asin": "B1", "category": "Text"}, "Text"),
+        ({"asin": "B1", "categories": ["A", "B"]}, "B"),
+        ({"asin": "B1", "categories": [[]], "category": ["A", "B"]}, "B"),
+        ({"asin": "B1", "categories": [7]}, "no_category"),
         ({"asin": "B1", "categories": [["it's", "a \"b\" \\ [['x']]"]]}, "a \"b\" \\ [['x']]"),
         ({"asin": "B1", "title": "'categories': [['x']]", "categories": [["A"]]}, "A"),
         ({"asin": "B1", "title": "Über", "categories": [["A", "Küche"]]}, "Küche"),
@@ -163,7 +167,11 @@ def test_first_metadata_of_an_item_counts(tmp_path: Path) -> None:
         "item_id": ["B1", "B2"],
         "category_id": ["first", "other"],
     }
-    assert counts == {"duplicate_item_metadata": 1, "items_in_metadata": 2}
+    assert counts == {
+        "duplicate_item_metadata": 1,
+        "items_in_metadata": 2,
+        "items_without_category": 0,
+    }
 
 
 def test_a_bad_line_of_metadata_is_named(tmp_path: Path) -> None:

@@ -26,10 +26,12 @@ from lookback.workflows.histories.ingest import first_events
 from lookback.workflows.histories.reader import HistoryOptions
 from lookback.workflows.order import Report
 from lookback.workflows.pipeline import run_dataset, transform_dataset
+from lookback.workflows.times import read_text
 
 main = PROGRAM.main
 COLUMNS = ["user_id", "item_id", "timestamp"]
 NAMES = ("user_id", "item_id", "timestamp")
+START = 1_400_000_000  # a second of 2014
 Ids = Callable[[np.ndarray[Any, Any]], list[Any]]
 
 
@@ -40,7 +42,7 @@ def _events(users: int = 50, items: int = 30, events: int = 1500, seed: int = 0)
         {
             "user_id": (random.random(events) ** 2 * users).astype(int) * 7 + 5,
             "item_id": (random.random(events) ** 2 * items).astype(int) * 11 % 97,
-            "timestamp": random.integers(0, 60, events),
+            "timestamp": START + random.integers(0, 60, events),
         }
     )
 
@@ -53,11 +55,13 @@ def _codes(values: pd.Series) -> pd.Series:
 
 
 def _oracle(
-    events: pd.DataFrame, minimum: int = 20, duplicates: str = "first", held_out: int = 1
+    events: pd.DataFrame, minimum: int = 20, duplicates: str = "keep", held_out: int = 1
 ) -> pd.DataFrame:
     """The histories by plain pandas, in the seed's order of things: filter, sort, drop."""
+    if duplicates != "all":
+        events = events.drop_duplicates(COLUMNS)
     events = events[events.groupby("user_id")["item_id"].transform("size") >= minimum]
-    events = events.sort_values(["user_id", "timestamp", "item_id"])
+    events = events.sort_values(["user_id", "timestamp"], kind="stable")
     if duplicates == "first":
         events = events.drop_duplicates(["user_id", "item_id"], keep="first")
         left = events.groupby("user_id")["item_id"].transform("size")
@@ -109,6 +113,7 @@ def _text(values: pd.Series) -> pd.Series:
         ("a.parquet", False, "first"),
         ("a.parquet", True, "first"),
         ("a.csv", True, "keep"),
+        ("a.parquet", True, "all"),
     ],
 )
 def test_equals_plain_pandas(tmp_path: Path, name: str, text: bool, duplicates: str) -> None:
@@ -116,7 +121,7 @@ def test_equals_plain_pandas(tmp_path: Path, name: str, text: bool, duplicates: 
     if text:
         events = events.assign(user_id=_text(events["user_id"]), item_id=_text(events["item_id"]))
     raw = _write(events, tmp_path / "raw" / name)
-    options: dict[str, Any] = {} if duplicates == "first" else {"duplicates": duplicates}
+    options: dict[str, Any] = {} if duplicates == "keep" else {"duplicates": duplicates}
     report = run_dataset("interactions", raw, tmp_path / "out", **options)
     expected = _oracle(events, duplicates=duplicates)
     _assert_equal(tmp_path / "out", expected)
@@ -124,6 +129,14 @@ def test_equals_plain_pandas(tmp_path: Path, name: str, text: bool, duplicates: 
     counts = report.metadata["counts"]
     assert counts["users"] == len(expected)
     assert counts["events"] == expected["item_id"].map(len).sum()
+    repeated = 0 if duplicates == "all" else events.duplicated(COLUMNS).sum()
+    assert counts["exact_repeats"] == repeated
+    assert counts["events_read"] == len(events)
+    if duplicates != "all":
+        assert repeated > 0
+        events = events.drop_duplicates(COLUMNS)
+    ties = [times[-1] == times[-2] for times in expected["timestamp"]]
+    assert counts["held_out_ties"] == sum(ties) > 0
     per_user = events["user_id"].map(events["user_id"].value_counts())
     dropped = per_user < 20
     assert counts["users_dropped"] == events[dropped]["user_id"].nunique() > 0
@@ -149,14 +162,15 @@ def test_equals_plain_pandas(tmp_path: Path, name: str, text: bool, duplicates: 
 def test_files_and_blocks_have_no_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files with columns in any order, some of which nobody reads; blocks of some records."""
     events = _events()
-    one = run_dataset("interactions", _write(events, tmp_path / "one.csv"), tmp_path / "one")
-    _assert_equal(tmp_path / "one", _oracle(events))
     events["note"] = ['a, "b"\n7" c', 'it"s', "", "\n\n,,,\n"] * 375
     events["score"] = 4.5
     parts = [
         events.sample(frac=1, random_state=2)[::2],
         events.sample(frac=1, random_state=2)[1::2],
     ]
+    whole = pd.concat(parts)[COLUMNS]
+    one = run_dataset("interactions", _write(whole, tmp_path / "one.csv"), tmp_path / "one")
+    _assert_equal(tmp_path / "one", _oracle(whole))
     _write(parts[0], tmp_path / "raw/a.csv")
     renamed = ["score", "timestamp", "note", "user_id", "item_id"]
     _write(parts[1][renamed], tmp_path / "raw/b.csv.gz")
@@ -184,7 +198,7 @@ def test_blocks_travel(tmp_path: Path, name: str) -> None:
     reader = InteractionsReader()
     (block,) = reader.blocks(_write(events, tmp_path / name))
     reader, block = pickle.loads(pickle.dumps((reader, block)))
-    assert reader.parse_block(block).table.to_pandas().equals(events)
+    assert reader.parse_block(block, "steps").table.to_pandas().equals(events)
 
 
 @pytest.mark.parametrize("late", ["x", "007"])
@@ -215,7 +229,7 @@ def test_users_who_are_text_late_stay_whole(
     """A user's events all meet in one partition, whichever type a block saw."""
     events = _events().sort_values("timestamp")
     text = events.astype({"user_id": str})
-    other = text[text["user_id"] == "5"].assign(user_id="five", timestamp=100)
+    other = text[text["user_id"] == "5"].assign(user_id="five", timestamp=START + 100)
     text = pd.concat([text, other])
     monkeypatch.setattr(interactions_csv.csv_blocks, "__defaults__", (2000,))
     raw = _write(text, tmp_path / "raw.csv")
@@ -226,7 +240,7 @@ def test_users_who_are_text_late_stay_whole(
 def test_fractions_of_a_second_order_events(tmp_path: Path) -> None:
     events = _events()
     random = np.random.default_rng(1)
-    events["timestamp"] += 1e9
+    events["timestamp"] = events["timestamp"].astype(float)
     whole = events["timestamp"].iloc[:100].astype(int).astype(str).tolist()
     events["timestamp"] += np.where(np.arange(len(events)) < 100, 0, random.integers(0, 64, 1500))
     events["timestamp"] += np.where(np.arange(len(events)) < 100, 0, random.random(1500))
@@ -252,12 +266,13 @@ SECOND = datetime.datetime(2001, 9, 9, 1, 46, 40, tzinfo=datetime.timezone.utc) 
         (pa.array([10**9], pa.int32()), 10**9),
         (pa.array([10**9], pa.uint64()), 10**9),
         (pa.array([10**9 + 0.5], pa.float64()), 10**9 + 0.5),
-        (pa.array([5], pa.float32()), 5),
+        (pa.array([1.5e9], pa.float32()), 1.5e9),
         (pa.array([SECOND], pa.timestamp("s")), 10**9),
         (pa.array([SECOND], pa.timestamp("ms")), 10**9),
         (pa.array([SECOND.replace(microsecond=250_000)], pa.timestamp("us")), 10**9 + 0.25),
         (pa.array([SECOND], pa.timestamp("ns", "Europe/Paris")), 10**9),
         (pa.array([SECOND.date()], pa.date32()), 999_993_600),
+        (pa.array(["2001-09-09T01:46:40.25Z"]), 10**9 + 0.25),
     ],
 )
 def test_times_of_parquet(tmp_path: Path, column: pa.Array, expected: float) -> None:
@@ -270,7 +285,7 @@ def test_times_of_parquet(tmp_path: Path, column: pa.Array, expected: float) -> 
     assert parsed.table.to_pydict() == {
         "user_id": ["ü"],
         "item_id": [7],
-        "timestamp": [expected],
+        "timestamp": [int(expected * 10**9)],
     }
     assert parsed.table.schema.field("user_id").type == pa.string()
     assert parsed.table.schema.field("item_id").type == pa.int64()
@@ -281,7 +296,8 @@ def test_large_strings_of_parquet(tmp_path: Path) -> None:
     table = pa.table([users, users, pa.array([1, 2])], COLUMNS)
     pq.write_table(table, tmp_path / "a.parquet")
     (block,) = InteractionsReader().blocks(tmp_path / "a.parquet")
-    assert InteractionsReader().parse_block(block).table.schema.types[:2] == [pa.string()] * 2
+    parsed = InteractionsReader().parse_block(block, "steps")
+    assert parsed.table.schema.types[:2] == [pa.string()] * 2
 
 
 @pytest.mark.parametrize("dataset", ["movielens", "interactions"])
@@ -317,7 +333,8 @@ def test_duplicates_of_movielens(
     """The filter counts raw events; who has too few items after it is left out and counted."""
     events = _events(users=40, items=25)
     short = [
-        pd.DataFrame({"user_id": user, "item_id": 3, "timestamp": range(25)}) for user in (1, 2)
+        pd.DataFrame({"user_id": user, "item_id": 3, "timestamp": range(START, START + 25)})
+        for user in (1, 2)
     ]
     short[1].loc[7, "item_id"] = 4  # two different items: enough to test, not to validate
     events = pd.concat([*short, events], ignore_index=True)
@@ -334,7 +351,7 @@ def test_duplicates_of_movielens(
         validation=validation,
         partition_events=partition_events,
     )
-    expected = _oracle(events, held_out=1 + validation)
+    expected = _oracle(events, duplicates="first", held_out=1 + validation)
     files = sorted((tmp_path / "out/histories").iterdir())
     found = pa.concat_tables([pq.read_table(file) for file in files]).to_pandas()
     assert found["user_id"].tolist() == expected["user_id"].tolist()
@@ -346,7 +363,10 @@ def test_duplicates_of_movielens(
     assert counts["users_read"] == counts["users"] + counts["users_dropped"]
     assert counts["events_read"] == len(events)
     assert counts["events_read"] == (
-        counts["events"] + counts["events_dropped"] + counts["duplicate_events"]
+        counts["events"]
+        + counts["events_dropped"]
+        + counts["duplicate_events"]
+        + counts["exact_repeats"]
     )
     assert report.metadata["history_length"]["min"] >= 2 + validation
     vocabulary = pq.read_table(tmp_path / "out/workflow/categories/unique.user_id.parquet")
@@ -357,12 +377,14 @@ def test_a_partition_of_short_users_alone(tmp_path: Path) -> None:
     """What the filter leaves nothing of must not come through as a whole."""
     events = _events(users=40)
     short = [
-        pd.DataFrame({"user_id": user, "item_id": 3, "timestamp": range(25)})
+        pd.DataFrame({"user_id": user, "item_id": 3, "timestamp": range(START, START + 25)})
         for user in range(1000, 1030)
     ]
     raw = _write(pd.concat([*short, events]), tmp_path / "raw.csv")
-    report = run_dataset("interactions", raw, tmp_path / "out", partition_events=60)
-    _assert_equal(tmp_path / "out", _oracle(events))
+    report = run_dataset(
+        "interactions", raw, tmp_path / "out", partition_events=60, duplicates="first"
+    )
+    _assert_equal(tmp_path / "out", _oracle(events, duplicates="first"))
     assert report.metadata["counts"]["users_dropped_for_duplicates"] == 30
 
 
@@ -370,7 +392,7 @@ def test_transform_keeps_and_changes_the_options(tmp_path: Path) -> None:
     events = _events().rename(columns={"user_id": "who", "item_id": "what", "timestamp": "when"})
     names: dict[str, Any] = {"user_column": "who", "item_column": "what", "time_column": "when"}
     raw = _write(events, tmp_path / "raw.csv")
-    first = run_dataset("interactions", raw, tmp_path / "first", **names)
+    first = run_dataset("interactions", raw, tmp_path / "first", duplicates="first", **names)
     assert first.metadata["options"] == {**HistoryOptions(duplicates="first").content, **names}
     same = transform_dataset(tmp_path / "first", raw, tmp_path / "same")
     assert same.metadata == first.metadata
@@ -393,8 +415,9 @@ def test_transform_of_ids_of_the_other_type(tmp_path: Path, text: bool) -> None:
     strings["user_id"] = strings["user_id"].replace("5", "five")
     numbers["user_id"] = numbers["user_id"].replace(5, 1)
     fitted, new = (strings, numbers) if text else (numbers, strings)
-    run_dataset("interactions", _write(fitted, tmp_path / "a.csv"), tmp_path / "a")
-    same = run_dataset("interactions", _write(new, tmp_path / "b.csv"), tmp_path / "b")
+    once: dict[str, Any] = {"duplicates": "first"}
+    run_dataset("interactions", _write(fitted, tmp_path / "a.csv"), tmp_path / "a", **once)
+    same = run_dataset("interactions", _write(new, tmp_path / "b.csv"), tmp_path / "b", **once)
     report = transform_dataset(tmp_path / "a", tmp_path / "b.csv", tmp_path / "out")
     unknown = report.metadata["counts"]["unknown_ids"]
     assert unknown["user_id"] == 1
@@ -405,11 +428,11 @@ def test_transform_of_ids_of_the_other_type(tmp_path: Path, text: bool) -> None:
 def test_the_saved_workflow_drops_duplicates_of_any_frame(tmp_path: Path) -> None:
     events = _events(seed=3)
     raw = _write(events, tmp_path / "raw.csv")
-    run_dataset("interactions", raw, tmp_path / "out")
+    run_dataset("interactions", raw, tmp_path / "out", duplicates="first")
     workflow = Workflow.load(str(tmp_path / "out/workflow"))
     shuffled = events.sample(frac=1, random_state=4).reset_index(drop=True)
     found = workflow.transform(shuffled.assign(history_id=shuffled["user_id"]))
-    expected = _oracle(events)
+    expected = _oracle(events, duplicates="first")
     by_user = dict(zip(expected["user_id"], expected["item_id"], strict=True))
     assert {
         user: sorted(items) for user, items in found[["user_id", "item_id"]].values.tolist()
@@ -448,7 +471,7 @@ def _csv(tmp_path: Path, text: str | bytes) -> Path:
 def _parse(path: Path, **options: str) -> list[Any]:
     reader = InteractionsReader(**options)
     reader.event_files(path)
-    return [reader.parse_block(block) for block in reader.blocks(path)]
+    return [reader.parse_block(block, "steps") for block in reader.blocks(path)]
 
 
 @pytest.mark.parametrize(
@@ -476,10 +499,10 @@ HEADER = "title,user_id,item_id,timestamp\n"
         ("t,,2,3", "no user_id"),
         ('t,1,"",3', "no item_id"),
         ("t,1,2,", "no timestamp"),
-        ("t,1,2,yesterday", "timestamp is not a number of seconds"),
-        ("t,1,2,nan", "timestamp is not a number of seconds"),
-        ("t,1,2,inf", "timestamp is not a number of seconds"),
-        ("t,1,2,1_0", "timestamp is not a number of seconds"),
+        ("t,1,2,yesterday", "timestamp is not a number"),
+        ("t,1,2,nan", "timestamp is not a number"),
+        ("t,1,2,inf", "timestamp is not a number"),
+        ("t,1,2,1_0", "timestamp is not a number"),
         ("t,1,2,-5", "timestamp is negative"),
         ("t,1,2,-0.5", "timestamp is negative"),
         ("t,1,2,1e30", "timestamp is too large"),
@@ -505,7 +528,7 @@ def test_bad_lines_of_csv(tmp_path: Path, line: str | bytes, reason: str, ending
         "timestamp": [3, 6, 9],
     }
     with pytest.raises(UserError, match=rf"(?s)raw\.csv:6: {reason}.*--max_bad_lines"):
-        run_dataset("interactions", path, tmp_path / "out")
+        run_dataset("interactions", path, tmp_path / "out", time_unit="steps")
     assert not (tmp_path / "out").exists()
 
 
@@ -555,13 +578,16 @@ def test_both_ways_of_parsing_agree(tmp_path: Path) -> None:
     columns = interactions_csv.find_columns(_csv(tmp_path, text), NAMES)
     body = text[len(HEADER) :].encode()
     quick = interactions_csv._parse_quickly(memoryview(body), 2, columns)
-    careful, bad, _ = interactions_csv._parse_carefully(text.encode(), True, columns)
+    careful, times, _, bad, _ = interactions_csv._parse_carefully(
+        text.encode(), True, columns, "steps"
+    )
     assert quick is not None and not bad
-    assert quick.to_pydict() == careful.to_pydict()
+    assert quick.drop(["timestamp"]).to_pydict() == careful.to_pydict()
     assert len(quick) == 297
-    times = interactions_csv._seconds(quick["timestamp"])
-    assert times is not None
     assert times.to_pylist() == [float(time) for time in quick["timestamp"].to_pylist()]
+    found = read_text(quick["timestamp"], "steps")
+    assert found is not None
+    assert found[0].tolist() == times.to_pylist()
 
 
 def test_bad_lines_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -575,7 +601,7 @@ def test_bad_lines_are_left_out_and_counted(tmp_path: Path) -> None:
     assert report.metadata["counts"]["bad_lines"] == {
         "2 fields instead of 3": 1,
         "no user_id": 1,
-        "timestamp is not a number of seconds": 1,
+        "timestamp is not a number, nor a time of ISO 8601": 1,
     }
     with pytest.raises(UserError, match=r"bad\.csv:10: no user_id: ,2,3"):
         run_dataset("interactions", tmp_path / "bad.csv", tmp_path / "no", max_bad_lines=2)
@@ -610,7 +636,10 @@ def test_headers(tmp_path: Path) -> None:
         ),
         ("user_id,item_id,item_id,timestamp\n", "more than one column 'item_id'"),
         ("1\t2\t3\n", r"no column 'user_id'.*'1\\t2\\t3'"),
-        ("user_id,item_id,timestamp\n1,2,3\n1,3,4\n", "None of the 1 users has 20.*history has 2"),
+        (
+            "user_id,item_id,timestamp\n1,2,15e8\n1,3,16e8\n",
+            "None of the 1 users has 20.*history has 2",
+        ),
     ],
 )
 def test_refusals_of_csv_leave_nothing_behind(tmp_path: Path, text: str, match: str) -> None:
@@ -653,7 +682,12 @@ def test_refusals_of_parquet(tmp_path: Path) -> None:
     )
     refused("the input is empty", events[:0])
     refused(r"'user_id' is of type double; ids.*missing value", events.astype({"user_id": float}))
-    refused(r"'timestamp' is of type string; times must be", events.astype({"timestamp": str}))
+    refused(r"'timestamp' is of type bool; times must be", events.astype({"timestamp": bool}))
+    refused(
+        "'timestamp' is of type string; --time_unit steps takes numbers",
+        events.astype({"timestamp": str}),
+        time_unit="steps",
+    )
     refused("'item_id' is of type bool", events.astype({"item_id": bool}))
     refused(
         "rows 1 to 1,500: .*must fit into 64 bits",
@@ -666,8 +700,13 @@ def test_refusals_of_parquet(tmp_path: Path) -> None:
     refused(
         "a.parquet:3: timestamp is negative: user_id [0-9]+, item_id [0-9]+, timestamp -1",
         events.assign(timestamp=[4, 4, -1] * 500),
+        time_unit="steps",
     )
-    refused("a.parquet:2: timestamp is too large", events.assign(timestamp=[4, 1e30, 1] * 500))
+    refused(
+        "a.parquet:2: timestamp is too large",
+        events.assign(timestamp=[4, 1e30, 1] * 500),
+        time_unit="steps",
+    )
     events.to_parquet(path)
     whole = path.read_bytes()
     for damaged in (whole[:-10], whole[:50], b"", b"user_id,item_id,timestamp\n1,2,3\n"):
@@ -706,17 +745,17 @@ def test_choice_of_files(tmp_path: Path) -> None:
     refused(r"Both .*a\.csv and .*a\.csv\.gz exist")
     with pytest.raises(UserError, match="must name three columns, not user_id, user_id, timestamp"):
         run_dataset("interactions", tmp_path, output, item_column="user_id")
-    with pytest.raises(UserError, match="duplicates: expected one of keep, first, received 'last'"):
+    with pytest.raises(UserError, match="duplicates: expected one of keep, first, all, received"):
         run_dataset("interactions", tmp_path, output, duplicates="last")
 
 
 def test_no_user_with_enough_different_items(tmp_path: Path) -> None:
-    events = pd.DataFrame({"user_id": 1, "item_id": 2, "timestamp": range(25)})
+    events = pd.DataFrame({"user_id": 1, "item_id": 2, "timestamp": range(START, START + 25)})
     raw = _write(events, tmp_path / "raw.csv")
     match = "None of the 1 users is left: 1 have 20 or more events.* 2 different items"
     with pytest.raises(UserError, match=match):
-        run_dataset("interactions", raw, tmp_path / "out")
-    report: Report = run_dataset("interactions", raw, tmp_path / "out", duplicates="keep")
+        run_dataset("interactions", raw, tmp_path / "out", duplicates="first")
+    report: Report = run_dataset("interactions", raw, tmp_path / "out")
     assert report.metadata["counts"]["events"] == 25
 
 
@@ -728,7 +767,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "no column 'user'" in capsys.readouterr().err
     assert main([*run, "--user_column", "who", "--duplicates", "last"]) == 2
     assert "--duplicates: expected one of keep, first" in capsys.readouterr().err
-    assert main([*run, "--user_column", "who"]) == 0
+    assert main([*run, "--user_column", "who", "--duplicates", "first"]) == 0
     metadata = json.loads((tmp_path / "out/dataset.json").read_text())
     printed = capsys.readouterr().out
     assert f"{metadata['counts']['duplicate_events']:,} repeated events" in printed

@@ -52,14 +52,14 @@ def test_layouts(tmp_path: Path, name: str) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
     _layout(raw, name)
-    report = run_dataset("movielens", raw, tmp_path / "out", min_interactions=2)
+    report = run_dataset("movielens", raw, tmp_path / "out", min_interactions=2, time_unit="steps")
     histories = pq.read_table(tmp_path / "out/histories/part-00000.parquet").to_pandas()
-    # Counts: item 10 twice, then 5, 20, 30; user 1 three times. Ties in time go by item id.
+    # Counts: item 10 twice, then 5, 20, 30; user 1 three times. Ties in time stay as they came.
     assert histories["user_id"].tolist() == [3, 4]
-    assert [list(row) for row in histories["item_id"]] == [[5, 4, 3], [3, 6]]
+    assert [list(row) for row in histories["item_id"]] == [[5, 3, 4], [3, 6]]
     assert [list(row) for row in histories["timestamp"]] == [[90, 100, 100], [95, 95]]
     # Drama three times; then Action|War before no_category (or, in 100k, "unknown").
-    assert [list(row) for row in histories["category_id"]] == [[5, 4, 3], [3, 3]]
+    assert [list(row) for row in histories["category_id"]] == [[5, 3, 4], [3, 3]]
     names = pq.read_table(tmp_path / "out/workflow/categories/unique.category_id.parquet")
     unknown = "unknown" if name == "100k" else "no_category"
     assert names["category_id"].to_pylist() == ["Drama", "Action|War", unknown]
@@ -72,7 +72,12 @@ def test_user_features(tmp_path: Path, name: str) -> None:
     raw.mkdir()
     _layout(raw, name)
     run_dataset(
-        "movielens", raw, tmp_path / "out", min_interactions=2, user_columns="gender,occupation"
+        "movielens",
+        raw,
+        tmp_path / "out",
+        min_interactions=2,
+        user_columns="gender,occupation",
+        time_unit="steps",
     )
     table = pq.read_table(tmp_path / "out/histories/part-00000.parquet")
     assert table.column_names[:3] == ["user_id", "gender", "occupation"]
@@ -97,7 +102,7 @@ def test_without_movies_there_is_one_category(tmp_path: Path) -> None:
     (raw / "ratings.csv.gz").write_bytes(packed)
     (raw / "ratings.csv").unlink()
     (raw / "movies.csv").unlink()
-    report = run_dataset("movielens", raw, tmp_path / "out", min_interactions=2)
+    report = run_dataset("movielens", raw, tmp_path / "out", min_interactions=2, time_unit="steps")
     assert report.metadata["cardinalities"]["category_id"] == 4
 
 
@@ -114,8 +119,8 @@ def test_without_movies_there_is_one_category(tmp_path: Path) -> None:
 )
 def test_bad_lines(line: str, reason: str) -> None:
     data = f"1\t2\t3\t4\n{line}\n5\t6\t7\t8\n".encode()
-    assert _parse_table(data, header=False) is None
-    parsed = MovieLensReader().parse_events(data, True)
+    assert _parse_table(data, False, "steps") is None
+    parsed = MovieLensReader().parse_events(data, True, "steps")
     assert parsed.reasons == {reason: 1}
     assert parsed.bad[0].line == 2
     assert parsed.table.to_pydict() == {
@@ -129,9 +134,9 @@ def test_bad_lines(line: str, reason: str) -> None:
 def test_both_ways_of_parsing_agree(separator: str) -> None:
     rows = [(n % 7, n % 11, n % 5 + 0.5, n) for n in range(100)]
     data = "".join(separator.join(map(str, row)) + "\r\n" for row in rows).encode()
-    quick = _parse_table(data, header=False)
+    quick = _parse_table(data, False, "steps")
     assert quick is not None
-    slow = MovieLensReader().parse_events(data + b"bad\n", False)
+    slow = MovieLensReader().parse_events(data + b"bad\n", False, "steps")
     assert slow.reasons == {"1 fields instead of 4": 1}
     assert quick.table.to_pydict() == slow.table.to_pydict()
     assert quick.table["timestamp"].to_pylist() == list(range(100))
@@ -166,7 +171,7 @@ def test_movielens_100k(tmp_path: Path, shared_data: Callable[[str], Path]) -> N
         "category_id": 216 + 3,
     }
     ratings = pd.read_csv(raw / "u.data", sep="\t", names=["user", "item", "rating", "time"])
-    ratings = ratings.sort_values(["user", "time", "item"])
+    ratings = ratings.sort_values(["user", "time"], kind="stable")
     histories = pq.read_table(tmp_path / "out/histories/part-00000.parquet").to_pandas()
     vocabulary = tmp_path / "out/workflow/categories"
     users = pq.read_table(vocabulary / "unique.user_id.parquet")["user_id"].to_pylist()
@@ -183,7 +188,7 @@ def test_amazon_musical_instruments(tmp_path: Path, shared_data: Callable[[str],
     assert (counts["users"], counts["events"], counts["items"]) == (1429, 10_261, 900)
     assert report.metadata["history_length"]["min"] == 5
     reviews = pd.read_json(raw / "reviews_Musical_Instruments_5.json", lines=True)
-    reviews = reviews.sort_values(["reviewerID", "unixReviewTime", "asin"])
+    reviews = reviews.sort_values(["reviewerID", "unixReviewTime"], kind="stable")
     vocabulary = tmp_path / "out/workflow/categories"
     users = pq.read_table(vocabulary / "unique.user_id.parquet")["user_id"].to_pylist()
     items = pq.read_table(vocabulary / "unique.item_id.parquet")["item_id"].to_pandas().to_numpy()

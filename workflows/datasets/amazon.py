@@ -1,19 +1,24 @@
-"""Amazon reviews: ``reviews_*.json[.gz]`` and, where there is one, ``meta_*.json[.gz]``.
+"""Amazon reviews: ``reviews_*.json[l][.gz]`` and, where there is one, ``meta_*.json[l][.gz]``.
 
 Lines are JSON objects, or the Python literals that the 2014 files hold. A review is an event:
 ``reviewerID``, ``asin``, ``unixReviewTime``. An item's category is the last of its first path of
 ``categories``, as in NVIDIA's recipe (SIM/preprocessing/io.py reads ``categories[0][-1]``); the
-flat ``category`` list of the 2018 files serves as well. An item without metadata, or without a
-category in it, is of ``no_category``.
+flat ``category`` list of the 2018 files and the flat ``categories`` of the 2023 ones serve as well.
+An item without metadata, or without a category in it, is of ``no_category``.
+
+Reviews of 2023 have other names: ``user_id``, ``parent_asin`` (which metadata are about) and
+``timestamp``, in milliseconds.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,16 +32,20 @@ from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories.ingest import Features, first_of_each
 from lookback.workflows.histories.reader import Reader
+from lookback.workflows.passed_over import columns_not_read
 from lookback.workflows.text import (
     BadLineCounter,
     BadLineError,
     Block,
     Parsed,
     blocks,
+    first_line,
     is_utf8,
     parse_lines,
 )
+from lookback.workflows.times import TimeUnit, read_number, read_numbers
 
+ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 NO_CATEGORY = "no_category"
 CATEGORY = "category_id"
 
@@ -46,9 +55,6 @@ _EVENTS = pa.schema(
         (names.ITEM_ID, pa.string()),
         (names.TIMESTAMP, pa.int64()),
     ]
-)
-_REVIEW = pa.schema(
-    [("reviewerID", pa.string()), ("asin", pa.string()), ("unixReviewTime", pa.int64())]
 )
 _ITEMS = pa.schema([(names.ITEM_ID, pa.string()), (CATEGORY, pa.string())])
 
@@ -60,6 +66,26 @@ _LITERAL_TIME = re.compile(rb"[{ ]'unixReviewTime': (\d{1,18})[,}]")
 _LITERAL_CATEGORIES = re.compile(
     rb"[{ ]'categories': (\[" + _STRINGS + rb"(?:, " + _STRINGS + rb")*\])[,}]"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Review:
+    """What the reviews of an edition call user, item and time, and the time's unit."""
+
+    user: str
+    item: str
+    time: str
+    unit: TimeUnit
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The three, as Arrow reads them."""
+        types = zip((self.user, self.item, self.time), _EVENTS.types, strict=True)
+        return pa.schema(list(types))
+
+
+_FIRST = _Review("reviewerID", "asin", "unixReviewTime", "s")
+_OF_2023 = _Review("user_id", "parent_asin", "timestamp", "ms")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,20 +125,34 @@ class AmazonReader(Reader):
             )
         return [found[name] for name in dict.fromkeys(chosen)]
 
-    def parse_block(self, block: Block) -> Parsed:
-        """Reviews of a block."""
-        return self.parse_events(block.read(), block.first)
+    def remarks(self, paths: Sequence[Path]) -> list[str]:
+        """What of the first review is not read, and whether there are metadata."""
+        lines = []
+        with contextlib.suppress(BadLineError):  # which is told with its number later
+            value = _object(first_line(paths[0]).encode())
+            lines += columns_not_read(
+                key for key in value if key not in _edition(value).schema.names
+            )
+        if not self.metadata_files(paths[0].parent):
+            lines.append(f"WARNING: there is no meta_*.json[.gz]: every item is of {NO_CATEGORY}")
+        return lines
 
-    def parse_events(self, data: bytes, first: bool) -> Parsed:
+    def parse_block(self, block: Block, unit: TimeUnit | None = None) -> Parsed:
+        """Reviews of a block."""
+        return self.parse_events(block.read(), block.first, unit)
+
+    def parse_events(self, data: bytes, first: bool, unit: TimeUnit | None = None) -> Parsed:
         """Reviews of a block of lines."""
-        parsed = _parse_strict(data)
-        return parse_lines(data, _review, _EVENTS) if parsed is None else parsed
+        parsed = _parse_strict(data, unit)
+        if parsed is None:
+            parsed = parse_lines(data, functools.partial(_review, unit=unit), _EVENTS)
+        return parsed
 
     def features(
         self, directory: Path, runner: Runner, bad_lines: BadLineCounter
     ) -> tuple[list[Features], dict[str, int]]:
         """The items' categories, and how many lines repeat an item (the first one counts)."""
-        files = self._metadata_files(directory)
+        files = self.metadata_files(directory)
         defaults = {CATEGORY: NO_CATEGORY}
         if not files:
             return [Features(names.ITEM_ID, defaults)], {}
@@ -127,10 +167,14 @@ class AmazonReader(Reader):
             tables.append(parsed.table)
         table = pa.concat_tables(tables) if tables else _ITEMS.empty_table()
         table, repeated = first_of_each(table, names.ITEM_ID)
-        counts = {"duplicate_item_metadata": repeated, "items_in_metadata": len(table)}
+        counts = {
+            "duplicate_item_metadata": repeated,
+            "items_in_metadata": len(table),
+            "items_without_category": pc.sum(pc.equal(table[CATEGORY], NO_CATEGORY)).as_py() or 0,
+        }
         return [Features(names.ITEM_ID, defaults, table)], counts
 
-    def _metadata_files(self, directory: Path) -> list[Path]:
+    def metadata_files(self, directory: Path) -> Sequence[Path]:
         """The metadata of each file of reviews, where there is some.
 
         The 5-core files ``reviews_X_5.json`` go with ``meta_X.json``.
@@ -149,9 +193,7 @@ class AmazonReader(Reader):
 def _by_category(directory: Path, kind: str) -> dict[str, Path]:
     """Files of a kind by category; refuses a category that is there packed and unpacked."""
     found: dict[str, Path] = {}
-    paths: Sequence[Path] = sorted(
-        [*directory.glob(f"{kind}_*.json"), *directory.glob(f"{kind}_*.json.gz")]
-    )
+    paths = sorted(path for ending in ENDINGS for path in directory.glob(f"{kind}_*{ending}"))
     for path in paths:
         name = _category(path)
         if name in found:
@@ -164,22 +206,28 @@ def _by_category(directory: Path, kind: str) -> dict[str, Path]:
 
 
 def _category(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".json").split("_", 1)[1]
+    return path.name.split(".json", 1)[0].split("_", 1)[1]
 
 
-def _parse_strict(data: bytes) -> Parsed | None:
+def _edition(value: Mapping[str, Any]) -> _Review:
+    """Which names a review has."""
+    return _OF_2023 if "user_id" in value and "reviewerID" not in value else _FIRST
+
+
+def _parse_strict(data: bytes, unit: TimeUnit | None) -> Parsed | None:
     """All lines at once, or None where any of them may be bad (or is no strict JSON)."""
     if data[:2] == b"{'" or not is_utf8(data):
         return None
     lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
     if not data.strip():
         return Parsed(_EVENTS.empty_table(), lines)
+    edition = _OF_2023 if b'"user_id"' in data[: data.find(b"\n") + 1 or None] else _FIRST
     try:
         table = pj.read_json(
             pa.BufferReader(data),
             read_options=pj.ReadOptions(use_threads=pa.cpu_count() > 1, block_size=4 << 20),
             parse_options=pj.ParseOptions(
-                explicit_schema=_REVIEW, unexpected_field_behavior="ignore"
+                explicit_schema=edition.schema, unexpected_field_behavior="ignore"
             ),
         )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
@@ -187,15 +235,16 @@ def _parse_strict(data: bytes) -> Parsed | None:
     # Arrow takes two objects on a line for two lines, and passes over blank ones.
     if len(table) != lines and len(table) != sum(1 for line in data.split(b"\n") if line.strip()):
         return None
-    table = table.select(_REVIEW.names).rename_columns(_EVENTS.names)
+    table = table.select(edition.schema.names).rename_columns(_EVENTS.names)
     if any(column.null_count for column in table.columns):
         return None
-    if pc.min(table[names.TIMESTAMP]).as_py() < 0:
+    times, good = read_numbers(table[names.TIMESTAMP].to_numpy(), unit or edition.unit)
+    if not good.all():
         return None
     for name in (names.USER_ID, names.ITEM_ID):
         if pc.any(pc.equal(table[name], "")).as_py():
             return None
-    return Parsed(table, lines)
+    return Parsed(table.set_column(2, names.TIMESTAMP, pa.array(times)), lines)
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -229,23 +278,23 @@ def _identifier(value: dict[str, Any], key: str) -> str:
     return found
 
 
-def _review(line: bytes) -> tuple[str, str, int]:
+def _review(line: bytes, unit: TimeUnit | None) -> tuple[str, str, int | float]:
     quick = _review_of_literal(line)
     if quick is not None:
-        return quick
+        user, item, time = quick
+        return user, item, read_number(time, unit or _FIRST.unit, _FIRST.time)
     value = _object(line)
-    user = _identifier(value, "reviewerID")
-    item = _identifier(value, "asin")
-    if "unixReviewTime" not in value:
-        raise BadLineError("no unixReviewTime")
-    time = value["unixReviewTime"]
+    edition = _edition(value)
+    user = _identifier(value, edition.user)
+    item = _identifier(value, edition.item)
+    if edition.time not in value:
+        raise BadLineError(f"no {edition.time}")
+    time = value[edition.time]
     if isinstance(time, float) and time.is_integer():
         time = int(time)
     if not isinstance(time, int) or isinstance(time, bool) or time >= 1 << 63:
-        raise BadLineError("unixReviewTime is not an integer")
-    if time < 0:
-        raise BadLineError("unixReviewTime is negative")
-    return user, item, time
+        raise BadLineError(f"{edition.time} is not an integer")
+    return user, item, read_number(time, unit or edition.unit, edition.time)
 
 
 def _parse_metadata(block: Any) -> tuple[Path, Parsed]:
@@ -258,7 +307,8 @@ def _item(line: bytes) -> tuple[str, str]:
     if quick is not None:
         return quick
     value = _object(line)
-    return _identifier(value, "asin"), _last_category(value)
+    key = "parent_asin" if "parent_asin" in value else "asin"
+    return _identifier(value, key), _last_category(value)
 
 
 def _review_of_literal(line: bytes) -> tuple[str, str, int] | None:
@@ -301,8 +351,12 @@ def _occur_once(line: bytes, *keys: bytes) -> bool:
 
 
 def _last_category(value: dict[str, Any]) -> str:
-    paths = value.get("categories")
-    path = paths[0] if isinstance(paths, list) and paths else value.get("category")
-    if isinstance(path, list) and path and isinstance(path[-1], str) and path[-1]:
-        return path[-1]
+    """The last of the first path; a flat list is one path, and text a path of one."""
+    for key in ("categories", "category"):
+        path = value.get(key)
+        if isinstance(path, list) and path and isinstance(path[0], list):
+            path = path[0]
+        last = path[-1] if isinstance(path, list) and path else path
+        if isinstance(last, str) and last:
+            return last
     return NO_CATEGORY

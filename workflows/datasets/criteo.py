@@ -21,6 +21,7 @@ from lookback.workflows.tabular.reader import RawFiles, TabularReader
 KAGGLE_FILES = ("train.txt", "train.txt.gz")
 KAGGLE_DAYS = 7
 DAY_FILE = re.compile(r"day_(\d+)(\.gz)?")
+LIKE_A_DAY = re.compile(r"day[_-]?\d", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def _days(directory: Path) -> dict[int, Path]:
     for path in directory.iterdir():
         match = DAY_FILE.fullmatch(path.name)
         if match is None:
+            if LIKE_A_DAY.match(path.name):
+                raise UserError(
+                    f"{directory} has {path.name}, which is not read: days are named day_0 or "
+                    "day_0.gz, with nothing after that. Rename it, or move it away."
+                )
             continue
         number = int(match[1])
         if number in days:

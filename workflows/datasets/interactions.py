@@ -1,20 +1,20 @@
 """Interactions of anybody's: CSV or parquet with a column each of users, items and times.
 
 Every row is an event that took place (implicit feedback, positives only); other columns are
-passed over, so an item's only feature is its id. The input is a file or a directory of files, all
-CSV (``.csv``, ``.csv.gz``) or all parquet (``.parquet``).
+passed over and named, so an item's only feature is its id. The input is a file or a directory of
+files, all CSV (``.csv``, ``.csv.gz``) or all parquet (``.parquet``).
 
 Ids are integers if all of them are: of parquet by the column's type, of CSV by how they are written
-(``007`` is text, as it would not come back from the number 7). Times are seconds; fractions have a
-say in the order and are then cut off.
+(``007`` is text, as it would not come back from the number 7). Times: see `workflows.times`;
+fractions of a second have a say in the order and are then cut off.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lookback.core.errors import UserError
 from lookback.core.options import check_options, option
@@ -24,7 +24,9 @@ from lookback.workflows.histories import csv_events as csv_files
 from lookback.workflows.histories import parquet_events as parquet_files
 from lookback.workflows.histories.ingest import Features
 from lookback.workflows.histories.reader import Reader
+from lookback.workflows.passed_over import columns_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, estimate_lines
+from lookback.workflows.times import SECONDS, TimeUnit
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 
@@ -34,15 +36,12 @@ class InteractionsReader(Reader):
     """Files with one interaction a row."""
 
     scope = "options of interactions"
-    run_defaults: ClassVar[Mapping[str, Any]] = {
-        "duplicates": "first"  # seed 003: "dropping the duplicates"
-    }
     takes_file: ClassVar[bool] = True
 
     user_column: str = option(names.USER_ID, help="column of the users", nonempty=True)
     item_column: str = option(names.ITEM_ID, help="column of the items", nonempty=True)
     time_column: str = option(
-        names.TIMESTAMP, help="column of the times, in seconds", nonempty=True
+        names.TIMESTAMP, help="column of the times; see --time_unit", nonempty=True
     )
 
     def __post_init__(self) -> None:
@@ -54,21 +53,24 @@ class InteractionsReader(Reader):
             )
 
     def event_files(self, directory: Path) -> list[Path]:
-        """The input itself if it is a file, else the files in it; their columns are checked."""
+        """The input itself if it is a file, else the files in it."""
         if directory.is_file():
             if not _ending(directory):
                 raise UserError(
                     f"{directory} is of no known format: its name must end in {_listed()}."
                 )
-            paths = [directory]
-        else:
-            paths = _files(directory)
+            return [directory]
+        return _files(directory)
+
+    def remarks(self, paths: Sequence[Path]) -> list[str]:
+        """The columns that are not read; checks those that are."""
+        others: list[str] = []
         for path in paths:
             if _is_parquet(path):
-                parquet_files.check_columns(path, self._columns)
+                others += parquet_files.check_columns(path, self._columns)
             else:
-                csv_files.find_columns(path, self._columns)
-        return paths
+                others += csv_files.find_columns(path, self._columns).others
+        return columns_not_read(others)
 
     def count_events(self, paths: list[Path]) -> int:
         """Rows of parquet files, or about the lines of CSV files."""
@@ -82,12 +84,12 @@ class InteractionsReader(Reader):
             return parquet_files.row_blocks(path, self._columns)
         return csv_files.csv_blocks(path, self._columns)
 
-    def parse_block(self, block: Block) -> Parsed:
-        """Interactions of a block."""
+    def parse_block(self, block: Block, unit: TimeUnit | None = None) -> Parsed:
+        """Interactions of a block; without a unit their times are seconds."""
         if isinstance(block, parquet_files.RowBlock):
-            return parquet_files.parse(block)
+            return parquet_files.parse(block, unit or SECONDS)
         if isinstance(block, csv_files.CsvBlock):
-            return csv_files.parse(block)
+            return csv_files.parse(block, unit or SECONDS)
         raise TypeError(f"{block} is not one that `blocks` gave")
 
     def features(

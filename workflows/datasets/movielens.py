@@ -8,18 +8,19 @@ set         ratings             movies                users
 20M, 25M    ratings.csv         movies.csv            none
 ==========  ==================  ====================  ==========================
 
-Every rating is an event, whatever its value. A movie's category is the combination of its genres
-as one name (``Animation|Children's|Comedy``): a category is one id an item here, no genre is the
-chief one, and the combination loses nothing (216 of them in the 100k set). A movie without genres
-is of ``no_category``.
+Every rating is an event, whatever its value, but for those below `--min_rating`. A movie's category
+is the combination of its genres as one name (``Animation|Children's|Comedy``): a category is one id
+an item here, no genre is the chief one, and the combination loses nothing (216 of them in the 100k
+set). A movie without genres is of ``no_category``.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,12 +29,22 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
 from lookback.core.errors import UserError
-from lookback.core.options import option
+from lookback.core.options import check_options, option
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories.ingest import Features, first_of_each
 from lookback.workflows.histories.reader import Reader
-from lookback.workflows.text import BadLineCounter, BadLineError, Block, Parsed, blocks, parse_lines
+from lookback.workflows.text import (
+    EXCERPT,
+    BadLineCounter,
+    BadLineError,
+    Block,
+    Parsed,
+    blocks,
+    first_line,
+    parse_lines,
+)
+from lookback.workflows.times import SECONDS, TimeUnit, read_number, read_numbers
 
 CATEGORY = "category_id"
 NO_CATEGORY = "no_category"
@@ -63,16 +74,21 @@ GENRES_100K = (
 )
 """The flags that end a line of u.item, in their order (u.genre)."""
 
-_EVENTS = pa.schema(
+RATINGS_LEFT_OUT = "ratings_left_out"
+
+_RATING = "rating"
+_RATINGS = pa.schema(
     [
         (names.USER_ID, pa.int64()),
         (names.ITEM_ID, pa.int64()),
+        (_RATING, pa.float64()),
         (names.TIMESTAMP, pa.int64()),
     ]
 )
 _ITEMS = pa.schema([(names.ITEM_ID, pa.int64()), (CATEGORY, pa.string())])
-_RATING_COLUMNS = ("user", "item", "rating", "time")
-_CSV_HEADER = b"userId,movieId,rating,timestamp"
+_CSV_HEADER = "userId,movieId,rating,timestamp"
+_INTEGER = re.compile(rb"-?\d+")  # not all that int() takes: 1_0 is a mistake
+_MARK = "\ufeff".encode()  # Excel begins files with it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +130,12 @@ class MovieLensReader(Reader):
         help=f"user features to add, of {', '.join(USER_FEATURES)} (100k and 1M sets): NAME, or "
         "NAME,NAME",
     )
+    min_rating: float | None = option(
+        None, help="leave out ratings below it; none: every rating is an event, the lowest, too"
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @property
     def user_features(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -124,21 +146,57 @@ class MovieLensReader(Reader):
             raise UserError(
                 f"--user_columns: there is no {unknown[0]!r}. Choose of {', '.join(USER_FEATURES)}."
             )
+        if len(set(chosen)) < len(chosen):
+            raise UserError(
+                f"--user_columns: expected each column once, received {', '.join(chosen)}."
+            )
         return chosen
 
     def event_files(self, directory: Path) -> list[Path]:
         """The file of ratings."""
-        return [_find(directory, _layout(directory).ratings)]
+        path = _require(directory, _layout(directory).ratings)
+        line = first_line(path)
+        begins = re.split("::|\t|,", line)[0].strip()
+        if line and line != _CSV_HEADER and not _INTEGER.fullmatch(begins.encode()):
+            raise UserError(
+                f"{path}:1: expected a rating, or the header {_CSV_HEADER!r}; received "
+                f"{line[:EXCERPT]!r}. Put the columns into this order, or read the file by their "
+                "names: --dataset interactions with --user_column, --item_column, --time_column."
+            )
+        return [path]
 
-    def parse_block(self, block: Block) -> Parsed:
-        """Ratings of a block."""
-        return self.parse_events(block.read(), block.first)
+    def metadata_files(self, directory: Path) -> Sequence[Path]:
+        """The movies', and the users' if a feature of theirs is asked for."""
+        layout = _layout(directory)
+        users = [layout.users] if self.user_features and layout.users else []
+        found = [_find(directory, name) for name in (layout.movies, *users)]
+        return [path for path in found if path is not None]
 
-    def parse_events(self, data: bytes, first: bool) -> Parsed:
+    def remarks(self, paths: Sequence[Path]) -> list[str]:
+        """Whether there are movies."""
+        (path,) = paths
+        movies = _layout(path.parent).movies
+        if _find(path.parent, movies) is not None:
+            return []
+        return [f"WARNING: there is no {movies}[.gz]: every movie is of {NO_CATEGORY}"]
+
+    def parse_block(self, block: Block, unit: TimeUnit | None = None) -> Parsed:
+        """Ratings of a block; without a unit their times are seconds."""
+        return self.parse_events(block.read(), block.first, unit or SECONDS)
+
+    def parse_events(self, data: bytes, first: bool, unit: TimeUnit = SECONDS) -> Parsed:
         """Ratings of a block of lines, in any of the three layouts."""
-        header = first and data[: len(_CSV_HEADER)] == _CSV_HEADER
-        parsed = _parse_table(data, header)
-        return parse_lines(data, _rating, _EVENTS, skip=header) if parsed is None else parsed
+        header = first and data.removeprefix(_MARK).startswith(_CSV_HEADER.encode())
+        parsed = _parse_table(data, header, unit)
+        if parsed is None:
+            parse_line = functools.partial(_rating, unit=unit)
+            parsed = parse_lines(data, parse_line, _RATINGS, skip=header)
+        table = parsed.table
+        if self.min_rating is not None:
+            table = table.filter(pc.greater_equal(table[_RATING], self.min_rating))
+        parsed.counts = {RATINGS_LEFT_OUT: len(parsed.table) - len(table)}
+        parsed.table = table.drop([_RATING])
+        return parsed
 
     def features(
         self, directory: Path, runner: Runner, bad_lines: BadLineCounter
@@ -147,19 +205,25 @@ class MovieLensReader(Reader):
         layout = _layout(directory)
         defaults = {CATEGORY: NO_CATEGORY}
         counts = {}
-        movies = directory / layout.movies
-        if movies.exists():
+        movies = _find(directory, layout.movies)
+        if movies is not None:
             table, repeated = _read(movies, _MovieLine(layout), _ITEMS, bad_lines)
-            counts = {"duplicate_item_metadata": repeated, "items_in_metadata": len(table)}
+            without = pc.sum(pc.equal(table[CATEGORY], NO_CATEGORY)).as_py() or 0
+            counts = {
+                "duplicate_item_metadata": repeated,
+                "items_in_metadata": len(table),
+                "items_without_category": without,
+            }
             found = [Features(names.ITEM_ID, defaults, table)]
         else:
             found = [Features(names.ITEM_ID, defaults)]
         if self.user_features:
-            users = directory / (layout.users or "users.dat")
-            if not users.exists():
+            name = layout.users or "users.dat"
+            users = _find(directory, name)
+            if users is None:
                 raise UserError(
-                    f"--user_columns needs the users' file, and {users} is not there. Leave the "
-                    "option out (the 20M and 25M sets know nothing of their users)."
+                    f"--user_columns needs the users' file, and {directory / name} is not there. "
+                    "Leave the option out (the 20M and 25M sets know nothing of their users)."
                 )
             schema = pa.schema(
                 [(names.USER_ID, pa.int64()), *((n, pa.string()) for n in self.user_features)]
@@ -191,19 +255,33 @@ def _layout(directory: Path) -> _Layout:
     return found[0]
 
 
-def _find(directory: Path, name: str) -> Path:
-    path = directory / name
-    return path if path.exists() else directory / f"{name}.gz"
+def _find(directory: Path, name: str) -> Path | None:
+    """A file, packed or not; None if there is neither."""
+    found = [path for path in (directory / name, directory / f"{name}.gz") if path.exists()]
+    if len(found) > 1:
+        raise UserError(
+            f"Both {found[0]} and {found[1]} exist. Delete one (the first may be a partly unpacked "
+            "copy of the second)."
+        )
+    return found[0] if found else None
 
 
-def _parse_table(data: bytes, header: bool) -> Parsed | None:
+def _require(directory: Path, name: str) -> Path:
+    """A file that `_layout` has seen."""
+    path = _find(directory, name)
+    return directory / name if path is None else path
+
+
+def _parse_table(data: bytes, header: bool, unit: str) -> Parsed | None:
     """All lines at once, or None where any of them may be bad."""
     start = data.find(b"\n") + 1 if header else 0
     lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
     body = data[start:] if header else data
     if not body.strip():
-        return Parsed(_EVENTS.empty_table(), lines)
+        return Parsed(_RATINGS.empty_table(), lines)
     line = body[: body.find(b"\n")] if b"\n" in body else body
+    if b"x" in body or b"X" in body:  # Arrow takes 0x1F for a number
+        return None
     if b"::" in line:
         if b"\t" in body:
             return None
@@ -215,41 +293,36 @@ def _parse_table(data: bytes, header: bool) -> Parsed | None:
         table = pcsv.read_csv(
             pa.BufferReader(body),
             read_options=pcsv.ReadOptions(
-                column_names=list(_RATING_COLUMNS), use_threads=pa.cpu_count() > 1
+                column_names=_RATINGS.names, use_threads=pa.cpu_count() > 1
             ),
             parse_options=pcsv.ParseOptions(delimiter=separator, quote_char=False),
             convert_options=pcsv.ConvertOptions(
-                column_types={
-                    "user": pa.int64(),
-                    "item": pa.int64(),
-                    "rating": pa.float64(),
-                    "time": pa.int64(),
-                },
+                column_types=dict(zip(_RATINGS.names, _RATINGS.types, strict=True)),
                 null_values=[],
             ),
         )
     except pa.ArrowInvalid:
         return None
-    if pc.min(table["time"]).as_py() < 0:
+    times, good = read_numbers(table[names.TIMESTAMP].to_numpy(), unit)
+    if not good.all():
         return None
-    table = table.select(["user", "item", "time"]).rename_columns(_EVENTS.names)
-    return Parsed(table, lines)
+    return Parsed(table.set_column(3, names.TIMESTAMP, pa.array(times)), lines)
 
 
-def _rating(line: bytes) -> tuple[int, int, int]:
-    fields = re.split(rb"::|\t|,", line)
-    if len(fields) != len(_RATING_COLUMNS):
-        raise BadLineError(f"{len(fields)} fields instead of {len(_RATING_COLUMNS)}")
+def _rating(line: bytes, unit: str) -> tuple[int, int, float, int | float]:
+    fields = [field.strip() for field in re.split(rb"::|\t|,", line)]
+    if len(fields) != len(_RATINGS):
+        raise BadLineError(f"{len(fields)} fields instead of {len(_RATINGS)}")
+    user, item, rating, time = fields
+    if not all(_INTEGER.fullmatch(field) for field in (user, item, time)):
+        raise BadLineError("not numbers")
     try:
-        user, item, time = int(fields[0]), int(fields[1]), int(fields[3])
-        float(fields[2])
+        found = int(user), int(item), float(rating), int(time)
     except ValueError as error:
         raise BadLineError("not numbers") from error
-    if any(not -(1 << 63) <= number < 1 << 63 for number in (user, item, time)):
+    if any(not -(1 << 63) <= number < 1 << 63 for number in (found[0], found[1], found[3])):
         raise BadLineError("a number too large")
-    if time < 0:
-        raise BadLineError("the time is negative")
-    return user, item, time
+    return *found[:3], read_number(found[3], unit, "the time")
 
 
 @dataclasses.dataclass(frozen=True)

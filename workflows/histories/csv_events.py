@@ -8,14 +8,9 @@ records.
 from __future__ import annotations
 
 import csv
-import gzip
-import math
-import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,20 +26,18 @@ from lookback.workflows.text import (
     BadLineError,
     Block,
     Parsed,
-    damaged_gzip,
+    first_line,
     record_blocks,
 )
+from lookback.workflows.times import TIMES_WITHOUT_ZONE, read_text, read_word
 
-HEADER_BYTES = 1 << 20
-"""A first line longer than this is no header."""
+COLUMNS_SHOWN = 1000  # characters of their names in an error
 
 ARROW_BLOCK_BYTES = 4 << 20
 """What Arrow's threads parse at a time: enough of these in a block of ours to share out."""
 
 _NAMES = (names.USER_ID, names.ITEM_ID, names.TIMESTAMP)
 _STRINGS = pa.schema([(name, pa.string()) for name in _NAMES])
-_TOO_LARGE = 2.0**63
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _QUOTE = b'"'
 
 
@@ -55,11 +48,13 @@ class CsvColumns:
     Attributes:
       names: of users, items and times.
       places: theirs, from 0 on.
+      others: names of the columns that nobody reads.
       count: fields of a record.
     """
 
     names: tuple[str, str, str]
     places: tuple[int, ...]
+    others: tuple[str, ...]
     count: int
 
 
@@ -84,12 +79,15 @@ def find_columns(path: Path, columns: tuple[str, str, str]) -> CsvColumns:
     for name in columns:
         if found.count(name) != 1:
             problem = "has no column" if name not in found else "has more than one column"
+            listed = ", ".join(map(repr, found))
+            listed = listed if len(listed) <= COLUMNS_SHOWN else f"{listed[:COLUMNS_SHOWN]}..."
             raise UserError(
-                f"{path} {problem} {name!r}. The columns in its first line: "
-                f"{', '.join(map(repr, found))}. Name the ones to read with --user_column, "
-                "--item_column and --time_column."
+                f"{path} {problem} {name!r}. The columns in its first line: {listed}. "
+                "Name the ones to read with --user_column, --item_column and --time_column."
             )
-    return CsvColumns(columns, tuple(found.index(name) for name in columns), len(found))
+    places = tuple(found.index(name) for name in columns)
+    others = tuple(name for name in found if name not in columns)
+    return CsvColumns(columns, places, others, len(found))
 
 
 def csv_blocks(
@@ -102,8 +100,13 @@ def csv_blocks(
         yield CsvBlock(**values, columns=found)
 
 
-def parse(block: CsvBlock) -> Parsed:
-    """Users and items (int64 if all of the block's are integers, else string) and times."""
+def parse(block: CsvBlock, unit: str) -> Parsed:
+    """Users and items (int64 if all of the block's are integers, else string) and times.
+
+    Args:
+      block: the records.
+      unit: of times that are numbers; see `workflows.times`.
+    """
     data = block.read()
     lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
     header = block.first
@@ -112,27 +115,34 @@ def parse(block: CsvBlock) -> Parsed:
         return Parsed(_STRINGS.empty_table(), lines)
     bad: list[BadLine] = []
     reasons: dict[str, int] = {}
-    table = _parse_quickly(memoryview(data)[start:], data.count(_QUOTE, start), block.columns)
-    times = None if table is None else _seconds(table[names.TIMESTAMP])
-    if table is None or times is None:
-        table, bad, reasons = _parse_carefully(data, header, block.columns)
-        times = _seconds(table[names.TIMESTAMP])
+    table = None
+    if data.count(b"\r") == data.count(b"\r\n"):  # Arrow takes one alone for the end of a line
+        table = _parse_quickly(memoryview(data)[start:], data.count(_QUOTE, start), block.columns)
+    found = None if table is None else read_text(table[names.TIMESTAMP], unit)
+    if table is None or found is None:
+        table, times, without_zone, bad, reasons = _parse_carefully(
+            data, header, block.columns, unit
+        )
+    else:
+        times, without_zone = pa.array(found[0]), found[1]
     arrays = [_integers(table[name]) for name in (names.USER_ID, names.ITEM_ID)]
-    return Parsed(pa.table([*arrays, times], list(_NAMES)), lines, bad, reasons)
+    counts = {TIMES_WITHOUT_ZONE: without_zone} if without_zone else {}
+    return Parsed(pa.table([*arrays, times], list(_NAMES)), lines, bad, reasons, counts)
 
 
 def _read_header(path: Path) -> list[str]:
     """Names in the first line."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            line = file.readline(HEADER_BYTES)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise damaged_gzip(path, 0, error) from error
-    if not line.strip():
-        state = "is empty" if not line else "begins with an empty line"
+    text = first_line(path)
+    if not text.strip():
+        state = "begins with an empty line" if path.stat().st_size else "is empty"
         raise UserError(f"{path} {state}. Its first line must name the columns.")
-    text = line.decode("utf-8-sig", "backslashreplace")  # Excel begins files with a mark
-    return [name.strip() for name in next(csv.reader([text.rstrip("\r\n")]), [])]
+    try:
+        return [name.strip() for name in next(csv.reader([text], strict=True), [])]
+    except csv.Error as error:
+        raise UserError(
+            f"{path}:1: the first line, which must name the columns, is not CSV ({error}): "
+            f"{text[:EXCERPT]!r}... Correct it."
+        ) from error
 
 
 def _parse_quickly(body: memoryview, quotes: int, columns: CsvColumns) -> pa.Table | None:
@@ -172,14 +182,19 @@ def _parse_quickly(body: memoryview, quotes: int, columns: CsvColumns) -> pa.Tab
 
 
 def _parse_carefully(
-    data: bytes, header: bool, columns: CsvColumns
-) -> tuple[pa.Table, list[BadLine], dict[str, int]]:
-    """Record by record: the good ones as strings, and what is wrong with the others."""
+    data: bytes, header: bool, columns: CsvColumns, unit: str
+) -> tuple[pa.Table, pa.Array, int, list[BadLine], dict[str, int]]:
+    """Record by record: the good ones' ids and times, and what is wrong with the others.
+
+    Also gives how many of the times name no zone.
+    """
     # Bytes that are not UTF-8 do no harm in a column that nobody reads.
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     if not lines[-1]:
         lines.pop()
     rows = []
+    times = []
+    without_zone = 0
     bad: list[BadLine] = []
     reasons: dict[str, int] = {}
     for number, record in _records(lines, int(header)):
@@ -188,7 +203,11 @@ def _parse_carefully(
                 raise BadLineError(f"not CSV: {record}")
             if not "".join(record).strip() and len(record) < 2:
                 continue  # a blank line
-            rows.append(_values(record, columns))
+            *ids, text = _values(record, columns)
+            time, zoneless = read_word(text, unit, columns.names[-1])
+            rows.append(ids)
+            times.append(time)
+            without_zone += zoneless
         except BadLineError as error:
             reason = str(error)
             reasons[reason] = reasons.get(reason, 0) + 1
@@ -198,9 +217,16 @@ def _parse_carefully(
                     "utf-8", "backslashreplace"
                 )
                 bad.append(BadLine(number, reason, shown))
-    values = list(zip(*rows, strict=True)) if rows else [()] * len(_STRINGS)
-    arrays = [pa.array(column, pa.string()) for column in values]
-    return pa.Table.from_arrays(arrays, schema=_STRINGS), bad, reasons
+    users, items = zip(*rows, strict=True) if rows else ((), ())
+    table = pa.table(
+        {
+            names.USER_ID: pa.array(users, pa.string()),
+            names.ITEM_ID: pa.array(items, pa.string()),
+        }
+    )
+    fractions = any(isinstance(time, float) for time in times)
+    found = pa.array(times, pa.float64() if fractions else pa.int64())
+    return table, found, without_zone, bad, reasons
 
 
 def _records(lines: Sequence[str], skip: int) -> Iterator[tuple[int, list[str] | csv.Error]]:
@@ -243,35 +269,7 @@ def _values(record: Sequence[str], columns: CsvColumns) -> tuple[str, ...]:
             value.encode()
         except UnicodeEncodeError as error:
             raise BadLineError(f"{name} is not UTF-8") from error
-    time = values[-1]
-    if not _NUMBER.fullmatch(time):
-        raise BadLineError(f"{columns.names[-1]} is not a number of seconds")
-    if float(time) < 0:
-        raise BadLineError(f"{columns.names[-1]} is negative")
-    if not float(time) < _TOO_LARGE:
-        raise BadLineError(f"{columns.names[-1]} is too large")
     return values
-
-
-def _seconds(values: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """Times as int64, or float64 if any has a fraction; None where one of them is no time."""
-    for dtype in (pa.int64(), pa.float64()):
-        try:
-            times = values.cast(dtype)
-        except pa.ArrowInvalid:
-            continue
-        return times if is_time(times) else None
-    return None
-
-
-def is_time(times: Any) -> bool:
-    """Whether all of some numbers are finite, not negative, and fit into int64."""
-    if not len(times):
-        return True
-    found = pc.min_max(times).as_py()
-    if pa.types.is_floating(times.type) and pc.any(pc.is_nan(times)).as_py():
-        return False
-    return found["min"] >= 0 and found["max"] < _TOO_LARGE and math.isfinite(found["max"])
 
 
 def _integers(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -4,24 +4,25 @@ Two passes, both out of core:
 
 1. *split*: each block of text becomes one parquet file with one row group for each partition;
    a user's partition follows from a hash of the raw id.
-2. *gather*: each partition takes its row groups out of all files, sorts them by user, time and
-   raw item id, joins what is known of users and items, and becomes one parquet file.
+2. *gather*: each partition takes its row groups out of all files, sorts them by user and time,
+   drops what is there twice, joins what is known of users and items, and becomes one parquet file.
 
 Blocks may disagree about a column's type: ids are integers as long as all of them are. Those
 that differ from the common type are split again, as the hash is that of the final id.
 
 Histories are ordered by (hash, raw id) of their user. Partitions are ranges of the hash, so that
-order is the same however many partitions there are.
+order is the same however many partitions there are. Events of equal time stay in the order of the
+input: blocks are taken in its order, and every sort is stable.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,8 @@ from lookback.workflows.cluster import Runner
 from lookback.workflows.text import READ_HERE, BadLineCounter, Block, Parsed, Parser
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Ties = Literal["file", "item"]
 
 COMPRESSION = "lz4"  # of files that live for minutes: speed before size
 
@@ -54,6 +57,27 @@ class Features:
     table: pa.Table | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which events are kept, in which order.
+
+    Attributes:
+      min_interactions: fewest events of a user who is kept; only counted with, none is left out.
+      fewest_items: likewise; see `workflows.histories.ops.build_workflow`.
+      exact_repeats: whether to keep events of which user, item and time are those of another one.
+      ties: order of a user's events of equal time: that of the input, or of the raw item ids.
+      held_out: events at the end of a history that are not for training.
+      ticks: units of the parsed times in one of the time that is written.
+    """
+
+    min_interactions: int
+    fewest_items: int | None = None
+    exact_repeats: bool = False
+    ties: Ties = "file"
+    held_out: int = 1
+    ticks: int = 1
+
+
 @dataclass(frozen=True)
 class Events:
     """The intermediate events on disk, and what was counted on the way.
@@ -69,11 +93,15 @@ class Events:
       users_with_one_event: how many of them have a single event.
       users_kept: how many are kept.
       events_kept: events of the kept users, without the repeated ones.
+      exact_repeats: events that were dropped because another is the same.
       events_repeated: events of the kept users with an item that they had before; 0 where these
         are kept, too.
+      held_out_ties: held-out events of the kept users that have the time of the event before
+        them: something else than time says which of the two is held out.
       users_short: users who have `min_interactions` events or more, but of too few items.
       longest: length of the longest history.
       without_features: events whose id the feature table does not have, by feature.
+      counts: what the parser counted.
     """
 
     files: tuple[Path, ...]
@@ -83,10 +111,13 @@ class Events:
     users_with_one_event: int
     users_kept: int
     events_kept: int
+    exact_repeats: int
     events_repeated: int
+    held_out_ties: int
     users_short: int
     longest: int
     without_features: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,7 +136,9 @@ class _Gathered:
     users_with_one_event: int
     users_kept: int
     events_kept: int
+    exact_repeats: int
     events_repeated: int
+    held_out_ties: int
     users_short: int
     longest: int
     without_features: dict[str, int]
@@ -121,8 +154,7 @@ def ingest(
     runner: Runner,
     *,
     partitions: int,
-    min_interactions: int,
-    fewest_items: int | None,
+    selection: Selection,
     bad_lines: BadLineCounter,
 ) -> Events:
     """Reads raw events and writes them to `directory`, partitioned by user.
@@ -131,14 +163,13 @@ def ingest(
       paths: files of events.
       blocks: cuts one of them.
       parser: for a block; gives `user_id` and `item_id` (string or int64) and `timestamp` (int64
-        or float64; fractions count for the order and are then cut off).
+        or float64; what is less than a tick counts for the order and is then cut off).
       features: of users and of items.
       columns: names of the columns to write, in order, without `history_id`.
       directory: an existing, empty directory.
       runner: where the tasks run.
       partitions: how many.
-      min_interactions: only counted with; no event is left out here.
-      fewest_items: likewise; see `workflows.histories.ops.build_workflow`.
+      selection: which events to keep.
       bad_lines: counts bad lines; `paths` must be new to it.
 
     Raises:
@@ -166,17 +197,12 @@ def ingest(
         features=_store(features, directory),
         columns=tuple(columns),
         directory=directory,
-        min_interactions=min_interactions,
-        fewest_items=fewest_items,
+        selection=selection,
     )
     tasks = [(number, source) for number, source in enumerate(sources) if source]
     parts = list(runner.map(gather, tasks, label="sorting", total=len(tasks)))
     for part in found:
         part.file.unlink()
-    without: dict[str, int] = {}
-    for gathered in parts:
-        for name, count in gathered.without_features.items():
-            without[name] = without.get(name, 0) + count
     return Events(
         files=tuple(part.file for part in parts if part.users_kept),
         schema=open_parquet(parts[0].file).schema_arrow,
@@ -185,10 +211,13 @@ def ingest(
         users_with_one_event=sum(part.users_with_one_event for part in parts),
         users_kept=sum(part.users_kept for part in parts),
         events_kept=sum(part.events_kept for part in parts),
+        exact_repeats=sum(part.exact_repeats for part in parts),
+        held_out_ties=sum(part.held_out_ties for part in parts),
         events_repeated=sum(part.events_repeated for part in parts),
         users_short=sum(part.users_short for part in parts),
         longest=max(part.longest for part in parts),
-        without_features=without,
+        without_features=_summed(part.without_features for part in parts),
+        counts=_summed(part.parsed.counts for part in found),
     )
 
 
@@ -238,6 +267,60 @@ def first_events(
     first = np.empty(len(key), dtype=np.bool_)
     first[order] = ~Series(key[order]).duplicated().to_numpy()
     return first
+
+
+def exact_repeats(history: Ints, time: np.ndarray[Any, Any], items: pa.ChunkedArray) -> Bools:
+    """Which events have history, time and item of an earlier one.
+
+    Args:
+      history: number of each event's history, in order. [N]
+      time: in order within a history. [N]
+      items: [N]
+
+    Returns:
+      [N]
+    """
+    from pandas import Series
+
+    repeated = np.zeros(len(history), dtype=np.bool_)
+    same = _as_before(history, time)
+    if same.any():  # in most logs few events are tied, and only they are compared
+        tied = np.flatnonzero(same | np.r_[same[1:], False])
+        item = encode_column(items.take(pa.array(tied))).indices.to_numpy().astype(np.int64)
+        moment = np.cumsum(~same)[tied]
+        repeated[tied] = Series(moment * (int(item.max()) + 1) + item).duplicated().to_numpy()
+    return repeated
+
+
+def held_out_ties(history: Ints, time: np.ndarray[Any, Any], held_out: int) -> int:
+    """How many of the last events of each history have the time of the event before them.
+
+    Args:
+      history: number of each event's history, in order. [N]
+      time: in order within a history. [N]
+      held_out: number of last events.
+    """
+    if not len(history):
+        return 0
+    tied = _as_before(history, time)
+    from_last = np.flatnonzero(np.r_[history[1:] != history[:-1], True])
+    first = np.r_[0, from_last[:-1] + 1]
+    places = from_last[:, np.newaxis] - np.arange(held_out)
+    return int((tied[places] & (places > first[:, np.newaxis])).sum())
+
+
+def _as_before(history: Ints, time: np.ndarray[Any, Any]) -> Bools:
+    """Which events have history and time of the one before them, [N]."""
+    same = (history[1:] == history[:-1]) & (time[1:] == time[:-1])
+    return np.r_[np.zeros(min(len(history), 1), np.bool_), same]
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in counts:
+        for name, count in part.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def _split_block(block: Block, parser: Parser, directory: Path, partitions: int) -> _Split:
@@ -321,21 +404,25 @@ def _gather_partition(
     features: Sequence[tuple[str, Mapping[str, str], Path | None]],
     columns: Sequence[str],
     directory: Path,
-    min_interactions: int,
-    fewest_items: int | None,
+    selection: Selection,
 ) -> _Gathered:
     """Task of the second pass."""
     number, source = task
     table = pa.concat_tables([open_parquet(file).read_row_group(group) for file, group in source])
-    table = _sort_events(table)
-    history = table[names.HISTORY_ID].to_numpy()
+    read = len(table)
+    table = _sort_events(table, selection)
+    history, time = table[names.HISTORY_ID].to_numpy(), table[names.TIMESTAMP].to_numpy()
     lengths = left = np.bincount(history)
-    kept = enough = lengths >= min_interactions
-    if fewest_items is not None:
+    kept = enough = lengths >= selection.min_interactions
+    first = np.ones(len(table), np.bool_)
+    if selection.fewest_items is not None:
         items = encode_column(table[names.ITEM_ID]).indices.to_numpy()
-        first = first_events(history, table[names.TIMESTAMP].to_numpy(), items)
+        first = first_events(history, time, items)
         left = np.bincount(history[first], minlength=len(lengths))
-        kept = enough & (left >= fewest_items)
+        kept = enough & (left >= selection.fewest_items)
+    stay = kept[history] & first
+    ties = held_out_ties(history[stay], time[stay], selection.held_out)
+    table = _in_ticks(table, time, selection.ticks)
     without = {}
     for key, defaults, path in features:
         table, missing = _join(table, key, defaults, path)
@@ -346,32 +433,44 @@ def _gather_partition(
     pq.write_table(table, file, compression=COMPRESSION)
     return _Gathered(
         file=file,
-        events=len(table),
+        events=read,
         users=len(lengths),
         users_with_one_event=int((lengths == 1).sum()),
         users_kept=int(kept.sum()),
         events_kept=int(left[kept].sum()),
+        exact_repeats=read - len(table),
         events_repeated=int((lengths - left)[kept].sum()),
+        held_out_ties=ties,
         users_short=int((enough & ~kept).sum()),
         longest=int(lengths.max()),
         without_features=without,
     )
 
 
-def _sort_events(table: pa.Table) -> pa.Table:
-    """Sorts by user, time and raw item id; numbers the histories; leaves whole seconds."""
+def _sort_events(table: pa.Table, selection: Selection) -> pa.Table:
+    """Sorts by user and time; numbers the histories; leaves exact repeats out."""
     users = encode_column(table[names.USER_ID])
-    items = encode_column(table[names.ITEM_ID])
     user_rank = np.lexsort((_ranks(users.dictionary), hash_ids(users.dictionary)))
     history = _inverse(user_rank)[users.indices.to_numpy()]
-    item_rank = _ranks(items.dictionary)[items.indices.to_numpy()]
-    order = np.lexsort((item_rank, table[names.TIMESTAMP].to_numpy(), history))
+    keys = [table[names.TIMESTAMP].to_numpy(), history]  # the last is the first to sort by
+    if selection.ties == "item":
+        items = encode_column(table[names.ITEM_ID])
+        keys.insert(0, _ranks(items.dictionary)[items.indices.to_numpy()])
+    order = np.lexsort(keys)  # stable
+    table = table.append_column(names.HISTORY_ID, pa.array(history, pa.int64()))
     table = table.take(pa.array(order))
-    if pa.types.is_floating(table.schema.field(names.TIMESTAMP).type):
-        seconds = pc.floor(table[names.TIMESTAMP]).cast(pa.int64())
-        place = table.column_names.index(names.TIMESTAMP)
-        table = table.set_column(place, names.TIMESTAMP, seconds)
-    return table.append_column(names.HISTORY_ID, pa.array(history[order], pa.int64()))
+    if selection.exact_repeats:
+        return table
+    time = table[names.TIMESTAMP].to_numpy()
+    repeated = exact_repeats(history[order], time, table[names.ITEM_ID])
+    return table.filter(pa.array(~repeated)) if repeated.any() else table
+
+
+def _in_ticks(table: pa.Table, time: np.ndarray[Any, Any], ticks: int) -> pa.Table:
+    """Whole ticks in place of the times."""
+    whole = np.floor(time).astype(np.int64) if time.dtype.kind == "f" else time
+    place = table.column_names.index(names.TIMESTAMP)
+    return table.set_column(place, names.TIMESTAMP, pa.array(whole // ticks))
 
 
 def _join(
@@ -379,7 +478,7 @@ def _join(
 ) -> tuple[pa.Table, int]:
     """Adds the features of each row's id; also gives the number of rows whose id has none."""
     ids = encode_column(table[key])
-    known = None if path is None else _read_features(path)
+    known = None if path is None else _read_features(path, path.stat().st_mtime_ns)
     missing = 0
     if known is not None:
         found = pc.index_in(ids.dictionary, value_set=known[key].combine_chunks())
@@ -408,7 +507,8 @@ def _store(
 
 
 @functools.lru_cache(maxsize=2)
-def _read_features(path: Path) -> pa.Table:
+def _read_features(path: Path, modified: int) -> pa.Table:
+    """`modified` is part of the cache's key: the next run to an output has files of these names."""
     return read_parquet(path).combine_chunks()
 
 

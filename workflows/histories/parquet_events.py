@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -13,7 +14,24 @@ import pyarrow.parquet as pq
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats import history_columns as names
-from lookback.workflows.text import BAD_LINES_SHOWN, EXCERPT, BadLine, Block, Parsed
+from lookback.workflows.text import (
+    BAD_LINES_SHOWN,
+    EXCERPT,
+    BadLine,
+    BadLineError,
+    Block,
+    Parsed,
+)
+from lookback.workflows.times import (
+    STEPS,
+    TIMES_WITHOUT_ZONE,
+    Array,
+    Mask,
+    problem,
+    read_numbers,
+    read_text,
+    read_word,
+)
 
 ROWS_AT_A_TIME = 1 << 20
 """Rows of a block: about what a block of text holds."""
@@ -22,8 +40,6 @@ READ_BUFFER = 1 << 20
 """Bytes that a column is read ahead; without it Arrow reads a row group's column at once."""
 
 _NAMES = (names.USER_ID, names.ITEM_ID, names.TIMESTAMP)
-_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_TOO_LARGE = 2.0**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +53,8 @@ class RowBlock(Block):
     rows: pa.Table
 
 
-def check_columns(path: Path, columns: tuple[str, str, str]) -> None:
-    """Checks names and types.
+def check_columns(path: Path, columns: tuple[str, str, str]) -> tuple[str, ...]:
+    """Checks names and types; gives the names of the columns that nobody reads.
 
     Args:
       path: the file.
@@ -64,11 +80,13 @@ def check_columns(path: Path, columns: tuple[str, str, str]) -> None:
                 f"{hint if pa.types.is_floating(dtype) else ''}. Write it with another type."
             )
     dtype = _value_type(schema.field(time).type)
-    if not (_is_number(dtype) or pa.types.is_timestamp(dtype) or pa.types.is_date(dtype)):
+    typed = _is_text(dtype) or pa.types.is_timestamp(dtype) or pa.types.is_date(dtype)
+    if not (_is_number(dtype) or typed):
         raise UserError(
-            f"{path}: column {time!r} is of type {dtype}; times must be seconds (integer or "
-            "floating point) or timestamps. Write it with another type."
+            f"{path}: column {time!r} is of type {dtype}; times must be numbers (--time_unit says "
+            "of what), timestamps or dates, or text of ISO 8601. Write it with another type."
         )
+    return tuple(name for name in schema.names if name not in columns)
 
 
 def count_rows(path: Path) -> int:
@@ -99,45 +117,51 @@ def row_blocks(
         raise _damaged(path, error) from error
 
 
-def parse(block: RowBlock) -> Parsed:
+def parse(block: RowBlock, unit: str) -> Parsed:
     """Users and items (int64 or string) and times; rows take the part of lines.
 
+    Args:
+      block: the rows.
+      unit: of times that are numbers; see `workflows.times`.
+
     Raises:
-      UserError: if an unsigned id is too large for int64.
+      UserError: if an unsigned id is too large for int64, or the unit is not for the times' type.
     """
     raw = block.rows
+    dtype = _value_type(raw.schema.types[2])
+    if unit == STEPS and not _is_number(dtype):
+        raise UserError(
+            f"{block.path}: column {raw.column_names[2]!r} is of type {dtype}; --time_unit {STEPS} "
+            "takes numbers. Leave the option out."
+        )
     try:
-        arrays = [_ids(raw.column(0)), _ids(raw.column(1)), _seconds(raw.column(2))]
+        ids = [_ids(raw.column(0)), _ids(raw.column(1))]
+        times = _times(raw.column(2), unit, raw.column_names[2])
     except pa.ArrowInvalid as error:
         raise UserError(
             f"{block.path}, rows {block.start + 1:,} to {block.stop:,}: {error}. Ids and times "
             "must fit into 64 bits with a sign."
         ) from error
     user, item, time = raw.column_names
-    wrong = [
-        (f"no {user}", _missing(arrays[0])),
-        (f"no {item}", _missing(arrays[1])),
-        (f"no {time}", _missing(arrays[2])),
-        (f"{time} is negative", pc.less(arrays[2], 0)),
-    ]
-    if pa.types.is_floating(arrays[2].type):
-        wrong.append((f"{time} is too large", pc.greater_equal(arrays[2], _TOO_LARGE)))
-    good = pa.chunked_array([pa.array([True] * len(raw))])
-    table = pa.table(arrays, list(_NAMES))
+    missing = [(f"no {user}", _missing(ids[0])), (f"no {item}", _missing(ids[1]))]
+    good = np.ones(len(raw), np.bool_)
+    table = pa.table([*ids, pa.array(times.values)], list(_NAMES))
     bad: list[BadLine] = []
     reasons: dict[str, int] = {}
-    for reason, mask in wrong:
-        mask = pc.and_(mask.fill_null(False), good)
-        count = pc.sum(mask).as_py() or 0
+    for reason, mask in [*missing, (f"no {time}", times.missing), *times.wrong.items()]:
+        mask = mask & good
+        count = int(mask.sum())
         if count:
             reasons[reason] = count
-            places = pc.indices_nonzero(mask)[:BAD_LINES_SHOWN].to_pylist()
+            places = np.flatnonzero(mask)[:BAD_LINES_SHOWN].tolist()
             bad += [BadLine(at + 1, reason, _shown(raw, at)) for at in places]
-            good = pc.and_(good, pc.invert(mask))
+            good &= ~mask
     if reasons:
-        table = table.filter(good)
+        table = table.filter(pa.array(good))
         bad = sorted(bad, key=lambda line: line.line)[:BAD_LINES_SHOWN]
-    return Parsed(table, len(raw), bad, reasons)
+    without_zone = len(table) if times.without_zone else 0
+    counts = {TIMES_WITHOUT_ZONE: without_zone} if without_zone else {}
+    return Parsed(table, len(raw), bad, reasons, counts)
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -159,24 +183,72 @@ def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string() if _is_text(column.type) else pa.int64())
 
 
-def _seconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Seconds as int64, or float64 where the type has fractions."""
+@dataclass(frozen=True)
+class _Times:
+    """Times of a column.
+
+    Attributes:
+      values: as `workflows.times.read_numbers` has them; without meaning where they are wrong. [N]
+      missing: which are not there. [N]
+      wrong: why some are no times -> which. [N]
+      without_zone: whether they name no zone.
+    """
+
+    values: Array
+    missing: Mask
+    wrong: dict[str, Mask]
+    without_zone: bool = False
+
+
+def _times(column: pa.ChunkedArray, unit: str, name: str) -> _Times:
     column = column.cast(_value_type(column.type))
+    if _is_text(column.type):
+        return _times_of_text(column, unit, name)
+    zoneless = False
     if pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("s"))
+        column, zoneless = column.cast(pa.timestamp("ms")), True
     if pa.types.is_timestamp(column.type):
-        unit = column.type.unit
-        ticks = column.cast(pa.int64())
-        if unit == "s":
-            return ticks
-        return pc.divide(ticks.cast(pa.float64(), safe=False), float(_UNITS[unit]))
-    return column.cast(pa.float64() if pa.types.is_floating(column.type) else pa.int64())
+        unit, zoneless = column.type.unit, column.type.tz is None
+        column = column.cast(pa.int64())
+    missing = _missing(column)
+    column = column.cast(pa.float64() if pa.types.is_floating(column.type) else pa.int64())
+    numbers = column.fill_null(0).to_numpy()
+    with np.errstate(invalid="ignore"):  # not a number
+        values, plausible = read_numbers(numbers, unit)
+    wrong: dict[str, Mask] = {}
+    for at in np.flatnonzero(~plausible & ~missing).tolist():
+        reason = problem(numbers[at].item(), unit, name)
+        wrong.setdefault(reason, np.zeros(len(numbers), np.bool_))[at] = True
+    return _Times(values, missing, wrong, zoneless)
 
 
-def _missing(values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _times_of_text(column: pa.ChunkedArray, unit: str, name: str) -> _Times:
+    column = column.cast(pa.string())
+    missing = _missing(column)
+    found = None if missing.any() else read_text(column, unit)
+    if found is not None:
+        return _Times(found[0], missing, {}, bool(found[1]))
+    values: list[int | float] = [0] * len(column)
+    wrong: dict[str, Mask] = {}
+    without_zone = False
+    for at, text in enumerate(column.to_pylist()):
+        if missing[at]:
+            continue
+        try:
+            values[at], zoneless = read_word(text, unit, name)
+            without_zone |= zoneless
+        except BadLineError as error:
+            wrong.setdefault(str(error), np.zeros(len(column), np.bool_))[at] = True
+    return _Times(np.array(values), missing, wrong, without_zone)
+
+
+def _missing(values: pa.ChunkedArray) -> Mask:
     if _is_text(values.type):
-        return pc.equal(values, "").fill_null(True)
-    return pc.is_null(values, nan_is_null=True)
+        missing = pc.equal(values, "").fill_null(True)
+    else:
+        missing = pc.is_null(values, nan_is_null=True)
+    found: Mask = missing.to_numpy()
+    return found
 
 
 def _value_type(dtype: pa.DataType) -> pa.DataType:

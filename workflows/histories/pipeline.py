@@ -90,6 +90,7 @@ class _Job:
 
     def counts(self) -> dict[str, Any]:
         events = self.events
+        dropped = events.events - events.events_kept - events.events_repeated
         repeated = {
             "users_dropped_for_duplicates": events.users_short,
             "duplicate_events": events.events_repeated,
@@ -98,11 +99,14 @@ class _Job:
             "users_read": events.users,
             "events_read": events.events,
             "users_dropped": events.users - events.users_kept,
-            "events_dropped": events.events - events.events_kept - events.events_repeated,
+            "events_dropped": dropped - events.exact_repeats,
+            "exact_repeats": events.exact_repeats,
             **(repeated if self.order.options.duplicates == "first" else {}),
             "users_with_one_event": events.users_with_one_event,
+            "held_out_ties": events.held_out_ties,
             "bad_lines": dict(sorted(self.bad_lines.reasons.items())),
             "events_without_features": dict(sorted(events.without_features.items())),
+            **events.counts,
             **self.extra_counts,
         }
 
@@ -115,6 +119,7 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
     order.output.check()
     columns = reader.columns
     paths = reader.event_files(directory)
+    remarks = reader.passed_over(directory, paths)
     lines = reader.count_events(paths)
     plan = make_plan(
         lines,
@@ -135,19 +140,20 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
                 f"of up to {plan.partition_events:,} events in {runner.place}, to stay within "
                 f"{plan.memory / 2**30:.1f} GiB of memory"
             )
+            for remark in remarks:
+                order.log(remark)
             bad_lines = BadLineCounter(options.max_bad_lines)
             features, counts = reader.features(directory, runner, bad_lines)
             events = ingest(
                 paths,
                 reader.blocks,
-                reader.parse_block,
+                functools.partial(reader.parse_block, unit=options.time_unit),
                 features,
                 [column.name for column in columns],
                 working,
                 runner,
                 partitions=plan.partitions,
-                min_interactions=options.min_interactions,
-                fewest_items=options.fewest_items,
+                selection=options.selection,
                 bad_lines=bad_lines,
             )
             _check_users(events, options)

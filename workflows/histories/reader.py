@@ -7,7 +7,7 @@ All else is common to all datasets: see `pipeline`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,14 +15,16 @@ from typing import Any, ClassVar, Literal
 from lookback.core.options import option
 from lookback.formats.history_columns import Column, history_columns
 from lookback.workflows.cluster import Runner
-from lookback.workflows.histories.ingest import Features
+from lookback.workflows.histories.ingest import Features, Selection, Ties
 from lookback.workflows.options import WHERE, DatasetOptions
+from lookback.workflows.passed_over import files_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
+from lookback.workflows.times import NANOSECONDS, STEPS, TimeUnit
 
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
 TEST_EVENTS = 1  # of each user, the last
 
-Duplicates = Literal["keep", "first"]
+Duplicates = Literal["keep", "first", "all"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,11 @@ class Reader(abc.ABC):
     Attributes:
       user_features: names of the columns about users, beside their id.
       item_features: names of the columns about items, beside their id.
-      run_defaults: defaults of `HistoryOptions` that it changes.
       takes_file: whether the input may be a single file instead of a directory.
     """
 
     user_features: ClassVar[tuple[str, ...]] = ()
     item_features: ClassVar[tuple[str, ...]] = ()
-    run_defaults: ClassVar[Mapping[str, Any]] = {}
     takes_file: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -60,12 +60,16 @@ class Reader(abc.ABC):
         return blocks(path)
 
     @abc.abstractmethod
-    def parse_block(self, block: Block) -> Parsed:
+    def parse_block(self, block: Block, unit: TimeUnit | None = None) -> Parsed:
         """Parses a block.
 
+        Args:
+          block: what `blocks` gave.
+          unit: of times that are numbers; None: the publisher's.
+
         Returns:
-          a table of `user_id`, `item_id` (string or int64) and `timestamp` (seconds, int64 or
-          float64, not negative), without nulls, and the bad lines.
+          a table of `user_id`, `item_id` (string or int64) and `timestamp` (see
+          `workflows.times.read_numbers`), without nulls, and the bad lines.
         """
 
     @abc.abstractmethod
@@ -73,6 +77,24 @@ class Reader(abc.ABC):
         self, directory: Path, runner: Runner, bad_lines: BadLineCounter
     ) -> tuple[list[Features], dict[str, int]]:
         """What is known of users and items, and counts to report."""
+
+    def metadata_files(self, directory: Path) -> Sequence[Path]:
+        """The files in `directory` that `features` reads."""
+        return ()
+
+    def remarks(self, paths: Sequence[Path]) -> list[str]:
+        """What of the files of events is not read, and other things to say before the work."""
+        return []
+
+    def passed_over(self, directory: Path, paths: Sequence[Path]) -> list[str]:
+        """What of the input is not read, a line each: files, and what `remarks` says.
+
+        Args:
+          directory: the input.
+          paths: its files of events.
+        """
+        read = {*paths, *self.metadata_files(directory)}
+        return [*files_not_read(directory, read), *self.remarks(paths)]
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -84,9 +106,10 @@ class Reader(abc.ABC):
 class HistoryOptions(DatasetOptions):
     """Options that all datasets of histories share.
 
-    A user's events with an item that they had before count for `min_interactions` whatever becomes
-    of them; users who have fewer events after that than a split takes (one to train on and those
-    held out) are left out as well.
+    Exact repeats (user, item and time the same) are one event, and are dropped before anything is
+    counted but with `--duplicates all`. A user's other events with an item that they had before
+    count for `min_interactions` whatever becomes of them; users who have fewer events after that
+    than a split takes (one to train on and those held out) are left out as well.
     """
 
     min_interactions: int = option(
@@ -94,7 +117,18 @@ class HistoryOptions(DatasetOptions):
     )
     duplicates: Duplicates = option(
         "keep",
-        help="of a user's events with the same item keep all, or the first in time alone",
+        help="of a user's events with the same item `keep` those of different times, the `first` "
+        "in time alone, or `all`, exact repeats too",
+    )
+    ties: Ties = option(
+        "file",
+        help="order of a user's events of the same time: as in the input (`file`), or by raw item "
+        "id (`item`, NVIDIA's), which puts an order into the data that was not there",
+    )
+    time_unit: TimeUnit | None = option(
+        None,
+        help="of times that are numbers; none: the publisher's (s; ms of Amazon 2023). steps: any "
+        "numbers that increase, not checked. ISO 8601 and parquet's types tell theirs",
     )
     validation: bool = option(
         False, help="keep the event before a user's last for validation; --no_validation: do not"
@@ -109,7 +143,23 @@ class HistoryOptions(DatasetOptions):
     @property
     def fewest_items(self) -> int | None:
         """Fewest different items of a user who is kept; None where repeated ones are kept."""
-        return 1 + TEST_EVENTS + self.validation if self.duplicates == "first" else None
+        return 1 + self._held_out if self.duplicates == "first" else None
+
+    @property
+    def selection(self) -> Selection:
+        """Which events are kept, in which order."""
+        return Selection(
+            min_interactions=self.min_interactions,
+            fewest_items=self.fewest_items,
+            exact_repeats=self.duplicates == "all",
+            ties=self.ties,
+            held_out=self._held_out,
+            ticks=1 if self.time_unit == STEPS else NANOSECONDS,
+        )
+
+    @property
+    def _held_out(self) -> int:
+        return TEST_EVENTS + self.validation
 
     @property
     def content(self) -> dict[str, Any]:
@@ -119,6 +169,8 @@ class HistoryOptions(DatasetOptions):
             "frequency_threshold",
             "validation",
             "duplicates",
+            "ties",
+            "time_unit",
             "max_bad_lines",
         )
         return {name: getattr(self, name) for name in chosen}

@@ -29,6 +29,7 @@ from lookback.workflows.cluster import (
 )
 from lookback.workflows.order import Order, Report
 from lookback.workflows.output import full_disk_explained, megabytes
+from lookback.workflows.passed_over import files_not_read
 from lookback.workflows.saved import (
     OPTIONS_FILE,
     read_saved_options,
@@ -115,6 +116,8 @@ def _prepared(command: str, order: TabularOrder) -> Iterator[Job]:
     reader, options = order.reader, order.options
     require_readable(order.input, "--input")
     files = reader.files(order.input)
+    for remark in files_not_read(order.input, files.paths):
+        order.log(remark)
     plan = _plan(files, options)
     stats = [(path.name, path.stat()) for path in files.paths]
     identity = {

@@ -1,0 +1,217 @@
+"""Raw times → nanoseconds since 1970 in UTC, or a sentence that says which unit they are in.
+
+A number tells no unit: milliseconds that are taken for seconds keep an order, and nothing looks
+wrong before somebody uses the gaps between them or puts two files together. So a time must lie
+between `EARLIEST` and a year from now, or the unit must be given. Text of ISO 8601 and the types of
+parquet tell their unit themselves.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+import re
+import time
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lookback.workflows.text import BadLineError
+
+TimeUnit = Literal["s", "ms", "us", "ns", "yyyymmdd", "yymmddhh", "steps"]
+SECONDS, STEPS = "s", "steps"
+
+NANOSECONDS = 10**9
+TIMES_WITHOUT_ZONE = "times_without_zone"  # in the counts: taken as UTC
+EARLIEST = 788_918_400  # 1995-01-01 in seconds: logs of users and items begin with the web
+A_YEAR = 366 * 86_400
+
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_DATES = ("yyyymmdd", "yymmddhh")
+_TOO_LARGE = 2.0**63
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+_INTEGER = re.compile(r"-?\d{1,30}", re.ASCII)
+_ISO = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?"
+    r"(Z|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII,
+)
+
+Array = np.ndarray[Any, Any]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def read_numbers(values: Array, unit: str) -> tuple[Array, Mask]:
+    """Times of numbers.
+
+    Args:
+      values: int64 or float64. [N]
+      unit: theirs.
+
+    Returns:
+      nanoseconds, int64; of `steps` the numbers themselves. [N]
+      which of them can be times; the others' values mean nothing. [N]
+    """
+    if unit == STEPS:
+        return values, (values >= 0) & (values < _TOO_LARGE)
+    if unit in _DATES:
+        return _of_dates(values, unit)
+    low, high = _bounds(_PER_SECOND[unit])
+    scale = NANOSECONDS // _PER_SECOND[unit]
+    good = (values >= low) & (values <= high)
+    values = values if good.all() else np.where(good, values, low)
+    whole = np.floor(values).astype(np.int64)
+    times = whole * scale
+    if values.dtype.kind == "f":
+        times += np.rint((values - whole) * scale).astype(np.int64)
+    return times, good
+
+
+def read_number(value: int | float, unit: str, name: str) -> int | float:
+    """The time of one number, as `read_numbers` has it.
+
+    Args:
+      value: the number.
+      unit: its unit.
+      name: of the column, for the error.
+
+    Raises:
+      BadLineError: if it can be no time; see `problem`.
+    """
+    if unit == STEPS:
+        if 0 <= value < _TOO_LARGE:
+            return value
+    elif unit in _DATES and abs(value) < _TOO_LARGE:
+        times, good = read_numbers(np.array([value]), unit)
+        if good[0]:
+            return int(times[0])
+    elif unit in _PER_SECOND:
+        low, high = _bounds(_PER_SECOND[unit])
+        if low <= value <= high:
+            scale = NANOSECONDS // _PER_SECOND[unit]
+            whole = math.floor(value)
+            return whole * scale + round((value - whole) * scale)
+    raise BadLineError(problem(value, unit, name))
+
+
+@functools.lru_cache(maxsize=4096)
+def problem(value: int | float, unit: str, name: str) -> str:
+    """Why a number is no time of a unit: words to count by, with the units that would fit."""
+    if unit == STEPS:
+        return f"{name} is {'negative' if value < 0 else 'too large'}"
+    fitting = [other for other in get_args(TimeUnit) if other != STEPS and _fits(value, other)]
+    if fitting:
+        return (
+            f"{name} looks like {' or '.join(fitting)}, not {unit}: "
+            f"say --time_unit {' or '.join(fitting)}"
+        )
+    return (
+        f"{name} is not between 1995 and a year from now in {unit}: name its unit with --time_unit "
+        f"({STEPS}: any numbers that increase)"
+    )
+
+
+def read_text(values: pa.ChunkedArray, unit: str) -> tuple[Array, int] | None:
+    """Times of text, numbers or ISO 8601, all at once.
+
+    Args:
+      values: strings, without nulls. [N]
+      unit: of numbers.
+
+    Returns:
+      times as `read_numbers` has them [N], and how many of them name no zone; None where any
+      value may be no time.
+    """
+    for dtype in (pa.int64(), pa.float64()):
+        try:
+            numbers = values.cast(dtype).to_numpy()
+        except pa.ArrowInvalid:
+            continue
+        times, good = read_numbers(numbers, unit)
+        return (times, 0) if good.all() else None
+    if unit == STEPS:
+        return None
+    found = pc.min_max(values).as_py()
+    if found["min"] < "1995" or found["max"] >= "2200":  # years that nanoseconds do not hold
+        return None
+    for zone in (None, "UTC"):
+        try:
+            times = values.cast(pa.timestamp("ns", zone)).cast(pa.int64()).to_numpy()
+        except pa.ArrowInvalid:
+            continue
+        good = _plausible(times)
+        return (times, 0 if zone else len(times)) if good.all() else None
+    return None
+
+
+def read_word(text: str, unit: str, name: str) -> tuple[int | float, bool]:
+    """The time of one text, as `read_text` has it, and whether it names no zone.
+
+    Raises:
+      BadLineError: if it is none.
+    """
+    if _NUMBER.fullmatch(text):
+        number = int(text) if _INTEGER.fullmatch(text) else float(text)
+        return read_number(number, unit, name), False
+    found = _ISO.fullmatch(text)
+    if found is None or unit == STEPS:
+        raise BadLineError(
+            f"{name} is not a number{'' if unit == STEPS else ', nor a time of ISO 8601'}"
+        )
+    *parts, fraction, zone = found.groups()
+    try:
+        moment = datetime.datetime(*(int(part or 0) for part in parts))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise BadLineError(f"{name} is no date") from error
+    seconds = int((moment - datetime.datetime(1970, 1, 1)).total_seconds()) - _offset(zone)
+    nanoseconds = seconds * NANOSECONDS + int((fraction or "0").ljust(9, "0"))
+    return read_number(nanoseconds, "ns", name), zone is None
+
+
+def _offset(zone: str | None) -> int:
+    """Seconds that a zone such as +05:30 is ahead of UTC."""
+    if zone in (None, "Z"):
+        return 0
+    digits = zone[1:].replace(":", "").ljust(4, "0")
+    seconds = int(digits[:2]) * 3600 + int(digits[2:]) * 60
+    return -seconds if zone[0] == "-" else seconds
+
+
+def _bounds(per_second: int) -> tuple[int, int]:
+    """The first and the last time that is plausible, in a unit."""
+    return EARLIEST * per_second, (int(time.time()) + A_YEAR) * per_second
+
+
+def _plausible(nanoseconds: Array) -> Mask:
+    low, high = _bounds(NANOSECONDS)
+    plausible: Mask = (nanoseconds >= low) & (nanoseconds <= high)
+    return plausible
+
+
+def _of_dates(values: Array, unit: str) -> tuple[Array, Mask]:
+    """Digits of a date, such as 20141021 or 14102100."""
+    good = (values >= 0) & (values < 10**8) & (np.floor(values) == values)
+    digits = np.where(good, values, 0).astype(np.int64)
+    hour = np.zeros_like(digits)
+    if unit == "yymmddhh":
+        hour = digits % 100
+        digits = digits // 100 + 20_000_000
+    year, month, day = digits // 10_000, digits // 100 % 100, digits % 100
+    good &= (year < 2200) & (month >= 1) & (month <= 12) & (day >= 1) & (hour < 24)
+    months = np.where(good, (year - 1970) * 12 + month - 1, 0).astype("datetime64[M]")
+    dates = months.astype("datetime64[D]") + (np.where(good, day, 1) - 1)
+    good &= dates.astype("datetime64[M]") == months  # there is no 30th of February
+    hours = dates.astype("datetime64[h]").astype(np.int64) + hour
+    good &= (hours >= EARLIEST // 3600) & (hours < 200 * 366 * 24)  # what nanoseconds hold
+    times = np.where(good, hours, 0) * (3600 * NANOSECONDS)
+    return times, good & _plausible(times)
+
+
+def _fits(value: int | float, unit: str) -> bool:
+    if unit in _DATES:
+        return 0 <= value < 10**8 and bool(read_numbers(np.array([value]), unit)[1][0])
+    low, high = _bounds(_PER_SECOND[unit])
+    return low <= value <= high
