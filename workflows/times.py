@@ -63,11 +63,10 @@ def read_numbers(values: Array, unit: str) -> tuple[Array, Mask]:
     scale = NANOSECONDS // _PER_SECOND[unit]
     good = (values >= low) & (values <= high)
     values = values if good.all() else np.where(good, values, low)
+    if values.dtype.kind == "i":
+        return values * scale, good
     whole = np.floor(values).astype(np.int64)
-    times = whole * scale
-    if values.dtype.kind == "f":
-        times += np.rint((values - whole) * scale).astype(np.int64)
-    return times, good
+    return whole * scale + np.rint((values - whole) * scale).astype(np.int64), good
 
 
 def read_number(value: int | float, unit: str, name: str) -> int | float:
