@@ -32,21 +32,21 @@ def files_not_read(directory: Path, read: Collection[Path]) -> list[str]:
 
 
 def columns_not_read(names: Iterable[str]) -> list[str]:
-    """A line with the names of columns that are passed over, and one of those like labels.
-
-    Args:
-      names: of the columns; repeated ones count once.
-    """
+    """A line with the names of columns that are passed over; none where there are none."""
     others = list(dict.fromkeys(names))
-    lines = [f"columns that are not read: {_listed(others)}"] if others else []
-    labels = [name for name in others if _LABEL.fullmatch(name.lower())]
-    if labels:
-        lines.append(
-            f"WARNING: {_listed(labels)} looks like a label or a rating, and is not read: every "
-            "row counts as a positive, those with 0 in it, too. If that is wrong, take such rows "
-            "out of the input first."
-        )
-    return lines
+    return [f"columns that are not read: {_listed(others)}"] if others else []
+
+
+def labels_not_read(names: Iterable[str]) -> list[str]:
+    """A line with the names of those columns that look like labels; none where there are none."""
+    labels = [name for name in dict.fromkeys(names) if _LABEL.fullmatch(name.lower())]
+    if not labels:
+        return []
+    return [
+        f"WARNING: {_listed(labels)} looks like a label or a rating, and is not read: every row "
+        "counts as a positive, those with 0 in it, too. If that is wrong, take such rows out of "
+        "the input first."
+    ]
 
 
 def _listed(names: list[str]) -> str:

@@ -22,7 +22,8 @@ import pyarrow.compute as pc
 from lookback.workflows.text import BadLineError
 
 TimeUnit = Literal["s", "ms", "us", "ns", "yyyymmdd", "yymmddhh", "steps"]
-SECONDS, STEPS = "s", "steps"
+SECONDS: TimeUnit = "s"
+STEPS: TimeUnit = "steps"
 
 NANOSECONDS = 10**9
 TIMES_WITHOUT_ZONE = "times_without_zone"  # in the counts: taken as UTC
@@ -172,7 +173,7 @@ def read_word(text: str, unit: str, name: str) -> tuple[int | float, bool]:
 
 def _offset(zone: str | None) -> int:
     """Seconds that a zone such as +05:30 is ahead of UTC."""
-    if zone in (None, "Z"):
+    if zone is None or zone == "Z":
         return 0
     digits = zone[1:].replace(":", "").ljust(4, "0")
     seconds = int(digits[:2]) * 3600 + int(digits[2:]) * 60

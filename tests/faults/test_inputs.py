@@ -115,6 +115,8 @@ def test_files_of_several_units_are_refused(tmp_path: Path) -> None:
         "interactions", tmp_path / "raw", tmp_path / "out", min_interactions=2, max_bad_lines=2
     )
     assert list(left.metadata["counts"]["bad_lines"].values()) == [2]
+    with pytest.raises(UserError, match=r"No events are left of .*2: timestamp looks like ms, not"):
+        run_dataset("interactions", tmp_path / "raw/2023.csv", tmp_path / "no", max_bad_lines=2)
 
 
 def test_numbers_that_are_no_times_need_a_word(tmp_path: Path) -> None:
@@ -300,7 +302,7 @@ def test_amazon_of_2023(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr()
     assert "WARNING: 2 of 3 items in the metadata have no category" in printed.out
     assert "not read: notes.txt\n" in printed.err
-    assert "WARNING: rating looks like a label" in printed.err
+    assert "columns that are not read: rating, asin\n" in printed.err
     assert _items(tmp_path / "out") == [["P0", "P1", "P2"]] * 2
     assert _categories(tmp_path / "out") == ["Fiction", "no_category"]
     table = pq.read_table(tmp_path / "out/histories/part-00000.parquet")

@@ -281,8 +281,7 @@ def _identifier(value: dict[str, Any], key: str) -> str:
 def _review(line: bytes, unit: TimeUnit | None) -> tuple[str, str, int | float]:
     quick = _review_of_literal(line)
     if quick is not None:
-        user, item, time = quick
-        return user, item, read_number(time, unit or _FIRST.unit, _FIRST.time)
+        return *quick[:2], read_number(quick[2], unit or _FIRST.unit, _FIRST.time)
     value = _object(line)
     edition = _edition(value)
     user = _identifier(value, edition.user)

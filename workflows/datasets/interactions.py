@@ -24,7 +24,7 @@ from lookback.workflows.histories import csv_events as csv_files
 from lookback.workflows.histories import parquet_events as parquet_files
 from lookback.workflows.histories.ingest import Features
 from lookback.workflows.histories.reader import Reader
-from lookback.workflows.passed_over import columns_not_read
+from lookback.workflows.passed_over import columns_not_read, labels_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, estimate_lines
 from lookback.workflows.times import SECONDS, TimeUnit
 
@@ -70,7 +70,7 @@ class InteractionsReader(Reader):
                 others += parquet_files.check_columns(path, self._columns)
             else:
                 others += csv_files.find_columns(path, self._columns).others
-        return columns_not_read(others)
+        return [*columns_not_read(others), *labels_not_read(others)]
 
     def count_events(self, paths: list[Path]) -> int:
         """Rows of parquet files, or about the lines of CSV files."""

@@ -188,8 +188,7 @@ def ingest(
         bad_lines.add(result.path, result.parsed)
         found.append(result)
     if not any(sum(part.rows) for part in found):
-        listed = ", ".join(str(path) for path in paths)
-        raise UserError(f"No events in {listed}: the input is empty. Check --input.")
+        raise _no_events(paths, {**bad_lines.reasons, **_summed(s.parsed.counts for s in found)})
     found = _of_one_type(found, runner, partitions)
     sources = _row_groups(found, partitions)
     gather = functools.partial(
@@ -313,6 +312,14 @@ def _as_before(history: Ints, time: np.ndarray[Any, Any]) -> Bools:
     """Which events have history and time of the one before them, [N]."""
     same = (history[1:] == history[:-1]) & (time[1:] == time[:-1])
     return np.r_[np.zeros(min(len(history), 1), np.bool_), same]
+
+
+def _no_events(paths: Sequence[Path], left_out: Mapping[str, int]) -> UserError:
+    listed = ", ".join(str(path) for path in paths)
+    reasons = "; ".join(f"{count:,}: {reason}" for reason, count in left_out.items() if count)
+    if reasons:
+        return UserError(f"No events are left of {listed}. Left out were {reasons}.")
+    return UserError(f"No events in {listed}: the input is empty. Check --input.")
 
 
 def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
