@@ -18,10 +18,14 @@ class Scores:
     Attributes:
       logit: ``[C]``.
       probability: ``[C]``, the logits' sigmoid.
+      known: for each of the C items whether the workflow of the bundle knows it; all others are one
+        row of its tables, so their scores tell nothing of them apart. None: of rows, and of ids
+        that come encoded.
       items: raw ids ``[C]`` of what was scored, best first, where the request names no candidates;
         otherwise None.
     """
 
     logit: Float32
     probability: Float32
+    known: tuple[bool, ...] | None = None
     items: tuple[Any, ...] | None = None

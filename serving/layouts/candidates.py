@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookback.serving.encoding import Encoder, Int32
+from lookback.formats.vocabulary import FIRST_KNOWN
+from lookback.serving.encoding import Encoder, Int32, Vocabulary
 from lookback.serving.requests import RequestError, attempt, check_keys, is_list
 
 CANDIDATES = "candidates"
@@ -77,6 +78,16 @@ def encode_lists(encoder: Encoder, field: str, lists: Sequence[Sequence[Any]]) -
         raise
     ends = np.cumsum([len(values) for values in lists])
     return np.split(joined, ends[:-1])
+
+
+def known(encoder: Encoder, ids: Int32) -> tuple[bool, ...] | None:
+    """Which of encoded items ``[C]`` are known, as `Scores.known` has it.
+
+    Args:
+      encoder: of the items.
+      ids: that it gave.
+    """
+    return tuple((ids >= FIRST_KNOWN).tolist()) if isinstance(encoder, Vocabulary) else None
 
 
 def padded(rows: Sequence[npt.NDArray[Any]], width: int, *, left: bool) -> npt.NDArray[Any]:

@@ -37,7 +37,7 @@ class CandidateRequestLayout(RequestLayout):
     def answer(
         self, request: Request, manifest: CandidatesManifest, scores: Scores
     ) -> dict[str, Any]:
-        """The user, and the items, best first."""
+        """The user, and the items, best first; of each whether it is `known`, if that is told."""
         user = {name: request[name] for name in manifest.user_features}
         columns = _columns(request, manifest, scores)
         ranking = [
@@ -45,6 +45,7 @@ class CandidateRequestLayout(RequestLayout):
                 **{name: values[i] for name, values in columns.items()},
                 "probability": float(scores.probability[i]),
                 "logit": float(scores.logit[i]),
+                **({} if scores.known is None else {"known": scores.known[i]}),
             }
             for i in best_first(scores.logit).tolist()
         ]
@@ -67,7 +68,8 @@ class CandidateRequestLayout(RequestLayout):
         ranking = self.answer(request, manifest, scores)[CANDIDATES]
         for rank, row in enumerate(ranking, start=1):
             cells = "  ".join(f"{row[name]!s:<{width}}" for name, width in widths.items())
-            lines.append(f"  {rank:>4}  {cells}  {row['probability']:11.4f}  {row['logit']:8.4f}")
+            line = f"  {rank:>4}  {cells}  {row['probability']:11.4f}  {row['logit']:8.4f}"
+            lines.append(line + "  unknown" * (not row.get("known", True)))
         return "\n".join(lines) + "\n\n"
 
     def draw(

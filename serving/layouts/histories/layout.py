@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from lookback.serving.encoding import EncodedIds, Encoder, ItemFeatures, Vocabulary
+from lookback.serving.layouts.candidates import known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
 from lookback.serving.layouts.histories.requests import (
     HISTORY,
@@ -16,6 +20,7 @@ from lookback.serving.layouts.histories.requests import (
 from lookback.serving.layouts.histories.sample import sample_users
 from lookback.serving.manifest import HistoriesManifest
 from lookback.serving.requests import Request
+from lookback.serving.scores import Scores
 
 
 class HistoryRequestLayout(CandidateRequestLayout):
@@ -47,6 +52,18 @@ class HistoryRequestLayout(CandidateRequestLayout):
             encoders=encoders,
             catalogue=catalogue,
         )
+
+    def chosen(
+        self,
+        request: Request,
+        encoder: HistoryRequestEncoder,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        scores: Scores,
+    ) -> Scores:
+        """Every candidate, and whether it is known."""
+        item_id = encoder.item_features[0]
+        ids = inputs[item_id][: len(scores.logit)]
+        return dataclasses.replace(scores, known=known(encoder.encoders[item_id], ids))
 
     def about(self, request: Request, manifest: HistoriesManifest) -> str:
         """How long the history is."""

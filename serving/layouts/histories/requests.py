@@ -11,7 +11,8 @@ A request is a plain dictionary::
 Every user feature stands by its name. Histories are oldest first and may be empty. An item's other
 features may be left out where the catalogue knows the item. Timestamps are seconds; only a model
 with time features needs them, and then `timestamp`, the moment of the request, has no default: it
-is not ours to guess, and a wrong one moves every score.
+is not ours to guess, and a wrong one moves every score. Of each candidate the answer says whether
+the workflow knows the item (`known`): all that it does not know share one row of the table.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.serving.encoding import ItemFeatures, Vocabulary
-from lookback.serving.layouts.candidates import CANDIDATES
+from lookback.serving.layouts.candidates import CANDIDATES, known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout, best_first
 from lookback.serving.layouts.interactions.requests import (
     DEFAULT_K,
@@ -61,15 +61,16 @@ class InteractionRequestLayout(CandidateRequestLayout):
         inputs: Mapping[str, npt.NDArray[Any]],
         scores: Scores,
     ) -> Scores:
-        """The best of the catalogue, or every candidate."""
+        """The best of the catalogue, or every candidate; and whether it is known."""
+        ids = inputs[encoder.item_id]
         if CANDIDATES in request:
-            return scores
+            return dataclasses.replace(scores, known=known(encoder.items, ids[: len(scores.logit)]))
         best = best_first(scores.logit)[: request.get(K, DEFAULT_K)]
-        return dataclasses.replace(
-            scores,
+        return Scores(
             logit=scores.logit[best],
             probability=scores.probability[best],
-            items=tuple(encoder.items.decode(inputs[encoder.item_id][best])),
+            known=known(encoder.items, ids[best]),
+            items=tuple(encoder.items.decode(ids[best])),
         )
 
     def about(self, request: Request, manifest: InteractionsManifest) -> str:

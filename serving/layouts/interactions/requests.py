@@ -8,7 +8,8 @@ A request is a plain dictionary, in one of two forms::
 The first is answered with its candidates, best first, the second with the `k` best items (10 where
 it is left out) of the catalogue but for those in `exclude`. A bundle holds no histories: what a
 user has seen is left out only if the request says so. Users and items that the workflow did not
-know share the row of unknown ids.
+know share the row of unknown ids: of each item the answer says whether it is `known`, and none that
+is not is among the `k` best.
 """
 
 from __future__ import annotations
