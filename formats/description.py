@@ -13,6 +13,9 @@ FEATURE_SPEC_FILE = "feature_spec.yaml"
 MATERIALISED = "materialised samples"
 """What a directory holds that somebody else made samples of, in words."""
 
+RESIDENT = "histories"
+"""What a directory holds that our workflows made of users' events, in words."""
+
 
 def is_materialised(directory: str | Path) -> bool:
     """Whether the directory holds materialised samples rather than histories."""

@@ -80,6 +80,16 @@ class SplitBinaryDataset:
         rows = self._files[split].rows
         return [min(ROW_GROUP, rows - begin) for begin in range(0, rows, ROW_GROUP)]
 
+    def both_classes(self, split: str) -> bool:
+        """Whether a split has labels of both classes."""
+        files, seen = self._files[split], set()
+        for block, rows in enumerate(self.blocks(split)):
+            labels = _mapped(files.label, np.dtype(np.uint8), block * ROW_GROUP, rows)
+            seen |= {bool(labels.any()), bool(labels.all())}
+            if len(seen) > 1:
+                return True
+        return False
+
     def read(self, split: str, block: int, begin: int, rows: Rows) -> None:
         """Fills `rows` with a block's rows from number `begin` on.
 

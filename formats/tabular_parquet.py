@@ -22,6 +22,7 @@ from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import AGAIN, SPLITS, read_tabular_info
 from lookback.formats.features import table_rows
+from lookback.formats.labels import both_classes
 from lookback.formats.schema import read_schema
 from lookback.formats.tabular_rows import (
     Array,
@@ -96,6 +97,11 @@ class TabularDataset:
     def blocks(self, split: str) -> Sequence[int]:
         """Rows of each row group, in file order."""
         return [block.rows for block in self._blocks[split]]
+
+    def both_classes(self, split: str) -> bool:
+        """Whether a split has labels of both classes."""
+        groups = ((block.file, block.group) for block in self._blocks[split])
+        return both_classes(groups, self.features.label)
 
     def read(self, split: str, block: int, begin: int, rows: Rows) -> None:
         """Fills `rows` with a row group's rows from number `begin` on.

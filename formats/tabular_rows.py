@@ -82,6 +82,9 @@ class TabularData(Protocol):
     def blocks(self, split: str) -> Sequence[int]:
         """Rows of each block of a split, in file order."""
 
+    def both_classes(self, split: str) -> bool:
+        """Whether a split has labels of both classes; reads no further than it must to know."""
+
     def read(self, split: str, block: int, begin: int, rows: Rows) -> None:
         """Fills `rows` with a block's rows from number `begin` on; called by several threads.
 

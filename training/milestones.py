@@ -66,7 +66,9 @@ class Milestones:
     def reached(self, figures: Mapping[str, Any]) -> bool:
         """Whether an evaluation's figures are what the run was for."""
         split = self._config.eval_split
-        return any(figures[f"{split}_{name}"] >= goal for name, goal in self._goals.items())
+        found = {name: figures[f"{split}_{name}"] for name in self._goals}
+        # None: what was found does not have the figure, as one class has no AUC.
+        return any(v is not None and v >= self._goals[name] for name, v in found.items())
 
     def _late(self, position: Position) -> bool:
         done = position.epoch + position.step / self._steps_an_epoch

@@ -34,6 +34,7 @@ import pyarrow as pa
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats.features import history_name, negatives_name
+from lookback.formats.labels import both_classes
 from lookback.formats.materialised import (
     SPLITS,
     Columns,
@@ -121,6 +122,11 @@ class MaterialisedDataset:
         if split not in SPLITS:
             raise UserError(f"split must be one of {SPLITS}, received {split!r}.")
         return sum(group.rows for group in self._groups[split])
+
+    def both_classes(self, split: str) -> bool:
+        """Whether a split ("train" or "test") has labels of both classes."""
+        groups = ((group.file, group.index) for group in self._groups[split])
+        return both_classes(groups, self._columns.label)
 
     def num_batches(self, split: str, batch_size: int, drop_remainder: bool = False) -> int:
         """Batches of one epoch.

@@ -137,8 +137,8 @@ def test_calibration_of_a_model_that_knows_the_probability_is_perfect():
     labels = np.tile([True, False, False, False], 250)
     found = calibration(labels, np.full(1000, np.log(1 / 3)), bins=1)
     assert (found.ratio, found.error) == (pytest.approx(1), pytest.approx(0, abs=1e-12))
-    with pytest.raises(UserError, match="at least one row with label 1"):
-        calibration(np.zeros(3, bool), np.zeros(3))
+    none = calibration(np.zeros(3, bool), np.zeros(3))
+    assert (none.ratio, none.error) == (None, pytest.approx(0.5))
 
 
 def test_calibration_counts_a_weight_as_so_many_rows():

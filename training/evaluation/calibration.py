@@ -7,8 +7,6 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from lookback.core.errors import UserError
-
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
@@ -17,13 +15,13 @@ class Calibration:
     Attributes:
       ratio: mean predicted probability / observed share of positives; 1 is perfect, above 1 the
         model promises too much (He et al. 2014, "Practical lessons from predicting clicks on ads
-        at Facebook", section 3).
+        at Facebook", section 3). None if no row is positive.
       error: expected calibration error: rows are sorted by probability and cut into bins of equal
         count (to one); the mean over rows of ``|mean predicted - share of positives|`` of their
         bin (Naeini et al. 2015, with bins of equal count in place of equal width).
     """
 
-    ratio: float
+    ratio: float | None
     error: float
 
 
@@ -43,12 +41,7 @@ def calibration(
       logits: ``[N]``, finite.
       weights: ``[N]``, above 0; None: 1 each. Bins count rows, whatever these weigh.
       bins: how many; fewer if there are fewer rows.
-
-    Raises:
-      UserError: if no row is positive: there is nothing to compare with.
     """
-    if not labels.any():
-        raise UserError("calibration: expected at least one row with label 1, received none.")
     weight = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
     order = np.lexsort((weight, labels, logits))
     weight = weight[order]
@@ -57,4 +50,5 @@ def calibration(
     predicted = weight * np.exp(-np.logaddexp(0.0, -logits[order].astype(np.float64)))
     gaps = np.array_split(predicted - observed, bins)
     error = sum(abs(gap.sum()) for gap in gaps) / weight.sum()
-    return Calibration(float(predicted.sum() / observed.sum()), float(error))
+    ratio = float(predicted.sum() / observed.sum()) if labels.any() else None
+    return Calibration(ratio, float(error))

@@ -52,10 +52,10 @@ class Evaluator(abc.ABC):
 
     @abc.abstractmethod
     def result(self) -> Mapping[str, float | int | None]:
-        """Figures by name.
+        """Figures by name; None for those that what was found does not have, as one class no AUC.
 
         Raises:
-          UserError: if there are none, such as the AUC of one class.
+          UserError: if nothing was found.
         """
 
     def roc(self) -> RocCurve | None:
@@ -92,7 +92,7 @@ class BinaryEvaluator(Evaluator):
         return self.scores.result(self._metrics).as_dict()
 
     def roc(self) -> RocCurve | None:
-        """Of everything collected, if the area under it is wanted."""
+        """Of everything collected, if the area under it is wanted and there is one."""
         return self.scores.roc() if "auc" in self._metrics else None
 
 

@@ -52,14 +52,16 @@ class Evaluation:
     """What `ScoreAccumulator.result` computes from a pass over a dataset.
 
     Attributes:
-      auc: area under the ROC curve; None if it was not asked for.
-      gauc: AUC by group; None if no groups were given, either.
-      log_loss: mean binary cross-entropy, in nats; None likewise.
+      metrics: what was asked for.
+      auc: area under the ROC curve; None if it was not asked for, or all rows are of one class.
+      gauc: AUC by group; None if it was not asked for, or no groups were given.
+      log_loss: mean binary cross-entropy, in nats; None if it was not asked for.
       rows: number of rows with a weight above 0.
       positives: how many of them are labelled 1.
-      calibration: of the probabilities; None likewise.
+      calibration: of the probabilities; None if it was not asked for.
     """
 
+    metrics: Collection[str]
     auc: float | None
     gauc: GroupAUC | None
     log_loss: float | None
@@ -70,7 +72,7 @@ class Evaluation:
     def as_dict(self) -> dict[str, float | int | None]:
         """Flat figures for a log line: `auc`, `gauc`, `log_loss`, ..."""
         figures: dict[str, float | int | None] = {}
-        if self.auc is not None:
+        if "auc" in self.metrics:
             figures["auc"] = self.auc
         if self.log_loss is not None:
             figures["log_loss"] = self.log_loss
@@ -325,12 +327,16 @@ class ScoreAccumulator:
           metrics: which, of `names.BINARY`; GAUC only if there are groups.
 
         Raises:
-          UserError: if nothing was collected, or one class only where that has no metric.
+          UserError: if nothing was collected.
         """
         labels, logits, weights = self.labels(), self.logits(), self.weights()
+        if not len(labels):
+            raise UserError("An evaluation needs at least one row, received 0 rows.")
         groups = self.groups() if "gauc" in metrics else None
+        defined = "auc" in metrics and labels.any() and not labels.all()
         return Evaluation(
-            auc=auc(labels, logits, weights) if "auc" in metrics else None,
+            metrics=metrics,
+            auc=auc(labels, logits, weights) if defined else None,
             gauc=None if groups is None else group_auc(labels, logits, groups, weights),
             log_loss=log_loss(labels, logits, weights) if "log_loss" in metrics else None,
             rows=len(labels),
@@ -338,13 +344,12 @@ class ScoreAccumulator:
             calibration=calibration(labels, logits, weights) if "calibration" in metrics else None,
         )
 
-    def roc(self, max_points: int | None = 2000) -> RocCurve:
-        """The ROC curve of everything collected.
-
-        Raises:
-          UserError: if nothing was collected, or one class only.
-        """
-        return roc_curve(self.labels(), self.logits(), self.weights(), max_points=max_points)
+    def roc(self, max_points: int | None = 2000) -> RocCurve | None:
+        """The ROC curve of everything collected; None if that is of one class, which has none."""
+        labels = self.labels()
+        if labels.all() or not labels.any():
+            return None
+        return roc_curve(labels, self.logits(), self.weights(), max_points=max_points)
 
 
 def order_of_batches(sizes: Sequence[Sequence[int]]) -> NDArray[np.int64]:
