@@ -195,10 +195,6 @@ class _Prepared(BatchSource):
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
 
-    @property
-    def group_feature(self) -> str | None:
-        return None
-
     def train_steps(self) -> int:
         return len(self._batches)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core import splitmix
@@ -62,3 +64,24 @@ def shuffled(seed: int, epoch: tf.Tensor | int, index: tf.Tensor, total: int) ->
         max_index=tf.constant(max(total - 1, 0), tf.int64),
     )
     return places[:-1]
+
+
+class Without:
+    """Whole numbers from 0 on but for some, counted anew.
+
+    Of the numbers s_0 < s_1 < ... that are left out, k come before the r-th of the others: as many
+    as there are j with ``s_j - j <= r``. So it is ``r + k``, by a binary search.
+    """
+
+    def __init__(self, left_out: npt.NDArray[np.int64]) -> None:
+        """Leaves out numbers ``[K]``, ascending."""
+        self.count = len(left_out)
+        self._ahead = tf.constant(left_out - np.arange(self.count), tf.int64)
+
+    def nth(self, places: tf.Tensor) -> tf.Tensor:
+        """The numbers at places (int64 of any shape) among those that are not left out."""
+        if not self.count:
+            return places
+        flat = tf.reshape(places, [-1])
+        before = tf.searchsorted(self._ahead, flat, side="right", out_type=tf.int64)
+        return tf.reshape(flat + before, tf.shape(places))

@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.dataloading.histories.resident import Histories, Int64
+from lookback.formats.vocabulary import FIRST_KNOWN
 
 
 class Catalogue:
-    """The distinct items of a dataset, by place.
+    """The distinct items of a dataset, by place; ids that are no item (missing, rare) are not here.
 
     Attributes:
       ids: int32 ``[I]``, ascending, NumPy.
@@ -20,7 +21,9 @@ class Catalogue:
     def __init__(self, histories: Histories) -> None:
         """Sorts the items."""
         item = histories.features.item[0]
-        self.ids, first = np.unique(histories.catalogue[item], return_index=True)
+        ids, first = np.unique(histories.catalogue[item], return_index=True)
+        first = first[ids >= FIRST_KNOWN]
+        self.ids = histories.catalogue[item][first]
         self.features = {name: values[first] for name, values in histories.catalogue.items()}
 
     def __len__(self) -> int:
@@ -50,6 +53,11 @@ class KnownItems:
     among them; free place number r is ``r + k``, k the number of j with ``s_j - j <= r``. So one
     uniform number below the count of free items gives a negative that is none of the user's items,
     by a binary search and without a second try.
+
+    Attributes:
+      free: how many items each user has not met, int64 ``[U]``.
+      repeated: whether the user of an event has met its item in an event before, ``[N]``; only
+        events that count.
     """
 
     def __init__(self, histories: Histories, catalogue: Catalogue, *, held_out: int) -> None:
@@ -58,21 +66,23 @@ class KnownItems:
         Args:
           histories: of U users.
           catalogue: I items.
-          held_out: events at the end of each history that do not count.
+          held_out: events at the end of each history that do not count, as those of ids that are
+            no item do not.
 
         Raises:
           UserError: if an event's item is not in the catalogue.
         """
-        name = histories.features.item[0]
+        ids = histories.item_features[histories.features.item[0]]
         users = histories.num_users
         lengths = np.diff(histories.offsets)
-        user = np.repeat(np.arange(users, dtype=np.int64), lengths)
-        place = catalogue.places(histories.item_features[name])
+        self.repeated = ids >= FIRST_KNOWN
         if held_out:
-            counts = histories.in_training(held_out)
-            user, place = user[counts], place[counts]
+            self.repeated &= histories.in_training(held_out)
+        event = np.flatnonzero(self.repeated)
+        user = np.repeat(np.arange(users, dtype=np.int64), lengths)[event]
         size = max(len(catalogue), 1)
-        pairs = np.unique(user * size + place)
+        pairs, first = np.unique(user * size + catalogue.places(ids[event]), return_index=True)
+        self.repeated[event[first]] = False
         user, place = np.divmod(pairs, size)
         known = np.bincount(user, minlength=users)
         offsets = np.concatenate([[0], np.cumsum(known)])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lookback.core.options import check_options, option
 from lookback.core.world import World
+from lookback.formats.description import RESIDENT
 
 if TYPE_CHECKING:
     from lookback.dataloading.parts import Part
@@ -85,6 +86,7 @@ class ClickOptions(LayoutOptions):
         "-1): the reader decides",
         at_least=0,
         none=(-1,),
+        unserved={RESIDENT: "lie in memory, where nothing is read ahead"},
     )
     prefetch_test_size: int | None = option(
         2,
@@ -93,6 +95,7 @@ class ClickOptions(LayoutOptions):
         "(or -1): the reader decides",
         at_least=0,
         none=(-1,),
+        unserved={RESIDENT: "lie in memory, where nothing is read ahead"},
     )
 
     @property

@@ -16,9 +16,8 @@ import numpy.typing as npt
 import tensorflow as tf
 from merlin.schema import Schema
 
-from lookback.dataloading.evaluations import EvaluationPass
+from lookback.dataloading.evaluations import EvaluationPass, LeftOut
 from lookback.dataloading.parts import Part
-from lookback.formats.features import HistoryFeatures
 
 Batch = tuple[dict[str, tf.Tensor], tf.Tensor]
 """Features and labels."""
@@ -32,6 +31,9 @@ Binary metrics count them all the same: they are of pairs, not of who competes."
 class BatchSource(abc.ABC):
     """Batches of one dataset at one batch size, or one process's part of them.
 
+    Graphs call `train_batch`, `eval_batch` and `groups`; whoever makes one asks for the steps of
+    what it will read first, and so has whatever they need made outside of it.
+
     A batch is features (see `formats.features.sample_schema`) and labels ``[B, C]``. All
     processes have the same number of steps; one that has less to do gets empty batches.
     """
@@ -39,10 +41,27 @@ class BatchSource(abc.ABC):
     schema: Schema
 
     @property
-    def group_feature(self) -> str | None:
-        """The feature by which GAUC groups rows: the first user feature, None without any."""
-        users = HistoryFeatures.from_schema(self.schema).user
-        return users[0] if users else None
+    def grouped(self) -> bool:
+        """Whether rows belong to users, so that there is a GAUC."""
+        return False
+
+    def groups(self, split: str, feed: Any) -> tf.Tensor:
+        """Whose the rows of `eval_batch` are: integers ``[B]``, alike for rows of one user."""
+        raise ValueError(f"The rows of {split!r} belong to nobody.")
+
+    def left_out(self, name: str) -> LeftOut:
+        """What training ("train"), or a pass of an evaluation, says nothing about; of everybody.
+
+        Args:
+          name: of the pass, whose steps were asked for.
+        """
+        del name
+        return LeftOut()
+
+    def both_classes(self, split: str) -> bool:
+        """Whether a split has rows of both labels; where negatives are drawn, it does."""
+        del split
+        return True
 
     @property
     def id_features(self) -> tuple[str, ...]:
@@ -77,7 +96,11 @@ class BatchSource(abc.ABC):
 
     @abc.abstractmethod
     def eval_steps(self, split: str) -> int:
-        """Steps that cover a split once."""
+        """Steps that cover a split once. A collective when first asked.
+
+        Raises:
+          UserError: if there is no such split, or nothing of it can be evaluated.
+        """
 
     @abc.abstractmethod
     def eval_feeds(self, split: str) -> Iterator[Any]:

@@ -82,7 +82,8 @@ class SplitBinaryDataset:
 
     def both_classes(self, split: str) -> bool:
         """Whether a split has labels of both classes."""
-        files, seen = self._files[split], set()
+        files = self._files[split]
+        seen: set[bool] = set()
         for block, rows in enumerate(self.blocks(split)):
             labels = _mapped(files.label, np.dtype(np.uint8), block * ROW_GROUP, rows)
             seen |= {bool(labels.any()), bool(labels.all())}

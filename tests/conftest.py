@@ -97,6 +97,7 @@ def make_schema() -> Callable[..., Schema]:
 def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Histories]:
     """Makes resident histories in memory: skewed popularity, one category an item."""
     from lookback.dataloading.histories.resident import Histories, Split
+    from lookback.formats.vocabulary import FIRST_KNOWN
 
     def make(
         lengths: Sequence[int] = (20, 7, 3, 3, 12),
@@ -105,12 +106,16 @@ def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Historie
         categories: int = 6,
         validation: int = 0,
         times: bool = True,
+        repeats: bool = True,
         seed: int = 0,
     ) -> Histories:
         rng = np.random.default_rng(seed)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         events = int(offsets[-1])
-        item = (1 + rng.random(events) ** 2 * (items - 1)).astype(np.int32)
+        item = (FIRST_KNOWN + rng.random(events) ** 2 * (items - FIRST_KNOWN)).astype(np.int32)
+        if not repeats:  # nobody meets an item twice
+            ids = np.arange(FIRST_KNOWN, items, dtype=np.int32)
+            item = np.concatenate([rng.permutation(ids)[:length] for length in lengths])
         category_of = rng.integers(1, categories, items).astype(np.int32)
         distinct = np.unique(item)
         stamps = [np.sort(rng.integers(0, 10**9, length)) for length in lengths]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from lookback.dataloading.evaluations import EvaluationPass
 from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
 from lookback.training.config import RunConfig
-from lookback.training.evaluation.choice import check_goals, choose
+from lookback.training.config_checks import EVALUATION_MODES
+from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
 from lookback.training.evaluation.evaluator import EVALUATORS, Evaluator
 from lookback.training.evaluation.metrics import RocCurve
 from lookback.training.evaluation.popularity import PopularityEvaluator
@@ -53,6 +54,14 @@ class Outcome:
     summary: Mapping[str, Any]
     roc: Mapping[str, RocCurve]
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+_ABSENT = {
+    "auc": "its rows are all of one class",
+    "gauc": "no user has rows of both classes",
+    "calibration": "none of its rows is labelled 1",
+}
+"""Figures that what was evaluated may not have -> why."""
 
 
 class Trainer:
@@ -95,11 +104,9 @@ class Trainer:
         self._world = world
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
         passes = self._evaluations()
-        self._choice = choose(passes, config.metrics, grouped=source.group_feature is not None)
-        if config.mode == "train" and not config.benchmark:
-            check_goals(goals or {}, self._choice, config.eval_split)
-        for evaluation in passes:
-            source.eval_steps(evaluation.name)  # a split that is not there fails now
+        self._choice = choose(passes, config.metrics, grouped=source.grouped)
+        self._said: set[str] = set()
+        self._check_evaluations(passes)
         self._build()
         self._optimizer = None
         if config.mode == "train":  # its state is as large as the tables, or twice as large
@@ -146,6 +153,7 @@ class Trainer:
         """
         store = self._open_store(log)
         self._warn_of_idle_options(log)
+        self._say_what_is_left_out(log)
         began = time.perf_counter()
         with catch_termination() as termination:
             try:
@@ -254,9 +262,12 @@ class Trainer:
         Raises:
           TerminatedError: if termination was requested.
         """
+        self._say_what_is_left_out(log)
         figures: dict[str, Any] = {}
         roc: dict[str, RocCurve] = {}
         for evaluation in self._choice:
+            left_out = self._source.left_out(evaluation.name).figures
+            figures |= {f"{evaluation.name}_{name}": count for name, count in left_out.items()}
             for evaluator in self.evaluated(evaluation, log, termination):
                 name = evaluation.name
 
@@ -269,6 +280,10 @@ class Trainer:
                     return {f"{name}_{figure}": value for figure, value in found.result().items()}
 
                 figures |= agree(self._world, measure)[0]
+        for name, value in figures.items():
+            for figure, reason in _ABSENT.items():
+                if value is None and name.endswith(f"_{figure}"):
+                    self._say(log, f"{name} is absent: {reason}")
         return Outcome(figures, roc, dict(self._baselines))
 
     def evaluated(
@@ -322,6 +337,7 @@ class Trainer:
         Returns:
           The figures, and the scored rows (of one pass).
         """
+        self._say_what_is_left_out(log)
         evaluation, rows = self._evaluations()[0], ScoredRows(self._source.id_features)
         if self._config.benchmark:
             meter = self._benchmark_meter()
@@ -383,10 +399,40 @@ class Trainer:
                 "here, whose gradients need no scale; on a GPU it would be fp16."
             )
 
+    def _say_what_is_left_out(self, log: RunLogger) -> None:
+        """Says of which samples neither training nor the evaluations say anything, and why."""
+        for name in ("train", *(found.name for found in self._choice)):
+            left_out = str(self._source.left_out(name))
+            if left_out:
+                self._say(log, f"left out of {name}: {left_out}")
+
+    def _say(self, log: RunLogger, text: str) -> None:
+        """Says something once."""
+        if text not in self._said:
+            self._said.add(text)
+            log.message(text)
+
     def _evaluations(self) -> list[EvaluationPass]:
         """What is evaluated: the splits, each in the ways that the source has."""
         splits = [self._config.eval_split, *(["train"] if self._config.eval_train else [])]
         return [found for split in splits for found in self._source.evaluations(split)]
+
+    def _check_evaluations(self, passes: Sequence[EvaluationPass]) -> None:
+        """Refuses now what could not be evaluated, or would say nothing, after training.
+
+        Raises:
+          UserError: naming the split, the metric or the goal.
+        """
+        config, source = self._config, self._source
+        trains = config.mode == "train" and not config.benchmark
+        if trains or config.mode != "train":
+            for evaluation in passes:
+                source.eval_steps(evaluation.name)
+        if trains or config.mode in EVALUATION_MODES:
+            check_cutoffs(self._choice)
+        if trains and self._goals:
+            classes = source.both_classes(config.eval_split)
+            check_goals(self._goals, self._choice, config.eval_split, both_classes=classes)
 
     def _build(self) -> None:
         """Creates the model's variables; those that all ranks hold are alike."""

@@ -6,7 +6,6 @@ Histories are resident, and samples are drawn from them; or somebody else materi
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,7 +15,7 @@ from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
 from lookback.dataloading.sampling import SamplingOptions
 from lookback.formats.dataset_info import is_histories, read_histories_info
-from lookback.formats.description import MATERIALISED, is_materialised
+from lookback.formats.description import MATERIALISED, RESIDENT, is_materialised
 
 if TYPE_CHECKING:
     from lookback.dataloading.histories.resident import Histories, ItemCounts
@@ -37,6 +36,7 @@ class HistoriesOptions(SamplingOptions, ClickOptions):
         1,
         help="Columns after the label that are user features (materialised samples only)",
         at_least=0,
+        unserved={RESIDENT: "say in their schema which columns are of users"},
     )
     shard_histories: bool = option(
         False,
@@ -71,7 +71,7 @@ class HistoriesLayout(Layout):
     """See the module; a dataset says by its files which of the two it is."""
 
     options_class = HistoriesOptions
-    reads = "histories"
+    reads = RESIDENT
 
     def found_in(self, directory: Path) -> str | None:
         """Materialised samples by their metadata.json, histories by their dataset.json."""
@@ -138,6 +138,7 @@ def _open_resident(
     from lookback.dataloading.histories.windows import WindowConfig
     from lookback.dataloading.parts import WHOLE
 
+    refuse_unserved(RESIDENT, options)
     if options.shard_histories and (batches.micro_batches or 0) * world.size > 1:
         raise UserError(
             "shard_histories: expected without --micro_batches and --grads_accumulated, which cut "
@@ -166,13 +167,8 @@ def _open_resident(
         full_catalogue=options.full_catalogue,
         topk=options.topk,
         counts=_counts_of_all(histories, world) if own_users else None,
-        most=functools.partial(_largest, world),
+        gather=world.gather,
     )
-
-
-def _largest(world: World, number: int) -> int:
-    largest: int = max(world.gather(number))
-    return largest
 
 
 def _counts_of_all(histories: Histories, world: World) -> ItemCounts:

@@ -11,7 +11,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.errors import UserError
-from lookback.dataloading.evaluations import CATALOGUE, CandidatePieces, EvaluationPass
+from lookback.dataloading.evaluations import (
+    CATALOGUE,
+    CandidatePieces,
+    EvaluationPass,
+    LeftOut,
+    require_samples,
+)
 from lookback.dataloading.histories.materialised import MaterialisedDataset
 from lookback.dataloading.histories.rankings import CatalogueRankings, competing
 from lookback.dataloading.histories.resident import Histories, ItemCounts
@@ -42,7 +48,7 @@ class ResidentSource(NumberedSource):
         part: Part = WHOLE,
         micro_batches: int = 1,
         counts: ItemCounts | None = None,
-        most: Callable[[int], int] = int,
+        gather: Callable[[Any], list[Any]] = lambda told: [told],
     ) -> None:
         """Makes batches of `histories`.
 
@@ -62,7 +68,7 @@ class ResidentSource(NumberedSource):
           part: this process's.
           micro_batches: parts into which its share of a training batch can be cut.
           counts: of everybody's items; needed if the histories are not everybody's.
-          most: the largest of what all processes say, so that they agree on the steps.
+          gather: what all processes say, so that they agree on the steps.
         """
         self.schema = histories.schema
         self._items = histories.features.item
@@ -70,9 +76,10 @@ class ResidentSource(NumberedSource):
         self._count_items = functools.partial(histories.training_counts, counts)
         self._seed, self._eval_seed = seed, eval_seed
         self._test_negatives, self._topk = test_negatives, topk
-        self._part, self._most = part, most
+        self._part, self._gather = part, gather
         self._micro_batches = micro_batches
         self._eval_steps: dict[str, int] = {}
+        self._eval_samples: dict[str, int] = {}  # this process's
         if histories.part != WHOLE:
             if batch_size // 2 < part.ranks:
                 raise UserError(
@@ -86,6 +93,8 @@ class ResidentSource(NumberedSource):
         self._batch_size = batch_size
         self._eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self._steps = self._agreed_steps(drop_remainder)
+        unknown = sum(gather(self._windows.unknown_targets("train")))
+        self._left_out = {"train": LeftOut(unknown)}
         self._repeat_count = repeat_count
         self._catalogue = None
         if full_catalogue:
@@ -101,7 +110,7 @@ class ResidentSource(NumberedSource):
             steps, problem = self._windows.train_steps(self._batch_size, drop_remainder), None
         except UserError as error:
             steps, problem = 0, error
-        agreed = self._most(steps)
+        agreed: int = max(self._gather(steps))
         if not agreed and problem is not None:
             raise problem
         return agreed
@@ -115,25 +124,51 @@ class ResidentSource(NumberedSource):
         """Of all items."""
         return self._count_items()
 
+    @property
+    def grouped(self) -> bool:
+        """Each row of a dataset of histories is a user."""
+        return True
+
+    def groups(self, split: str, feed: tf.Tensor) -> tf.Tensor:
+        """Numbers of the users in the dataset: all who are unknown have one id, and are many."""
+        numbers = self._windows.eval_numbers(
+            split, feed, self._eval_batch_size, self._test_negatives, self._part
+        )
+        return self._windows.users(split, numbers)
+
+    def left_out(self, name: str) -> LeftOut:
+        """Targets that are no item, and in the whole catalogue who cannot be ranked either."""
+        if name != "train":
+            self.eval_steps(name)
+        return self._left_out[name]
+
     def evaluations(self, split: str) -> list[EvaluationPass]:
         """The split among sampled candidates, and if wanted among the whole catalogue."""
-        passes = [EvaluationPass(split, ("binary", "ranking"), self._topk)]
-        if self._catalogue is not None:
-            size, features = self._catalogue.pieces, self._items
-            pieces = None if size is None else CandidatePieces(features, size)
-            passes.append(EvaluationPass(split + CATALOGUE, ("ranking",), self._topk, pieces))
-        return passes
+        sampled = EvaluationPass(
+            split, ("binary", "ranking"), self._topk, candidates=1 + self._test_negatives
+        )
+        if self._catalogue is None:
+            return [sampled]
+        size, features, items = self._catalogue.pieces, self._items, self._catalogue.items
+        pieces = None if size is None else CandidatePieces(features, size)
+        name = split + CATALOGUE
+        return [sampled, EvaluationPass(name, ("ranking",), self._topk, pieces, items)]
 
     def eval_steps(self, split: str) -> int:
-        """Steps that cover a split once."""
+        """As the contract says."""
         if split not in self._eval_steps:
-            rows, negatives = self._eval_batch_size, self._test_negatives
             if self._catalogue is not None and split.endswith(CATALOGUE):
-                samples = self._windows.num_samples(split.removesuffix(CATALOGUE))
+                samples, left_out = self._catalogue.prepare(split.removesuffix(CATALOGUE))
                 steps = -(-samples // self._catalogue.users)
             else:
-                steps = self._windows.eval_steps(split, rows, negatives)
-            self._eval_steps[split] = self._most(steps)
+                samples = self._windows.num_samples(split)
+                left_out = LeftOut(self._windows.unknown_targets(split))
+                steps = self._windows.eval_steps(split, self._eval_batch_size, self._test_negatives)
+            told = zip(*self._gather([steps, samples, *left_out.counts]), strict=True)
+            of_rank, total, *reasons = told
+            self._left_out[split] = LeftOut(*map(sum, reasons))
+            require_samples(split, sum(total), self._left_out[split])
+            self._eval_samples[split], self._eval_steps[split] = samples, max(of_rank)
         return self._eval_steps[split]
 
     def train_batch(self, feed: tf.Tensor) -> Batch:
@@ -144,10 +179,9 @@ class ResidentSource(NumberedSource):
     def eval_batch(self, split: str, feed: tf.Tensor) -> WeightedBatch:
         """The batch of a step, and which candidates compete where it is ranked."""
         if self._catalogue is not None and split.endswith(CATALOGUE):
-            name = split.removesuffix(CATALOGUE)
-            samples = self._windows.num_samples(name)
-            numbers = self._part.of_batch(feed, self._catalogue.users, samples)
-            return self._catalogue.batch(name, numbers)
+            samples = self._eval_samples[split]
+            places = self._part.of_batch(feed, self._catalogue.users, samples)
+            return self._catalogue.batch(split.removesuffix(CATALOGUE), places)
         features, labels = self._windows.eval_batch(
             split, self._eval_seed, feed, self._eval_batch_size, self._test_negatives, self._part
         )
@@ -196,6 +230,7 @@ class MaterialisedSource(BatchSource):
           micro_batches: parts into which its share of a training batch can be cut.
         """
         self.schema = dataset.schema
+        self._users = HistoryFeatures.from_schema(dataset.schema).user
         self._part, self._micro_batches = part, micro_batches
         self._dataset = dataset
         self._seed = seed
@@ -218,6 +253,20 @@ class MaterialisedSource(BatchSource):
     def id_features(self) -> tuple[str, ...]:
         """The first of users and of items."""
         return HistoryFeatures.from_schema(self.schema).ids
+
+    @property
+    def grouped(self) -> bool:
+        """Whether there is a user feature."""
+        return bool(self._users)
+
+    def groups(self, split: str, feed: Any) -> tf.Tensor:
+        """The first user feature: here no id stands for several users."""
+        features, _ = feed
+        return features[self._users[0]]
+
+    def both_classes(self, split: str) -> bool:
+        """As the labels on disk are."""
+        return self._dataset.both_classes(split)
 
     def train_steps(self) -> int:
         """Steps of one epoch, all passes together."""

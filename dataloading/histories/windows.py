@@ -11,18 +11,21 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.errors import UserError
-from lookback.dataloading.draws import draw_below, shuffled
+from lookback.dataloading.draws import Without, draw_below, shuffled
 from lookback.dataloading.histories.resident import Histories, ItemCounts
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.formats.features import TIME_GAP, TIME_GAP_BUCKETS, history_name, negatives_name
+from lookback.formats.vocabulary import FIRST_KNOWN
 
 NEGATIVES = ("popularity", "uniform")
 SPLITS = ("train", "validation", "test")
 
 Features = dict[str, tf.Tensor]
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,9 @@ class WindowBuilder:
     Batch sizes count rows, one a label: a history with its C candidates makes C rows. Training
     puts each positive and its sampled negative (C = 2) into one history's row of the batch, so
     that a model computes what depends on the history alone once for both.
+
+    The rows of ids that are no item (below `FIRST_KNOWN`: missing, rare, unknown) stay in histories
+    as context, and are neither targets nor negatives: they stand for many items at once.
     """
 
     def __init__(
@@ -101,32 +107,49 @@ class WindowBuilder:
         self._config = config
         self._split = histories.split
         self._features = histories.features
+        item = histories.features.item[0]
         lengths = np.diff(histories.offsets)
         held_out = histories.split.held_out
+        histories.require_targets()
         # Targets of training: positions min_history .. length - 1 - held_out of each user.
         targets = np.maximum(lengths - held_out - config.min_history, 0)
-        self._num_samples = {
-            "train": int(targets.sum()),
-            "validation": histories.num_users if histories.split.validation else 0,
-            "test": histories.num_users,
-        }
-        histories.require_targets()
+        begins = np.cumsum(targets) - targets
+        self._longest = int(lengths.max(initial=0))
         self._sample_ends = tf.constant(np.cumsum(targets), tf.int64)
-        self._sample_begins = tf.constant(np.cumsum(targets) - targets, tf.int64)
+        self._sample_begins = tf.constant(begins, tf.int64)
         self._offsets = tf.constant(histories.offsets, tf.int64)
         self._users = {n: tf.constant(v) for n, v in histories.user_features.items()}
         self._items = {n: tf.constant(v) for n, v in histories.item_features.items()}
         self._times = tf.constant(histories.timestamps) if config.time_features else None
+        unknown = np.flatnonzero(histories.item_features[item] < FIRST_KNOWN)
+        user = np.searchsorted(histories.offsets, unknown, "right") - 1
+        position = unknown - histories.offsets[user]
+        in_training = position < (lengths - held_out)[user]
+        target = in_training & (position >= config.min_history)
+        self._samples = Without((begins[user] + position - config.min_history)[target])
+        # Users whose held-out item is one, by split.
+        self._judged: dict[str, tf.Tensor] = {}
+        for split, back in (("validation", held_out), ("test", 1)):
+            ids = histories.item_features[item][histories.offsets[1:] - back]
+            self._judged[split] = tf.constant(np.flatnonzero(ids >= FIRST_KNOWN), tf.int64)
+        self._left_out = {n: histories.num_users - len(u) for n, u in self._judged.items()}
+        self._left_out["train"] = self._samples.count
+        self._num_samples = {split: len(users) for split, users in self._judged.items()}
+        self._num_samples["train"] = int(targets.sum()) - self._samples.count
         # Drawing an event uniformly draws an item by popularity, its other features with it.
         self._pool = self._items
+        self._events = Without(unknown)
+        # Events of training are numbered user by user, held-out ones left out.
+        self._training_events = Without((unknown - held_out * user)[in_training])
         self._training_ends = tf.constant(np.cumsum(lengths - held_out), tf.int64)
         self._shard = histories.part
         self._item_ends: dict[str, tf.Tensor] = {}
         if config.negatives == "uniform" or counts is not None:
-            self._pool = {n: tf.constant(v) for n, v in histories.catalogue.items()}
+            known = histories.catalogue[item] >= FIRST_KNOWN
+            self._pool = {n: tf.constant(v[known]) for n, v in histories.catalogue.items()}
         if config.negatives == "popularity" and counts is not None:
             for purpose, occurrences in (("train", counts.training), ("evaluate", counts.all)):
-                self._item_ends[purpose] = tf.constant(np.cumsum(occurrences), tf.int64)
+                self._item_ends[purpose] = tf.constant(np.cumsum(occurrences[known]), tf.int64)
 
     def num_samples(self, split: str) -> int:
         """Number of positives (targets) of a split.
@@ -137,13 +160,33 @@ class WindowBuilder:
         Raises:
           UserError: if the split is unknown, or the dataset was written without it.
         """
-        if split not in SPLITS:
-            raise UserError(f"split must be one of {SPLITS}, received {split!r}.")
-        if split == "validation" and not self._split.validation:
-            raise UserError(
-                "The dataset has no validation split. Run the workflow with --validation."
-            )
+        self._require(split)
         return self._num_samples[split]
+
+    def unknown_targets(self, split: str) -> int:
+        """How many targets of a split are left out because they are no item.
+
+        Args:
+          split: as of `num_samples`.
+
+        Raises:
+          UserError: likewise.
+        """
+        self._require(split)
+        return self._left_out[split]
+
+    def target_events(self, split: str) -> tuple[Int64, Int64]:
+        """Of all samples of a split, whose they are and which event is the target.
+
+        Args:
+          split: as of `num_samples`.
+
+        Returns:
+          Places of users and numbers of events, ``[N]`` each.
+        """
+        numbers = tf.range(self.num_samples(split), dtype=tf.int64)
+        user, position = self._targets(split, numbers)
+        return user.numpy(), (tf.gather(self._offsets, user) + position).numpy()
 
     def train_steps(self, batch_size: int, drop_remainder: bool = False) -> int:
         """Steps of one epoch.
@@ -154,10 +197,12 @@ class WindowBuilder:
 
         Raises:
           UserError: if the batch size is odd or below 2, or larger than the dataset while
-            `drop_remainder` leaves nothing.
+            `drop_remainder` leaves nothing; or if no user has a sample.
         """
         pairs = _pairs(batch_size)
         samples = self.num_samples("train")
+        if not samples:
+            raise self._nothing_to_train_on()
         steps = samples // pairs if drop_remainder else -(-samples // pairs)
         if not steps:
             raise UserError(
@@ -231,11 +276,27 @@ class WindowBuilder:
         Returns:
           The features (C = 1 + negatives, no auxiliary negatives) and float32 labels ``[B, C]``.
         """
-        size = _histories(batch_size, negatives)
-        numbers = part.of_batch(step, size, self.num_samples(split))
+        numbers = self.eval_numbers(split, step, batch_size, negatives, part)
         user, position = self._targets(split, numbers)
         key = (seed, f"evaluate/{split}", tf.constant(0, tf.int64))
-        return self._batch(user, position, numbers, key, candidates=1 + negatives, auxiliary=False)
+        # By user, where each has one: who else is left out changes nobody's negatives.
+        drawn_by = numbers if split == "train" else user
+        return self._batch(user, position, drawn_by, key, candidates=1 + negatives, auxiliary=False)
+
+    def eval_numbers(
+        self,
+        split: str,
+        step: tf.Tensor | int,
+        batch_size: int,
+        negatives: int = 1,
+        part: Part = WHOLE,
+    ) -> tf.Tensor:
+        """Numbers ``[B]`` (int64) of the samples in what `eval_batch` returns."""
+        return part.of_batch(step, _histories(batch_size, negatives), self.num_samples(split))
+
+    def users(self, split: str, numbers: tf.Tensor) -> tf.Tensor:
+        """Whose samples ``[B]`` of a split are: numbers of users, everybody's counted."""
+        return self._shard.global_numbers(self._targets(split, numbers)[0])
 
     def positives(self, split: str, numbers: tf.Tensor) -> tuple[tf.Tensor, Features]:
         """Samples ``[B]`` of a split by number, without negatives.
@@ -259,11 +320,13 @@ class WindowBuilder:
         """User ``[B]`` and position ``[B]`` in the user's history of a split's samples."""
         if split == "train":
             return self._train_targets(numbers)
-        length = tf.gather(self._offsets, numbers + 1) - tf.gather(self._offsets, numbers)
-        return numbers, length - (self._split.held_out if split == "validation" else 1)
+        user = tf.gather(self._judged[split], numbers)
+        length = tf.gather(self._offsets, user + 1) - tf.gather(self._offsets, user)
+        return user, length - (self._split.held_out if split == "validation" else 1)
 
     def _train_targets(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """User ``[B]`` and position ``[B]`` in the user's history of training samples."""
+        numbers = self._samples.nth(numbers)
         user = tf.searchsorted(self._sample_ends, numbers, side="right", out_type=tf.int64)
         return user, numbers - tf.gather(self._sample_begins, user) + self._config.min_history
 
@@ -290,10 +353,13 @@ class WindowBuilder:
             features[history_name(name)] = tf.where(valid, tf.gather(values, slots), 0)  # [B, T]
         if auxiliary and self._config.auxiliary_negatives:
             drawn = self._draw_rows(key, "auxiliary", numbers, S)  # [B, S]
+            unknown = features[history_name(self._features.item[0])][:, T - S :] < FIRST_KNOWN
             for name, values in self._pool.items():
-                features[negatives_name(name)] = tf.where(
-                    valid[:, T - S :], tf.gather(values, drawn), 0
-                )  # [B, S]
+                negative = tf.where(valid[:, T - S :], tf.gather(values, drawn), 0)  # [B, S]
+                if self._events.count:  # what is no item is set against itself: it teaches nothing
+                    short = features[history_name(name)][:, T - S :]
+                    negative = tf.where(unknown, short, negative)
+                features[negatives_name(name)] = negative
         if self._times is not None:
             gaps = tf.expand_dims(tf.gather(self._times, target), 1) - tf.gather(self._times, slots)
             features[history_name(TIME_GAP)] = tf.where(valid, time_gap_bucket(gaps), 0)  # [B, T]
@@ -311,14 +377,40 @@ class WindowBuilder:
             drawn = draw_below(key, stream, numbers, width, ends[-1])
             item = tf.searchsorted(ends, tf.reshape(drawn, [-1]), side="right", out_type=tf.int64)
             return tf.reshape(item, tf.shape(drawn))
-        if self._config.negatives == "uniform" or key[1] != "train":
-            rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
+        rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
+        if self._config.negatives == "uniform":
             return draw_below(key, stream, numbers, width, rows)
-        # Events of training are numbered user by user, held-out ones left out.
-        drawn = draw_below(key, stream, numbers, width, self._training_ends[-1])
+        if key[1] != "train":
+            drawn = draw_below(key, stream, numbers, width, rows - self._events.count)
+            return self._events.nth(drawn)
+        bound = self._training_ends[-1] - self._training_events.count
+        drawn = self._training_events.nth(draw_below(key, stream, numbers, width, bound))
         flat = tf.reshape(drawn, [-1])
         user = tf.searchsorted(self._training_ends, flat, side="right", out_type=tf.int64)
         return tf.reshape(flat + user * self._split.held_out, tf.shape(drawn))
+
+    def _require(self, split: str) -> None:
+        if split not in SPLITS:
+            raise UserError(f"split must be one of {SPLITS}, received {split!r}.")
+        if split == "validation" and not self._split.validation:
+            raise UserError(
+                "The dataset has no validation split. Run the workflow with --validation."
+            )
+
+    def _nothing_to_train_on(self) -> UserError:
+        least = self._config.min_history + 1 + self._split.held_out
+        if self._left_out["train"]:
+            return UserError(
+                f"The training set has no samples: all {self._left_out['train']} events that could "
+                "be targets are unknown ids. Run the workflow with a lower --frequency_threshold, "
+                "or on the data that its ids come from."
+            )
+        return UserError(
+            f"The training set has no samples: they need users with {least} interactions or more "
+            f"({self._split.held_out} held out, one to train on and {self._config.min_history} "
+            f"before it), and the longest history has {self._longest}. Run the workflow with "
+            f"--min_interactions {least}, on data that has such users."
+        )
 
 
 def time_gap_bucket(seconds: tf.Tensor) -> tf.Tensor:

@@ -4,11 +4,13 @@ A training sample is a positive, an event that is not held out, with its sampled
 evaluation every user's held-out event competes with negatives that the user has not met, or with
 all such items of the catalogue. Everything is drawn by counter-based generators, so that any batch
 can be rebuilt from (seed, epoch, step), on any number of processes.
+
+Ids that are no item (missing, rare, unknown: they share a row) are neither positives nor negatives.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +18,37 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.dataloading.draws import Key, draw_below, sample_keys, shuffled
-from lookback.dataloading.evaluations import CATALOGUE, EvaluationPass
+from lookback.dataloading.evaluations import (
+    CATALOGUE,
+    EvaluationPass,
+    LeftOut,
+    require_samples,
+)
 from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, NumberedSource
 from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
+from lookback.formats.vocabulary import FIRST_KNOWN
 
 _USERS_AT_A_TIME = 1 << 14
 _CATALOGUE_SCORES = 1 << 17  # 128 MB for a layer of 256 units
+
+
+class _Ranked(NamedTuple):
+    """Who is ranked in a pass over a split.
+
+    Attributes:
+      users: places ``[U']``.
+      targets: places ``[U']`` of their held-out items.
+      candidates: ids ``[U', C]`` that compete, column 0 the held-out one; None: the catalogue.
+      left_out: why the others are not.
+    """
+
+    users: tf.Tensor
+    targets: tf.Tensor
+    candidates: tf.Tensor | None
+    left_out: LeftOut
 
 
 class InteractionSource(NumberedSource):
@@ -72,7 +96,7 @@ class InteractionSource(NumberedSource):
 
         Raises:
           UserError: if a batch is too small for one sample, a user has too few interactions, or
-            has met so many items that negatives are missing.
+            has met so many items that negatives for training are missing.
         """
         self.schema = histories.schema
         self._features = InteractionFeatures.from_schema(histories.schema)
@@ -87,20 +111,13 @@ class InteractionSource(NumberedSource):
         eval_size = batch_size if eval_batch_size is None else eval_batch_size
         self._batch = _samples("global_batch_size", batch_size, 1 + negative_samples)
         histories.require_targets()
-        held_out = histories.split.held_out
-        positive = histories.in_training(held_out)
-        places = np.arange(histories.num_users, dtype=np.int32)
-        user = np.repeat(places, np.diff(histories.offsets))
-        self._positives = int(positive.sum())
-        # Users by place, items by id: with 20 M positives 160 MB.
-        self._sample_users = tf.constant(user[positive])
-        self._sample_items = tf.constant(histories.item_features[self._features.item][positive])
+        self._place_positives(histories)
         self._user_ids = tf.constant(histories.user_features[self._features.user])
         self._item_ids = tf.constant(self._catalogue.ids)
         self._known = None
         if exact_negatives:
-            self._known = KnownItems(histories, self._catalogue, held_out=held_out)
-            _require_free(self._known, 1, "exact_negatives", len(self._catalogue))
+            self._known = KnownItems(histories, self._catalogue, held_out=histories.split.held_out)
+            _require_free(self._known, len(self._catalogue))
             self._free = tf.constant(self._known.free, tf.int64)
         self._steps = self._positives // self._batch
         if not drop_remainder:
@@ -114,8 +131,31 @@ class InteractionSource(NumberedSource):
         self._eval_users = max(1, eval_size // (1 + test_negatives))
         least = max(eval_size, _CATALOGUE_SCORES)  # of a batch, or small batches would take long
         self._catalogue_users = max(1, least // max(1, len(self._catalogue)))
-        self._met: KnownItems | None = None
-        self._test_items: dict[str, tf.Tensor] = {}
+        # All items that users have met, the held-out ones too.
+        self._met = KnownItems(histories, self._catalogue, held_out=0)
+        self._ranked: dict[str, _Ranked] = {}
+
+    def _place_positives(self, histories: Histories) -> None:
+        """Events of training that are items: users by place, items by id; 160 MB for 20 M.
+
+        Raises:
+          UserError: if none is.
+        """
+        in_training = histories.in_training(histories.split.held_out)
+        item = histories.item_features[self._features.item]
+        positive = in_training & (item >= FIRST_KNOWN)
+        places = np.arange(histories.num_users, dtype=np.int32)
+        user = np.repeat(places, np.diff(histories.offsets))
+        self._sample_users = tf.constant(user[positive])
+        self._sample_items = tf.constant(item[positive])
+        self._positives = int(positive.sum())
+        self._unknown = LeftOut(int(in_training.sum()) - self._positives)
+        if not self._positives and self._unknown.unknown_targets:
+            raise UserError(
+                f"The training set has no positives: all {self._unknown.unknown_targets} events "
+                "are unknown ids. Run the workflow with a lower --frequency_threshold, or on the "
+                "data that its ids come from."
+            )
 
     def train_batch(self, feed: tf.Tensor) -> Batch:
         """The batch of (pass, step), or a part of it.
@@ -137,9 +177,17 @@ class InteractionSource(NumberedSource):
         return features, _first_of(user, 1 + self._negatives)
 
     @property
-    def group_feature(self) -> str:
-        """The user's id: all that a batch has of users."""
-        return self._features.user
+    def grouped(self) -> bool:
+        """Each row of a dataset of histories is a user."""
+        return True
+
+    def groups(self, split: str, feed: tf.Tensor) -> tf.Tensor:
+        """Numbers of the users in the dataset: all who are unknown have one id, and are many."""
+        return tf.gather(self._ranked[split].users, self._eval_places(split, feed))
+
+    def left_out(self, name: str) -> LeftOut:
+        """Positives of training that are no item; of passes, who cannot be ranked."""
+        return self._unknown if name == "train" else self._ranked[name].left_out
 
     @property
     def id_features(self) -> tuple[str, ...]:
@@ -155,16 +203,18 @@ class InteractionSource(NumberedSource):
 
         Scores of a whole catalogue are too many to keep, so that it is ranked only.
         """
-        passes = [EvaluationPass(split, ("ranking", "binary"), self._topk)]
+        topk, sampled = self._topk, 1 + self._test_negatives
+        passes = [EvaluationPass(split, ("ranking", "binary"), topk, candidates=sampled)]
         if self._full_catalogue:
-            passes.append(EvaluationPass(split + CATALOGUE, ("ranking",), self._topk))
+            items = len(self._catalogue)
+            passes.append(EvaluationPass(split + CATALOGUE, ("ranking",), topk, candidates=items))
         return passes
 
     def eval_steps(self, split: str) -> int:
-        """Steps that cover a split's users once."""
-        self._position(split)
-        users = self._catalogue_users if split.endswith(CATALOGUE) else self._eval_users
-        return -(-self._histories.num_users // users)
+        """Steps that cover once the users of a split who can be ranked."""
+        if split not in self._ranked:
+            self._ranked[split] = self._rank(split)
+        return -(-len(self._ranked[split].users) // self._users_of(split))
 
     def eval_batch(self, split: str, feed: tf.Tensor) -> Batch | tuple[Any, tf.Tensor, tf.Tensor]:
         """The candidates of some users.
@@ -174,20 +224,15 @@ class InteractionSource(NumberedSource):
           catalogue items ``[1, I]``, labels ``[B, I]`` and weights ``[B, I]``, 0 for items that
           the user has met.
         """
-        users, total = self._eval_users, self._histories.num_users
-        if split.endswith(CATALOGUE):
-            users = self._catalogue_users
-        user = self._part.of_batch(feed, users, total)  # [B]
+        ranked, places = self._ranked[split], self._eval_places(split, feed)
+        user = tf.gather(ranked.users, places)  # [B]
         features = {self._features.user: tf.gather(self._user_ids, user)}
-        if not split.endswith(CATALOGUE):
-            items = tf.gather(self._candidates(split), user)  # [B, C]
-            return features | {self._features.item: items}, _first_of(
-                user, 1 + self._test_negatives
-            )
+        if ranked.candidates is not None:
+            features[self._features.item] = tf.gather(ranked.candidates, places)  # [B, C]
+            return features, _first_of(user, 1 + self._test_negatives)
         features[self._features.item] = tf.expand_dims(self._item_ids, 0)  # [1, I]
-        place = tf.gather(tf.constant(self._targets(split)), user)
-        labels = tf.one_hot(place, len(self._catalogue))
-        free = self._everything_met().mask(user, len(self._catalogue))
+        labels = tf.one_hot(tf.gather(ranked.targets, places), len(self._catalogue))
+        free = self._met.mask(user, len(self._catalogue))
         return features, labels, tf.maximum(free, labels)
 
     def describe(self, feed: tf.Tensor) -> dict[str, list[Any]]:
@@ -215,12 +260,13 @@ class InteractionSource(NumberedSource):
             place = self._known.free_places(user, number)
         return tf.gather(self._item_ids, place)
 
-    def _everything_met(self) -> KnownItems:
-        """All items that users have met, the held-out ones too."""
-        if self._met is None:
-            with tf.init_scope():
-                self._met = KnownItems(self._histories, self._catalogue, held_out=0)
-        return self._met
+    def _users_of(self, split: str) -> int:
+        """Users of a batch."""
+        return self._catalogue_users if split.endswith(CATALOGUE) else self._eval_users
+
+    def _eval_places(self, split: str, feed: tf.Tensor) -> tf.Tensor:
+        """Places ``[B]`` of this process's part of a batch among those who are ranked."""
+        return self._part.of_batch(feed, self._users_of(split), len(self._ranked[split].users))
 
     def _position(self, split: str) -> int:
         """How far from the end of a history the held-out event of a split lies.
@@ -240,31 +286,41 @@ class InteractionSource(NumberedSource):
             )
         return self._histories.split.held_out if name == "validation" else 1
 
-    def _targets(self, split: str) -> npt.NDArray[np.int64]:
-        """Places ``[U]`` of the users' held-out items."""
-        ends = self._histories.offsets[1:] - self._position(split)
-        return self._catalogue.places(self._histories.item_features[self._features.item][ends])
+    def _rank(self, split: str) -> _Ranked:
+        """Who is ranked, and among what.
 
-    def _candidates(self, split: str) -> tf.Tensor:
-        """Items ``[U, 1 + test_negatives]`` that compete, the held-out one first. Made once."""
-        if split not in self._test_items:
-            with tf.init_scope():
-                drawn = self._test_places(split)
-                places = np.concatenate([self._targets(split)[:, None], drawn], 1)
-                self._test_items[split] = tf.constant(self._catalogue.ids[places])
-        return self._test_items[split]
+        Raises:
+          UserError: if the split is not there, or nobody can be ranked.
+        """
+        events = self._histories.offsets[1:] - self._position(split)
+        item = self._histories.item_features[self._features.item][events]  # [U]
+        wanted = 1 if split.endswith(CATALOGUE) else self._test_negatives
+        unknown, repeated = item < FIRST_KNOWN, self._met.repeated[events]
+        users, left_out = LeftOut.among(unknown, repeated, self._met.free < wanted)
+        most = int(self._met.free[~(unknown | repeated)].max(initial=0))
+        if 0 < most < wanted:
+            raise UserError(
+                f"test_negatives: expected at most {most}, the most items that a user has not met "
+                f"(of {len(self._catalogue)}), received {wanted}. Users with fewer are not ranked."
+            )
+        require_samples(split, len(users), left_out)
+        targets = self._catalogue.places(item[users])
+        candidates = None
+        if not split.endswith(CATALOGUE):
+            places = np.concatenate([targets[:, None], self._test_places(split, users)], 1)
+            candidates = tf.constant(self._catalogue.ids[places])
+        return _Ranked(tf.constant(users, tf.int64), tf.constant(targets), candidates, left_out)
 
-    def _test_places(self, split: str) -> npt.NDArray[np.int64]:
-        """Distinct places ``[U, test_negatives]``, none of an item that the user has met.
+    def _test_places(self, split: str, users: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Distinct places ``[U', test_negatives]``, none of an item that the user has met.
 
         Floyd's algorithm (Bentley & Floyd 1987, "A sample of brilliance") draws among the numbers
         of the free items: every set is equally likely.
         """
-        met, wanted = self._everything_met(), self._test_negatives
-        _require_free(met, wanted, "test_negatives", len(self._catalogue))
-        places = np.empty((self._histories.num_users, wanted), np.int64)
-        for begin in range(0, len(places), _USERS_AT_A_TIME):
-            user = tf.range(begin, min(begin + _USERS_AT_A_TIME, len(places)), dtype=tf.int64)
+        met, wanted = self._met, self._test_negatives
+        places = np.empty((len(users), wanted), np.int64)
+        for begin in range(0, len(users), _USERS_AT_A_TIME):
+            user = tf.constant(users[begin : begin + _USERS_AT_A_TIME], tf.int64)
             first = tf.expand_dims(tf.gather(tf.constant(met.free), user) - wanted, 1)
             last = first + tf.range(wanted, dtype=tf.int64)  # [B, K]: what number k may be at most
             key = (self._eval_seed, f"evaluate/{split}", tf.constant(0, tf.int64))
@@ -293,13 +349,11 @@ def _samples(option: str, rows: int, candidates: int) -> int:
     return rows // candidates
 
 
-def _require_free(known: KnownItems, wanted: int, option: str, items: int) -> None:
-    """Refuses users who have met so many items that fewer than `wanted` are left."""
-    if known.free.min(initial=wanted) >= wanted:
-        return
-    user = int(known.free.argmin())
-    fix = "Lower it" if option == "test_negatives" else f"Leave --{option} out"
-    raise UserError(
-        f"{option}: expected users with {wanted} items or more that they have not met, but user "
-        f"number {user} has met all but {known.free[user]} of {items}. {fix}."
-    )
+def _require_free(known: KnownItems, items: int) -> None:
+    """Refuses users for whom nothing is left to draw."""
+    if known.free.min(initial=1) < 1:
+        raise UserError(
+            "exact_negatives: expected users with items that they have not met in training, but "
+            f"user number {int(known.free.argmin())} has met all {items}. Leave --exact_negatives "
+            "out."
+        )

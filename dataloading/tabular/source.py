@@ -106,10 +106,9 @@ class TabularSource(BatchSource):
                 "Reduce --global_batch_size."
             )
 
-    @property
-    def group_feature(self) -> str | None:
-        """None: a row has no history, hence no user."""
-        return None
+    def both_classes(self, split: str) -> bool:
+        """As the labels on disk are."""
+        return self._data.both_classes(split)
 
     def train_steps(self) -> int:
         """Steps of one epoch, all passes together."""

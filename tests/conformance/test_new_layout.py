@@ -55,7 +55,6 @@ class NumbersOptions(LayoutOptions):
 
 class NumbersSource(NumberedSource):
     schema = SCHEMA
-    group_feature = None
 
     def __init__(self, directory: Path, batches: BatchOptions, scale: float) -> None:
         self._rows = {

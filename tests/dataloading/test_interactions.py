@@ -19,7 +19,7 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def histories(make_histories):
-    return make_histories(LENGTHS, items=60)
+    return make_histories(LENGTHS, items=60, repeats=False)
 
 
 def source(histories, **options) -> InteractionSource:
@@ -173,7 +173,7 @@ def test_free_items_are_those_a_user_has_not_met(histories):
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_every_users_held_out_item_competes_with_items_not_met(make_histories, split):
-    histories = make_histories((20, 7, 3, 12), items=60, validation=1)
+    histories = make_histories((20, 7, 3, 12), items=60, validation=1, repeats=False)
     made = source(histories, batch_size=13)  # two users with 6 candidates each
     batches = [made.eval_batch(split, feed) for feed in made.eval_feeds(split)]
     assert len(batches) == made.eval_steps(split) == 2
@@ -186,13 +186,15 @@ def test_every_users_held_out_item_competes_with_items_not_met(make_histories, s
         assert len(set(negatives)) == 5
         assert not set(negatives) & set(events)
     other = source(histories, batch_size=600, seed=SEED + 1)
+    assert other.eval_steps(split) == 1
     again = other.eval_batch(split, tf.constant(0, tf.int64))
     np.testing.assert_array_equal(again[0]["item_id"], items)  # whatever the run's seed
 
 
 def test_test_negatives_are_a_uniform_sample_without_repetition(make_histories):
-    histories = make_histories([4] * 4000, items=12)
+    histories = make_histories([4] * 4000, items=12, repeats=False)
     made = source(histories, test_negatives=3, batch_size=1 << 16)
+    assert made.eval_steps("test") == 1
     features, _ = made.eval_batch("test", tf.constant(0, tf.int64))
     catalogue = histories.catalogue["item_id"].tolist()
     seen = np.zeros(len(catalogue))
@@ -239,6 +241,7 @@ def test_ranks_share_an_evaluation(histories, ranks):
     for feed in whole.eval_feeds("test"):
         expected = whole.eval_batch("test", feed)[0]["item_id"].numpy()
         parts = [source(histories, part=Part(rank, ranks)) for rank in range(ranks)]
+        assert {part.eval_steps("test") for part in parts} == {whole.eval_steps("test")}
         found = [part.eval_batch("test", feed)[0]["item_id"].numpy() for part in parts]
         np.testing.assert_array_equal(np.concatenate(found), expected)
 
@@ -259,12 +262,14 @@ def test_batches_that_cannot_be(histories, options, message):
 
 
 def test_too_few_items_for_the_negatives(make_histories):
-    histories = make_histories((20, 7), items=8)
-    with pytest.raises(UserError, match=r"test_negatives: expected users with 9 items.*Lower it"):
-        made = source(histories, test_negatives=9)
-        made.eval_batch("test", tf.constant(0, tf.int64))
+    histories = make_histories((7, 4), items=13, repeats=False)
+    items = len(histories.catalogue["item_id"])
+    text = rf"test_negatives: expected at most {items - 4}, .*\(of {items}\), received 9"
+    with pytest.raises(UserError, match=text):
+        source(histories, test_negatives=9).eval_steps("test")
+    assert source(histories, test_negatives=items - 4).eval_steps("test") == 1
     everything = make_histories((300, 7), items=8)
-    with pytest.raises(UserError, match="Leave --exact_negatives out"):
+    with pytest.raises(UserError, match="user number 0 has met all 5"):
         source(everything, exact_negatives=True)
 
 
@@ -286,8 +291,7 @@ def test_items_that_no_catalogue_has(make_histories):
     histories = make_histories((5, 4))
     short = {name: ids[1:] for name, ids in histories.catalogue.items()}
     with pytest.raises(UserError, match=r"Item id \d+ occurs in a history but not in items"):
-        made = source(dataclasses.replace(histories, catalogue=short), test_negatives=1)
-        made.eval_batch("test", tf.constant(0, tf.int64))
+        source(dataclasses.replace(histories, catalogue=short), test_negatives=1)
 
 
 def test_a_schema_without_user_ids_is_refused(histories):

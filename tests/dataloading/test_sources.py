@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -128,18 +129,23 @@ def test_resident_evaluation_has_its_own_seed(resident):
     assert (scored(eval_seed=1) != scored(eval_seed=2)).any()
 
 
-def test_resident_group_and_description(resident):
+def test_resident_description(resident):
     source = resident(batch_size=4)
-    assert source.group_feature == "user_id"
     (feed, *_) = source.train_feeds(0, 0)
     users = source.train_batch(feed)[0]["user_id"].numpy()
     assert source.describe(feed)["user_id"] == users.tolist()
 
 
-def test_data_without_user_features_has_no_groups(resident, make_schema):
-    source = resident()
-    source.schema = make_schema(users={})
-    assert source.group_feature is None
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_resident_groups_are_users_by_their_number(resident, make_histories, split):
+    """Of whatever ids: all users that a workflow does not know have one."""
+    strange = {"user_id": np.full(5, 2, np.int32)}
+    histories = dataclasses.replace(make_histories(), user_features=strange)
+    source = ResidentSource(histories, CONFIG, seed=3, batch_size=16, test_negatives=3)
+    known = resident(test_negatives=3)
+    for feed in source.eval_feeds(split):
+        features, *_ = known.eval_batch(split, feed)
+        np.testing.assert_array_equal(source.groups(split, feed), features["user_id"] - 1)
 
 
 def users_of(batches):
@@ -150,7 +156,7 @@ def test_materialised_feeds_are_the_batches(materialised):
     source = materialised()
     assert source.train_steps() == 3
     assert source.eval_steps("test") == 1
-    assert source.group_feature == "uid"
+    assert source.grouped
     feeds = list(source.train_feeds(0, 0))
     assert [len(u) for u in users_of(feeds)] == [8, 8, 7]
     assert sorted(np.concatenate(users_of(feeds))) == list(range(1, TRAIN_ROWS + 1))
@@ -161,6 +167,7 @@ def test_materialised_feeds_are_the_batches(materialised):
     assert described["item"] == feeds[0][0]["item"].ravel().tolist()
     assert described["label"] == feeds[0][1].ravel().tolist()
     (test,) = source.eval_feeds("test")
+    assert list(source.groups("test", test)) == list(range(1, TEST_ROWS + 1))
     assert users_of([test]) == [list(range(1, TEST_ROWS + 1))]
     assert source.eval_batch("test", test) is test
     assert "item_negatives" not in test[0]
@@ -300,7 +307,7 @@ def sharded(make_histories, write_dataset, tmp_path, in_ranks):
                 **{"seed": 3, "batch_size": 16, **options},
                 part=part,
                 counts=whole.item_counts(),
-                most=lambda number: max(world.gather(number)),
+                gather=world.gather,
             )
 
         return in_ranks(ranks, lambda world: evaluated(source(world)))
@@ -363,7 +370,7 @@ def test_a_sharded_rank_without_users_has_as_many_steps_as_the_others(
             batch_size=8,
             part=part,
             counts=whole.item_counts(),
-            most=lambda number: max(world.gather(number)),
+            gather=world.gather,
         )
         trained = [len(labels) for _, labels in steps_of(source, None)]
         return trained, [len(labels) for _, labels, _ in steps_of(source, "test")]

@@ -118,7 +118,7 @@ def test_feeds_have_the_types_of_the_contract(dataset):
     assert (features["numerical"].dtype, features["numerical"].shape) == (np.float32, (64, 3))
     assert (features["categorical"].dtype, features["categorical"].shape) == (np.int32, (64, 4))
     assert (labels.dtype, labels.shape) == (np.float32, (64, 1))
-    assert source.group_feature is None
+    assert not source.grouped
     assert source.schema.column_names == list(make_frame(1).columns)
 
 

@@ -207,7 +207,8 @@ def plan(tables: tuple[TableSpec, ...], mix: str, ranks: int) -> Plan:
 class Batches:
     """One rank's part of a few batches, as a source."""
 
-    group_feature = None
+    grouped = False
+    id_features = ()
 
     def __init__(self, case: Case, rank: int, ranks: int, steps: int = STEPS) -> None:
         bounds = np.concatenate([[0], np.cumsum(ROWS_A_RANK[ranks])])

@@ -14,7 +14,7 @@ from tests.serving.test_round_trip import FRESH, run, write_lines
 
 OPTIONS = (
     *("--model_type", "neumf", "--epochs", "2", "--global_batch_size", "100", "--seed", "1"),
-    *("--lr", "0.01", "--factors", "4", "--layers", "8,6,4", "--test_negatives", "5"),
+    *("--lr", "0.01", "--factors", "4", "--layers", "8,6,4", "--test_negatives", "12"),
 )
 USERS, ITEMS = 30, 40
 

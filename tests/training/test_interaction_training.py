@@ -18,7 +18,8 @@ from lookback.training.run import command_line
 
 @pytest.fixture(scope="module")
 def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
-    histories = make_histories(lengths=[20, 7, 3, 3, 12, 15, 30, 9, 4, 6], items=80)
+    lengths = [20, 7, 3, 3, 12, 15, 30, 9, 4, 6]
+    histories = make_histories(lengths=lengths, items=80, repeats=False)
     directory = write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
     info = directory / "dataset.json"
     info.write_text(info.read_text().replace('"split"', '"content_hash": "sha256:0", "split"'))
@@ -172,7 +173,7 @@ def test_scores_can_be_written(dataset, tmp_path):
     ("more", "message"),
     [
         ({"eval_train": True}, "Leave --eval_train out"),
-        ({"test_negatives": 200}, "test_negatives: expected users with 200 items"),
+        ({"test_negatives": 200}, "test_negatives: expected at most .* received 200"),
         ({"metrics": ("mrr",), "threshold": 0.5}, "training is to stop at hr@10 0.5, expected"),
     ],
 )

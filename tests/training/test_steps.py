@@ -36,7 +36,8 @@ pytestmark = pytest.mark.usefixtures("eagerly")
 class Batches:
     """A few batches, or some rows of each, as a source; its feeds are their numbers."""
 
-    group_feature = "user_id"
+    grouped = True
+    id_features = ()
 
     def __init__(self, batches, rows=slice(None), parts=1):
         self._batches, self._rows, self._parts = batches, rows, parts
@@ -54,6 +55,9 @@ class Batches:
 
     def parts_of(self, feed):
         return [(feed, part) for part in range(self._parts)]
+
+    def groups(self, split, feed):
+        return self.eval_batch(split, feed)[0]["user_id"]
 
     def eval_batch(self, split, feed):
         assert split == "test"
@@ -383,7 +387,7 @@ def test_evaluation_gives_labels_logits_and_groups(make, make_batch):
     np.testing.assert_array_equal(labels, batch[1][:4])
     np.testing.assert_allclose(logits, model(features), rtol=1e-6)
     np.testing.assert_array_equal(groups, batch[0]["user_id"][:4])
-    source.group_feature = None
+    source.grouped = False
     assert scored(model, source)[2] is None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lookback.core.errors import UserError
 from lookback.dataloading.evaluations import EvaluationPass, Kind
-from lookback.training.evaluation.names import BINARY, RANKING, all_of, family
+from lookback.training.evaluation.names import BINARY, RANKING, all_of, cutoff, family
 
 _FAMILIES: dict[Kind, tuple[str, ...]] = {"binary": BINARY, "ranking": RANKING}
 
@@ -47,13 +47,37 @@ def choose(
     return choice
 
 
-def check_goals(goals: Mapping[str, float], choice: Choice, split: str) -> None:
+def check_cutoffs(choice: Choice) -> None:
+    """Refuses K that cut nothing off: with as many candidates or fewer, every model has HR@K 1.
+
+    Args:
+      choice: what is evaluated.
+
+    Raises:
+      UserError: naming the metric, and how many candidates there are.
+    """
+    for found, kinds in choice.items():
+        for name in kinds.get("ranking", ()):
+            k, most = cutoff(name), found.candidates
+            if k is not None and most is not None and k >= most:
+                raise UserError(
+                    f"metrics: expected K below {most}, which are the candidates of the evaluation "
+                    f"{found.name!r} with the positive, received {name}: no model can miss "
+                    "it. Choose a smaller K (--metrics, --topk), or more candidates "
+                    "(--test_negatives)."
+                )
+
+
+def check_goals(
+    goals: Mapping[str, float], choice: Choice, split: str, *, both_classes: bool = True
+) -> None:
     """Refuses to wait for figures that will not come.
 
     Args:
       goals: by name, at which training is to stop.
       choice: what is evaluated.
       split: whose figures are waited for.
+      both_classes: whether the split has rows of both labels.
 
     Raises:
       UserError: naming the goal.
@@ -65,6 +89,11 @@ def check_goals(goals: Mapping[str, float], choice: Choice, split: str) -> None:
             raise UserError(
                 f"metrics: training is to stop at {name} {goal:g}, expected among the metrics, "
                 f"received {','.join(names)}. Add {name}, or leave the threshold out."
+            )
+        if name == "auc" and not both_classes:
+            raise UserError(
+                f"auc_threshold: expected rows of both labels in the {split} split, which all have "
+                f"one: there will be no AUC to reach {goal:g}. Leave --auc_threshold out."
             )
 
 

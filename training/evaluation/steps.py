@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from lookback.dataloading.evaluations import CandidatePieces, EvaluationPass
 from lookback.dataloading.sources import BatchSource
-from lookback.training.evaluation.evaluator import Evaluator, ScoredBatch
+from lookback.training.evaluation.evaluator import BinaryEvaluator, Evaluator, ScoredBatch
 
 Found = tuple[tf.Tensor | None, ...]
 
@@ -55,8 +55,9 @@ class EvaluationSteps:
     ) -> list[Found]:
         features, labels, *weights = self._source.eval_batch(evaluation.name, feed)
         logits = self._logits(features, evaluation.pieces)
-        group = self._source.group_feature
-        groups = None if group is None else features[group]
+        groups = None
+        if BinaryEvaluator in evaluators and self._source.grouped:
+            groups = self._source.groups(evaluation.name, feed)
         ids = tuple(features[name] for name in self._source.id_features)
         batch = ScoredBatch(labels, logits, groups, weights[0] if weights else None, ids)
         return [evaluator.needed(batch) for evaluator in evaluators]
