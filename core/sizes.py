@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -23,7 +23,8 @@ def parse_size(text: str, option: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([kmgt]?)(i?)b?)", text.strip().lower())
     if not match or not float(match[1]) > 0 or (match[3] and not match[2]):
         raise UserError(
-            f"{option}: expected a size above 0 like 80GB, 40GiB or 1000000, received {text!r}."
+            f"{option}: expected a size above 0 like 80GB, 40GiB or 1000000, received "
+            f"{shown(text)}."
         )
     return float(match[1]) * (1024.0 if match[3] else 1000.0) ** " kmgt".index(match[2] or " ")
 

@@ -26,8 +26,8 @@ MOST_LEVELS = 100
 _SHOWN = 300  # characters of a parser's message
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _INTEGER_TAG = "tag:yaml.org,2002:int"
-FLOAT_TAG = "tag:yaml.org,2002:float"
-FLOAT = re.compile(
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_FLOAT = re.compile(
     r"""[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$
       |[-+]?[0-9]+[eE][-+]?[0-9]+$
       |[-+]?\.(inf|Inf|INF)$
@@ -35,12 +35,14 @@ FLOAT = re.compile(
     re.VERBOSE,
 )
 
+_NUMERIC = "-+0123456789."  # what a number may begin with
+
 
 def _resolvers() -> dict[Any, list[tuple[str, Any]]]:
     """Which plain words are no text, by first character: PyYAML's, but numbers as of YAML 1.2."""
-    numbers = ((_INTEGER_TAG, _INTEGER, "-+0123456789"), (FLOAT_TAG, FLOAT, "-+0123456789."))
+    numbers = ((_INTEGER_TAG, _INTEGER, "-+0123456789"), (_FLOAT_TAG, _FLOAT, _NUMERIC))
     found = {
-        first: [(tag, form) for tag, form in forms if tag not in (_INTEGER_TAG, FLOAT_TAG)]
+        first: [(tag, form) for tag, form in forms if tag not in (_INTEGER_TAG, _FLOAT_TAG)]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     for tag, form, firsts in numbers:
@@ -98,6 +100,21 @@ def _is_flat_list(node: yaml.Node | None) -> bool:
     return isinstance(node, yaml.SequenceNode) and all(
         isinstance(element, yaml.ScalarNode) for element in node.value
     )
+
+
+def _dumped_resolvers() -> dict[Any, list[tuple[str, Any]]]:
+    """Which plain words are no text, to PyYAML or to `load_yaml`."""
+    known = yaml.SafeDumper.yaml_implicit_resolvers
+    return {
+        first: [*known.get(first, []), *([(_FLOAT_TAG, _FLOAT)] if first in _NUMERIC else [])]
+        for first in {*known, *_NUMERIC}
+    }
+
+
+class StrictDumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, with quotes for text that is a number to `load_yaml`, such as 1e5."""
+
+    yaml_implicit_resolvers = _dumped_resolvers()  # PyYAML's own attribute
 
 
 def load_yaml(text: str, source: str, *, shared_lists: bool = False) -> Any:

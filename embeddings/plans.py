@@ -13,7 +13,7 @@ import yaml
 
 from lookback.core.errors import UserError, shown
 from lookback.core.files import atomic_file
-from lookback.core.yaml_files import FLOAT, FLOAT_TAG, read_yaml
+from lookback.core.yaml_files import StrictDumper, read_yaml
 from lookback.embeddings.planners.base import needs_whole_rows
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.types import Placement, Plan, TableSpec
@@ -242,18 +242,8 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _resolvers() -> dict[Any, list[tuple[str, Any]]]:
-    """Which plain words are no text: for PyYAML, and for `read_yaml`, to which 1e5 is a number."""
-    known = yaml.SafeDumper.yaml_implicit_resolvers
-    return {
-        first: [*known.get(first, []), (FLOAT_TAG, FLOAT)] for first in {*known, *"-+0123456789."}
-    }
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML's safe dumper, with lists on one line, and quotes for text that we read as a number."""
-
-    yaml_implicit_resolvers = _resolvers()  # PyYAML's own attribute
+class _Dumper(StrictDumper):
+    """With lists on one line."""
 
     def represent_sequence(
         self, tag: str, sequence: Iterable[Any], flow_style: bool | None = None

@@ -22,10 +22,12 @@ from lookback.core.options.command_line import (
 from lookback.core.options.completion import bash_completion
 from lookback.core.options.help import help_text, parameter_table
 from lookback.core.options.line import CommandLine
+from lookback.core.options.needs import SET, UNSET
 from lookback.core.options.option import (
     Option,
     check_options,
     continued,
+    idle,
     option,
     options_of,
     refuse_unserved,
@@ -34,6 +36,8 @@ from lookback.core.options.option import (
 from lookback.core.options.program import Command, Door, Program
 
 __all__ = [
+    "SET",
+    "UNSET",
     "Command",
     "CommandLine",
     "Door",
@@ -46,6 +50,7 @@ __all__ = [
     "continued",
     "from_values",
     "help_text",
+    "idle",
     "option",
     "options_of",
     "parameter_table",

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from lookback.core.files import atomic_file, inside_ours
 from lookback.core.options.help import help_text
 from lookback.core.options.line import CommandLine
 from lookback.core.options.option import Option, options_of
-from lookback.core.yaml_files import read_yaml
+from lookback.core.yaml_files import StrictDumper, read_yaml
 
 
 def parse(
@@ -47,13 +48,15 @@ def parse(
     shared = line.shared()
     asked = next((word for word in argv if word in ("-h", "--help", "--help-all")), None)
     if asked is not None:
-        chosen = None if asked == "--help-all" else _chosen_for_help(argv, line, shared)
-        print(help_text(line, chosen, prog, description), end="")
+        chosen, recipe = None, None
+        if asked != "--help-all":
+            chosen, recipe = (_for_help(argv, n, line) for n in (line.chooser, line.recipe))
+        print(help_text(line, chosen, prog, description, recipe), end="")
         raise SystemExit(0)
-    chosen = None if line.chooser is None else _choice(argv, line, shared)
-    options = line.options(chosen)
+    chosen, recipe = (_choice(argv, name, shared) for name in (line.chooser, line.recipe))
+    options = line.options(chosen, recipe)
     foreign = {} if chosen is None else _foreign(line, chosen, options)
-    return line.instances(chosen, _values(argv, options, line.removed, foreign))
+    return line.instances(chosen, _values(argv, options, line.removed, foreign), recipe)
 
 
 def from_values(line: CommandLine, **values: Any) -> tuple[Any, ...]:
@@ -68,13 +71,14 @@ def from_values(line: CommandLine, **values: Any) -> tuple[Any, ...]:
       TypeError: an option that is unknown, or missing: a mistake in the code.
     """
     chosen = None if line.chooser is None else values[line.chooser]
-    options = line.options(chosen)
+    recipe = None if line.recipe is None else values.get(line.recipe)
+    options = line.options(chosen, recipe)
     unknown = sorted(set(values) - set(options))
     missing = [name for name, found in options.items() if found.required and name not in values]
     if unknown or missing:
         raise TypeError(f"{chosen}: unknown options {unknown}, missing ones {missing}")
     defaults = {name: found.default for name, found in options.items()}
-    return line.instances(chosen, {**defaults, **values})
+    return line.instances(chosen, {**defaults, **values}, recipe)
 
 
 def parse_known(argv: Sequence[str], config: type) -> tuple[Any, list[str]]:
@@ -112,8 +116,11 @@ def to_yaml(*configs: Any, comments: Sequence[str] = ()) -> str:
             if name in seen:
                 continue
             seen.add(name)
-            value = yaml.safe_dump(
-                option.write(getattr(config, name)), default_flow_style=True, width=10**6
+            value = yaml.dump(
+                option.write(getattr(config, name)),
+                Dumper=StrictDumper,
+                default_flow_style=True,
+                width=10**6,
             )
             # A scalar's document ends in a line of dots.
             lines.append(f"{name}: {value.removesuffix('...' + chr(10)).strip()}")
@@ -126,24 +133,25 @@ def save_yaml(path: str | os.PathLike[str], *configs: Any, comments: Sequence[st
         temporary.write_text(to_yaml(*configs, comments=comments), encoding="utf-8")
 
 
-def _chosen_for_help(
-    argv: Sequence[str], line: CommandLine, shared: Mapping[str, Option]
-) -> str | None:
-    """The variant whose options are to be listed: who asks for help may have written anything."""
-    if line.chooser is None:
+def _for_help(argv: Sequence[str], name: str | None, line: CommandLine) -> str | None:
+    """What an option chooses to be listed: who asks for help may have written anything."""
+    if name is None:
         return None
-    try:
-        return _choice(argv, line, shared)
-    except UserError:
-        return None if line.must_choose else str(shared[line.chooser].default)
-
-
-def _choice(argv: Sequence[str], line: CommandLine, shared: Mapping[str, Option]) -> str:
-    """The value of the option that brings in more."""
-    name = typing.cast(str, line.chooser)
-    chooser = shared[name]
     words = [word for word in argv if word not in ("-h", "--help", "--help-all")]
-    written, _ = _read_argv(words, {name: chooser})
+    shared = line.shared()
+    try:
+        return _choice(words, name, shared)
+    except UserError:
+        default = shared[name].default
+        return None if default is dataclasses.MISSING or default is None else str(default)
+
+
+def _choice(argv: Sequence[str], name: str | None, shared: Mapping[str, Option]) -> str | None:
+    """The value of an option that brings in others, or their defaults; None without one."""
+    if name is None:
+        return None
+    chooser = shared[name]
+    written, _ = _read_argv(argv, {name: chooser})
     chosen = chooser.default
     if "config" in written:
         in_file = _read_config(written["config"])
@@ -153,7 +161,7 @@ def _choice(argv: Sequence[str], line: CommandLine, shared: Mapping[str, Option]
         chosen = chooser.read(written[name], f"--{name}")
     if chosen is dataclasses.MISSING:
         raise chooser.missing()
-    return str(chosen)
+    return None if chosen is None else str(chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +215,9 @@ def _values(
     if unknown:
         word = unknown[0].split("=")[0]
         if not word.startswith("-"):
+            before = argv[list(argv).index(unknown[0]) - 1].removeprefix("--")
+            if before in options and options[before].kind is bool:
+                raise _valued_flag(f"--{before}", repr(unknown[0]))
             positional = any(option.positional for option in options.values())
             why = "" if positional else ": every value follows a --name"
             raise UserError(f"unexpected argument {unknown[0]!r}{why}.")
@@ -214,14 +225,17 @@ def _values(
 
     values = {}
     if "config" in written:
-        path = written.pop("config")
+        path, left_out = written.pop("config"), []
         for key, raw in _read_config(path).items():
             if key not in options:
                 # A run's config.yaml of before layouts had options of their own holds those of all.
                 if key in foreign and foreign[key].is_default(raw):
+                    left_out.append(str(key))
                     continue
                 raise _unknown(f"key {key!r} in {path}", "", str(key), options, removed, foreign)
             values[key] = options[key].read(raw, f"{key} in {path}")
+        if left_out:
+            print(f"{path}: not used, and at its default: {', '.join(left_out)}", file=sys.stderr)
     for name, raw in written.items():
         values[name] = options[name].read(raw, options[name].written)
     return _filled(values, options)
@@ -251,6 +265,8 @@ def _unknown(
         return UserError(f"{what} {(foreign.get(plain) or foreign[positive]).text}")
     if plain in removed:
         return UserError(f"{what} is not needed here: {removed[plain]}")
+    if dashes and positive.startswith("no") and positive[2:] in known:
+        return UserError(f"unknown option: {what}. Did you mean --no_{positive[2:]}?")
     # A file names no other.
     close = difflib.get_close_matches(positive, [*known, "config"] if dashes else known, n=1)
     if close and dashes and close[0] in known and known[close[0]].positional:
@@ -266,11 +282,22 @@ def _unknown(
     return UserError(f"unknown option: {what}. --help lists the options.")
 
 
+def _valued_flag(flag: str, value: str) -> UserError:
+    name = flag.removeprefix("--").removeprefix("no_")
+    return UserError(
+        f"{flag}: expected no value, as it is a flag, received {value}. Write --{name} for true, "
+        f"--no_{name} for false."
+    )
+
+
 class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises where the original prints and exits."""
 
     def error(self, message: str) -> typing.NoReturn:
         said = message.removeprefix("argument ")
+        flag, _, value = said.partition(": ignored explicit argument ")
+        if value:
+            raise _valued_flag(flag.split("/")[0], value)
         said = said.replace("expected one argument", "expected a value, received none")
         raise UserError(f"{said}. --help lists the options.")
 

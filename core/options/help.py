@@ -14,7 +14,11 @@ from lookback.core.options.option import Option
 
 
 def help_text(
-    line: CommandLine, chosen: str | None, prog: str | None, description: str | None
+    line: CommandLine,
+    chosen: str | None,
+    prog: str | None,
+    description: str | None,
+    recipe: str | None = None,
 ) -> str:
     """What `--help` prints.
 
@@ -23,6 +27,7 @@ def help_text(
       chosen: the variant whose options to list; None: those of all.
       prog: the program's name.
       description: one paragraph above the options.
+      recipe: whose defaults to show; None: ours, with those of recipes beside them.
     """
     if chosen is None:
         rows = _rows(line)
@@ -32,8 +37,13 @@ def help_text(
             if owners and len(owners) < len(line.variants)
         }
         return _text(line, [option for option, _ in rows], notes, prog, description)
-    options = line.options(chosen)
-    text = _text(line, _by_scope(options.values()), {}, prog, description)
+    options = line.options(chosen, recipe)
+    notes = {}
+    for other in line.recipes(chosen) if recipe is None else ():
+        for name, value in line.defaults(chosen, other).items():
+            if value != options[name].default:
+                notes[name] = f"--{line.recipe} {other}: {options[name].show(value)}"
+    text = _text(line, _by_scope(options.values()), notes, prog, description)
     return f"{text}\nThese are the options with --{line.chooser} {chosen}; --help-all lists all.\n"
 
 
@@ -73,9 +83,30 @@ def _rows(line: CommandLine) -> list[tuple[Option, list[str]]]:
         elif others:
             texts = [f"{value} for {', '.join(named)}" for value, named in defaults.items()]
             option = dataclasses.replace(option, default=", ".join(texts), unit=None)
+        said = _of_recipes(line, name)
+        if said:
+            text = f"{option.show(option.default)}; {said}"
+            option = dataclasses.replace(option, default=text, unit=None)
         rows.append((option, [] if name in shared else owners))
     order = [option.name for option in _by_scope(option for option, _ in rows)]
     return sorted(rows, key=lambda row: order.index(row[0].name))
+
+
+def _of_recipes(line: CommandLine, name: str) -> str:
+    """What recipes make of the default of an option, by variant; "" if nothing."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for variant in line.variants:
+        options = line.options(variant)
+        for recipe in line.recipes(variant):
+            own = line.defaults(variant, recipe)
+            if name in own and own[name] != options[name].default:
+                value = options[name].show(own[name])
+                found.setdefault(recipe, {}).setdefault(value, []).append(variant)
+    return "; ".join(
+        f"--{line.recipe} {recipe}: "
+        + ", ".join(f"{value} for {', '.join(named)}" for value, named in values.items())
+        for recipe, values in found.items()
+    )
 
 
 def _by_scope(options: Iterable[Option]) -> list[Option]:

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lookback.core.options.option import Option, options_of
+from lookback.core.options.needs import unmet
+from lookback.core.options.option import Option, options_of, refuse_idle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +16,14 @@ class CommandLine:
 
     Two classes may have a field of the same name and type: it is one option, and both get its value
     (the first class's default counts). A variant's class may have a class attribute `run_defaults`
-    (option -> value): defaults of other classes' options that it changes.
+    (option -> value): defaults of other classes' options that it changes; and one `recipes` (name
+    -> the same), of which the option `recipe` chooses.
 
     Attributes:
       configs: dataclasses that every use of the command has.
       chooser: option of theirs whose value brings in more; None if none does.
       variants: that option's values -> the dataclasses it brings in; the first is the default.
+      recipe: option of theirs whose value names the recipe whose defaults count; None if none does.
       must_choose: whether the choice must be given: then there is no default.
       choices: option -> allowed values, for choices that only the caller knows (a registry).
       removed: names that users of older versions may still write -> the sentence that says what
@@ -30,6 +33,7 @@ class CommandLine:
     configs: tuple[type, ...]
     chooser: str | None = None
     variants: Mapping[str, Sequence[type]] = dataclasses.field(default_factory=dict)
+    recipe: str | None = None
     must_choose: bool = False
     choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -50,8 +54,8 @@ class CommandLine:
         classes = self.variants[variant]
         return merge([options_of(config, choices=self.choices) for config in classes])
 
-    def defaults(self, variant: str) -> dict[str, Any]:
-        """Defaults that a variant changes.
+    def defaults(self, variant: str, recipe: str | None = None) -> dict[str, Any]:
+        """Defaults that a variant changes, and a recipe of its.
 
         Raises:
           TypeError: if there is no such option: a mistake in the class, not of the user.
@@ -59,23 +63,45 @@ class CommandLine:
         changed: dict[str, Any] = {}
         for config in self.variants[variant]:
             changed |= getattr(config, "run_defaults", {})
+        for config in self.variants[variant]:
+            changed |= getattr(config, "recipes", {}).get(recipe, {})
         unknown = sorted(set(changed) - {*self.shared(), *self.own(variant)})
         if unknown:
             raise TypeError(f"run_defaults of {variant}: the run has no {unknown[0]!r}")
         return changed
 
-    def options(self, variant: str | None) -> dict[str, Option]:
+    def recipes(self, variant: str) -> list[str]:
+        """Names of the recipes of a variant."""
+        names = (name for c in self.variants[variant] for name in getattr(c, "recipes", {}))
+        return list(dict.fromkeys(names))
+
+    def options(self, variant: str | None, recipe: str | None = None) -> dict[str, Option]:
         """All options of a use, by name: those that every use has, and those of a variant."""
         if variant is None:
             return self.shared()
         options = merge([self.shared(), self.own(variant)])
-        for name, value in self.defaults(variant).items():
+        for name, value in self.defaults(variant, recipe).items():
             options[name] = dataclasses.replace(options[name], default=value)
         return options
 
-    def instances(self, variant: str | None, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """One instance of each dataclass of a use, from the values of all its options."""
+    def instances(
+        self, variant: str | None, values: Mapping[str, Any], recipe: str | None = None
+    ) -> tuple[Any, ...]:
+        """One instance of each dataclass of a use, from the values of all its options.
+
+        A default of a variant or recipe that has no effect beside what was given gives way to the
+        option's own.
+
+        Raises:
+          UserError: for values out of bounds, or without effect.
+        """
         own = () if variant is None else self.variants[variant]
+        plain = merge([self.shared(), *([] if variant is None else [self.own(variant)])])
+        values = dict(values)
+        for name, found in self.options(variant, recipe).items():
+            if values[name] == found.default and unmet(found.needs, values) is not None:
+                values[name] = plain[name].default
+        refuse_idle(plain, values)
         return tuple(
             config(**{field.name: values[field.name] for field in dataclasses.fields(config)})
             for config in (*self.configs, *own)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.core.limits import MOST_INTEGER
+from lookback.core.options.needs import Condition, Needs, alternatives, unmet
 from lookback.core.sizes import parse_size
 
 _SCALARS: dict[type, tuple[str, str]] = {  # type -> (name in --help, words in an error)
@@ -41,11 +43,15 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    limit: float = MOST_INTEGER,
     nonempty: bool = False,
     continued: bool = False,
     positional: bool = False,
     repeatable: bool = False,
     unserved: Mapping[str, str] | None = None,
+    needs: Needs | None = None,
+    suits: Needs | None = None,
+    storage: bool = False,
 ) -> Any:
     """A field of a config dataclass that is an option.
 
@@ -64,12 +70,17 @@ def option(
       above: likewise.
       at_most: likewise.
       below: likewise.
+      limit: of a number, beyond which it is a slip of the hand; said only where it is reached.
       nonempty: whether a text, or a tuple, must hold something.
       continued: whether a run that is continued must have the value of its beginning.
       positional: on the command line it is a word of its own: no `--name` before it.
       repeatable: a tuple whose values are given one by one, `--name` before each; they may have
         commas.
       unserved: data that cannot serve the option -> why, see `refuse_unserved`.
+      needs: what other options must be for it to have an effect: else it is refused unless it is at
+        its default, see `core.options.needs`.
+      suits: the same where it is only named, see `idle`.
+      storage: whether it says how something lies in memory, and has no say in what it is.
     """
     given = {
         "help": help,
@@ -81,11 +92,15 @@ def option(
         "above": above,
         "at_most": at_most,
         "below": below,
+        "limit": limit,
         "nonempty": nonempty,
         "continued": continued,
         "positional": positional,
         "repeatable": repeatable,
         "unserved": unserved,
+        "needs": needs,
+        "suits": suits,
+        "storage": storage,
     }
     return dataclasses.field(default=default, metadata=given)
 
@@ -106,11 +121,15 @@ class Option:
       none: written values that mean None.
       unit: of a number.
       bounds: ("at_least" | "above" | "at_most" | "below", number), none to two of them.
+      limit: the largest number that makes sense.
       nonempty: whether a text, or a tuple, must hold something.
       continued: whether a continued run must have the same.
       positional: whether it is written without a flag.
       repeatable: whether its flag may come several times.
       unserved: data that cannot serve the option -> why.
+      needs: conditions, one of which must hold for it to be given.
+      suits: conditions, one of which must hold for it to have an effect.
+      storage: whether it has no say in what the thing is that it is an option of.
     """
 
     name: str
@@ -124,11 +143,15 @@ class Option:
     none: tuple[Any, ...] = ()
     unit: str | None = None
     bounds: tuple[tuple[str, float], ...] = ()
+    limit: float = MOST_INTEGER
     nonempty: bool = False
     continued: bool = False
     positional: bool = False
     repeatable: bool = False
     unserved: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needs: tuple[Condition, ...] = ()
+    suits: tuple[Condition, ...] = ()
+    storage: bool = False
 
     @property
     def required(self) -> bool:
@@ -220,6 +243,11 @@ class Option:
             if not self._within_bounds(element):
                 shown = element if isinstance(element, str) else self.show(element)
                 raise UserError(f"{source}: expected {self.expected}, received {shown}.")
+            if isinstance(element, int | float) and abs(element) > self.limit:
+                raise UserError(
+                    f"{source}: expected {self.show(self.limit)} or less, received "
+                    f"{_shortened(element)}."
+                )
 
     def missing(self) -> UserError:
         """The error where no value of a required option is given."""
@@ -323,24 +351,61 @@ def options_of(
             scope=str(said.get("scope") or group),
             none=tuple(said.get("none", ())),
             unit=said.get("unit"),
+            limit=said.get("limit", MOST_INTEGER),
             bounds=tuple((b, said[b]) for b in bounds if said.get(b) is not None),
             nonempty=said.get("nonempty", False),
             continued=said.get("continued", False),
             positional=said.get("positional", False),
             repeatable=said.get("repeatable", False),
             unserved=said.get("unserved") or {},
+            needs=alternatives(said.get("needs")),
+            suits=alternatives(said.get("suits")),
+            storage=said.get("storage", False),
         )
     return options
 
 
 def check_options(config: Any) -> None:
-    """Refuses field values out of the bounds they declare; for a config's `__post_init__`.
+    """Refuses fields out of the bounds they declare, or without effect; for a `__post_init__`.
 
     Raises:
       UserError: naming the field, what it may be and what came.
     """
-    for name, found in options_of(type(config)).items():
-        found.check(getattr(config, name), name)
+    options, values = options_of(type(config)), vars(config)
+    for name, found in options.items():
+        found.check(values[name], name)
+    refuse_idle(options, values)
+
+
+def refuse_idle(options: Mapping[str, Option], values: Mapping[str, Any]) -> None:
+    """Refuses options that have no effect beside the others, rather than to ignore them.
+
+    Args:
+      options: by name.
+      values: of all of them.
+
+    Raises:
+      UserError: if one of them is not at its default.
+    """
+    for name, found in options.items():
+        missing = unmet(found.needs, values)
+        if missing is not None and values[name] != found.default:
+            raise UserError(f"{name}: {missing}. It would have no effect: remove --{name}.")
+
+
+def idle(options: Mapping[str, Option], *configs: Any) -> dict[str, str]:
+    """Options that are not at their default and have no effect beside the others: why, by name.
+
+    Args:
+      options: of the command line, with the defaults that count, by name.
+      *configs: instances of config dataclasses.
+    """
+    values = {name: value for config in configs for name, value in vars(config).items()}
+    return {
+        name: missing
+        for name, found in options.items()
+        if values[name] != found.default and (missing := unmet(found.suits, values))
+    }
 
 
 def require_one(config: Any, *names: str) -> None:
@@ -441,8 +506,9 @@ def _scalar(kind: type, raw: object) -> Any:
         return Path(raw)
     if isinstance(raw, str) and "\0" in raw:
         return _bad()
-    # A YAML number where text is expected is what the user wrote without quotes: `name: 3`.
-    return str(raw) if isinstance(raw, str | int | float) else _bad()
+    # A YAML integer where text is expected is what the user wrote without quotes: `name: 3`. Of
+    # other numbers nobody knows how they were written.
+    return str(raw) if isinstance(raw, str | int) else _bad()
 
 
 def _can_be_path(text: str) -> bool:
