@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         dataset = Path(directory) / "dataset"
-        run_dataset("movielens", args.input, dataset)
+        run_dataset("movielens", args.input, dataset, validation=False)
         for name, protocol in runs:
             model_type, options, target, nvidia = _VARIANTS[name]
             if protocol == "1024":

@@ -25,6 +25,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], float | None]] = {
     "mlp": ({"layers": (64, 64, 32, 16), "branches": "mlp"}, None),
 }
 SETTINGS: dict[str, Any] = {
+    "recipe": "nvidia",
     "epochs": 12,
     "global_batch_size": 4096,
     "lr": 0.005,
@@ -33,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "negative_samples": 8,
     "exact_negatives": True,
 }
-"""Options of the runs that are not NeuMF's defaults."""
+"""Options of the runs that are not the recipe's."""
 
 _FIGURES = ("hr@10", "ndcg@10", "mrr")
 
@@ -63,20 +64,19 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     from lookback.benchmarks.training_runs import Variant
     from lookback.dataloading.histories.resident import Histories
     from lookback.dataloading.interactions.layout import InteractionsOptions
-    from lookback.models.neumf_config import NeuMFConfig
     from lookback.workflows.pipeline import run_dataset
 
     seeds = range(1, 1 + ((1 if args.quick else 5) if args.seeds is None else args.seeds))
     if not len(seeds):
         raise UserError(f"seeds: expected at least 1, received {args.seeds}.")
-    training = {**NeuMFConfig.run_defaults, **SETTINGS}
+    training = dict(SETTINGS)
     training["test_negatives"] = InteractionsOptions().test_negatives
     training["epochs"] = args.epochs or (3 if args.quick else SETTINGS["epochs"])
     rows: list[tuple[object, ...]] = []
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         dataset = Path(directory) / "dataset"
-        run_dataset("movielens", args.input, dataset)
+        run_dataset("movielens", args.input, dataset, validation=False)
         for name in args.variants:
             options, target = VARIANTS[name]
             variant = Variant(name, "neumf", options)

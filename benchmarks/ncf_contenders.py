@@ -119,7 +119,7 @@ class Contenders:
           optimizer: "full_adam" is PyTorch's; "lazy_adam" updates the rows of the step only.
           amp: whether in mixed precision.
         """
-        defaults = NeuMFConfig.run_defaults
+        defaults = NeuMFConfig.recipes["nvidia"]
         adam = {name: defaults[name] for name in ("beta1", "beta2", "eps")}
         with precision(amp):
             model = self._model()

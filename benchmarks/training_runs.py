@@ -28,7 +28,7 @@ def train_and_evaluate(run: RunConfig, data: LayoutOptions, options: Any) -> dic
       options: of the model.
 
     Returns:
-      The figures of the evaluation by name, such as "auc".
+      The figures of the test split by name, such as "auc".
     """
     tf.keras.utils.set_random_seed(run.seed)
     # Each run has graphs and layer counters of its own.
@@ -38,8 +38,7 @@ def train_and_evaluate(run: RunConfig, data: LayoutOptions, options: Any) -> dic
     trainer = Trainer(model, source, run, model_identity={}, run_identity={}, goals=data.goals)
     with tempfile.TemporaryDirectory() as directory, RunLogger(directory, enabled=False) as log:
         summary = trainer.train(log).summary
-    split = f"{run.eval_split}_"
-    return {n.removeprefix(split): value for n, value in summary.items() if n.startswith(split)}
+    return {n.removeprefix("test_"): value for n, value in summary.items() if n.startswith("test_")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +57,7 @@ class Variant:
 
     def run(self, dataset_dir: Path, seed: int, **more: Any) -> dict[str, Any]:
         """Trains once; gives the figures. `more` are options of train.py."""
-        given = {"dataset_dir": dataset_dir, "seed": seed, "eval_every": None, **more}
+        once = {"eval_split": "test", "eval_every": None}  # the protocols have no validation
+        given = {"dataset_dir": dataset_dir, "seed": seed, **once, **more}
         configs = from_values(command_line(), model_type=self.model_type, **given, **self.options)
         return train_and_evaluate(*configs)

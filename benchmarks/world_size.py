@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
 
 def _training(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Options of the runs; makes their dataset, that of histories in `directory`."""
-    common = {"model_type": args.model_type, "seed": 1}
+    common = {"model_type": args.model_type, "seed": 1, "eval_split": "test"}
     if args.model_type in _ON_CRITEO:
         from lookback.benchmarks.data import generate_criteo_rows
         from lookback.benchmarks.dlrm_accuracy import MODELS, schedule
@@ -103,7 +103,7 @@ def _training(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     require_movielens(args.input)
     from lookback.workflows.pipeline import run_dataset
 
-    run_dataset("movielens", args.input, directory)
+    run_dataset("movielens", args.input, directory, validation=False)
     if args.model_type == "neumf":
         from lookback.benchmarks.ncf_accuracy import SETTINGS, VARIANTS
 

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lookback.core.limits import MOST_PARTS
 from lookback.core.options import check_options, option
 from lookback.core.world import World
+from lookback.dataloading.modes import LEARNS, TRAINS
 from lookback.formats.description import RESIDENT
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class ClickOptions(LayoutOptions):
         help="Stop training once an evaluation has reached this AUC",
         above=0,
         at_most=1,
+        needs=LEARNS,
     )
     prefetch_train_size: int | None = option(
         10,
@@ -87,6 +90,8 @@ class ClickOptions(LayoutOptions):
         at_least=0,
         none=(-1,),
         unserved={RESIDENT: "lie in memory, where nothing is read ahead"},
+        suits=TRAINS,
+        limit=MOST_PARTS,
     )
     prefetch_test_size: int | None = option(
         2,
@@ -96,6 +101,7 @@ class ClickOptions(LayoutOptions):
         at_least=0,
         none=(-1,),
         unserved={RESIDENT: "lie in memory, where nothing is read ahead"},
+        limit=MOST_PARTS,
     )
 
     @property
@@ -134,6 +140,19 @@ class Layout(abc.ABC):
 
         Raises:
           UserError: if the directory is no dataset, or does not suit the options.
+        """
+
+    @abc.abstractmethod
+    def training_rows(self, directory: Path, options: Any, model: Any) -> int:
+        """About how many rows (labels) an epoch of a dataset has, before it is opened.
+
+        Args:
+          directory: of the dataset.
+          options: of the layout.
+          model: options of the model.
+
+        Raises:
+          UserError: if the directory is no dataset.
         """
 
     @abc.abstractmethod

@@ -75,6 +75,11 @@ class BatchSource(abc.ABC):
         """
         return None
 
+    @property
+    def held_out(self) -> Sequence[str]:
+        """The splits that are not trained on, of "validation" and "test"."""
+        return ("test",)
+
     @abc.abstractmethod
     def train_steps(self) -> int:
         """Steps of one epoch."""

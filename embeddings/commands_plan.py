@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from lookback.core.errors import UserError
+from lookback.core.limits import MOST_BYTES, MOST_PARTS, MOST_ROWS, MOST_WIDTH
 from lookback.core.options import Command, CommandLine, option, require_one
 from lookback.embeddings.config import WIRE_DTYPES
 from lookback.embeddings.plan_report import describe_plan
@@ -36,7 +37,9 @@ class Tables:
         help="YAML with rows and, if wanted, dim, hotness, distinct, optimizer by table name; "
         "instead of --dataset_dir",
     )
-    embedding_dim: int = option(16, help="length of a row of tables that name none", at_least=1)
+    embedding_dim: int = option(
+        16, help="length of a row of tables that name none", at_least=1, limit=MOST_WIDTH
+    )
     hotness: tuple[str, ...] = option(
         (),
         help="TABLE=N: ids of a table in a row of the batch, all features together, where it is "
@@ -61,8 +64,11 @@ class Ranks:
         help="for tables and optimizer state, a rank; none: no limit",
         unit="bytes",
         above=0,
+        limit=MOST_BYTES,
     )
-    ranks_per_node: int | None = option(None, help="that share a node; none: all", at_least=1)
+    ranks_per_node: int | None = option(
+        None, help="that share a node; none: all", at_least=1, limit=MOST_PARTS
+    )
     intra_bandwidth: float = option(
         Topology.intra_bandwidth,
         help="bytes a second that a rank sends within its node",
@@ -93,7 +99,7 @@ class Step:
 
     scope: ClassVar[str] = "a training step"
     global_batch_size: int = option(
-        131072, help="rows of a batch, on all ranks together", at_least=1
+        131072, help="rows of a batch, on all ranks together", at_least=1, limit=MOST_ROWS
     )
     optimizer: str = option(
         "adam", help="of the tables that name none", choices=sorted(OPTIMIZER_STATE)

@@ -63,6 +63,28 @@ def read_histories_info(directory: str | Path) -> dict[str, Any]:
     return info
 
 
+def training_events(directory: str | Path, before: int = 0) -> int:
+    """How many events of histories are to train on, as dataset.json says.
+
+    Args:
+      directory: of the dataset.
+      before: events that a user must have before one to train on.
+
+    Raises:
+      UserError: if the directory is no such dataset, or does not say.
+    """
+    info = read_histories_info(directory)
+    try:
+        users, events = (int(info["counts"][name]) for name in ("users", "events"))
+        left_out = int(info["split"]["test"]) + int(info["split"]["validation"]) + before
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{Path(directory) / DATASET_FILE} does not say how many users and events there are. "
+            f"Give --global_batch_size. {AGAIN}"
+        ) from None
+    return max(events - users * left_out, 0)
+
+
 def read_tabular_info(directory: str | Path) -> dict[str, Any]:
     """Reads and checks the dataset.json of a tabular dataset.
 

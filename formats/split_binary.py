@@ -75,6 +75,10 @@ class SplitBinaryDataset:
             split, {name: files.rows for name, files in self._files.items()}, self._path
         )
 
+    def has(self, split: str) -> bool:
+        """Whether there are rows of a split."""
+        return split in self._files and self._files[split].rows > 0
+
     def blocks(self, split: str) -> Sequence[int]:
         """Rows of each block: the files are cut as our own format's row groups are."""
         rows = self._files[split].rows

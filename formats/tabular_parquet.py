@@ -94,6 +94,10 @@ class TabularDataset:
         """
         return known_split(split, self._counts, self._path)
 
+    def has(self, split: str) -> bool:
+        """Whether there are rows of a split."""
+        return self._counts.get(split, 0) > 0
+
     def blocks(self, split: str) -> Sequence[int]:
         """Rows of each row group, in file order."""
         return [block.rows for block in self._blocks[split]]

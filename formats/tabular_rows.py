@@ -79,6 +79,9 @@ class TabularData(Protocol):
     def num_rows(self, split: str) -> int:
         """Rows of a split; a UserError if there is no such split."""
 
+    def has(self, split: str) -> bool:
+        """Whether there are rows of a split."""
+
     def blocks(self, split: str) -> Sequence[int]:
         """Rows of each block of a split, in file order."""
 

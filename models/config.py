@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
+from lookback.core.limits import MOST_WIDTH
 from lookback.core.options import check_options, option
 from lookback.formats.description import MATERIALISED
 
 
 def _widths(default: tuple[int, ...], help: str) -> Any:
     """A field for the widths of an MLP's layers: at least one layer, of at least one unit."""
-    return option(default, help=help, at_least=1, nonempty=True)
+    return option(default, help=help, at_least=1, limit=MOST_WIDTH, nonempty=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,23 +23,28 @@ class HistoryModelConfig:
 
     Attributes:
       layout: what the model reads.
+      recipes: defaults of the run's options by whose recipe they are.
       auxiliary_negatives: whether training needs a negative for each short slot.
     """
 
     scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "histories"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "nvidia": {"global_batch_size": 131_072, "lr": 0.01}
+    }
     auxiliary_negatives: ClassVar[bool] = False
 
     embedding_dim: int = option(
-        16, help="width of an embedding of users, items, categories", at_least=1
+        16, help="width of an embedding of users, items, categories", at_least=1, limit=MOST_WIDTH
     )
     max_seq_length: int = option(
-        100, help="history slots; the newest interactions are kept", at_least=1
+        100, help="history slots; the newest interactions are kept", at_least=1, limit=MOST_WIDTH
     )
     long_seq_length: int = option(
         90,
         help="the first of these slots are the long history, the rest the short one",
         at_least=0,
+        limit=MOST_WIDTH,
     )
     stage_two_mlp_dims: tuple[int, ...] = _widths(
         (200, 80), "hidden widths of the (last) classification MLP"
@@ -84,12 +91,16 @@ class SIMConfig(HistoryModelConfig):
         (200,), "hidden widths of the search unit's classification MLP"
     )
     aux_mlp_dims: tuple[int, ...] = _widths((100, 50), "hidden widths of the auxiliary net")
-    k: int = option(50, help="events of the long history that the search keeps", at_least=1)
+    k: int = option(
+        50, help="events of the long history that the search keeps", at_least=1, limit=MOST_WIDTH
+    )
     gsu: Literal["soft", "hard"] = option(
         "soft", help="search by embedding similarity, or by the candidate's category"
     )
     category_feature: str | None = option(
-        None, help="item feature that hard search matches; default: the first but the id"
+        None,
+        help="item feature that hard search matches; default: the first but the id",
+        needs={"gsu": ("hard",)},
     )
 
     def __post_init__(self) -> None:
@@ -99,6 +110,11 @@ class SIMConfig(HistoryModelConfig):
             raise UserError(
                 "long_seq_length: expected 1 or more, as SIM searches the long history, received "
                 f"{self.long_seq_length}."
+            )
+        if self.k > self.long_seq_length and self.k != SIMConfig.k:
+            raise UserError(
+                f"k: expected at most the {self.long_seq_length} events of --long_seq_length, of "
+                f"which the search keeps some, received {self.k}."
             )
 
 

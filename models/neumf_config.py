@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
+from lookback.core.limits import MOST_WIDTH
 from lookback.core.options import check_options, option
 
 
@@ -16,32 +17,45 @@ class NeuMFConfig:
 
     Attributes:
       layout: what the model reads: users and items of a dataset of histories, one pair a row.
-      run_defaults: defaults of the run's options that this model changes. The learning rate belongs
-        to batches of 2**20: for smaller data lower both.
+      recipes: defaults of the run's options by whose recipe they are.
     """
 
     scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "interactions"
-    run_defaults: ClassVar[Mapping[str, Any]] = {
-        "epochs": 30,
-        "global_batch_size": 1 << 20,
-        "optimizer": "full_adam",
-        "lr": 0.0045,
-        "beta1": 0.25,
-        "beta2": 0.5,
-        "eps": 1e-8,
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "nvidia": {
+            "epochs": 30,
+            "global_batch_size": 1 << 20,
+            "optimizer": "full_adam",
+            "lr": 0.0045,
+            "beta1": 0.25,
+            "beta2": 0.5,
+            "eps": 1e-8,
+        }
     }
 
-    factors: int = option(64, help="width of the matrix factorisation's embeddings", at_least=1)
+    factors: int = option(
+        64,
+        help="width of the matrix factorisation's embeddings",
+        at_least=1,
+        needs={"branches": ("both", "mf")},
+        limit=MOST_WIDTH,
+    )
     layers: tuple[int, ...] = option(
         (256, 256, 128, 64),
         help="widths of the MLP: of its input, half of it the user's embedding and half the "
         "item's, then of its layers",
         at_least=1,
         nonempty=True,
+        needs={"branches": ("both", "mlp")},
+        limit=MOST_WIDTH,
     )
     dropout: float = option(
-        0.5, help="share of each MLP layer's units that training drops", at_least=0, below=1
+        0.5,
+        help="share of each MLP layer's units that training drops",
+        at_least=0,
+        below=1,
+        needs={"branches": ("both", "mlp")},
     )
     branches: Literal["both", "mf", "mlp"] = option(
         "both", help="NeuMF, or one branch of it: mf is the paper's GMF, mlp its MLP"

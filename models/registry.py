@@ -29,7 +29,8 @@ class ModelEntry:
         It imports TensorFlow, so it is imported when the model is built: `train.py --help` and a
         mistyped option answer at once.
       config_class: dataclass of the model's options. Its `layout` says what data the model reads,
-        and its `run_defaults`, if any, what defaults of the run it changes.
+        its `run_defaults`, if any, what defaults of the run it changes, and its `recipes`,
+        by name, what others would.
     """
 
     module: str

@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
+from lookback.core.limits import MOST_LAYERS, MOST_ROWS, MOST_WIDTH
 from lookback.core.options import check_options, option
 
-SCHEDULE: Mapping[str, Any] = {
+_NVIDIA: Mapping[str, Any] = {
     "global_batch_size": 65_536,
     "epochs": 1,
     "decay_start_step": 48_000,
@@ -40,14 +41,16 @@ class TabularModelConfig:
     Attributes:
       layout: of the datasets that these models read.
       run_defaults: defaults of the run's options that this model changes.
+      recipes: the same by whose recipe they are.
     """
 
     scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "tabular"
-    run_defaults: ClassVar[Mapping[str, Any]] = SCHEDULE
+    run_defaults: ClassVar[Mapping[str, Any]] = {"epochs": 1}
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"nvidia": _NVIDIA}
 
     embedding_dim: int = option(
-        128, help="width of the embedding of a categorical value", at_least=1
+        128, help="width of the embedding of a categorical value", at_least=1, limit=MOST_WIDTH
     )
     embedding_type: str | None = option(
         None,
@@ -55,18 +58,21 @@ class TabularModelConfig:
         "variable, read and updated at once; separate (or multi_table): each has its own; "
         "none: separate in one process, joint_fused in several. Results and checkpoints are "
         "the same",
+        storage=True,
     )
     bottom_mlp_sizes: tuple[int, ...] = option(
         (512, 256, 128),
         help="widths of the layers that numerical features pass",
         at_least=1,
         nonempty=True,
+        limit=MOST_WIDTH,
     )
     top_mlp_sizes: tuple[int, ...] = option(
         (1024, 1024, 512, 256, 1),
         help="widths of the layers behind the interaction; the last, 1, is the logit",
         at_least=1,
         nonempty=True,
+        limit=MOST_WIDTH,
     )
     hash_indices: bool = option(
         False, help="look up id modulo the table's rows, so that every id has a row"
@@ -75,6 +81,7 @@ class TabularModelConfig:
         None,
         help="rows of a table at most; needs --hash_indices. none: as in the dataset",
         at_least=1,
+        limit=MOST_ROWS,
     )
 
     def __post_init__(self) -> None:
@@ -92,7 +99,7 @@ class TabularModelConfig:
         if self.embedding_type is not None and self.embedding_type not in JOINT:
             raise UserError(
                 f"embedding_type must be one of {', '.join(JOINT)}, or none, received "
-                f"{self.embedding_type!r}."
+                f"{shown(self.embedding_type)}."
             )
         if len(self.top_mlp_sizes) < 2 or self.top_mlp_sizes[-1] != 1:
             raise UserError(
@@ -113,16 +120,10 @@ class TabularModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DLRMConfig(TabularModelConfig):
-    """Options of DLRM; defaults are those of seeds 002 and 004.
+    """Options of DLRM; defaults are those of seeds 002 and 004."""
 
-    The learning rate belongs to SGD on batches of 65,536: for smaller batches lower it.
-    """
-
-    run_defaults: ClassVar[Mapping[str, Any]] = {
-        **SCHEDULE,
-        "optimizer": "sgd",
-        "lr": 24.0,
-        "warmup_steps": 8_000,
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "nvidia": {**_NVIDIA, "optimizer": "sgd", "lr": 24.0, "warmup_steps": 8_000}
     }
 
     interaction_op: Literal["dot", "cat"] = option(
@@ -144,16 +145,15 @@ class DLRMConfig(TabularModelConfig):
 class DCNv2Config(TabularModelConfig):
     """Options of DCNv2; defaults are those of seed 002's code."""
 
-    run_defaults: ClassVar[Mapping[str, Any]] = {
-        **SCHEDULE,
-        "optimizer": "adam",
-        "lr": 1e-4,
-        "warmup_steps": 100,
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "nvidia": {**_NVIDIA, "optimizer": "adam", "lr": 1e-4, "warmup_steps": 100}
     }
 
-    num_cross_layers: int = option(3, help="cross layers, one after another", at_least=1)
+    num_cross_layers: int = option(
+        3, help="cross layers, one after another", at_least=1, limit=MOST_LAYERS
+    )
     cross_layer_projection_dim: int | None = option(
-        512, help="rank of a cross layer's matrix; none: full", at_least=1
+        512, help="rank of a cross layer's matrix; none: full", at_least=1, limit=MOST_WIDTH
     )
     structure: Literal["stacked", "parallel"] = option(
         "stacked", help="the top MLP behind the cross layers, or beside them"

@@ -57,9 +57,9 @@ step "1/4 generate raw reviews with a known preference structure"
 step "2/4 fit and apply the workflow: raw reviews -> one history per user"
 "$python" -m workflows run --dataset synthetic --input "$out/raw" --output "$out/dataset"
 
-step "3/4 train SIM, evaluate it on each user's last event, export it"
+step "3/4 train SIM, watch it on each user's last event but one, test it on the last, export it"
 "$python" train.py --dataset_dir "$out/dataset" --model_type sim --mode train \
-  --epochs 2 --global_batch_size 4096 --results_dir "$out/results" \
+  --epochs 2 --results_dir "$out/results" \
   --save_checkpoint_path "$out/checkpoints" --export_dir "$out/export"
 
 step "4/4 score a few users from the export alone"

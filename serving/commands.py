@@ -16,6 +16,7 @@ from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file
 from lookback.core.json_files import load_json
+from lookback.core.limits import MOST_ROWS, MOST_STEPS
 from lookback.core.options import Command, CommandLine, Program, option
 from lookback.serving.scores import Scores
 
@@ -65,13 +66,16 @@ class SampleOptions:
 
     scope: ClassVar[str] = "requests"
     dataset_dir: Path = option(help="dataset")
-    users: int | None = option(None, help="requests to make of histories; none: 3")
+    users: int | None = option(None, help="requests to make of histories; none: 3", limit=MOST_ROWS)
     candidates: int | None = option(
         None,
         help="candidates of each; the first is the item of the user's last event; 0, for models "
         "over interactions: the whole catalogue but what the user had seen; none: 5",
+        limit=MOST_ROWS,
     )
-    rows: int | None = option(None, help="requests to make of tabular test rows; none: 3")
+    rows: int | None = option(
+        None, help="requests to make of tabular test rows; none: 3", limit=MOST_ROWS
+    )
     seed: int = option(0, help="of the random draws", at_least=0)
 
     def counts(self) -> dict[str, int]:
@@ -85,9 +89,11 @@ class BenchmarkOptions:
     """What is measured."""
 
     scope: ClassVar[str] = "measurement"
-    batch_sizes: tuple[int, ...] = option((1, 64, 4096), help="rows of a batch", at_least=1)
-    steps: int = option(200, help="batches to measure, of each size", at_least=1)
-    warmup_steps: int = option(20, help="batches before them", at_least=0)
+    batch_sizes: tuple[int, ...] = option(
+        (1, 64, 4096), help="rows of a batch", at_least=1, limit=MOST_ROWS
+    )
+    steps: int = option(200, help="batches to measure, of each size", at_least=1, limit=MOST_STEPS)
+    warmup_steps: int = option(20, help="batches before them", at_least=0, limit=MOST_STEPS)
     seed: int = option(0, help="of the inputs", at_least=0)
     format: Literal["table", "json"] = option("table", help="json: a line for each size")
 

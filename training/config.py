@@ -1,12 +1,13 @@
 """The configuration of a run: every parameter that belongs to no one model and no one layout.
 
-Names and defaults are those of NVIDIA's SIM for TensorFlow 2 (its README's parameter tables and its
-`main.py`), and of its DLRM for TensorFlow 2 and PyTorch, wherever the meaning survives;
-`training.removed` says what became of the others. Where those tables write a sentinel (-1, 0, "")
-for "absent", the value here is None, and the sentinel is still read. Options of a model
-(embedding_dim, dropout_rate, ...) are the fields of that model's own config dataclass, those of the
-layout in which it reads data (negatives, dataset_subset, ...) those of the layout's
-(`dataloading.layout`); `core.options.parse` puts the three together.
+Names are those of NVIDIA's SIM for TensorFlow 2 (its README's parameter tables and its `main.py`),
+and of its DLRM for TensorFlow 2 and PyTorch, wherever the meaning survives. So are defaults, except
+those that belong to its data: they are the `recipes` of the models' configs. What became of the
+other options, `training.removed` says. Where those tables write a sentinel (-1, 0, "") for
+"absent", the value here is None, and the sentinel is still read. Options of a model (embedding_dim,
+dropout_rate, ...) are the fields of that model's own config dataclass, those of the layout in which
+it reads data (negatives, dataset_subset, ...) those of the layout's (`dataloading.layout`);
+`core.options.parse` puts the three together.
 """
 
 from __future__ import annotations
@@ -15,8 +16,23 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from lookback.core.options import check_options, option
+from lookback.core.limits import (
+    MOST_BYTES,
+    MOST_PARTS,
+    MOST_PASSES,
+    MOST_ROWS,
+    MOST_STEPS,
+    MOST_THREADS,
+)
+from lookback.core.options import SET, UNSET, check_options, option
+from lookback.dataloading import modes
+from lookback.embeddings.config import WIRE_DTYPES
+from lookback.embeddings.planners import PLANNERS
+from lookback.embeddings.sharding import STRATEGIES
+from lookback.embeddings.types import OPTIMIZER_STATE
 from lookback.training.config_checks import check_run
+
+ADAMS = ("adam", "lazy_adam", "full_adam")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,26 +49,41 @@ class RunConfig:
     # --- model
     model_type: str = option(scope="model", help="Model type")
 
+    recipe: Literal["nvidia"] | None = option(
+        None,
+        scope="model",
+        help="Whose values options have that are not given; none: values for small data, too",
+    )
+
     # --- datasets
     dataset_dir: Path = option(
         scope="datasets", help="Directory of the dataset, as `python -m workflows run` writes it"
     )
-    eval_split: Literal["test", "validation"] = option(
-        "test",
+    eval_split: Literal["test", "validation"] | None = option(
+        None,
         scope="datasets",
-        help="Part on which to evaluate; validation needs a dataset made with one",
+        help="Part on which to evaluate; none: test, and on the way through training validation "
+        "where the dataset has it. Training ends with test in any case",
+        needs=(*modes.EVALUATES, modes.INFERS),
     )
 
     # --- training
-    optimizer: Literal[
-        "adam", "lazy_adam", "full_adam", "adagrad", "rowwise_adagrad", "sgd", "momentum", "ftrl"
-    ] = option("adam", scope="training", help="Optimizer to use", continued=True)
+    optimizer: str = option(
+        "adam",
+        choices=tuple(OPTIMIZER_STATE),
+        scope="training",
+        help="Optimizer to use",
+        continued=True,
+        suits=modes.TRAINS,
+    )
     lr: float = option(
-        0.01,
+        0.001,
         scope="training",
         help="Learning rate for the optimizer selected",
         above=0,
         continued=True,
+        suits=modes.TRAINS,
+        limit=1e6,
     )
     weight_decay: float = option(
         0.0,
@@ -60,6 +91,8 @@ class RunConfig:
         help="Decoupled weight decay of the optimizer selected",
         at_least=0,
         continued=True,
+        suits=modes.TRAINS,
+        limit=1e6,
     )
     beta1: float | None = option(
         None,
@@ -68,6 +101,8 @@ class RunConfig:
         at_least=0,
         below=1,
         continued=True,
+        needs={"optimizer": ADAMS},
+        suits=modes.TRAINS,
     )
     beta2: float | None = option(
         None,
@@ -76,6 +111,8 @@ class RunConfig:
         at_least=0,
         below=1,
         continued=True,
+        needs={"optimizer": ADAMS},
+        suits=modes.TRAINS,
     )
     eps: float | None = option(
         None,
@@ -84,22 +121,35 @@ class RunConfig:
         "optimizer's 1e-7",
         above=0,
         continued=True,
+        needs={"optimizer": (*ADAMS, "adagrad", "rowwise_adagrad")},
+        suits=modes.TRAINS,
+        limit=1,
     )
     epochs: int = option(
-        3, scope="training", help="Train for the following number of epochs", at_least=1
-    )
-    global_batch_size: int = option(
-        131072,
+        3,
         scope="training",
-        help="Rows (labels) in a batch of training, evaluation and inference, over all processes",
+        help="Train for the following number of epochs",
+        at_least=1,
+        suits=modes.TRAINS,
+        limit=MOST_PASSES,
+    )
+    global_batch_size: int | None = option(
+        None,
+        scope="training",
+        help="Rows (labels) in a batch, over all processes; none: that of the checkpoint to load, "
+        "else a power of two that follows from the rows",
         at_least=1,
         continued=True,
+        limit=MOST_ROWS,
     )
     valid_batch_size: int | None = option(
         None,
         scope="training",
         help="Rows in a batch of evaluation and inference; none: as many as global_batch_size",
         at_least=1,
+        needs=(*modes.EVALUATES, modes.INFERS),
+        suits=(*modes.EVALUATES, modes.SCORES),
+        limit=MOST_ROWS,
     )
     grads_accumulated: int = option(
         1,
@@ -108,6 +158,8 @@ class RunConfig:
         "as many times as large",
         at_least=1,
         continued=True,
+        needs=modes.TRAINS,
+        limit=MOST_PARTS,
     )
     warmup_steps: int = option(
         0,
@@ -115,6 +167,8 @@ class RunConfig:
         help="Number of first steps in which the learning rate grows linearly to --lr",
         at_least=0,
         continued=True,
+        suits=modes.TRAINS,
+        limit=MOST_STEPS,
     )
     warmup_factor: int = option(
         0,
@@ -122,6 +176,9 @@ class RunConfig:
         help="The warm-up begins at 1 - 2**-N of --lr: with 0 near nothing",
         at_least=0,
         continued=True,
+        needs={"warmup_steps": SET},
+        suits=modes.TRAINS,
+        limit=64,
     )
     decay_start_step: int | None = option(
         None,
@@ -129,6 +186,9 @@ class RunConfig:
         help="Step after which the learning rate decays; none: after the warm-up",
         at_least=0,
         continued=True,
+        needs={"decay_steps": SET},
+        suits=modes.TRAINS,
+        limit=MOST_STEPS,
     )
     decay_steps: int = option(
         0,
@@ -136,9 +196,18 @@ class RunConfig:
         help="Number of steps of the polynomial decay; 0: no decay",
         at_least=0,
         continued=True,
+        suits=modes.TRAINS,
+        limit=MOST_STEPS,
     )
     decay_power: float = option(
-        2.0, scope="training", help="Power of the polynomial decay", above=0, continued=True
+        2.0,
+        scope="training",
+        help="Power of the polynomial decay",
+        above=0,
+        continued=True,
+        needs={"decay_steps": SET},
+        suits=modes.TRAINS,
+        limit=100,
     )
     decay_end_lr: float = option(
         0.0,
@@ -146,9 +215,17 @@ class RunConfig:
         help="Learning rate at the end of the decay",
         at_least=0,
         continued=True,
+        needs={"decay_steps": SET},
+        suits=modes.TRAINS,
     )
     max_steps: int | None = option(
-        None, scope="training", help="Stop training after this many steps", at_least=1, none=(0, -1)
+        None,
+        scope="training",
+        help="Stop training after this many steps",
+        at_least=1,
+        none=(0, -1),
+        suits=modes.LEARNS,
+        limit=MOST_STEPS,
     )
     test_freq: int | None = option(
         None,
@@ -156,12 +233,16 @@ class RunConfig:
         help="Evaluate after every N steps as well as after epochs",
         at_least=1,
         none=(0,),
+        needs=modes.LEARNS,
+        limit=MOST_STEPS,
     )
     test_after: float = option(
         0.0,
         scope="training",
         help="Evaluate only once this many epochs are done, such as 0.5",
         at_least=0,
+        needs=({**modes.LEARNS, "eval_every": SET}, {**modes.LEARNS, "test_freq": SET}),
+        limit=MOST_PASSES,
     )
     amp: bool = option(
         False,
@@ -175,6 +256,8 @@ class RunConfig:
         help="Static scale of fp16 losses; none: it adapts (dynamic)",
         above=0,
         continued=True,
+        needs=({"amp": SET}, {"wire_dtype": ("float16",)}, {"gradient_wire_dtype": ("float16",)}),
+        limit=2.0**64,
     )
     xla: bool = option(
         False, scope="training", help="Compile the step with XLA (flag)", continued=True
@@ -184,6 +267,7 @@ class RunConfig:
         scope="training",
         help="Drop the last, smaller batch of the training set (flag)",
         continued=True,
+        suits=modes.TRAINS,
     )
     repeat_count: int | None = option(
         None,
@@ -192,6 +276,8 @@ class RunConfig:
         at_least=1,
         continued=True,
         none=(0,),
+        suits=modes.TRAINS,
+        limit=MOST_PASSES,
     )
     eval_every: int | None = option(
         1,
@@ -199,9 +285,14 @@ class RunConfig:
         help="Evaluate after every N epochs, and after the last; none (or 0): only after the last",
         at_least=1,
         none=(0,),
+        suits=modes.LEARNS,
+        limit=MOST_PASSES,
     )
     eval_train: bool = option(
-        False, scope="training", help="Evaluate on the training set as well (flag)"
+        False,
+        scope="training",
+        help="Evaluate on the training set as well (flag)",
+        needs=modes.EVALUATES,
     )
     metrics: tuple[str, ...] | None = option(
         None,
@@ -209,6 +300,7 @@ class RunConfig:
         help="Metrics of evaluations, of auc, gauc, log_loss, calibration, hr@K, ndcg@K, mrr with "
         "any K, as far as the data allows them; none: those that the layout is for",
         nonempty=True,
+        needs=modes.EVALUATES,
     )
 
     # --- several processes
@@ -222,20 +314,26 @@ class RunConfig:
         scope="several processes",
         help="Plan of `python -m embeddings plan`; none: one is made",
     )
-    planner: Literal["cost", "largest_first"] = option(
-        "cost", scope="several processes", help="How a plan is made"
+    planner: str = option(
+        "cost",
+        choices=tuple(PLANNERS),
+        scope="several processes",
+        help="How a plan is made",
+        needs={"plan": UNSET},
     )
     strategies: tuple[str, ...] | None = option(
         None,
         scope="several processes",
-        help="Sharding strategies that the planner may use, of data_parallel, table_wise, "
-        "row_wise, column_wise; none: all",
+        help="Sharding strategies that the planner may use; none: all",
+        choices=tuple(STRATEGIES),
+        needs={"plan": UNSET},
     )
     placements: tuple[str, ...] | None = option(
         None,
         scope="several processes",
         help="Tables that the planner is to place so, such as "
         "item_id=row_wise,user_id=table_wise:1",
+        needs={"plan": UNSET},
     )
     memory: int | None = option(
         None,
@@ -244,23 +342,28 @@ class RunConfig:
         "none: not limited",
         above=0,
         unit="bytes",
+        limit=MOST_BYTES,
     )
-    wire_dtype: Literal["float32", "bfloat16", "float16"] = option(
+    wire_dtype: str = option(
         "float32",
+        choices=WIRE_DTYPES,
         scope="several processes",
         help="Type in which embedding vectors and their gradients travel",
         continued=True,
     )
-    gradient_wire_dtype: Literal["float32", "bfloat16", "float16"] = option(
+    gradient_wire_dtype: str = option(
         "float32",
+        choices=WIRE_DTYPES,
         scope="several processes",
         help="Type in which dense gradients travel",
         continued=True,
+        needs=modes.TRAINS,
     )
     prefetch_ids: bool = option(
         False,
         scope="several processes",
         help="Exchange the ids of the next batch while this one is computed (flag)",
+        needs=modes.TRAINS,
     )
     micro_batches: int | None = option(
         None,
@@ -272,6 +375,8 @@ class RunConfig:
         at_least=1,
         continued=True,
         none=(0,),
+        needs=modes.TRAINS,
+        limit=MOST_PARTS,
     )
 
     # --- results
@@ -287,9 +392,16 @@ class RunConfig:
         help="Name of the file in results_dir to store logger output",
         nonempty=True,
     )
-    log_every: int = option(1, scope="results", help="Log every N training steps", at_least=1)
+    log_every: int = option(
+        1,
+        scope="results",
+        help="Log every N training steps",
+        at_least=1,
+        suits=modes.TRAINS,
+        limit=MOST_STEPS,
+    )
     save_checkpoint_path: Path | None = option(
-        None, scope="results", help="Directory to save checkpoints", none=("",)
+        None, scope="results", help="Directory to save checkpoints", none=("",), needs=modes.LEARNS
     )
     load_checkpoint_path: Path | None = option(
         None,
@@ -303,6 +415,8 @@ class RunConfig:
         help="Save every N steps as well as at the end of each epoch",
         at_least=1,
         none=(0,),
+        needs={"save_checkpoint_path": SET},
+        limit=MOST_STEPS,
     )
     trusted_digest: str | None = option(
         None,
@@ -310,12 +424,22 @@ class RunConfig:
         help="SHA-256 that manifest.json of the checkpoint to continue from must have, as saving "
         "and `python -m embeddings inspect` print it; none: any",
         none=("",),
+        needs={"load_checkpoint_path": SET},
     )
     keep_checkpoints: int = option(
-        3, scope="results", help="Number of latest checkpoints to keep", at_least=1
+        3,
+        scope="results",
+        help="Number of latest checkpoints to keep",
+        at_least=1,
+        needs={"save_checkpoint_path": SET},
+        limit=MOST_PASSES,
     )
     export_dir: Path | None = option(
-        None, scope="results", help="Directory to export the model to, for serving", none=("",)
+        None,
+        scope="results",
+        help="Directory to export the model to, for serving",
+        none=("",),
+        needs={"random_weights": UNSET, "benchmark": UNSET},
     )
 
     # --- run mode
@@ -331,25 +455,36 @@ class RunConfig:
         help="Rows of the batches that --mode inference_benchmark measures",
         at_least=1,
         nonempty=True,
+        needs=modes.MEASURES_SIZES,
+        limit=MOST_ROWS,
     )
     inference_benchmark_steps: int = option(
         200,
         scope="run mode",
         help="Number of steps to measure for each of these batch sizes",
         at_least=1,
+        needs=modes.MEASURES_SIZES,
+        limit=MOST_STEPS,
     )
     random_weights: bool = option(
         False,
         scope="run mode",
         help="Run inference with an untrained model, to measure its speed (flag)",
+        needs={"mode": modes.INFERENCE, "load_checkpoint_path": UNSET},
     )
     benchmark: bool = option(
         False,
         scope="run mode",
         help="Measure throughput and latency over benchmark_steps, then stop (flag)",
+        needs={"mode": ("train", "inference")},
     )
     benchmark_warmup_steps: int = option(
-        20, scope="run mode", help="Number of first steps that are not measured", at_least=0
+        20,
+        scope="run mode",
+        help="Number of first steps that are not measured",
+        at_least=0,
+        needs=(modes.TRAINS, modes.MEASURES, modes.MEASURES_SIZES),
+        limit=MOST_STEPS,
     )
     benchmark_steps: int | None = option(
         200,
@@ -357,6 +492,8 @@ class RunConfig:
         help="Number of steps to measure; none (or 0): all of them",
         at_least=1,
         none=(0,),
+        needs=modes.MEASURES,
+        limit=MOST_STEPS,
     )
     inter_op_parallelism: int | None = option(
         None,
@@ -364,6 +501,7 @@ class RunConfig:
         help="Number of inter op threads; none (or 0): TensorFlow decides",
         at_least=1,
         none=(0,),
+        limit=MOST_THREADS,
     )
     intra_op_parallelism: int | None = option(
         None,
@@ -371,6 +509,7 @@ class RunConfig:
         help="Number of intra op threads; none (or 0): TensorFlow decides",
         at_least=1,
         none=(0,),
+        limit=MOST_THREADS,
     )
 
     # --- reproducibility
@@ -389,9 +528,16 @@ class RunConfig:
         check_run(self)
 
     @property
+    def batch_rows(self) -> int:
+        """Rows of a batch, once they are chosen (`training.batch_size`)."""
+        if self.global_batch_size is None:
+            raise ValueError("The batch size must be chosen before its data is opened.")
+        return self.global_batch_size
+
+    @property
     def update_batch_size(self) -> int:
         """Rows whose gradients go into one update."""
-        return self.global_batch_size * self.grads_accumulated
+        return self.batch_rows * self.grads_accumulated
 
     def parts(self, ranks: int) -> int | None:
         """Into how many parts they are cut, all processes' together; None: they are not."""

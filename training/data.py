@@ -6,17 +6,15 @@ import dataclasses
 from typing import Any
 
 from lookback.core.errors import UserError
-from lookback.core.options import continued
+from lookback.core.options import continued, options_of
 from lookback.core.world import SOLO, World
 from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import BatchOptions, LayoutOptions
 from lookback.dataloading.parts import Part
 from lookback.dataloading.sources import BatchSource
 from lookback.formats.features import table_rows
+from lookback.models import MODELS
 from lookback.training.config import RunConfig
-
-_STORAGE = ("embedding_type",)
-"""Options of models that say how weights lie in memory; a checkpoint does not know it."""
 
 
 def open_source(
@@ -68,7 +66,7 @@ def _batches(run: RunConfig, world: World) -> BatchOptions:
     return BatchOptions(
         seed=run.seed,
         batch_size=run.update_batch_size,
-        eval_batch_size=run.valid_batch_size or run.global_batch_size,
+        eval_batch_size=run.valid_batch_size or run.batch_rows,
         drop_remainder=run.drop_remainder,
         repeat_count=run.repeat_count or 1,
         part=Part(world.rank, world.size),
@@ -78,7 +76,8 @@ def _batches(run: RunConfig, world: World) -> BatchOptions:
 
 def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource) -> dict[str, Any]:
     """What a checkpoint must agree on to be used: the model, its options, its tables."""
-    told = {name: value for name, value in options.items() if name not in _STORAGE}
+    fields = options_of(MODELS[run.model_type].config_class)
+    told = {name: value for name, value in options.items() if not fields[name].storage}
     return {"model_type": run.model_type, **told, "tables": table_rows(source.schema)}
 
 

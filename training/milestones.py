@@ -33,17 +33,23 @@ class Milestones:
     """What the configuration says about evaluations on the way, and about an early end."""
 
     def __init__(
-        self, config: RunConfig, steps_an_epoch: int, goals: Mapping[str, float] | None = None
+        self,
+        config: RunConfig,
+        steps_an_epoch: int,
+        goals: Mapping[str, float] | None = None,
+        watched: str | None = None,
     ) -> None:
         """Reads the configuration.
 
         Args:
           config: of the run.
           steps_an_epoch: training steps.
-          goals: figures of the evaluation split, by name, at any of which training may end.
+          goals: figures of the watched split, by name, at any of which training may end.
+          watched: the split that is evaluated on the way; None: none is.
         """
         self._config = config
         self._goals = goals or {}
+        self._watched = watched
         self._steps_an_epoch = steps_an_epoch
 
     def test_is_due(self, position: Position) -> bool:
@@ -65,8 +71,9 @@ class Milestones:
 
     def reached(self, figures: Mapping[str, Any]) -> bool:
         """Whether an evaluation's figures are what the run was for."""
-        split = self._config.eval_split
-        found = {name: figures[f"{split}_{name}"] for name in self._goals}
+        if self._watched is None:
+            return False
+        found = {name: figures[f"{self._watched}_{name}"] for name in self._goals}
         # None: what was found does not have the figure, as one class has no AUC.
         return any(v is not None and v >= self._goals[name] for name, v in found.items())
 

@@ -22,19 +22,20 @@ from lookback.checkpoints.store import (
 from lookback.core.digests import digest_of
 from lookback.core.faults import REPORTS
 from lookback.core.files import held
-from lookback.core.options import CommandLine, parse, save_yaml
+from lookback.core.options import CommandLine, idle, parse, save_yaml
 from lookback.core.world import World, require_same
 from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import LayoutOptions
+from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.embeddings.config import LOCAL
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
-from lookback.training.config_checks import EVALUATION_MODES
 from lookback.training.output.logging import RunLogger, read_log
 from lookback.training.output.report import write_report
 from lookback.training.output.results import check_results, new_results
 from lookback.training.output.scores import write_scores
 from lookback.training.parallel.horovod_world import launched_rank, start_world
+from lookback.training.parallel.sharding import check_placements, choose_sharding
 from lookback.training.process import prepare_environment, set_up_tensorflow
 from lookback.training.removed import REMOVED
 
@@ -67,7 +68,7 @@ def command_line() -> CommandLine:
         name: (LAYOUTS[entry.config_class.layout].options_class, entry.config_class)
         for name, entry in MODELS.items()
     }
-    return CommandLine((RunConfig,), "model_type", models, removed=REMOVED)
+    return CommandLine((RunConfig,), "model_type", models, recipe="recipe", removed=REMOVED)
 
 
 def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> None:
@@ -86,6 +87,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
         loaded[path] = read_manifest(path, run.trusted_digest)[0]["step"]
     if launched_rank() == 0:  # what others lack, they say when all can hear it
         require_data(options.layout, run.dataset_dir, run.model_type)
+    check_placements(run)
     if run.export_dir is not None:
         exporter.check_export_target(run.export_dir, run.dataset_dir, list(loaded))
     with contextlib.ExitStack() as stack:
@@ -146,7 +148,6 @@ def run_on(
     import tensorflow as tf
 
     from lookback.training.data import model_identity, open_source, run_identity
-    from lookback.training.parallel.sharding import choose_sharding
     from lookback.training.trainer import Trainer
 
     results_dir = Path(world.gather(str(run.results_dir))[0])
@@ -159,7 +160,7 @@ def run_on(
         checkpoint = open_checkpoint(
             run.load_checkpoint_path, world=world, trusted_digest=run.trusted_digest
         )
-    run = dataclasses.replace(run, seed=world.gather(choose_seed(run, checkpoint))[0])
+    run, said = resolved(run, data, options, checkpoint, world)
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, options, world)
     identity = run_identity(run, data, options, world.size)
@@ -192,12 +193,12 @@ def run_on(
         if world.rank == 0:
             save_yaml(results_dir / "config.yaml", run, data, options)
         log.options({**given, "seed": run.seed})
-        if plan:
-            log.message(f"{world.size} processes\n{plan}")
-        if checkpoint is not None:
-            log.message(f"loaded {checkpoint.path} ({trainer.position})")
+        loaded = "" if checkpoint is None else f"loaded {checkpoint.path} ({trainer.position})"
+        placed = f"{world.size} processes\n{plan}" if plan else ""
+        for line in filter(None, (*said, placed, loaded)):
+            log.message(line)
         outcome = execute(trainer, run, data, options, log, world)
-        log.summary(outcome.summary)
+        log.summary(outcome.summary, outcome.warnings)
     try:
         with last_checkpoint_named(run, world):
             export(model, source, run, options, world, exporter)
@@ -285,6 +286,21 @@ def print_digests(run: RunConfig, exporter: Exporter, world: World) -> None:
         print(f"exported to {run.export_dir}, digest {exporter.bundle_digest(run.export_dir)}")
 
 
+def resolved(
+    run: RunConfig, data: LayoutOptions, options: Any, checkpoint: Checkpoint | None, world: World
+) -> tuple[RunConfig, list[str]]:
+    """The run with what follows from data and checkpoint, and lines that say what was chosen."""
+    from lookback.training.batch_size import choose_batch_size
+
+    rows, said = choose_batch_size(run, data, options, checkpoint)
+    seed, rows = world.gather([choose_seed(run, checkpoint), rows])[0]
+    known = command_line().options(run.model_type, run.recipe)
+    idle_ones = idle(known, run, data, options).items()
+    lines = [f"{name}: {why}; it has no effect" for name, why in idle_ones]
+    run = dataclasses.replace(run, seed=seed, global_batch_size=rows)
+    return run, [*([said] if said else []), *lines]
+
+
 def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:
     """The seed asked for, else that of the run to continue, else a new one."""
     if run.seed is not None:
@@ -315,5 +331,5 @@ def execute(
     outcome, rows = trainer.inference(log)
     if not run.benchmark and world.rank == 0:
         path = write_scores(log.directory / "scores.parquet", rows.columns(), run.dataset_dir)
-        log.message(f"scores of the {run.eval_split} split in {path}")
+        log.message(f"scores of the {trainer.splits.scored} split in {path}")
     return outcome

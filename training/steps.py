@@ -60,7 +60,7 @@ class Steps:
         *,
         world: World = SOLO,
         prefetch_ids: bool = False,
-        in_parts: bool = False,
+        in_parts: Sequence[str] = (),
         contract: Contract | None = None,
     ) -> None:
         """Prepares the steps; they are traced when first run.
@@ -72,9 +72,10 @@ class Steps:
           loss_scale: for fp16; None elsewhere.
           world: the processes that train together.
           prefetch_ids: exchange the ids of the next batch while this one is computed.
-          in_parts: differentiate the parts of each batch (`BatchSource.parts_of`) one after
-            another, and add their gradients up in the order of the batch: the result is then the
-            same, bit for bit, on every number of processes that share the parts evenly.
+          in_parts: the options, if any, that ask to differentiate the parts of each batch
+            (`BatchSource.parts_of`) one after another, and to add their gradients up in the order
+            of the batch: the result is then the same, bit for bit, on every number of processes
+            that share the parts evenly.
           contract: what the model declares; None: `contract_of` it.
 
         Raises:
@@ -88,9 +89,9 @@ class Steps:
         self._world = world
         self._contract = contract or contract_of(model)
         self._head_loss = self._contract.head_loss
-        self._prefetch_ids, self._in_parts = prefetch_ids, in_parts
-        for option, wanted in (("prefetch_ids", prefetch_ids), ("micro_batches", in_parts)):
-            if wanted and self._contract.lookups is None:
+        self._prefetch_ids, self._in_parts = prefetch_ids, bool(in_parts)
+        for option in (*(["prefetch_ids"] if prefetch_ids else []), *in_parts):
+            if self._contract.lookups is None:
                 raise UserError(
                     f"{option}: expected a model that says which ids it looks up (`lookups`), in "
                     f"one collection. Leave --{option} out."

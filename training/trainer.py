@@ -19,20 +19,23 @@ from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.world import SOLO, World, agree
 from lookback.dataloading.evaluations import EvaluationPass
+from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
 from lookback.training.config import RunConfig
-from lookback.training.config_checks import EVALUATION_MODES
+from lookback.training.config_checks import cutting_options
 from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
 from lookback.training.evaluation.evaluator import EVALUATORS, Evaluator
 from lookback.training.evaluation.metrics import RocCurve
 from lookback.training.evaluation.popularity import PopularityEvaluator
 from lookback.training.evaluation.scored_rows import ScoredRows
+from lookback.training.evaluation.splits import choose_splits, say_what_is_seen
 from lookback.training.evaluation.steps import EvaluationSteps
 from lookback.training.milestones import Milestones, Position
 from lookback.training.optimizers import Optimizer
 from lookback.training.output.logging import RunLogger
 from lookback.training.output.performance import PerformanceMeter, combined
+from lookback.training.output.warnings import LossTrend, warnings_of
 from lookback.training.parallel.gathering import build_variables, use_streams_of
 from lookback.training.precision import LossScale
 from lookback.training.schedule import Schedule
@@ -49,11 +52,13 @@ class Outcome:
       summary: figures by name, as logged; the same on every rank.
       roc: ROC curve by split, of the last evaluation; on rank 0.
       baselines: AUCs that need no model, by what they are, where the data has them.
+      warnings: what a user should know of a run that ended well, a line each.
     """
 
     summary: Mapping[str, Any]
     roc: Mapping[str, RocCurve]
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 _ABSENT = {
@@ -103,7 +108,8 @@ class Trainer:
         self._goals = goals
         self._world = world
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
-        passes = self._evaluations()
+        self.splits = choose_splits(config, source.held_out, goals or {})
+        passes = self._passes(self.splits.all)
         self._choice = choose(passes, config.metrics, grouped=source.grouped)
         self._said: set[str] = set()
         self._check_evaluations(passes)
@@ -132,13 +138,14 @@ class Trainer:
             self._loss_scale,
             world=world,
             prefetch_ids=config.prefetch_ids,
-            in_parts=config.parts(world.size) is not None,
+            in_parts=cutting_options(config),
         )
         self._evaluation_steps = EvaluationSteps(model, source)
         self.position = Position()
         self._saved: Position | None = None
         self._popularities: dict[EvaluationPass, list[PopularityEvaluator]] = {}
         self._baselines: dict[str, float] = {}
+        self._losses: LossTrend | None = None
         self._traffic_since = (0, 0)  # bytes, steps
         self._resumed_from = checkpoint
         if checkpoint is not None:
@@ -167,13 +174,19 @@ class Trainer:
     def _train(
         self, store: CheckpointStore | None, log: RunLogger, termination: TerminationRequest
     ) -> Outcome:
+        said = say_what_is_seen(self.splits, self._goals or {})
+        if said:
+            log.message(said)
         # Half of a short epoch still leaves something to measure.
         warmup = min(self._config.benchmark_warmup_steps, self._source.train_steps() // 2)
         meter = PerformanceMeter(warmup_steps=warmup)
-        milestones = Milestones(self._config, self._source.train_steps(), self._goals)
+        milestones = Milestones(
+            self._config, self._source.train_steps(), self._goals, self.splits.watched
+        )
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
         finished = milestones.out_of_steps(self.position)
+        self._losses = LossTrend() if not self.position.total_steps else None
         while self.position.epoch < self._config.epochs and not finished:
             evaluation = self._train_epoch(store, meter, milestones, log, termination)
             done = self.position.epoch
@@ -185,14 +198,38 @@ class Trainer:
             finished = milestones.out_of_steps(self.position)
             ended = self.position.step == 0
             if evaluation is None and ended and milestones.evaluation_is_due(self.position):
-                evaluation = self.evaluate(log, termination)
+                evaluation = self._look(log, termination)
             if evaluation is not None:
                 figures |= evaluation.summary
                 finished = finished or milestones.reached(evaluation.summary)
+            if finished or self.position.epoch >= self._config.epochs:
+                evaluation = self._evaluate_last(evaluation, log, termination)
+                figures |= evaluation.summary
             log.epoch(done, figures)
         if evaluation is None:  # a finished run, resumed, had no epoch
-            evaluation = self.evaluate(log, termination)
-        return dataclasses.replace(evaluation, summary={**figures, **evaluation.summary})
+            evaluation = self._evaluate_last(None, log, termination)
+        summary = {**figures, **evaluation.summary}
+        warnings = warnings_of(
+            summary, self.splits.all, self._source.train_steps(), self._losses, self._config
+        )
+        return dataclasses.replace(evaluation, summary=summary, warnings=warnings)
+
+    def _look(self, log: RunLogger, termination: TerminationRequest | None) -> Outcome | None:
+        """Evaluates what is watched on the way; None if nothing is."""
+        watched = () if self.splits.watched is None else (self.splits.watched,)
+        if not watched and not self._config.eval_train:
+            return None
+        return self.evaluate(log, termination, watched)
+
+    def _evaluate_last(
+        self, looked: Outcome | None, log: RunLogger, termination: TerminationRequest
+    ) -> Outcome:
+        """Evaluates what was not yet, at the end of training."""
+        if looked is None:
+            return self.evaluate(log, termination)
+        found = self.evaluate(log, termination, self.splits.last, and_train=False)
+        summary = {**looked.summary, **found.summary}
+        return dataclasses.replace(found, summary=summary, roc={**looked.roc, **found.roc})
 
     def _train_epoch(
         self,
@@ -225,7 +262,8 @@ class Trainer:
             if milestones.test_is_due(self.position):
                 # Several processes end together, after their next step.
                 alone = termination if self._world.size == 1 else None
-                evaluation = self.evaluate(log, alone)
+                evaluation = self._look(log, alone)
+            if evaluation is not None:
                 log.step(self.position.epoch, self.position.step - 1, evaluation.summary)
                 meter.resume()
                 if milestones.reached(evaluation.summary):
@@ -252,12 +290,21 @@ class Trainer:
                 break
         return Outcome(meter.results(), {})
 
-    def evaluate(self, log: RunLogger, termination: TerminationRequest | None = None) -> Outcome:
-        """Evaluates on the configured splits; figures carry the split's name in front.
+    def evaluate(
+        self,
+        log: RunLogger,
+        termination: TerminationRequest | None = None,
+        splits: Sequence[str] | None = None,
+        *,
+        and_train: bool = True,
+    ) -> Outcome:
+        """Evaluates splits; figures carry the split's name in front.
 
         Args:
           log: shows the progress.
           termination: ends the evaluation between two batches.
+          splits: which; None: all of the run's.
+          and_train: on the training set, too, if the run is to.
 
         Raises:
           TerminatedError: if termination was requested.
@@ -265,7 +312,8 @@ class Trainer:
         self._say_what_is_left_out(log)
         figures: dict[str, Any] = {}
         roc: dict[str, RocCurve] = {}
-        for evaluation in self._choice:
+        splits = self.splits.all if splits is None else splits
+        for evaluation in self._passes(splits, and_train=and_train):
             left_out = self._source.left_out(evaluation.name).figures
             figures |= {f"{evaluation.name}_{name}": count for name, count in left_out.items()}
             for evaluator in self.evaluated(evaluation, log, termination):
@@ -338,7 +386,8 @@ class Trainer:
           The figures, and the scored rows (of one pass).
         """
         self._say_what_is_left_out(log)
-        evaluation, rows = self._evaluations()[0], ScoredRows(self._source.id_features)
+        evaluation = self._passes((self.splits.scored,))[0]
+        rows = ScoredRows(self._source.id_features)
         if self._config.benchmark:
             meter = self._benchmark_meter()
         else:
@@ -377,7 +426,7 @@ class Trainer:
             meter = PerformanceMeter(
                 self._config.benchmark_warmup_steps, self._config.inference_benchmark_steps
             )
-            evaluation = source.evaluations(self._config.eval_split)[0]
+            evaluation = source.evaluations(self.splits.scored)[0]
             meter.start()
             while not meter.completed:
                 for feed in source.eval_feeds(evaluation.name):
@@ -412,10 +461,10 @@ class Trainer:
             self._said.add(text)
             log.message(text)
 
-    def _evaluations(self) -> list[EvaluationPass]:
-        """What is evaluated: the splits, each in the ways that the source has."""
-        splits = [self._config.eval_split, *(["train"] if self._config.eval_train else [])]
-        return [found for split in splits for found in self._source.evaluations(split)]
+    def _passes(self, splits: Sequence[str], *, and_train: bool = True) -> list[EvaluationPass]:
+        """How splits are evaluated, each in the ways that the source has."""
+        of_train = ["train"] if self._config.eval_train and and_train else []
+        return [f for split in (*splits, *of_train) for f in self._source.evaluations(split)]
 
     def _check_evaluations(self, passes: Sequence[EvaluationPass]) -> None:
         """Refuses now what could not be evaluated, or would say nothing, after training.
@@ -430,9 +479,10 @@ class Trainer:
                 source.eval_steps(evaluation.name)
         if trains or config.mode in EVALUATION_MODES:
             check_cutoffs(self._choice)
-        if trains and self._goals:
-            classes = source.both_classes(config.eval_split)
-            check_goals(self._goals, self._choice, config.eval_split, both_classes=classes)
+        watched = self.splits.watched
+        if trains and self._goals and watched is not None:
+            classes = source.both_classes(watched)
+            check_goals(self._goals, self._choice, watched, both_classes=classes)
 
     def _build(self) -> None:
         """Creates the model's variables; those that all ranks hold are alike."""
@@ -453,6 +503,8 @@ class Trainer:
         adapts = self._loss_scale is not None and self._loss_scale.can_fall
         if not (finite or adapts) or not math.isfinite(result["total_loss"]):
             raise self._not_finite(feed, result["total_loss"], log.directory)
+        if self._losses is not None:
+            self._losses.add(result["total_loss"])
         if position.total_steps % self._config.log_every == 0:
             if self._optimizer is not None:
                 result["lr"] = float(self._optimizer.learning_rate)

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 from typing import Any
 
+from lookback.core.limits import MOST_BYTES, MOST_THREADS
 from lookback.core.options import check_options, option
 
 WHERE = "where it runs (no influence on the result)"
@@ -31,6 +32,7 @@ class DatasetOptions(abc.ABC):
         help="processes (of tabular datasets: threads); 0: this one alone; none: by size",
         at_least=0,
         scope=WHERE,
+        limit=MOST_THREADS,
     )
     scheduler: str | None = option(
         None, help="address of an existing Dask cluster to use", scope=WHERE
@@ -41,6 +43,7 @@ class DatasetOptions(abc.ABC):
         unit="bytes",
         at_least=1,
         scope=WHERE,
+        limit=MOST_BYTES,
     )
 
     def __post_init__(self) -> None:

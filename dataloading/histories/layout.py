@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lookback.core.errors import UserError
-from lookback.core.options import option, refuse_unserved
+from lookback.core.limits import MOST_WIDTH
+from lookback.core.options import SET, UNSET, option, refuse_unserved
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
-from lookback.dataloading.sampling import SamplingOptions
-from lookback.formats.dataset_info import is_histories, read_histories_info
+from lookback.dataloading.modes import TRAINS
+from lookback.dataloading.sampling import SamplingOptions, topk_option
+from lookback.formats.dataset_info import is_histories, read_histories_info, training_events
 from lookback.formats.description import MATERIALISED, RESIDENT, is_materialised
 
 if TYPE_CHECKING:
+    from lookback.dataloading.histories.materialised import MaterialisedDataset
     from lookback.dataloading.histories.resident import Histories, ItemCounts
     from lookback.dataloading.sources import BatchSource
 
@@ -32,11 +35,13 @@ class HistoriesOptions(SamplingOptions, ClickOptions):
         continued=True,
         unserved={MATERIALISED: "bring their negatives along"},
     )
+    topk: int = topk_option({"metrics": UNSET, "full_catalogue": SET})
     number_of_user_features: int = option(
         1,
         help="Columns after the label that are user features (materialised samples only)",
         at_least=0,
         unserved={RESIDENT: "say in their schema which columns are of users"},
+        limit=MOST_WIDTH,
     )
     shard_histories: bool = option(
         False,
@@ -44,6 +49,7 @@ class HistoriesOptions(SamplingOptions, ClickOptions):
         help="Each process loads the histories of its users only, and trains on them (flag)",
         continued=True,
         unserved={MATERIALISED: "hold no histories"},
+        suits=TRAINS,
     )
 
 
@@ -96,6 +102,18 @@ class HistoriesLayout(Layout):
             return _open_materialised(directory, batches, options, model)
         return _open_resident(directory, batches, options, model, world)
 
+    def training_rows(
+        self, directory: Path, options: HistoriesOptions, model: HistoryModelOptions
+    ) -> int:
+        """Rows of materialised samples; of histories each event with one before it, and a negative.
+
+        Raises:
+          UserError: as the contract says.
+        """
+        if self.found_in(directory) == MATERIALISED:
+            return _materialised(directory, options, model).num_rows("train")
+        return 2 * training_events(directory, before=1)
+
     def identity(self, directory: Path, options: HistoriesOptions, ranks: int) -> dict[str, Any]:
         """The content; and how many processes divide the users, if they do."""
         if self.found_in(directory) == MATERIALISED:
@@ -107,22 +125,28 @@ class HistoriesLayout(Layout):
 def _open_materialised(
     directory: Path, batches: BatchOptions, options: HistoriesOptions, model: HistoryModelOptions
 ) -> BatchSource:
-    from lookback.dataloading.histories.materialised import MaterialisedDataset
     from lookback.dataloading.histories.sources import MaterialisedSource
 
     refuse_unserved(MATERIALISED, options, model)
-    dataset = MaterialisedDataset(
-        directory,
-        user_features=options.number_of_user_features,
-        max_seq_length=model.max_seq_length,
-        long_seq_length=model.long_seq_length,
-    )
     return MaterialisedSource(
-        dataset,
+        _materialised(directory, options, model),
         **batches.arguments(),
         auxiliary_negatives=model.auxiliary_negatives,
         prefetch_train=options.prefetch_train_size,
         prefetch_test=options.prefetch_test_size,
+    )
+
+
+def _materialised(
+    directory: Path, options: HistoriesOptions, model: HistoryModelOptions
+) -> MaterialisedDataset:
+    from lookback.dataloading.histories.materialised import MaterialisedDataset
+
+    return MaterialisedDataset(
+        directory,
+        user_features=options.number_of_user_features,
+        max_seq_length=model.max_seq_length,
+        long_seq_length=model.long_seq_length,
     )
 
 
@@ -138,7 +162,7 @@ def _open_resident(
     from lookback.dataloading.histories.windows import WindowConfig
     from lookback.dataloading.parts import WHOLE
 
-    refuse_unserved(RESIDENT, options)
+    refuse_unserved(RESIDENT, options, model)
     if options.shard_histories and (batches.micro_batches or 0) * world.size > 1:
         raise UserError(
             "shard_histories: expected without --micro_batches and --grads_accumulated, which cut "

@@ -77,6 +77,7 @@ class ResidentSource(NumberedSource):
         self._seed, self._eval_seed = seed, eval_seed
         self._test_negatives, self._topk = test_negatives, topk
         self._part, self._gather = part, gather
+        self._has_validation = bool(histories.split.validation)
         self._micro_batches = micro_batches
         self._eval_steps: dict[str, int] = {}
         self._eval_samples: dict[str, int] = {}  # this process's
@@ -141,6 +142,11 @@ class ResidentSource(NumberedSource):
         if name != "train":
             self.eval_steps(name)
         return self._left_out[name]
+
+    @property
+    def held_out(self) -> Sequence[str]:
+        """The users' last events, and where the workflow kept them those before."""
+        return ("validation", "test") if self._has_validation else ("test",)
 
     def evaluations(self, split: str) -> list[EvaluationPass]:
         """The split among sampled candidates, and if wanted among the whole catalogue."""

@@ -394,7 +394,8 @@ class WindowBuilder:
             raise UserError(f"split must be one of {SPLITS}, received {split!r}.")
         if split == "validation" and not self._split.validation:
             raise UserError(
-                "The dataset has no validation split. Run the workflow with --validation."
+                "The dataset has no validation split. Run the workflow again, without "
+                "--no_validation."
             )
 
     def _nothing_to_train_on(self) -> UserError:

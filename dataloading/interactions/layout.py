@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookback.core.options import option
+from lookback.core.limits import MOST_NEGATIVES, MOST_WIDTH
+from lookback.core.options import SET, UNSET, option
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, Layout
-from lookback.dataloading.sampling import SamplingOptions
-from lookback.formats.dataset_info import is_histories, read_histories_info
+from lookback.dataloading.modes import EVALUATES, INFERS, LEARNS, TRAINS
+from lookback.dataloading.sampling import SamplingOptions, topk_option
+from lookback.formats.dataset_info import is_histories, read_histories_info, training_events
 from lookback.formats.description import is_materialised
 
 if TYPE_CHECKING:
@@ -22,22 +24,36 @@ if TYPE_CHECKING:
 class InteractionsOptions(SamplingOptions):
     """Options that only models of users and items have; names and defaults are seed 003's."""
 
-    test_negatives: int = option(100, help="Negatives for each positive in evaluation", at_least=1)
+    test_negatives: int = option(
+        100,
+        help="Negatives for each positive in evaluation",
+        at_least=1,
+        needs=(*EVALUATES, INFERS),
+        limit=MOST_NEGATIVES,
+    )
     negative_samples: int = option(
-        4, help="Negatives for each positive in training", at_least=1, continued=True
+        4,
+        help="Negatives for each positive in training",
+        at_least=1,
+        continued=True,
+        suits=TRAINS,
+        limit=MOST_WIDTH,
     )
     exact_negatives: bool = option(
         False,
         help="Draw no training negative that the user has met; without it they are drawn from "
         "the whole catalogue (flag)",
         continued=True,
+        suits=TRAINS,
     )
+    topk: int = topk_option(({"metrics": UNSET}, {"threshold": SET}))
     threshold: float | None = option(
         None,
         scope="training",
         help="Stop training once an evaluation has reached this HR@K",
         above=0,
         at_most=1,
+        needs=LEARNS,
     )
 
     @property
@@ -82,6 +98,10 @@ class InteractionsLayout(Layout):
             full_catalogue=options.full_catalogue,
             topk=options.topk,
         )
+
+    def training_rows(self, directory: Path, options: InteractionsOptions, model: object) -> int:
+        """Every event but those held out, with its negatives."""
+        return training_events(directory) * (1 + options.negative_samples)
 
     def identity(self, directory: Path, options: InteractionsOptions, ranks: int) -> dict[str, Any]:
         """The content."""

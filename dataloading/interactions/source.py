@@ -10,6 +10,7 @@ Ids that are no item (missing, rare, unknown: they share a row) are neither posi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,6 +199,11 @@ class InteractionSource(NumberedSource):
         """Of all items."""
         return self._histories.training_counts()
 
+    @property
+    def held_out(self) -> Sequence[str]:
+        """The users' last items, and where the workflow kept them those before."""
+        return ("validation", "test") if self._histories.split.validation else ("test",)
+
     def evaluations(self, split: str) -> list[EvaluationPass]:
         """The split among sampled negatives, and if wanted among the whole catalogue.
 
@@ -282,7 +288,8 @@ class InteractionSource(NumberedSource):
             )
         if name == "validation" and not self._histories.split.validation:
             raise UserError(
-                "The dataset has no validation split. Run the workflow with --validation."
+                "The dataset has no validation split. Run the workflow again, without "
+                "--no_validation."
             )
         return self._histories.split.held_out if name == "validation" else 1
 

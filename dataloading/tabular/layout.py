@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lookback.core.options import option
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
+from lookback.dataloading.modes import TRAINS
 from lookback.formats.dataset_info import is_tabular, read_tabular_info
 from lookback.formats.description import is_split_binary
 
@@ -26,12 +27,14 @@ class TabularOptions(ClickOptions):
         above=0,
         at_most=1,
         continued=True,
+        suits=TRAINS,
     )
     shuffle_batch_order: bool = option(
         False,
         help="Shuffle training data anew in each epoch, as histories always are; without it, it "
         "is read as it lies on disk (flag)",
         continued=True,
+        suits=TRAINS,
     )
 
 
@@ -68,6 +71,12 @@ class TabularLayout(Layout):
             shuffle=options.shuffle_batch_order,
             subset=options.dataset_subset,
         )
+
+    def training_rows(self, directory: Path, options: TabularOptions, model: object) -> int:
+        """Those of the training set, or of the part of it that is wanted."""
+        from lookback.dataloading.tabular.source import open_tabular
+
+        return int(open_tabular(directory).num_rows("train") * (options.dataset_subset or 1))
 
     def identity(self, directory: Path, options: TabularOptions, ranks: int) -> dict[str, Any]:
         """The content, or of files without a hash their sizes."""

@@ -110,6 +110,11 @@ class TabularSource(BatchSource):
         """As the labels on disk are."""
         return self._data.both_classes(split)
 
+    @property
+    def held_out(self) -> Sequence[str]:
+        """Those that have rows."""
+        return [split for split in ("validation", "test") if self._data.has(split)]
+
     def train_steps(self) -> int:
         """Steps of one epoch, all passes together."""
         return self._steps * self._repeat_count

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EACH = pytest.mark.parametrize("name", LAYOUTS)
 
 OF_EVERY_RUN: dict[str, Any] = {
-    **{"seed": 3, "global_batch_size": 131072, "drop_remainder": False, "repeat_count": None},
-    **{"optimizer": "adam", "lr": 0.01, "weight_decay": 0.0, "amp": False, "xla": False},
+    **{"seed": 3, "global_batch_size": None, "drop_remainder": False, "repeat_count": None},
+    **{"optimizer": "adam", "lr": 0.001, "weight_decay": 0.0, "amp": False, "xla": False},
     **{"micro_batches": None, "wire_dtype": "float32", "gradient_wire_dtype": "float32"},
     **{"warmup_steps": 0, "warmup_factor": 0, "decay_start_step": None, "decay_steps": 0},
     **{"decay_power": 2.0, "decay_end_lr": 0.0, "loss_scale": None, "grads_accumulated": 1},

@@ -66,7 +66,7 @@ def test_is_a_merlin_model_of_the_documented_options(built, name):
     config_class = MODELS[name].config_class
     config_class()  # every option has a default
     assert all("help" in field.metadata for field in dataclasses.fields(config_class))
-    defaults = config_class.run_defaults
+    defaults = config_class.recipes["nvidia"]
     run = RunConfig(model_type=name, dataset_dir="d", **defaults)
     assert {option: getattr(run, option) for option in defaults} == defaults
 

@@ -96,6 +96,9 @@ class NumbersLayout(DataLayout):
     ) -> NumbersSource:
         return NumbersSource(directory, batches, options.scale)
 
+    def training_rows(self, directory: Path, options: Any, model: Any) -> int:
+        return (directory / "train.numbers").stat().st_size // 8
+
     def identity(self, directory: Path, options: Any, ranks: int) -> dict[str, Any]:
         return {"dataset": (directory / "train.numbers").stat().st_size}
 

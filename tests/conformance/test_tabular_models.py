@@ -70,10 +70,11 @@ def test_is_a_merlin_model_of_the_documented_options(name):
 
 @EACH
 def test_the_defaults_that_it_brings_are_options_of_a_run(name):
-    defaults = MODELS[name].config_class.run_defaults
-    assert defaults
-    run = RunConfig(model_type=name, dataset_dir="d", **defaults)
-    assert {option: getattr(run, option) for option in defaults} == defaults
+    config_class = MODELS[name].config_class
+    for defaults in (config_class.run_defaults, config_class.recipes["nvidia"]):
+        assert defaults
+        run = RunConfig(model_type=name, dataset_dir="d", **defaults)
+        assert {option: getattr(run, option) for option in defaults} == defaults
 
 
 @EACH

@@ -69,7 +69,13 @@ def run_in_parts(case, cases, sharding, world, optimizer_name) -> dict[str, np.n
     model(source.parts_of(next(source.train_feeds()))[0][0], training=False)
     optimizer = Optimizer(optimizer_name, 0.05, 0.0, model, world=world)
     steps = Steps(
-        model, optimizer, source, None, world=world, in_parts=True, contract=case.contract(model)
+        model,
+        optimizer,
+        source,
+        None,
+        world=world,
+        in_parts=("micro_batches",),
+        contract=case.contract(model),
     )
     losses = [float(result["total_loss"]) for _, result in steps.train(source.train_feeds())]
     tensors = whole_tensors(model_states(model) | optimizer.states(), world)

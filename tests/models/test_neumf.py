@@ -219,7 +219,7 @@ def test_defaults_are_the_seeds():
     }
     expected = {"epochs": 30, "global_batch_size": 2**20, "lr": 0.0045}
     expected |= {"beta1": 0.25, "beta2": 0.5, "eps": 1e-8, "optimizer": "full_adam"}
-    assert dict(NeuMFConfig.run_defaults) == expected
+    assert NeuMFConfig.recipes["nvidia"] == expected
 
 
 def test_a_block_comes_back_from_its_configuration(schema):

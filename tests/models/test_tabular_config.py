@@ -26,20 +26,20 @@ def test_defaults_are_the_seeds(config_class):
     assert all("help" in field.metadata for field in dataclasses.fields(config_class))
 
 
-def test_run_defaults_are_those_of_seed_002s_code():
+def test_nvidias_recipes_are_the_defaults_of_seed_002s_code():
     common = {
         "global_batch_size": 65536,
         "epochs": 1,
         "decay_start_step": 48000,
         "decay_steps": 24000,
     }
-    assert DLRMConfig.run_defaults == {
+    assert DLRMConfig.recipes["nvidia"] == {
         **common,
         "optimizer": "sgd",
         "lr": 24.0,
         "warmup_steps": 8000,
     }
-    assert DCNv2Config.run_defaults == {
+    assert DCNv2Config.recipes["nvidia"] == {
         **common,
         "optimizer": "adam",
         "lr": 1e-4,

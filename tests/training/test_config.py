@@ -106,8 +106,39 @@ def test_every_parameter_of_the_seed_is_here_or_has_a_replacement():
 
 
 @pytest.mark.parametrize("name", SEED_DEFAULTS)
-def test_defaults_are_those_of_the_seed(name):
-    assert valued(name, *parse()) == SEED_DEFAULTS[name]
+def test_defaults_of_nvidias_recipe_are_those_of_the_seed(name):
+    assert valued(name, *parse("--recipe", "nvidia")) == SEED_DEFAULTS[name]
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_defaults_are_adams_and_leave_the_batch_to_the_data(model_type):
+    run, *_ = options.parse(["--dataset_dir", "d", "--model_type", model_type], command_line())
+    assert (run.global_batch_size, run.optimizer, run.lr) == (None, "adam", 0.001)
+    assert (run.warmup_steps, run.decay_steps) == (0, 0)
+
+
+def test_options_win_over_the_recipe_and_its_values_come_back_from_a_file(tmp_path):
+    line, argv = command_line(), ["--dataset_dir", "d", "--model_type", "dlrm", "--lr", "2"]
+    configs = options.parse([*argv, "--recipe", "nvidia"], line)
+    run = configs[0]
+    assert (run.recipe, run.global_batch_size, run.optimizer) == ("nvidia", 65536, "sgd")
+    assert (run.lr, run.warmup_steps, run.decay_start_step) == (2.0, 8000, 48000)
+    save_yaml(tmp_path / "config.yaml", *configs)
+    assert options.parse(["--config", str(tmp_path / "config.yaml")], line) == configs
+    (tmp_path / "own.yaml").write_text("recipe: nvidia\nmodel_type: neumf\ndataset_dir: d\n")
+    run, *_ = options.parse(["--config", str(tmp_path / "own.yaml"), "--beta1", "none"], line)
+    assert (run.optimizer, run.beta1, run.beta2) == ("full_adam", None, 0.5)
+
+
+def test_help_shows_the_values_of_recipes(capsys):
+    for argv, text in (
+        (("--help",), "default: 0.001; --recipe nvidia: 24.0)"),
+        (("--recipe", "nvidia", "--help"), "selected (default: 24.0)"),
+        (("--help-all",), "0.001; --recipe nvidia: 0.01 for sim, din, dien"),
+    ):
+        with pytest.raises(SystemExit):
+            options.parse(["--model_type", "dlrm", *argv], command_line())
+        assert text in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -119,13 +150,16 @@ def test_defaults_are_those_of_the_seed(name):
         ("prefetch_test_size", "-1"),
         ("inter_op_parallelism", "0"),
         ("intra_op_parallelism", "0"),
-        ("benchmark_steps", "0"),
         ("save_checkpoint_path", ""),
         ("load_checkpoint_path", ""),
     ],
 )
 def test_sentinels_of_the_seed_mean_none(flag, value):
     assert valued(flag, *parse(f"--{flag}", value)) is None
+
+
+def test_no_number_of_benchmark_steps_means_all():
+    assert parse("--benchmark", "--benchmark_steps", "0")[0].benchmark_steps is None
 
 
 @pytest.mark.parametrize("name", REMOVED)
@@ -142,7 +176,9 @@ def test_a_command_line_of_the_seed_is_read():
         "--lr 0.01 --epochs 3 --global_batch_size 131072 --amp"
     )
     run, *_ = parse(*line.split())
-    assert run == config(model_type="sim", drop_remainder=True, amp=True)
+    assert run == config(
+        model_type="sim", drop_remainder=True, amp=True, lr=0.01, global_batch_size=131072
+    )
 
 
 @pytest.mark.parametrize("model_type", MODELS)
@@ -161,8 +197,11 @@ def test_a_config_file_with_everybodys_options_is_read(tmp_path, model_type):
         ({"epochs": 0}, "epochs: expected an integer, 1 or more, received 0"),
         ({"lr": 0.0}, r"lr: expected a number, above 0, received 0\.0"),
         ({"lr": -1.0}, "lr: expected a number, above 0"),
-        ({"loss_scale": 8.0}, "loss_scale: expected .*--amp.* received it with none of them"),
-        ({"loss_scale": 8.0, "wire_dtype": "bfloat16"}, "remove --loss_scale"),
+        ({"loss_scale": 8.0}, "loss_scale: expected with --amp, or with --wire_dtype float16"),
+        (
+            {"loss_scale": 8.0, "wire_dtype": "bfloat16"},
+            "received it without --amp and with --wire_dtype bfloat16.*remove",
+        ),
         ({"weight_decay": -0.1}, r"weight_decay: expected a number, 0 or more, received -0\.1"),
         ({"seed": -2}, "seed: expected an integer, 0 or more"),
         ({"seed": 1 << 32}, "seed: .* below 4294967296, or none, received 4294967296"),
@@ -171,14 +210,15 @@ def test_a_config_file_with_everybodys_options_is_read(tmp_path, model_type):
             {"export_dir": Path("a"), "save_checkpoint_path": Path("a")},
             "a directory of its own.*save_checkpoint_path",
         ),
-        ({"export_dir": Path("a"), "benchmark": True}, "export_dir: expected with a trained model"),
+        ({"export_dir": Path("a"), "benchmark": True}, "export_dir: .* without --benchmark"),
         (
             {"save_checkpoint_path": Path("a"), "benchmark": True},
-            "save_checkpoint_path: expected with --mode train and without --benchmark",
+            "save_checkpoint_path: expected with --mode train and without --benchmark, received it "
+            "with --benchmark. It would have no effect: remove --save_checkpoint_path",
         ),
         (
             {"mode": "inference", "random_weights": True, "eval_train": True},
-            "eval_train: expected with --mode train or evaluate",
+            "eval_train: expected with --mode train .* with --mode evaluate or test, received",
         ),
         ({"benchmark_steps": -1}, "benchmark_steps: expected an integer, 1 or more"),
         ({"keep_checkpoints": 0}, "keep_checkpoints: expected an integer, 1 or more"),
@@ -187,25 +227,39 @@ def test_a_config_file_with_everybodys_options_is_read(tmp_path, model_type):
             {"warmup_steps": 9, "decay_start_step": 8, "decay_steps": 1},
             "decay_start_step: expected the 9 steps of the warm-up or more, received 8",
         ),
-        ({"decay_end_lr": 1.0}, "decay_end_lr: expected at most --lr"),
+        ({"decay_end_lr": 1.0, "decay_steps": 1}, "decay_end_lr: expected at most --lr"),
         ({"log_filename": "a/b.json"}, "name of a file in results_dir, received 'a/b.json'"),
         ({"log_filename": ""}, "log_filename: expected text, received nothing"),
         ({"mode": "evaluate"}, "evaluate needs a trained model.*--load_checkpoint_path DIR"),
         ({"mode": "inference"}, "inference needs a trained model.*--random_weights"),
-        ({"random_weights": True}, "with --mode inference only, received --mode train"),
+        (
+            {"random_weights": True},
+            "with --mode inference or inference_benchmark .* with --mode train",
+        ),
         (
             {"mode": "inference", "random_weights": True, "load_checkpoint_path": Path("c")},
-            "expected without --load_checkpoint_path",
+            "without --load_checkpoint_path, received it with --load_checkpoint_path",
         ),
         (
             {"mode": "evaluate", "benchmark": True, "load_checkpoint_path": Path("c")},
-            "Use --mode inference",
+            "benchmark: expected with --mode train or inference, received it with --mode eval",
         ),
-        ({"checkpoint_every": 10}, "Give --save_checkpoint_path DIR"),
+        ({"checkpoint_every": 10}, "checkpoint_every: .* without --save_checkpoint_path"),
+        ({"keep_checkpoints": 1}, "keep_checkpoints: expected with --save_checkpoint_path"),
+        ({"decay_power": 1.0}, "decay_power: expected with --decay_steps"),
+        ({"decay_start_step": 5}, "decay_start_step: expected with --decay_steps"),
+        ({"warmup_factor": 1}, "warmup_factor: expected with --warmup_steps"),
+        ({"benchmark_steps": 10}, "benchmark_steps: expected with --benchmark"),
+        ({"inference_benchmark_steps": 10}, "with --mode inference_benchmark, received it with"),
+        ({"beta1": 0.5, "optimizer": "sgd"}, "beta1: .*lazy_adam or full_adam.*--optimizer sgd"),
+        ({"test_after": 1.0, "eval_every": None}, "test_after: .* without --eval_every"),
         ({"log_filename": "config.yaml"}, "log_filename: expected a name that no other file"),
-        ({"metrics": ("auc",), "benchmark": True}, "metrics: expected with --mode train"),
+        (
+            {"metrics": ("auc",), "benchmark": True},
+            "metrics: expected with --mode train and without --benchmark",
+        ),
         ({"micro_batches": 1, "prefetch_ids": True}, "micro_batches: .* without --prefetch_ids"),
-        ({"trusted_digest": "ab"}, "trusted_digest: expected with a checkpoint to open"),
+        ({"trusted_digest": "ab"}, "trusted_digest: expected with --load_checkpoint_path"),
         ({"micro_batches": 0}, "micro_batches: expected an integer, 1 or more"),
         ({"micro_batches": 2, "prefetch_ids": True}, "micro_batches: .* without --prefetch_ids"),
         (
@@ -241,3 +295,43 @@ def test_every_option_has_help_and_a_scope():
     }
     for option in options_of(RunConfig).values():
         assert option.help and option.scope in scopes, option.name
+
+
+def test_what_only_training_reads_is_named_in_other_modes():
+    line, argv = (
+        command_line(),
+        ["--dataset_dir", "d", "--model_type", "dlrm", "--mode", "evaluate"],
+    )
+    argv += ["--load_checkpoint_path", "c"]
+    known = line.options("dlrm")
+    assert options.idle(known, *options.parse(argv, line)) == {}
+    said = options.idle(known, *options.parse([*argv, "--lr", "2", "--shuffle_batch_order"], line))
+    assert set(said) == {"lr", "shuffle_batch_order"}
+    assert said["lr"] == "expected with --mode train, received it with --mode evaluate"
+
+
+def test_options_that_contradict_across_classes_are_refused():
+    line = command_line()
+    for words, text in (
+        (["--topk", "5"], "topk: expected .* with --full_catalogue, received it without"),
+        (["--category_feature", "category_id"], "with --gsu hard, received it with --gsu soft"),
+        (["--k", "95"], "k: expected at most the 90 events of --long_seq_length"),
+        (["--auc_threshold", "0.7", "--benchmark"], "auc_threshold: .* without --benchmark"),
+        (["--model_type", "neumf", "--factors", "8", "--branches", "mlp"], "--branches both or mf"),
+        (["--model_type", "neumf", "--dropout", "0", "--branches", "mf"], "dropout: expected"),
+        (["--model_type", "neumf", "--topk", "5", "--metrics", "mrr"], "topk: .*with --metrics"),
+    ):
+        with pytest.raises(UserError, match=text):
+            options.parse(["--dataset_dir", "d", *words], line)
+    options.parse(["--dataset_dir", "d", "--topk", "5", "--full_catalogue"], line)
+    options.parse(["--dataset_dir", "d", "--gsu", "hard", "--category_feature", "c"], line)
+
+
+def test_a_recipes_default_that_has_no_effect_gives_way(tmp_path):
+    """Nobody gave it, so nobody can take it away; and what is written is read back."""
+    line = command_line()
+    argv = ["--dataset_dir", "d", "--model_type", "neumf", "--recipe", "nvidia"]
+    configs = options.parse([*argv, "--optimizer", "sgd"], line)
+    assert (configs[0].beta1, configs[0].eps) == (None, None)
+    save_yaml(tmp_path / "config.yaml", *configs)
+    assert options.parse(["--config", str(tmp_path / "config.yaml")], line) == configs

@@ -23,7 +23,6 @@ LENGTHS = (20, 7, 3, 3, 12, 9)
         ({"negatives": "uniform"}, "negatives: materialised samples bring their negatives"),
         ({"test_negatives": 5}, "test_negatives: materialised samples bring"),
         ({"full_catalogue": True}, "full_catalogue: materialised samples hold no catalogue"),
-        ({"topk": 5}, "topk: materialised samples hold no rankings"),
         ({"repeatable": True}, "repeatable: materialised samples bring"),
         ({"shard_histories": True}, "shard_histories: materialised samples hold no histories"),
     ],

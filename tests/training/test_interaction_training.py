@@ -149,11 +149,11 @@ def test_a_continued_run_ends_with_the_same_weights(dataset, tmp_path):
 
 
 def test_training_stops_at_the_threshold(dataset, tmp_path):
-    made = trainer(dataset, epochs=20, threshold=0.05)
+    made = trainer(dataset, epochs=20, threshold=0.05, eval_split="test")
     outcome = made.train(log(tmp_path / "run"))
     assert outcome.summary["test_hr@10"] >= 0.05
     assert made.position.epoch < 20
-    stubborn = trainer(dataset, epochs=2, threshold=1.0)
+    stubborn = trainer(dataset, epochs=2, threshold=1.0, eval_split="test")
     stubborn.train(log(tmp_path / "other"))
     assert stubborn.position.epoch == 2
 
@@ -174,7 +174,10 @@ def test_scores_can_be_written(dataset, tmp_path):
     [
         ({"eval_train": True}, "Leave --eval_train out"),
         ({"test_negatives": 200}, "test_negatives: expected at most .* received 200"),
-        ({"metrics": ("mrr",), "threshold": 0.5}, "training is to stop at hr@10 0.5, expected"),
+        (
+            {"metrics": ("mrr",), "threshold": 0.5, "eval_split": "test"},
+            "training is to stop at hr@10 0.5, expected",
+        ),
     ],
 )
 def test_options_that_do_not_go_with_rankings(dataset, tmp_path, more, message):

@@ -16,13 +16,15 @@ from lookback.training.precision import LossScale
 from tests.training.test_trainer import dataset as dataset
 from tests.training.test_trainer import interrupt_after, quiet, state, trainer
 
+ONCE = {"eval_every": None}
+
 
 def steps_with_auc(directory) -> list[tuple[int, ...]]:
     return [tuple(r.step) for r in read_log(directory / "log.json") if "test_auc" in r.data]
 
 
 def test_it_evaluates_every_n_steps_after_some_epochs(dataset, tmp_path):
-    trained = trainer(dataset, test_freq=2, test_after=0.5, eval_every=None)
+    trained = trainer(dataset, test_freq=2, test_after=0.5, eval_split="test", **ONCE)
     with quiet(tmp_path) as log:
         trained.train(log)
     total = trained.position.total_steps
@@ -60,7 +62,7 @@ def test_the_run_goes_on_where_max_steps_ended_it(dataset, tmp_path):
 
 @pytest.mark.parametrize("more", [{}, {"test_freq": 2}])
 def test_it_ends_once_the_auc_is_reached(dataset, tmp_path, more):
-    trained = trainer(dataset, epochs=4, auc_threshold=0.01, **more)
+    trained = trainer(dataset, epochs=4, auc_threshold=0.01, eval_split="test", **more)
     with quiet(tmp_path) as log:
         trained.train(log)
     wanted = more.get("test_freq", trained._source.train_steps())
@@ -131,7 +133,7 @@ def test_an_overflow_skips_a_step_while_the_scale_can_fall(dataset, tmp_path):
 
 def test_when_to_evaluate_follows_from_the_position() -> None:
     run = RunConfig(model_type="m", dataset_dir="d", epochs=3, test_freq=4, test_after=1.25)
-    milestones = Milestones(run, steps_an_epoch=8, goals={"auc": 0.7, "hr@5": 0.5})
+    milestones = Milestones(run, steps_an_epoch=8, goals={"auc": 0.7, "hr@5": 0.5}, watched="test")
     due = [
         total
         for total in range(1, 25)

@@ -28,7 +28,8 @@ def world_of(ranks, a_node=None):
 @pytest.fixture
 def run(tmp_path):
     def make(**options):
-        return RunConfig(model_type="sim", dataset_dir=tmp_path, **options)
+        given = {"global_batch_size": 131_072, **options}
+        return RunConfig(model_type="sim", dataset_dir=tmp_path, **given)
 
     return make
 

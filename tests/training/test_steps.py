@@ -326,7 +326,7 @@ def test_ids_that_travel_ahead_and_batches_in_parts_change_nothing(make, make_ba
     for found, expected in zip(ahead_weights, weights, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
-    _, cut_losses, cut_weights = trained(cut, batches, in_parts=True, parts=3)
+    _, cut_losses, cut_weights = trained(cut, batches, in_parts=("micro_batches",), parts=3)
     for found, expected in zip(cut_losses, losses, strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
     for found, expected in zip(cut_weights, weights, strict=True):
@@ -334,7 +334,9 @@ def test_ids_that_travel_ahead_and_batches_in_parts_change_nothing(make, make_ba
 
 
 @pytest.mark.parametrize("count", [0, 1])
-@pytest.mark.parametrize("how", [{"prefetch_ids": True}, {"in_parts": True, "parts": 1}])
+@pytest.mark.parametrize(
+    "how", [{"prefetch_ids": True}, {"in_parts": ("micro_batches",), "parts": 1}]
+)
 def test_of_few_batches_too(make, make_batch, count, how):
     batches = [make_batch(LENGTHS, seed=seed) for seed in range(count)]
     plain, other = make("din", 2)
@@ -361,7 +363,8 @@ def test_in_parts_the_result_has_the_same_bits_on_any_number_of_ranks(
             share = 18 // ranks
             rows = slice(world.rank * share, (world.rank + 1) * share)
             source = Batches([batch], rows, parts=6 // ranks)
-            result, gradients, dense = step(models[world.rank], source, world, in_parts=True)
+            parts = {"in_parts": ("micro_batches",)}
+            result, gradients, dense = step(models[world.rank], source, world, **parts)
             return result, gradients[:dense]
 
         found += in_ranks(ranks, work)
@@ -407,10 +410,15 @@ def test_training_needs_an_optimizer(make, make_batch):
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [("prefetch_ids", "prefetch_ids"), ("in_parts", "micro_batches")]
+    ("asked", "name"),
+    [
+        ({"prefetch_ids": True}, "prefetch_ids"),
+        ({"in_parts": ["micro_batches"]}, "micro_batches"),
+        ({"in_parts": ["grads_accumulated"]}, "grads_accumulated"),
+    ],
 )
-def test_a_model_that_does_not_say_which_ids_it_looks_up_is_refused(make, option, name):
+def test_a_model_that_does_not_say_which_ids_it_looks_up_is_refused(make, asked, name):
     (model,) = make("din", 1)
     silent = types.SimpleNamespace(model_outputs=model.model_outputs)
     with pytest.raises(UserError, match=rf"{name}: .*\(`lookups`\).*Leave --{name} out"):
-        Steps(silent, None, None, None, **{option: True})
+        Steps(silent, None, None, None, **asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 
 BINARY = ("auc", "gauc", "log_loss", "calibration")
 """Of labels and scores."""
@@ -46,7 +46,9 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if family(name) not in (*BINARY, *RANKING) or name.endswith("@K"):
-            raise UserError(f"metrics: expected of {all_of(BINARY + RANKING)}, received {name!r}.")
+            raise UserError(
+                f"metrics: expected of {all_of(BINARY + RANKING)}, received {shown(name)}."
+            )
 
 
 def all_of(families: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -206,14 +206,22 @@ class RunLogger:
         if self._tensorboard is not None:
             self._tensorboard.scalars("epoch", epoch + 1, plain)
 
-    def summary(self, data: Mapping[str, Any]) -> None:
-        """Logs the results of the run."""
+    def summary(self, data: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
+        """Logs the results of the run.
+
+        Args:
+          data: figures by name.
+          warnings: what to know of them, a line each; in the file they are "warnings".
+        """
         if not self._enabled:
             return
         plain = _plain(data)
-        self._write("LOG", step=[], data=plain)
+        said = {"warnings": list(warnings)} if warnings else {}
+        self._write("LOG", step=[], data={**plain, **said})
         self._stop_bar()
         self._show_figures("summary", plain)
+        for warning in warnings:
+            self.message(f"warning: {warning}")
 
     def options(self, values: Mapping[str, Any]) -> None:
         """Writes the run's options to TensorBoard; they are not in the file."""

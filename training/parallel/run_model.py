@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
+from lookback.core.limits import MOST_PARTS
 from lookback.core.options import CommandLine, help_text, option, parse, parse_known
 from lookback.training.parallel.launch import Job, run_job
 from lookback.training.run import command_line
@@ -44,8 +45,10 @@ class LaunchOptions:
     """Where the processes run, and what NVIDIA's script calls differently from train.py."""
 
     scope: ClassVar[str] = "processes"
-    np: int | None = option(None, help="processes; none: the slots of --hosts, else 1", at_least=1)
-    gpus: int | None = option(None, help="the same as --np", at_least=1)
+    np: int | None = option(
+        None, help="processes; none: the slots of --hosts, else 1", at_least=1, limit=MOST_PARTS
+    )
+    gpus: int | None = option(None, help="the same as --np", at_least=1, limit=MOST_PARTS)
     hosts: str | None = option(
         None,
         help="H1:N1,H2:N2: machines and how many processes each may have; ssh must reach them "
@@ -156,7 +159,7 @@ def slots_of(hosts: str) -> list[int]:
         if match is None:
             raise UserError(
                 f"--hosts: expected HOST:SLOTS,HOST:SLOTS, such as node1:4,node2:4, received "
-                f"{entry!r} in {hosts!r}."
+                f"{shown(entry)} in {shown(hosts)}."
             )
         slots.append(int(match[1]))
     return slots

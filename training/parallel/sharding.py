@@ -9,11 +9,12 @@ from lookback.core.sizes import format_size
 from lookback.core.world import World, require_same
 from lookback.embeddings.config import Sharding
 from lookback.embeddings.plan_report import describe_plan
-from lookback.embeddings.planner import plan_tables
+from lookback.embeddings.planner import parse_placement, plan_tables
 from lookback.embeddings.plans import check_plan, load_plan
 from lookback.embeddings.sharding import shards_of
 from lookback.embeddings.types import Plan, TableSpec, Topology
 from lookback.training.config import RunConfig
+from lookback.training.config_checks import cutting_options
 
 _WIRE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -37,9 +38,9 @@ def choose_sharding(
     backend = run.backend or ("local" if world.size == 1 else "horovod")
     if world.size == 1:
         _refuse_what_one_process_ignores(run, backend)
-    if backend == "sok" and run.micro_batches is not None:
+    for option in cutting_options(run) if backend == "sok" else ():
         raise UserError(
-            "micro_batches: expected with --backend horovod, received sok, whose kernels add "
+            f"{option}: expected with --backend horovod, received sok, whose kernels add "
             "gradients up in no fixed order. Leave one of them out."
         )
     topology = Topology(
@@ -60,13 +61,25 @@ def choose_sharding(
     description = describe_plan(
         plan,
         topology,
-        batch_rows=run.global_batch_size,
+        batch_rows=run.batch_rows,
         optimizer=_optimizer(run),
         wire_bytes=_WIRE_BYTES[run.wire_dtype],
     )
     sharding = Sharding(backend, plan, run.wire_dtype)
     require_same(world, {"plan": sharding.as_config()})  # a file may differ from host to host
     return sharding, description
+
+
+def check_placements(run: RunConfig) -> None:
+    """Reads what the run says of where tables lie, whatever tables there are.
+
+    Raises:
+      UserError: if the plan cannot be read, or a placement is none.
+    """
+    if run.plan is not None:
+        load_plan(run.plan)
+    for table, wanted in _overrides(run.placements or ()).items():
+        parse_placement(table, wanted)
 
 
 def _plan(run: RunConfig, tables: Sequence[TableSpec], topology: Topology) -> Plan:
@@ -84,7 +97,7 @@ def _plan(run: RunConfig, tables: Sequence[TableSpec], topology: Topology) -> Pl
     return plan_tables(
         tables,
         topology,
-        batch_rows=run.global_batch_size,
+        batch_rows=run.batch_rows,
         optimizer=_optimizer(run),
         planner=run.planner,
         strategies=strategies,

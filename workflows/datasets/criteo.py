@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lookback.core.errors import UserError
+from lookback.core.limits import MOST_WIDTH
 from lookback.core.options import option
 from lookback.workflows.tabular.reader import RawFiles, TabularReader
 
@@ -30,8 +31,12 @@ class CriteoReader(TabularReader):
 
     scope = "options of criteo"
 
-    numerical: int = option(13, help="integers of a line", at_least=0, continued=True)
-    categorical: int = option(26, help="categorical values of a line", at_least=0, continued=True)
+    numerical: int = option(
+        13, help="integers of a line", at_least=0, continued=True, limit=MOST_WIDTH
+    )
+    categorical: int = option(
+        26, help="categorical values of a line", at_least=0, continued=True, limit=MOST_WIDTH
+    )
 
     def files(self, directory: Path) -> RawFiles:
         """Kaggle's file, or the days in the order of their numbers."""

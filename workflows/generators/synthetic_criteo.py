@@ -137,7 +137,7 @@ class CriteoOptions:
         SyntheticCriteoConfig.days, help="the last is for validation and test", at_least=2
     )
     format: Literal["tsv", "parquet"] = option("tsv", help="raw files, or the dataset itself")
-    gzip: bool = option(False, help="compress the raw files")
+    gzip: bool = option(False, help="compress the raw files", needs={"format": ("tsv",)})
     threads: int | None = option(
         None, help="of no influence on the result; none: one for each core", at_least=1
     )

@@ -131,7 +131,8 @@ class HistoryOptions(DatasetOptions):
         "numbers that increase, not checked. ISO 8601 and parquet's types tell theirs",
     )
     validation: bool = option(
-        False, help="keep the event before a user's last for validation; --no_validation: do not"
+        True,
+        help="keep the event before a user's last for validation; --no_validation: train on it",
     )
     partition_events: int | None = option(
         None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lookback.core.errors import UserError
+from lookback.core.limits import MOST_BYTES
 from lookback.core.options import check_options, option
 from lookback.workflows.options import DatasetOptions
 
@@ -79,6 +80,7 @@ class TabularOptions(DatasetOptions):
         help="text that is read, shuffled and written as one part",
         unit="bytes",
         at_least=1,
+        limit=MOST_BYTES,
     )
 
     @property

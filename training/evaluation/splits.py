@@ -1,0 +1,82 @@
+"""Which splits a run evaluates, and when: what is chosen by, and what is looked at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from lookback.core.errors import UserError
+from lookback.training.config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The splits of a run.
+
+    Whoever chooses by a split (when to stop, which options) has fitted it: what a model is worth,
+    only one says that was not looked at. So training watches validation, and test comes last.
+
+    Attributes:
+      watched: evaluated on the way; None: nothing is.
+      last: evaluated once, when training is done, or by a run that does not train.
+    """
+
+    watched: str | None
+    last: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Each once."""
+        return self.last if self.watched is None else (self.watched, *self.last)
+
+    @property
+    def scored(self) -> str:
+        """The one that inference scores."""
+        return self.all[0]
+
+
+def choose_splits(run: RunConfig, held_out: Sequence[str], goals: Mapping[str, float]) -> Splits:
+    """Gives a run its splits.
+
+    Args:
+      run: its options.
+      held_out: the splits that the data has, beside that to train on.
+      goals: figures of an evaluation, by name, at any of which training is to end.
+
+    Raises:
+      UserError: if it is to evaluate on the way, and there is nothing but the test split.
+    """
+    if run.mode != "train":
+        return Splits(None, (run.eval_split or "test",))
+    watched = run.eval_split or ("validation" if "validation" in held_out else None)
+    if watched is None and not run.benchmark:
+        on_the_way = [*goals, *([] if run.test_freq is None else ["test_freq"])]
+        if on_the_way:
+            raise UserError(
+                f"eval_split: expected a dataset with a validation split, or --eval_split test, "
+                f"received neither: {on_the_way[0]} would look at the test split, which is then no "
+                "measure of the model. Run the workflow again (it makes a validation split, unless "
+                "--no_validation is given), or accept that with --eval_split test."
+            )
+    last_is_test = watched != "test" and ("test" in held_out or watched is None)
+    return Splits(watched, ("test",) if last_is_test else ())
+
+
+def say_what_is_seen(splits: Splits, goals: Mapping[str, float]) -> str | None:
+    """What to say of a choice that costs something; None if nothing.
+
+    Args:
+      splits: of a run that trains.
+      goals: see `choose_splits`.
+    """
+    if splits.watched is None:
+        return (
+            "the dataset has no validation split: nothing is evaluated before the end of training "
+            "(--eval_split test evaluates the test split on the way)"
+        )
+    if splits.watched == "test" and goals:
+        return (
+            f"warning: training stops by {next(iter(goals))} of the test split, which then is no "
+            "measure of the model"
+        )
+    return None
