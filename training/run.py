@@ -84,7 +84,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
     loaded: dict[Path, int] = {}
     if run.load_checkpoint_path is not None:
         path = find_checkpoint(run.load_checkpoint_path)
-        loaded[path] = read_manifest(path, run.trusted_digest)[0]["step"]
+        loaded[path] = read_manifest(path, run.trusted_digest)[0]["content"]["step"]
     if launched_rank() == 0:  # what others lack, they say when all can hear it
         require_data(options.layout, run.dataset_dir, run.model_type)
     check_placements(run)
