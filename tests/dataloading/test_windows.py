@@ -634,7 +634,7 @@ def test_no_training_samples_is_refused(make_histories):
 
 def test_no_validation_split_is_refused(make_histories):
     builder = WindowBuilder(make_histories(), small())
-    with pytest.raises(UserError, match=r"no validation split\. Run the workflow with"):
+    with pytest.raises(UserError, match=r"no validation split\. Run the workflow again, without"):
         builder.num_samples("validation")
     with pytest.raises(UserError, match=r"split must be one of .*received 'tset'"):
         builder.eval_steps("tset", 2)

@@ -131,7 +131,9 @@ class MovieLensReader(Reader):
         "NAME,NAME",
     )
     min_rating: float | None = option(
-        None, help="leave out ratings below it; none: every rating is an event, the lowest, too"
+        None,
+        help="leave out ratings below it; none: every rating is an event, the lowest, too",
+        at_least=0,
     )
 
     def __post_init__(self) -> None:
