@@ -42,6 +42,8 @@ from lookback.serving.layouts.interactions.requests import InteractionsRequestEn
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary, ShiftedLog
 from lookback.serving.layouts.tabular.requests import RowEncoder
 from lookback.serving.manifest import InteractionsManifest, Manifest
+from lookback.training.output.logging import read_log
+from lookback.training.output.results import identity_of
 from lookback.training.run import command_line
 from lookback.workflows.datasets.amazon import AmazonReader
 from lookback.workflows.datasets.interactions import InteractionsReader
@@ -453,6 +455,13 @@ def line_cases(place: Path) -> dict[str, Case]:
             ]
 
         found[name] = Case(sample, in_file(directory / file, events))
+    log = place / "log.json"
+
+    def logged() -> object:
+        return read_log(log), identity_of(log)
+
+    line = b'DLLL {"type": "LOG", "step": [0, 1], "data": {"loss": 0.5}, "elapsedtime": 1.5}\n'
+    found["log.json"] = Case(2 * line, in_file(log, logged))
     parse_rows(b"", 3, 2)  # compiles
     found["criteo"] = Case(
         b"1\t5\t\t7\t68fd1e64\t\n0\t-1\t2\t3\tzz\tff\n", lambda data: parse_rows(data, 3, 2)
@@ -473,11 +482,11 @@ NAMES = (
         "ratings.dat",
         "ratings.csv",
     ),
-    *("amazon", "criteo"),
+    *("amazon", "criteo", "log.json"),
 )
 
 
-FLAT = {*LINES, "criteo", "schema.pbtxt"}
+FLAT = {*LINES, "criteo", "log.json", "schema.pbtxt"}
 """Those without values in each other that JSON or YAML could hold."""
 
 

@@ -42,6 +42,7 @@ from rich.progress import (
 from lookback.core.errors import UserError
 from lookback.core.faults import naming
 from lookback.core.files import require_writable
+from lookback.core.json_files import load_object
 from lookback.training.evaluation.names import metric_of
 from lookback.training.output.results import (
     IDENTITY,
@@ -403,7 +404,7 @@ def read_log(path: str | os.PathLike[str]) -> list[LogRecord]:
       UserError: if the file is not there, or a DLLL line within it cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(f"expected a log at {path}, but {error.strerror}.") from None
     records: dict[tuple[int, ...], LogRecord] = {}
@@ -411,23 +412,33 @@ def read_log(path: str | os.PathLike[str]) -> list[LogRecord]:
         if not line.startswith(LOG_PREFIX):
             continue
         try:
-            entry = json.loads(line.removeprefix(LOG_PREFIX))
-            if entry["type"] != "LOG":
-                continue
-            step = tuple(entry["step"])
-            record = LogRecord(step, entry["data"], float(entry["elapsedtime"]))
-        except (ValueError, KeyError, TypeError):
+            record = _record(line)
+        except (UserError, KeyError, TypeError, ValueError, OverflowError):
             if number == len(lines):
                 break
             raise UserError(
                 f"{path}, line {number}: expected 'DLLL' and a JSON object with type, step, data "
                 f"and elapsedtime, received {line[:80]!r}."
             ) from None
-        earlier = records.pop(step, None)  # so that the order is that of the later lines
+        if record is None:
+            continue
+        # Taken out first, so that the order is that of the later lines.
+        earlier = records.pop(record.step, None)
         if earlier is not None:  # a step's own line and that of an evaluation after it
             record = dataclasses.replace(record, data={**earlier.data, **record.data})
-        records[step] = record
+        records[record.step] = record
     return list(records.values())
+
+
+def _record(line: str) -> LogRecord | None:
+    """What a DLLL line says; None if it is not of the type LOG."""
+    entry = load_object(line.removeprefix(LOG_PREFIX), "the line")
+    if entry["type"] != "LOG":
+        return None
+    step = tuple(entry["step"])
+    if not all(isinstance(part, int | str) for part in step):
+        raise TypeError("the numbers and names of a step")
+    return LogRecord(step, dict(entry["data"]), float(entry["elapsedtime"]))
 
 
 def _drop_half_line(path: Path) -> None:

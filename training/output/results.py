@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from lookback.core.errors import UserError
 from lookback.core.files import require_writable
+from lookback.core.json_files import load_object
 
 RUNS = Path("runs")
 """Where the directories of runs are that were given none."""
@@ -109,9 +109,9 @@ def identity_of(log: Path) -> str | None:
     with log.open(encoding="utf-8", errors="replace") as file:
         first = file.readline().removeprefix(LOG_PREFIX)
     try:
-        entry = json.loads(first)
+        entry = load_object(first, str(log))
         identity = entry["metadata"]["identity"] if entry["metric"] == IDENTITY else None
-    except (ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return None
     return identity if isinstance(identity, str) else None
 
@@ -131,10 +131,11 @@ def _began(log: Path) -> datetime.datetime:
     with log.open(encoding="utf-8", errors="replace") as file:
         first = file.readline().removeprefix(LOG_PREFIX)
     try:
-        moment = float(json.loads(first)["timestamp"])
-    except (ValueError, KeyError, TypeError):
-        moment = log.stat().st_mtime
-    return datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+        moment = float(load_object(first, str(log))["timestamp"])
+        return datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+    except (UserError, KeyError, TypeError, ValueError, OverflowError, OSError):
+        written = log.stat().st_mtime
+    return datetime.datetime.fromtimestamp(written, datetime.timezone.utc)
 
 
 def _is_log(path: Path) -> bool:
