@@ -1,7 +1,7 @@
 """SHA-256 digests of files: they tell which file it is, not who made it.
 
-A bundle's and a checkpoint's manifest hold the digests of all that is beside them, so the digest of
-the manifest stands for the whole, if it came by another way than the files.
+The manifests of datasets, bundles and checkpoints hold the digests of all that is beside them, so
+the digest of the manifest stands for the whole, if it came by another way than the files.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ def is_file(path: Path) -> bool:
         return path.is_file()
 
 
-def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
+def read_trusted(
+    path: Path, trusted: str | None = None, option: str = "trusted_digest"
+) -> tuple[bytes, str]:
     """A file's content and its digest.
 
     Args:
       path: of the file, which is read whole.
       trusted: what its digest must be; None: anything.
+      option: that says so.
 
     Raises:
       UserError: if it is another one, or cannot be read.
@@ -54,7 +57,7 @@ def read_trusted(path: Path, trusted: str | None = None) -> tuple[bytes, str]:
     found = hashlib.sha256(content).hexdigest()
     if trusted is not None and trusted.strip().lower() != found:
         raise UserError(
-            f"{path}: expected the SHA-256 {trusted}, as trusted_digest says, found {found}. It is "
+            f"{path}: expected the SHA-256 {trusted}, as {option} says, found {found}. It is "
             "not what you trust: get it again from where the digest came from, or ask there for "
             "the digest of this one."
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lookback.core.limits import MOST_PARTS
+from lookback.core.manifests import WHOLLY, Verification
 from lookback.core.options import check_options, option
 from lookback.core.world import World
 from lookback.dataloading.modes import LEARNS, TRAINS
@@ -35,6 +36,7 @@ class BatchOptions:
       repeat_count: passes over the training set in one epoch.
       part: this process's.
       micro_batches: parts into which a process's share of a training batch is cut; None: it is not.
+      verification: how far the dataset's files are compared with what it says of them.
     """
 
     seed: int
@@ -44,10 +46,12 @@ class BatchOptions:
     repeat_count: int
     part: Part
     micro_batches: int | None
+    verification: Verification = WHOLLY
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments that every source takes."""
-        return {**vars(self), "micro_batches": self.micro_batches or 1}
+        cut = {name: value for name, value in vars(self).items() if name != "verification"}
+        return {**cut, "micro_batches": self.micro_batches or 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from lookback.embeddings.plans import load_tables, save_plan
 from lookback.embeddings.sharding import STRATEGIES
 from lookback.embeddings.tables import LIST_LENGTH, tables_with_hotness
 from lookback.embeddings.types import MOST_RANKS, OPTIMIZER_STATE, TableSpec, Topology
-from lookback.formats.schema import read_schema
+from lookback.formats.schema import SCHEMA_FILE, read_schema
+from lookback.formats.verification import verify_dataset
 
 _Read = TypeVar("_Read")
 
@@ -172,6 +173,7 @@ def _tables(source: Tables) -> tuple[list[TableSpec], list[str]]:
         tables = load_tables(source.tables, source.embedding_dim)
     else:
         assert source.dataset_dir is not None  # `Tables` has one of the two
+        verify_dataset(source.dataset_dir, parts=(SCHEMA_FILE,))
         schema = read_schema(source.dataset_dir)
         try:
             tables, assumed = tables_with_hotness(schema, source.embedding_dim)

@@ -4,8 +4,11 @@
     dataset, options         the name it came through, and what had a say in its content
     counts, cardinalities    numbers by name; rows of each table
     content_hash             of schema and values, as the format defines it
+    vocabularies             what ids stand for: a digest by column, where there is a workflow
     created_by               versions of the software
     split, history_length    (histories) what is held out; and more, for people
+    files, sha256            all other files with sizes and digests, and that of all of this
+                             (`core.manifests`); absent from datasets of earlier versions
 
 It is written last. Nothing here needs Merlin, and with it TensorFlow.
 """
@@ -22,10 +25,21 @@ from typing import Any
 from lookback.core.errors import UserError, shown
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.json_files import read_json
+from lookback.core.manifests import (
+    FILES,
+    Files,
+    entries_of,
+    has_digests,
+    is_whole,
+    sealed,
+    visible_files,
+)
 
 DATASET_FILE = "dataset.json"
 WORKFLOW_DIRECTORY = "workflow"
 """In a dataset: the saved workflow that made it."""
+VOCABULARIES = "vocabularies"
+"""Key: digests of what the ids of columns stand for."""
 HISTORIES = "lookback-histories"
 TABULAR = "lookback-tabular"
 FORMAT_VERSION = 1
@@ -60,6 +74,15 @@ def read_histories_info(directory: str | Path) -> dict[str, Any]:
     split = info.get("split")
     if not isinstance(split, dict) or not {"test", "validation"} <= set(split):
         raise UserError(f"{Path(directory) / DATASET_FILE} has no split rule. {AGAIN}")
+    counts = info.get("counts", {})  # absent where somebody writes histories without a workflow
+    said = [split["test"], split["validation"]]
+    if isinstance(counts, dict):
+        said += [counts[name] for name in ("users", "events", "items") if name in counts]
+    if not isinstance(counts, dict) or any(type(number) is not int for number in said):
+        raise UserError(
+            f"{Path(directory) / DATASET_FILE}: 'counts' and 'split' must hold whole numbers by "
+            f"name. {AGAIN}"
+        )
     return info
 
 
@@ -114,26 +137,36 @@ def read_info(directory: str | Path) -> dict[str, Any]:
     return (read_tabular_info if is_tabular(directory) else read_histories_info)(directory)
 
 
-def write_info(directory: Path, kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+def write_info(
+    directory: Path, kind: str, content: Mapping[str, Any], known: Files | None = None
+) -> dict[str, Any]:
     """Writes dataset.json; all else of the dataset must be there.
 
     Args:
       directory: of the dataset, which is ours to write in.
       kind: `HISTORIES` or `TABULAR`.
       content: what it holds beside the format's name and version, and what created it.
+      known: sizes and digests of files that were written some time ago; what they have become
+        since is not looked at. Of all others the digests are computed.
 
     Returns:
       all of its content.
     """
-    info = {
-        "format": kind,
-        "format_version": FORMAT_VERSION,
-        **content,
-        "created_by": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
-    }
+    known = known or {}
+    names = [name for name in visible_files(directory) if name not in {*known, DATASET_FILE}]
+    files = {**known, **entries_of(directory, names)}
+    info = sealed(
+        {
+            "format": kind,
+            "format_version": FORMAT_VERSION,
+            **content,
+            "created_by": {
+                "python": platform.python_version(),
+                **{package: version(package) for package in _PACKAGES},
+            },
+            FILES: {name: files[name] for name in sorted(files)},
+        }
+    )
     with atomic_file(directory / DATASET_FILE, replaces=inside_ours) as file:
         file.write_text(json.dumps(info, indent=1) + "\n")
     return info
@@ -164,4 +197,10 @@ def _load(directory: Path) -> dict[str, Any]:
         f"{directory} is not a dataset: there is no {path.name} in it. Expected the output "
         "directory of `python -m workflows run`."
     )
-    return read_json(path, AGAIN, missing)
+    info = read_json(path, AGAIN, missing)
+    if has_digests(info) and not is_whole(info):
+        raise UserError(
+            f"{path} is not what was written: its content has another digest than it says. Copy "
+            f"the dataset again from where it was written. Or: {AGAIN}"
+        )
+    return info

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from lookback.core.errors import UserError
+from lookback.core.manifests import DIGEST, is_whole, sealed
+from lookback.core.yaml_files import read_yaml
 
 METADATA_FILE = "metadata.json"
 """Describes materialised samples."""
 
 FEATURE_SPEC_FILE = "feature_spec.yaml"
 """Describes split-binary files."""
+
+_SPECIFICATION, _METADATA, _OURS = "specification", "metadata", "lookback"
 
 MATERIALISED = "materialised samples"
 """What a directory holds that somebody else made samples of, in words."""
@@ -25,3 +33,35 @@ def is_materialised(directory: str | Path) -> bool:
 def is_split_binary(directory: str | Path) -> bool:
     """Whether the directory holds split-binary files, by their description."""
     return (Path(directory) / FEATURE_SPEC_FILE).is_file()
+
+
+def described(specification: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification that also says what its files are, where NVIDIA's tools do not mind.
+
+    Args:
+      specification: its sections.
+      said: `core.manifests.FILES`, and what else is known of the data.
+    """
+    digest = sealed({**said, _SPECIFICATION: dict(specification)})[DIGEST]
+    return {**specification, _METADATA: {_OURS: {**said, DIGEST: digest}}}
+
+
+def read_specification(file: Path) -> tuple[Any, dict[str, Any]]:
+    """The content of a feature_spec.yaml, and what `described` said, if anything.
+
+    Raises:
+      UserError: if it cannot be read, or is not as `described` wrote it.
+    """
+    content = read_yaml(file, shared_lists=True)  # NVIDIA's tools dump a list of names twice
+    metadata = content.get(_METADATA) if isinstance(content, Mapping) else None
+    said = metadata.get(_OURS) if isinstance(metadata, Mapping) else None
+    if said is None:
+        return content, {}
+    rest = {name: section for name, section in content.items() if name != _METADATA}
+    if not isinstance(said, Mapping) or not is_whole({**said, _SPECIFICATION: rest}):
+        raise UserError(
+            f"{file} is not what was written: its content has another digest than it says. Copy "
+            "the files again from where they were written, or export them again with `python -m "
+            "workflows export`. (To change it on purpose, remove its section 'metadata'.)"
+        )
+    return content, dict(said)

@@ -18,7 +18,7 @@ in the specification. Nothing here needs Merlin.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +26,10 @@ import numpy as np
 import yaml
 
 from lookback.core.errors import UserError, shown
-from lookback.core.yaml_files import read_yaml
-from lookback.formats.description import FEATURE_SPEC_FILE
-from lookback.formats.tabular_files import LABEL, column_names
+from lookback.core.manifests import FILES, entries_of, visible_files
+from lookback.formats.dataset_info import VOCABULARIES
+from lookback.formats.description import FEATURE_SPEC_FILE, described, read_specification
+from lookback.formats.tabular_files import LABEL
 
 LABEL_FILE = "label.bin"
 NUMERICAL_FILE = "numerical.bin"
@@ -59,6 +60,7 @@ class FeatureSpec:
       numerical: names of the numbers, in their order in a row of their file.
       categorical: names of the ids.
       label: name of the label.
+      said: of the files and vocabularies, if we wrote them.
 
     Raises:
       UserError: naming what of it is not as described above.
@@ -66,7 +68,8 @@ class FeatureSpec:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        content = _load(file)
+        given, self.said = read_specification(file)
+        content = _sections(file, given)
         self._features: Mapping[str, Any] = content["feature_spec"]
         self._sources: Mapping[str, Any] = content["source_spec"]
         channels = content["channel_spec"]
@@ -199,8 +202,7 @@ class FeatureSpec:
         return UserError(f"{self._file}: {text}")
 
 
-def _load(file: Path) -> dict[str, Mapping[str, Any]]:
-    content = read_yaml(file, shared_lists=True)  # NVIDIA's tools dump a list of names twice
+def _sections(file: Path, content: Any) -> dict[str, Mapping[str, Any]]:
     known = content if isinstance(content, Mapping) else {}
     for section in _SECTIONS:
         if not isinstance(known.get(section), Mapping):
@@ -229,18 +231,23 @@ def id_type(cardinality: int) -> str:
     )
 
 
-def write_feature_spec(directory: Path, numerical: int, cardinalities: Mapping[str, int]) -> None:
-    """Writes the specification of split-binary files.
+def write_feature_spec(
+    directory: Path,
+    nums: Sequence[str],
+    cardinalities: Mapping[str, int],
+    vocabularies: Mapping[str, str],
+) -> None:
+    """Writes the specification of split-binary files, with their sizes and digests.
 
     Args:
-      directory: where they are; it is ours to write in.
-      numerical: N, features in `NUMERICAL_FILE`.
+      directory: where they are, all of them; it is ours to write in.
+      nums: names of the features in `NUMERICAL_FILE`.
       cardinalities: of each categorical feature, by name; its file is called after it.
+      vocabularies: what its ids stand for, where that is known.
 
     Raises:
       UserError: if ids do not fit int32.
     """
-    nums, _ = column_names(numerical, 0)
     # NVIDIA's own files name the features cat_0.bin; any name is allowed, so ours stay.
     features: dict[str, dict[str, Any]] = {
         name: {"cardinality": rows, "dtype": id_type(rows)} for name, rows in cardinalities.items()
@@ -260,12 +267,9 @@ def write_feature_spec(directory: Path, numerical: int, cardinalities: Mapping[s
         for split in NAMED_SPLITS
     }
     channels = {"categorical": list(cardinalities), "numerical": list(nums), "label": [LABEL]}
-    content = {
-        "feature_spec": features,
-        "source_spec": source,
-        "channel_spec": channels,
-        "metadata": {},
-    }
+    sections = {"feature_spec": features, "source_spec": source, "channel_spec": channels}
+    files = entries_of(directory, visible_files(directory))
+    content = described(sections, {FILES: files, VOCABULARIES: dict(vocabularies)})
     (directory / FEATURE_SPEC_FILE).write_text(yaml.safe_dump(content))
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
 from merlin.schema import Schema
 
 from lookback.core.errors import UserError
+from lookback.core.manifests import WHOLLY, Verification
 from lookback.formats.description import FEATURE_SPEC_FILE
 from lookback.formats.feature_spec import LABEL_FILE, NUMERICAL_FILE, FeatureSpec, id_type
-from lookback.formats.tabular_files import LABEL, ROW_GROUP
+from lookback.formats.tabular_files import ROW_GROUP
 from lookback.formats.tabular_rows import (
     Array,
     Place,
@@ -30,6 +30,7 @@ from lookback.formats.tabular_rows import (
     known_split,
 )
 from lookback.formats.tabular_schema import TabularFeatures, tabular_schema
+from lookback.formats.verification import compare
 
 UNNAMED, LIKE = "validation", "test"
 """A split that the specification may not name, as NVIDIA's tools refuse one that names more than
@@ -41,6 +42,7 @@ class SplitBinaryDataset:
 
     Args:
       path: its directory.
+      verification: how far its files are compared with what it says of them, if it does.
 
     Attributes:
       schema: of a row.
@@ -51,9 +53,10 @@ class SplitBinaryDataset:
       UserError: if the specification or the files are not as described above.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, verification: Verification = WHOLLY) -> None:
         self._path = Path(path)
         spec = FeatureSpec(self._path / FEATURE_SPEC_FILE)
+        compare(self._path / FEATURE_SPEC_FILE, spec.said, verification)
         self.cardinalities = {_name(name): spec.rows(name) for name in spec.categorical}
         self.schema: Schema = tabular_schema(
             [_name(name) for name in spec.numerical], self.cardinalities, label=_name(spec.label)
@@ -124,18 +127,15 @@ class SplitBinaryDataset:
 
 
 def write_split(
-    directory: Path,
-    tables: Iterable[pa.Table],
-    numerical: Sequence[str],
-    cardinalities: Mapping[str, int],
-) -> int:
-    """Writes the files of a split; gives its number of rows.
+    directory: Path, pieces: Iterable[Rows], cardinalities: Mapping[str, int], *, numbers: bool
+) -> None:
+    """Writes the files of a split.
 
     Args:
       directory: of the split, to create.
-      tables: rows, with a column of each feature and the label.
-      numerical: names of the numbers, in their order.
+      pieces: its rows, some at a time.
       cardinalities: of the ids, by name.
+      numbers: whether there are any: there is no file of none.
 
     Raises:
       UserError: if ids do not fit int32.
@@ -144,25 +144,20 @@ def write_split(
         name: np.dtype(id_type(rows)).newbyteorder("<") for name, rows in cardinalities.items()
     }
     directory.mkdir()
-    rows = 0
     with contextlib.ExitStack() as stack:
 
         def create(name: str) -> BinaryIO:
             return stack.enter_context((directory / name).open("wb"))
 
         label = create(LABEL_FILE)
-        # The reader wants all numerical features in one file, and none where there are none.
-        numbers = create(NUMERICAL_FILE) if numerical else None
-        ids = {name: create(f"{name}.bin") for name in types}
-        for table in tables:
-            label.write(table[LABEL].to_numpy().astype(bool).data)
-            if numbers is not None:
-                dense = np.stack([table[name].to_numpy() for name in numerical], axis=1)
-                numbers.write(dense.astype("<f2").data)
-            for name, dtype in types.items():
-                ids[name].write(table[name].to_numpy().astype(dtype).data)
-            rows += table.num_rows
-    return rows
+        numerical = create(NUMERICAL_FILE) if numbers else None
+        ids = [create(f"{name}.bin") for name in types]
+        for rows in pieces:
+            label.write(rows.labels.astype(bool).data)
+            if numerical is not None:
+                numerical.write(rows.numerical.astype("<f2").data)
+            for column, (file, dtype) in enumerate(zip(ids, types.values(), strict=True)):
+                file.write(rows.categorical[:, column].astype(dtype).data)
 
 
 def _name(feature: str) -> str:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
-from lookback.formats.dataset_info import SPLITS, TABULAR, write_info
+from lookback.core.manifests import Files
+from lookback.formats.dataset_info import SPLITS, TABULAR, VOCABULARIES, write_info
 from lookback.formats.schema import write_schema
 
 LABEL = "label"
@@ -180,6 +181,8 @@ def write_description(
     counts: Mapping[str, Any],
     cardinalities: Mapping[str, int],
     numerical: int,
+    vocabularies: Mapping[str, str] | None = None,
+    known: Files | None = None,
 ) -> dict[str, Any]:
     """Writes ``schema.pbtxt``, then ``dataset.json``, which makes the directory a dataset.
 
@@ -190,6 +193,8 @@ def write_description(
       counts: rows of each split under its name, and what else was counted.
       cardinalities: rows of the table of each categorical column, in order.
       numerical: N, number of numerical columns.
+      vocabularies: what the ids of each column stand for, where a workflow gave them.
+      known: see `formats.dataset_info.write_info`.
 
     Returns:
       the content of ``dataset.json``.
@@ -203,9 +208,10 @@ def write_description(
         "counts": dict(counts),
         "cardinalities": dict(cardinalities),
         "content_hash": content_hash(directory, cardinalities, numerical),
+        VOCABULARIES: dict(vocabularies or {}),
     }
     write_schema(tabular_schema(numerical, cardinalities), directory)
-    return write_info(directory, TABULAR, content)
+    return write_info(directory, TABULAR, content, known)
 
 
 def content_hash(directory: Path, cardinalities: Mapping[str, int], numerical: int) -> str:

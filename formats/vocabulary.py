@@ -16,6 +16,7 @@ So keys sort as Criteo's values do, and values can be told from keys only where 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lookback.core.arrow_files import map_arrow, open_parquet
 from lookback.core.errors import UserError
@@ -147,6 +149,28 @@ def write_keys(path: Path, keys: npt.NDArray[Any], counts: npt.NDArray[np.int64]
         writer.write_table(table)
 
 
+def ids_digest(path: Path, feature: str) -> str:
+    """SHA-256 of what the ids of a feature of histories stand for: its raw ids, in order.
+
+    Args:
+      path: see `read_ids`.
+      feature: likewise.
+    """
+    values = read_ids(path, feature)
+    if pa.types.is_integer(values.type) or not len(values):
+        return _digest(b"integers", values.cast(pa.int64()).to_numpy().astype("<i8", copy=False))
+    lengths = pc.binary_length(values).to_numpy().astype("<i8", copy=False)
+    _, offsets, data = values.cast(pa.large_string()).buffers()
+    bounds = np.frombuffer(offsets, np.int64)[values.offset :][[0, len(values)]]
+    return _digest(b"strings", lengths, np.frombuffer(data, np.uint8)[slice(*bounds)])
+
+
+def keys_digest(path: Path) -> str:
+    """SHA-256 of what the ids of a column of tabular data stand for: its keys, with their ids."""
+    keys = read_keys(path)
+    return _digest(b"keys", keys.keys.astype("<i8"), keys.ids.astype("<i4", copy=False))
+
+
 def key_of(value: str | None) -> int:
     """Key of a raw value, see the module.
 
@@ -187,6 +211,13 @@ def together(column: pa.ChunkedArray) -> pa.Array:
     """A column in one piece, which `combine_chunks` does not give of one without chunks."""
     values = column.combine_chunks()
     return pa.array([], values.type) if isinstance(values, pa.ChunkedArray) else values
+
+
+def _digest(kind: bytes, *arrays: npt.NDArray[Any]) -> str:
+    digest = hashlib.sha256(kind)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _no_vocabulary(path: Path, found: object) -> UserError:

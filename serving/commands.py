@@ -18,6 +18,8 @@ from lookback.core.files import atomic_file
 from lookback.core.json_files import load_json
 from lookback.core.limits import MOST_ROWS, MOST_STEPS
 from lookback.core.options import Command, CommandLine, Program, option
+from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
+from lookback.formats.verification import DatasetChecks, verify_dataset
 from lookback.serving.scores import Scores
 
 # The modules behind the commands import pandas or TensorFlow, which takes seconds; --help and
@@ -190,7 +192,7 @@ def _score_lines(bundle: Bundle, lines: Sequence[tuple[str, Any]]) -> list[Score
         raise UserError(f"{lines[error.index][0]}: {error.detail}") from error
 
 
-def _sample(source: BundleOptions, options: SampleOptions) -> None:
+def _sample(source: BundleOptions, options: SampleOptions, checks: DatasetChecks) -> None:
     from lookback.serving.layouts.registry import LAYOUTS
     from lookback.serving.manifest import Manifest
 
@@ -204,6 +206,11 @@ def _sample(source: BundleOptions, options: SampleOptions) -> None:
             f"{', '.join(foreign)}: {export_dir} is of layout {manifest.layout!r}, for which "
             f"the options are {known}."
         )
+    note = checks.begin(options.dataset_dir)
+    if note is not None:
+        print(note, file=sys.stderr)
+    for parts in (None, (WORKFLOW_DIRECTORY,)):
+        verify_dataset(options.dataset_dir, checks.verification, parts)
     for request in layout.sample(
         manifest, export_dir, options.dataset_dir, seed=options.seed, **counts
     ):
@@ -267,7 +274,9 @@ PROGRAM = Program(
             _score,
         ),
         "sample": Command(
-            "make requests out of a dataset", CommandLine((BundleOptions, SampleOptions)), _sample
+            "make requests out of a dataset",
+            CommandLine((BundleOptions, SampleOptions, DatasetChecks)),
+            _sample,
         ),
         "describe": Command("print what a bundle holds", CommandLine((BundleOptions,)), _describe),
         "benchmark": Command(

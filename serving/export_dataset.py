@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
+from lookback.formats.verification import verify_dataset
 from lookback.serving.manifest import Manifest
 
 # Importing Merlin takes seconds, and train.py checks its target before it sets TensorFlow up.
@@ -84,13 +85,17 @@ class ExportedDataset(abc.ABC):
         )
 
     def require_parts(self, *names: str) -> None:
-        """Checks that files and directories that encoding needs exist."""
+        """Checks that files and directories that encoding needs exist, and are as written.
+
+        A bundle gets digests of its own: what is damaged must not get them.
+        """
         for name in names:
             if not (self.directory / name).exists():
                 raise UserError(
                     f"export_dir: {self.directory} has no {name}, which a bundle needs to encode "
                     "raw ids. Write the dataset again with `python -m workflows run`."
                 )
+        verify_dataset(self.directory, parts={name.partition("/")[0] for name in names})
 
     def require_same_tables(self, model: Mapping[str, int], rows: Mapping[str, int]) -> None:
         """Checks that the tables a model was built for are the dataset's."""

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any, ClassVar, Literal
 from lookback.core.digests import digest_of, is_file, read_trusted
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_object, read_json
+from lookback.core.manifests import FILES, entries_of, fault_of, is_whole, sealed
 from lookback.core.outputs import FOLDER, Kind
 
 FORMAT = "lookback-bundle"
@@ -94,17 +94,16 @@ class Manifest(abc.ABC):
             "format_version": FORMAT_VERSION,
             "layout": self.layout,
             **dataclasses.asdict(self),
-            "files": {
-                path.relative_to(directory).as_posix(): {
-                    "bytes": path.stat().st_size,
-                    "sha256": digest_of(path),
-                }
-                for path in sorted(directory.rglob("*"))
-                if path.is_file()
-            },
+            FILES: entries_of(
+                directory,
+                (
+                    path.relative_to(directory).as_posix()
+                    for path in sorted(directory.rglob("*"))
+                    if path.is_file()
+                ),
+            ),
         }
-        content["sha256"] = _digest_of(content)
-        (directory / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n")
+        (directory / MANIFEST_FILE).write_text(json.dumps(sealed(content), indent=1) + "\n")
 
     @staticmethod
     def read(directory: Path, trusted_digest: str | None = None) -> Manifest:
@@ -120,15 +119,9 @@ class Manifest(abc.ABC):
             version or layout, or is damaged; the text names the file.
         """
         content = _read(directory, trusted_digest)
-        for name, expected in content["files"].items():
-            path = directory / name
-            if not is_file(path):
-                raise _damaged(directory, f"{name} is missing")
-            size = path.stat().st_size
-            if size != expected["bytes"]:
-                raise _damaged(directory, f"{name} has {size} bytes instead of {expected['bytes']}")
-            if digest_of(path) != expected["sha256"]:
-                raise _damaged(directory, f"the content of {name} is not what was exported")
+        fault = fault_of(directory, content[FILES])
+        if fault is not None:
+            raise _damaged(directory, fault)
         # TensorFlow Serving reads files that no manifest names (assets.extra/).
         if trusted_digest is not None and (extra := BUNDLE.foreign(directory)):
             raise _damaged(directory, f"{extra[0]} is not of the bundle that is trusted")
@@ -224,7 +217,7 @@ def _entries(directory: Path) -> dict[str, int | None] | None:
         return None
     if content.get("format") != FORMAT:
         return None
-    files = content.get("files")
+    files = content.get(FILES)
     listed = files.items() if isinstance(files, dict) else ()
     sizes = {name: said.get("bytes") if isinstance(said, dict) else None for name, said in listed}
     return {**sizes, EMPTY_DIRECTORY: FOLDER}
@@ -272,8 +265,8 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
             f"found {shown(found[0])} version {shown(found[1])}. Export the model again with this "
             "version's train.py."
         )
-    if content.pop("sha256", None) != _digest_of(content):
-        raise _damaged(directory, f"the content of {MANIFEST_FILE} is not what was exported")
+    if not is_whole(content):
+        raise _damaged(directory, f"the content of {MANIFEST_FILE} is not what was written")
     if found[1] == FIRST_VERSION:
         content["layout"] = HistoriesManifest.layout
     if content["layout"] not in MANIFESTS:
@@ -286,7 +279,3 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
 
 def _damaged(directory: Path, what: str) -> UserError:
     return UserError(f"The bundle {directory} is damaged: {what}. {AGAIN}")
-
-
-def _digest_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -139,7 +139,12 @@ def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Historie
 @pytest.fixture(scope="session")
 def write_dataset() -> Callable[..., Path]:
     """Writes histories as a dataset directory, in the format that `python -m workflows` writes."""
-    from lookback.formats.dataset_info import DATASET_FILE, HISTORIES, write_info
+    from lookback.formats.dataset_info import (
+        DATASET_FILE,
+        HISTORIES,
+        VOCABULARIES,
+        write_info,
+    )
     from lookback.formats.histories import write_catalogue, write_histories
     from lookback.formats.schema import write_schema
 
@@ -154,12 +159,30 @@ def write_dataset() -> Callable[..., Path]:
         write_schema(histories.schema, directory)
         if info is None:
             split = {"rule": "leave_last_out", **dataclasses.asdict(histories.split)}
-            write_info(directory, HISTORIES, {"split": split})
+            # As a workflow would say what its ids stand for.
+            vocabularies = dict.fromkeys(histories.catalogue, "0" * 64)
+            content = {"content_hash": "sha256:0", "split": split, VOCABULARIES: vocabularies}
+            write_info(directory, HISTORIES, content)
         else:
             (directory / DATASET_FILE).write_text(json.dumps(info))
         return directory
 
     return write
+
+
+@pytest.fixture(scope="session")
+def without_digests() -> Callable[[Path], Path]:
+    """Makes a dataset one of an earlier version, whose damage its digests do not tell."""
+    from lookback.core.manifests import DIGEST, FILES
+    from lookback.formats.dataset_info import DATASET_FILE
+
+    def strip(directory: Path) -> Path:
+        info = json.loads((directory / DATASET_FILE).read_text())
+        rest = {key: value for key, value in info.items() if key not in (FILES, DIGEST)}
+        (directory / DATASET_FILE).write_text(json.dumps(rest))
+        return directory
+
+    return strip
 
 
 @pytest.fixture(scope="session")

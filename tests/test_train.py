@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,14 @@ import yaml
 from lookback import cli
 from lookback.checkpoints.store import MANIFEST, Checkpoint, CheckpointStore, find_checkpoint
 from lookback.core.digests import digest_of
+from lookback.core.errors import UserError
+from lookback.formats.dataset_info import (
+    DATASET_FILE,
+    HISTORIES,
+    VOCABULARIES,
+    read_info,
+    write_info,
+)
 
 pytestmark = pytest.mark.process
 
@@ -35,10 +44,7 @@ EPOCHS = ("--epochs", "3", "--checkpoint_every", "2", "--keep_checkpoints", "2")
 @pytest.fixture(scope="module")
 def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
     histories = make_histories(lengths=[20, 7, 3, 3, 12, 15, 30], items=40)
-    directory = write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
-    info = directory / "dataset.json"
-    info.write_text(info.read_text().replace('"split"', '"content_hash": "sha256:0", "split"'))
-    return directory
+    return write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
 
 
 def words(dataset: Path, results: Path, *more: str) -> list[str]:
@@ -94,7 +100,7 @@ def whole(dataset, tmp_path_factory) -> Path:
     return directory
 
 
-def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_path):
+def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_path, capsys):
     report = json.loads((whole / "report/metrics.json").read_text())
     assert {path.name for path in (whole / "report").iterdir()} == {
         *("learning_curve.png", "roc.png", "metrics.json")
@@ -104,12 +110,15 @@ def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_pa
 
     trusted = digest_of(find_checkpoint(whole / "saved") / MANIFEST)
     loaded = ("--load_checkpoint_path", str(whole / "saved"), "--trusted_digest", trusted)
+    of_data = ("--trusted_dataset_digest", digest_of(dataset / DATASET_FILE))
     # In this process, which has TensorFlow already: what was trained in another.
-    cli.train(words(dataset, tmp_path / "evaluate", "--mode", "evaluate", *loaded))
+    cli.train(words(dataset, tmp_path / "evaluate", "--mode", "evaluate", *loaded, *of_data))
     again = json.loads((tmp_path / "evaluate/report/metrics.json").read_text())
     assert again["results"]["test_auc"] == report["results"]["test_auc"]
 
-    cli.train(words(dataset, tmp_path / "infer", "--mode", "inference", *loaded))
+    infer = ("--mode", "inference", "--no_verify", *loaded)
+    cli.train(words(dataset, tmp_path / "infer", *infer))
+    assert "--no_verify: the files of" in "".join(capsys.readouterr())
     scores = pq.read_table(tmp_path / "infer/scores.parquet").to_pydict()
     assert len(scores["logit"]) == 2 * 7
     # This dataset has no vocabularies, which would give raw ids beside the rows.
@@ -118,6 +127,28 @@ def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_pa
     np.testing.assert_allclose(
         scores["probability"], 1 / (1 + np.exp(-np.array(scores["logit"], np.float64)))
     )
+
+
+def test_a_checkpoint_is_not_used_on_ids_of_another_fit(dataset, whole, tmp_path):
+    """Nor on another dataset than is trusted; each before a model is built."""
+    other = shutil.copytree(dataset, tmp_path / "other")
+    info = read_info(other)
+    content = {**info, VOCABULARIES: {**info[VOCABULARIES], "item_id": "1" * 64}}
+    write_info(other, HISTORIES, content)
+    loaded = ("--load_checkpoint_path", str(whole / "saved"))
+    for more in (
+        *(("--mode", mode) for mode in ("evaluate", "inference")),
+        ("--export_dir", str(tmp_path / "export"), "--mode", "evaluate"),
+        ("--epochs", "4"),
+    ):
+        with pytest.raises(UserError, match=r"ids of item_id in .*other stand for other values"):
+            cli.train(words(other, tmp_path / "results", *loaded, *more))
+    assert not (tmp_path / "export").exists()
+    trusted = ("--trusted_dataset_digest", digest_of(dataset / DATASET_FILE))
+    with pytest.raises(UserError, match=r"SHA-256 .*, as trusted_dataset_digest says, found"):
+        cli.train(words(other, tmp_path / "results", *trusted))
+    with pytest.raises(UserError, match="expected without --no_verify, received both"):
+        cli.train(words(dataset, tmp_path / "results", *trusted, "--no_verify"))
 
 
 def test_a_run_killed_at_random_points_ends_with_the_same_weights(dataset, whole, tmp_path):

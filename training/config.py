@@ -66,6 +66,19 @@ class RunConfig:
         "where the dataset has it. Training ends with test in any case",
         needs=(*modes.EVALUATES, modes.INFERS),
     )
+    no_verify: bool = option(
+        False,
+        scope="datasets",
+        help="Do not compare the dataset's files with their digests; names, sizes and counts are "
+        "compared all the same (flag)",
+    )
+    trusted_dataset_digest: str | None = option(
+        None,
+        scope="datasets",
+        help="SHA-256 that dataset.json of the dataset must have (of split_binary files: "
+        "feature_spec.yaml), as `python -m workflows` prints it; none: any",
+        none=("",),
+    )
 
     # --- training
     optimizer: str = option(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from lookback.checkpoints.store import Checkpoint
 from lookback.core.errors import UserError
+from lookback.core.manifests import SIZES, Verification
 from lookback.core.options import continued, options_of
-from lookback.core.world import SOLO, World
+from lookback.core.world import SOLO, World, agree
 from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import BatchOptions, LayoutOptions
 from lookback.dataloading.parts import Part
 from lookback.dataloading.sources import BatchSource
+from lookback.formats.dataset_info import VOCABULARIES
 from lookback.formats.features import table_rows
+from lookback.formats.verification import unverified, verify_dataset, vocabularies_of
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
 
@@ -29,10 +35,15 @@ def open_source(
       world: the processes that train together; each opens its part.
 
     Raises:
-      UserError: if the directory is no dataset, or does not suit the model or the options.
+      UserError: if the directory is no dataset, is damaged, or does not suit the model or the
+        options.
     """
+    layout = LAYOUTS[options.layout]
     require_data(options.layout, run.dataset_dir, run.model_type)
-    return LAYOUTS[options.layout].open(run.dataset_dir, _batches(run, world), data, options, world)
+    if not run.no_verify and layout.found_in(run.dataset_dir) is not None:
+        share = Verification(rank=world.rank, ranks=world.size)
+        agree(world, lambda: verify_dataset(run.dataset_dir, share))
+    return layout.open(run.dataset_dir, _batches(run, world), data, options, world)
 
 
 def open_benchmark_sources(
@@ -46,7 +57,9 @@ def open_benchmark_sources(
       options: of the model.
       world: the processes that run together.
     """
-    # Batches of training, which nobody asks for, keep the size that can be had of them.
+    # Batches of training, which nobody asks for, keep the size that can be had of them. The run
+    # has verified the data already.
+    run = dataclasses.replace(run, no_verify=True)
     return {
         size: open_source(dataclasses.replace(run, valid_batch_size=size), data, options, world)
         for size in run.inference_benchmark_batch_sizes
@@ -71,6 +84,7 @@ def _batches(run: RunConfig, world: World) -> BatchOptions:
         repeat_count=run.repeat_count or 1,
         part=Part(world.rank, world.size),
         micro_batches=None if parts is None else parts // world.size,
+        verification=SIZES,  # the digests are compared above, shared among the processes
     )
 
 
@@ -79,6 +93,55 @@ def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource)
     fields = options_of(MODELS[run.model_type].config_class)
     told = {name: value for name, value in options.items() if not fields[name].storage}
     return {"model_type": run.model_type, **told, "tables": table_rows(source.schema)}
+
+
+def notes_on_data(run: RunConfig, checkpoint: Checkpoint | None) -> list[str]:
+    """What a run cannot know of its data, in a line each.
+
+    Raises:
+      UserError: if it is not the data of the checkpoint; see `compare_vocabularies`.
+    """
+    notes = [unverified(run.dataset_dir, no_verify=run.no_verify)]
+    if checkpoint is not None:
+        own = vocabularies_of(run.dataset_dir)
+        notes.append(compare_vocabularies(run.dataset_dir, own, checkpoint))
+    return [note for note in notes if note is not None]
+
+
+def compare_vocabularies(
+    dataset_dir: Path, own: Mapping[str, str], checkpoint: Checkpoint
+) -> str | None:
+    """Compares what ids stand for in a dataset and in that of a checkpoint.
+
+    Args:
+      dataset_dir: of the dataset.
+      own: its vocabularies.
+      checkpoint: that is continued, or whose model is used.
+
+    Returns:
+      That they cannot be compared, in a line; None if they were, or neither has a vocabulary.
+
+    Raises:
+      UserError: naming the columns whose ids stand for other values.
+    """
+    trained: Mapping[str, str] = checkpoint.meta.get(VOCABULARIES, {})
+    differing = [name for name in own if name in trained and own[name] != trained[name]]
+    if differing:
+        raise UserError(
+            f"The ids of {', '.join(differing)} in {dataset_dir} stand for other values than in "
+            f"the dataset that the checkpoint {checkpoint.path} was trained on: another fit "
+            "numbered them. Give that dataset, or write this one anew with its workflow: "
+            "`python -m workflows transform --workflow DATASET`."
+        )
+    without = [name for name in {**own, **trained} if name not in own or name not in trained]
+    if not without:
+        return None
+    who = f"the checkpoint {checkpoint.path}" if without[0] in own else str(dataset_dir)
+    return (
+        f"warning: {who} does not say which values the ids of {', '.join(without)} stand for (an "
+        "earlier version wrote it, or it has no vocabularies), so whether they are those of the "
+        "training cannot be compared."
+    )
 
 
 def run_identity(

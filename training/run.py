@@ -28,6 +28,7 @@ from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import LayoutOptions
 from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.embeddings.config import LOCAL
+from lookback.formats.verification import require_trusted, vocabularies_of
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
 from lookback.training.output.logging import RunLogger, read_log
@@ -85,6 +86,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
     if run.load_checkpoint_path is not None:
         path = find_checkpoint(run.load_checkpoint_path)
         loaded[path] = read_manifest(path, run.trusted_digest)[0]["content"]["step"]
+    require_trusted(run.dataset_dir, run.trusted_dataset_digest, verified=not run.no_verify)
     if launched_rank() == 0:  # what others lack, they say when all can hear it
         require_data(options.layout, run.dataset_dir, run.model_type)
     check_placements(run)
@@ -147,7 +149,7 @@ def run_on(
     """
     import tensorflow as tf
 
-    from lookback.training.data import model_identity, open_source, run_identity
+    from lookback.training.data import model_identity, notes_on_data, open_source, run_identity
     from lookback.training.trainer import Trainer
 
     results_dir = Path(world.gather(str(run.results_dir))[0])
@@ -163,18 +165,19 @@ def run_on(
     run, said = resolved(run, data, options, checkpoint, world)
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, options, world)
+    notes = notes_on_data(run, checkpoint)
     identity = run_identity(run, data, options, world.size)
     require_same(world, identity)  # each host has its own copy of the data, maybe another one
-    sharding, plan = choose_sharding(
-        run, MODELS[run.model_type].tables(source.schema, options), world
-    )
-    model = MODELS[run.model_type](source.schema, options, sharding)
+    entry = MODELS[run.model_type]
+    sharding, plan = choose_sharding(run, entry.tables(source.schema, options), world)
+    model = entry(source.schema, options, sharding)
     trainer = Trainer(
         model,
         source,
         run,
         model_identity=model_identity(run, plain_options, source),
         run_identity=identity,
+        vocabularies=vocabularies_of(run.dataset_dir),
         goals=data.goals,
         checkpoint=checkpoint,
         world=world,
@@ -195,7 +198,7 @@ def run_on(
         log.options({**given, "seed": run.seed})
         loaded = "" if checkpoint is None else f"loaded {checkpoint.path} ({trainer.position})"
         placed = f"{world.size} processes\n{plan}" if plan else ""
-        for line in filter(None, (*said, placed, loaded)):
+        for line in filter(None, (*said, *notes, placed, loaded)):
             log.message(line)
         outcome = execute(trainer, run, data, options, log, world)
         log.summary(outcome.summary, outcome.warnings)

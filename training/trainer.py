@@ -22,6 +22,7 @@ from lookback.dataloading.evaluations import EvaluationPass
 from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
+from lookback.formats.dataset_info import VOCABULARIES
 from lookback.training.config import RunConfig
 from lookback.training.config_checks import cutting_options
 from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
@@ -83,6 +84,7 @@ class Trainer:
         *,
         model_identity: Mapping[str, Any],
         run_identity: Mapping[str, Any],
+        vocabularies: Mapping[str, str] | None = None,
         goals: Mapping[str, float] | None = None,
         checkpoint: Checkpoint | None = None,
         world: World = SOLO,
@@ -95,6 +97,8 @@ class Trainer:
           config: of the run.
           model_identity: what a checkpoint must agree on to be used, for JSON.
           run_identity: what it must agree on besides to be continued.
+          vocabularies: what the dataset's ids stand for, which a checkpoint carries along
+            (`training.data.compare_vocabularies`).
           goals: figures of an evaluation, by name, at any of which training ends.
           checkpoint: to continue (mode train), or to take the model from.
           world: the processes that train together.
@@ -108,6 +112,7 @@ class Trainer:
         self._goals = goals
         self._world = world
         self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
+        self._vocabularies = dict(vocabularies or {})
         self.splits = choose_splits(config, source.held_out, goals or {})
         passes = self._passes(self.splits.all)
         self._choice = choose(passes, config.metrics, grouped=source.grouped)
@@ -597,7 +602,8 @@ class Trainer:
     @property
     def meta(self) -> dict[str, Any]:
         """Facts that a checkpoint of now would carry."""
-        return {**self._identity, "position": dataclasses.asdict(self.position)}
+        position = dataclasses.asdict(self.position)
+        return {**self._identity, VOCABULARIES: self._vocabularies, "position": position}
 
     def pieces(self) -> dict[str, list[RowBlocks]]:
         """What this rank would write of a checkpoint of now, by tensor."""

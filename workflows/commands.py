@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.options import Command, CommandLine, Program, changed, changes, option, without
+from lookback.formats.verification import TRUSTED, DatasetChecks
 from lookback.workflows import GENERATORS, TABULAR_DATASETS
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.order import Report
@@ -19,7 +20,8 @@ from lookback.workflows.pipeline import (
     run_dataset,
     transform_dataset,
 )
-from lookback.workflows.summaries import print_histories, print_tabular
+from lookback.workflows.saved import OPTIONS_FILE, workflow_digest
+from lookback.workflows.summaries import print_digest, print_histories, print_tabular
 from lookback.workflows.tabular.export import DATASET_TYPES
 
 
@@ -69,6 +71,12 @@ class WorkflowChoice:
     scope = "what to read"
 
     workflow: Path = option(help="saved workflow, or dataset that has one")
+    trusted_dataset_digest: str | None = option(
+        None,
+        help="SHA-256 that options.json of the workflow must have, or dataset.json of the dataset; "
+        "none: any",
+        none=("",),
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ def _fit(
 ) -> None:
     report = _of_raw_data(fit_dataset, choice, source, target, options, reader)
     print(f"workflow: {report.directory}")
+    print(f"digest: {workflow_digest(report.directory)} (of {OPTIONS_FILE}, for --{TRUSTED})")
 
 
 def _of_raw_data(
@@ -142,6 +151,7 @@ def _transform(
         source.input,
         target.output,
         overwrite=target.overwrite,
+        trusted=choice.trusted_dataset_digest,
         log=_log,
         progress=True,
         **given,
@@ -153,16 +163,26 @@ def _generate(choice: GeneratorChoice, target: OutputOptions, *options: Any) -> 
     GENERATORS[choice.dataset].generate(target.output, target.overwrite, *options)
 
 
-def _export(asked: ExportOptions, target: OutputOptions) -> None:
+def _export(asked: ExportOptions, target: OutputOptions, checks: DatasetChecks) -> None:
     export = DATASET_TYPES[asked.dataset_type]
-    rows = export(asked.input, target.output, overwrite=target.overwrite)
+    _say(checks.begin(asked.input))
+    rows = export(
+        asked.input, target.output, overwrite=target.overwrite, verification=checks.verification
+    )
     print(f"{asked.dataset_type}: {target.output}, {rows:,} rows")
+    print_digest(target.output)
 
 
-def _describe(asked: DescribeOptions) -> None:
+def _describe(asked: DescribeOptions, checks: DatasetChecks) -> None:
     from lookback.workflows.describe import describe
 
-    describe(asked.directory)
+    _say(checks.begin(asked.directory))
+    describe(asked.directory, verification=checks.verification)
+
+
+def _say(note: str | None) -> None:
+    if note is not None:
+        _log(note)
 
 
 def _print(report: Report) -> None:
@@ -206,12 +226,13 @@ PROGRAM = Program(
         "export": Command(
             "dataset to the layout of other tools",
             CommandLine(
-                (ExportOptions, OutputOptions), choices={"dataset_type": sorted(DATASET_TYPES)}
+                (ExportOptions, OutputOptions, DatasetChecks),
+                choices={"dataset_type": sorted(DATASET_TYPES)},
             ),
             _export,
         ),
         "describe": Command(
-            "print what a dataset holds", CommandLine((DescribeOptions,)), _describe
+            "print what a dataset holds", CommandLine((DescribeOptions, DatasetChecks)), _describe
         ),
         "generate": Command(
             "write raw data of a known structure",

@@ -8,11 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lookback.formats.dataset_info import is_tabular, read_info
+from lookback.core.manifests import WHOLLY, Verification
+from lookback.formats.dataset_info import WORKFLOW_DIRECTORY, is_tabular, read_info
 from lookback.formats.schema import read_schema
+from lookback.formats.verification import TRUSTED, dataset_digest, verify_dataset
 
 
-def describe(directory: str | Path, console: Console | None = None) -> None:
+def describe(
+    directory: str | Path, console: Console | None = None, verification: Verification = WHOLLY
+) -> None:
     """Prints schema, cardinalities, counts and options of a dataset.
 
     Of histories also their lengths, split and negatives.
@@ -20,15 +24,20 @@ def describe(directory: str | Path, console: Console | None = None) -> None:
     Args:
       directory: the dataset.
       console: where to; the standard output if None.
+      verification: how far its files are compared with what dataset.json says of them.
 
     Raises:
       UserError: if `directory` is not a whole dataset.
     """
     directory = Path(directory)
     metadata = read_info(directory)
+    for parts in (None, (WORKFLOW_DIRECTORY,)):
+        verify_dataset(directory, verification, parts)
     schema = read_schema(directory)
     console = console or Console()
     console.print(f"[bold]{directory}[/bold]: {metadata['dataset']}, {metadata['content_hash']}")
+    name, digest = dataset_digest(directory)
+    console.print(f"digest: {digest} (of {name}, for --{TRUSTED})", soft_wrap=True)
     console.print(_schema_table(schema))
     console.print(_flat_table("counts", metadata["counts"]))
     if not is_tabular(directory):

@@ -20,7 +20,12 @@ from lookback.workflows.histories.reader import HistoryOptions
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.order import Log, Order, Report
 from lookback.workflows.output import DATASET, WORKFLOW, Output
-from lookback.workflows.saved import OPTIONS_FILE, read_saved_options, saved_workflow
+from lookback.workflows.saved import (
+    OPTIONS_FILE,
+    read_saved_options,
+    saved_workflow,
+    verify_workflow,
+)
 from lookback.workflows.tabular.reader import TabularOptions
 
 
@@ -169,6 +174,7 @@ def transform_dataset(
     output_dir: str | Path,
     *,
     overwrite: bool = False,
+    trusted: str | None = None,
     log: Log = lambda _: None,
     progress: bool = False,
     **options: Any,
@@ -183,6 +189,7 @@ def transform_dataset(
       input_dir: directory of raw files of the same kind.
       output_dir: the dataset to create.
       overwrite: see `run_dataset`.
+      trusted: see `saved.verify_workflow`.
       log: see `run_dataset`.
       progress: see `run_dataset`.
       **options: what to change of the fit's options; those that decide what a workflow is cannot
@@ -191,6 +198,9 @@ def transform_dataset(
     Raises:
       UserError: about options, input, output or the workflow.
     """
+    unverifiable = verify_workflow(workflow_dir, trusted)
+    if unverifiable is not None:
+        log(f"warning: {unverifiable}.")
     saved = read_saved_options(workflow_dir)
     name = saved["dataset"]
     kind = kind_of(name)

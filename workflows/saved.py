@@ -1,7 +1,7 @@
 """A saved workflow on disk: data, which `transform` reads, and NVTabular's pickle, which is code.
 
     DIR/
-      options.json    dataset and options
+      options.json    dataset and options; all other files with sizes and digests
       categories/     (histories) unique.NAME.parquet, the known values in the order of their ids
       encoder/        (histories) NVTabular's Categorify alone, as a workflow of its own
       vocabulary/     (rows) NAME.arrow, the known values by key, with their ids
@@ -18,14 +18,27 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lookback.core.digests import digest_of, read_trusted
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import read_json
+from lookback.core.manifests import (
+    FILES,
+    entries_of,
+    fault_of,
+    has_digests,
+    is_whole,
+    sealed,
+    visible_files,
+)
 from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
+from lookback.formats.verification import TRUSTED, require_trusted, verify_dataset
 
 if TYPE_CHECKING:
     import nvtabular as nvt
 
 OPTIONS_FILE = "options.json"
+
+_CODE = ".pkl"  # nothing of ours reads it, so it may be missing, or be what it likes
 
 PLACE = "@workflow"
 """In the pickle, the directory it lies in: `Workflow.load` puts the real one in its stead."""
@@ -43,8 +56,59 @@ def read_saved_options(directory: str | Path) -> dict[str, Any]:
     Raises:
       UserError: if `directory` is not one.
     """
+    saved = _read_options(directory)
+    return {"dataset": saved["dataset"], "options": saved["options"]}
+
+
+def verify_workflow(directory: str | Path, trusted: str | None = None) -> str | None:
+    """Compares the files of a saved workflow that `transform` reads with what was saved.
+
+    Args:
+      directory: see `saved_workflow`.
+      trusted: SHA-256 that ``options.json`` must have, or of a dataset's workflow the dataset's
+        manifest; None: any.
+
+    Returns:
+      Why they cannot be compared, in words; None if they were.
+
+    Raises:
+      UserError: naming the first file that is missing or another one; or if it is not what is
+        trusted.
+    """
+    place = saved_workflow(directory)
+    if trusted is not None and place != Path(directory):
+        require_trusted(Path(directory), trusted)
+        verify_dataset(Path(directory), parts=(WORKFLOW_DIRECTORY,))
+    elif trusted is not None:
+        read_trusted(place / OPTIONS_FILE, trusted, TRUSTED)
+    saved = _read_options(directory)
+    if FILES not in saved and trusted is not None:
+        raise UserError(
+            f"{TRUSTED}: expected a workflow with digests of its files, but {place / OPTIONS_FILE} "
+            "has none. Save it again with `python -m workflows fit`."
+        )
+    if FILES not in saved:
+        return (
+            f"{place / OPTIONS_FILE} has no digests of the workflow's files (an earlier version "
+            "saved it), so what is damaged in them may go unnoticed"
+        )
+    read = {name: entry for name, entry in saved[FILES].items() if not name.endswith(_CODE)}
+    fault = fault_of(place, read)
+    if fault is not None:
+        raise _damaged(place, fault)
+    return None
+
+
+def workflow_digest(directory: Path) -> str:
+    """The digest by which a saved workflow can be trusted."""
+    return digest_of(directory / OPTIONS_FILE)
+
+
+def _read_options(directory: str | Path) -> dict[str, Any]:
+    """The content of ``options.json``, checked."""
+    place = saved_workflow(directory)
     try:
-        saved = read_json(saved_workflow(directory) / OPTIONS_FILE)
+        saved = read_json(place / OPTIONS_FILE)
         dataset, options = saved.get("dataset"), saved.get("options")
         if not isinstance(dataset, str) or not isinstance(options, dict):
             raise UserError(f"dataset {shown(dataset)} with options {shown(options)}")
@@ -53,7 +117,16 @@ def read_saved_options(directory: str | Path) -> dict[str, Any]:
             f"{directory} is not a workflow that `fit` or `run` saved ({error}). Point "
             "--workflow at one, or at a dataset."
         ) from error
-    return {"dataset": dataset, "options": options}
+    if has_digests(saved) and not is_whole(saved):
+        raise _damaged(place, f"the content of {OPTIONS_FILE} is not what was written")
+    return saved
+
+
+def _damaged(place: Path, what: str) -> UserError:
+    return UserError(
+        f"The saved workflow {place} is damaged: {what}. Copy it again from where it was saved, or "
+        "save it again with `python -m workflows fit`, or the whole dataset with `run`."
+    )
 
 
 def write_workflow(workflow: nvt.Workflow, directory: Path) -> None:
@@ -88,10 +161,12 @@ def write_workflow(workflow: nvt.Workflow, directory: Path) -> None:
 
 
 def write_options(options: dict[str, Any], directory: Path) -> None:
-    """Writes ``options.json``.
+    """Writes ``options.json``, last of a workflow: it has the digests of the other files.
 
     Args:
       options: ``dataset`` and ``options``: what `transform` needs to read new data the same way.
       directory: of the workflow.
     """
-    (directory / OPTIONS_FILE).write_text(json.dumps(options, indent=1, sort_keys=True) + "\n")
+    files = entries_of(directory, (n for n in visible_files(directory) if n != OPTIONS_FILE))
+    content = sealed({**options, FILES: files})
+    (directory / OPTIONS_FILE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

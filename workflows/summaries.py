@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from lookback.formats.verification import TRUSTED, dataset_digest
 from lookback.workflows.order import Report
 from lookback.workflows.times import TIMES_WITHOUT_ZONE
+
+
+def print_digest(directory: Path) -> None:
+    """Prints the digest by which a dataset can be trusted."""
+    name, digest = dataset_digest(directory)
+    print(f"digest: {digest} (of {name}, for --{TRUSTED})")
 
 
 def print_tabular(report: Report) -> None:
@@ -16,6 +25,7 @@ def print_tabular(report: Report) -> None:
     if bad:
         print(f"left out {bad:,} bad lines: {counts['bad_lines']}")
     print(f"content hash: {report.metadata['content_hash']}")
+    print_digest(report.directory)
 
 
 def print_histories(report: Report) -> None:
@@ -64,6 +74,7 @@ def print_histories(report: Report) -> None:
         if count:
             print(f"{count:,} of the events read have no {name}: their id has no metadata")
     print(f"content hash: {report.metadata['content_hash']}")
+    print_digest(report.directory)
 
 
 def _ties(report: Report) -> str:

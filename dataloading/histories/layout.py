@@ -182,7 +182,8 @@ def _open_resident(
         repeatable=options.repeatable,
     )
     own_users = options.shard_histories and world.size > 1
-    histories = Histories.load(directory, batches.part if own_users else WHOLE)
+    part = batches.part if own_users else WHOLE
+    histories = Histories.load(directory, part, batches.verification)
     return ResidentSource(
         histories,
         windows,

@@ -14,11 +14,13 @@ from merlin.schema import Schema
 
 from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.core.errors import UserError
+from lookback.core.manifests import WHOLLY, Verification
 from lookback.dataloading.parts import WHOLE, Part
-from lookback.formats.dataset_info import read_histories_info
+from lookback.formats.dataset_info import AGAIN, read_histories_info
 from lookback.formats.features import HistoryFeatures, table_rows
 from lookback.formats.histories import history_files, lengths_of, read_catalogue, values_of
 from lookback.formats.schema import read_schema
+from lookback.formats.verification import verify_dataset
 
 _USERS_AT_A_TIME = 1 << 14
 
@@ -138,24 +140,31 @@ class Histories:
         return by_id
 
     @classmethod
-    def load(cls, dataset_dir: str | Path, part: Part = WHOLE) -> Histories:
+    def load(
+        cls,
+        dataset_dir: str | Path,
+        part: Part = WHOLE,
+        verification: Verification = WHOLLY,
+    ) -> Histories:
         """Reads a dataset written by `python -m workflows`.
 
         Args:
           dataset_dir: the directory with dataset.json, schema.pbtxt, histories/ and items.parquet.
           part: read every R-th user only, from this rank's on; memory follows.
+          verification: how far its files are compared with what dataset.json says of them.
 
         Raises:
           UserError: if the directory is no such dataset, or its parts contradict each other.
         """
         directory = Path(dataset_dir)
         info = read_histories_info(directory)
+        verify_dataset(directory, verification)
         schema = read_schema(directory)
         features = HistoryFeatures.from_schema(schema)
         files = history_files(directory)
         lists = [*features.item, *([features.time] if features.time else [])]
         try:
-            table = _read_users(files, [*features.user, *lists], part)
+            table, users = _read_users(files, [*features.user, *lists], part)
             items = read_catalogue(directory, features.item)
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(
@@ -163,6 +172,10 @@ class Histories:
                 "the workflow again."
             ) from error
         offsets = _offsets(table, lists, directory)
+        found = {"users": users, "items": len(items[features.item[0]])}
+        if part == WHOLE:
+            found["events"] = int(offsets[-1])
+        _check_counts(found, info.get("counts", {}), directory)
         split = info["split"]
         rows = table_rows(schema)
 
@@ -185,10 +198,11 @@ class Histories:
         )
 
 
-def _read_users(files: list[Path], columns: list[str], part: Part) -> pa.Table:
-    """The part's users of all files, without ever holding the others'."""
+def _read_users(files: list[Path], columns: list[str], part: Part) -> tuple[pa.Table, int]:
+    """The part's users of all files, without ever holding the others'; how many all are."""
     if part == WHOLE:
-        return pa.concat_tables(read_parquet(file, columns) for file in files)
+        table = pa.concat_tables(read_parquet(file, columns) for file in files)
+        return table, len(table)
     tables, seen = [], 0
     for file in files:
         with open_parquet(file) as parquet:
@@ -196,7 +210,17 @@ def _read_users(files: list[Path], columns: list[str], part: Part) -> pa.Table:
                 own = np.arange(len(batch))[(part.rank - seen) % part.ranks :: part.ranks]
                 tables.append(pa.Table.from_batches([batch]).take(own))
                 seen += len(batch)
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables), seen
+
+
+def _check_counts(found: Mapping[str, int], said: Mapping[str, int], directory: Path) -> None:
+    """Refuses a dataset that has more or less than it says."""
+    for name, number in found.items():
+        if said.get(name, number) != number:
+            raise UserError(
+                f"{directory} holds {number:,} {name}, dataset.json says {said[name]:,}. Files are "
+                f"missing, or not of this dataset. {AGAIN}"
+            )
 
 
 def _offsets(table: pa.Table, lists: list[str], directory: Path) -> Int64:

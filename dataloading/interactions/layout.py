@@ -89,7 +89,7 @@ class InteractionsLayout(Layout):
         from lookback.dataloading.interactions.source import InteractionSource
 
         return InteractionSource(
-            Histories.load(directory),
+            Histories.load(directory, verification=batches.verification),
             **batches.arguments(),
             negative_samples=options.negative_samples,
             exact_negatives=options.exact_negatives,

@@ -64,7 +64,7 @@ class TabularLayout(Layout):
         from lookback.dataloading.tabular.source import TabularSource, open_tabular
 
         return TabularSource(
-            open_tabular(directory),
+            open_tabular(directory, batches.verification),
             **batches.arguments(),
             prefetch_train=options.prefetch_train_size,
             prefetch_test=options.prefetch_test_size,

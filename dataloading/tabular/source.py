@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.core.manifests import WHOLLY, Verification
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, BatchSource
 from lookback.dataloading.tabular.batches import PREFETCH, THREADS, read_batches
@@ -191,19 +192,23 @@ class TabularSource(BatchSource):
         return [_feed(rows.between(*order.share(step, part))) for part in parts]
 
 
-def open_tabular(directory: str | Path) -> TabularData:
+def open_tabular(directory: str | Path, verification: Verification = WHOLLY) -> TabularData:
     """Opens tabular data in whichever form the directory holds it.
 
     The one place where a reader is chosen. On a GPU it could be Merlin's: none is written, as there
     was no machine with merlin-dataloader and cuDF to measure it on, and what is here feeds more
     rows than the models take.
 
+    Args:
+      directory: of the dataset.
+      verification: how far its files are compared with what it says of them.
+
     Raises:
       UserError: if it holds none, or not as described.
     """
     if is_split_binary(directory) and not is_tabular(directory):
-        return SplitBinaryDataset(directory)
-    return TabularDataset(directory)
+        return SplitBinaryDataset(directory, verification)
+    return TabularDataset(directory, verification)
 
 
 def _feed(rows: Rows) -> Batch:

@@ -17,8 +17,8 @@ from lookback.dataloading.parts import WHOLE, Part
 
 
 @pytest.fixture
-def dataset(make_histories, write_dataset, tmp_path):
-    return write_dataset(make_histories(), tmp_path / "data")
+def dataset(make_histories, write_dataset, without_digests, tmp_path):
+    return without_digests(write_dataset(make_histories(), tmp_path / "data"))
 
 
 def rewrite(directory, change, part="part-00000"):
@@ -76,7 +76,7 @@ LENGTHS = (20, 7, 3, 3, 12, 5, 9, 4, 3, 30, 6)
 @pytest.mark.parametrize("files", [1, 3, 11])
 @pytest.mark.parametrize("at_a_time", [1, 2, 5, 1 << 14])
 def test_a_part_has_every_rth_user_whatever_the_files(
-    make_histories, write_dataset, tmp_path, monkeypatch, ranks, files, at_a_time
+    make_histories, write_dataset, without_digests, tmp_path, monkeypatch, ranks, files, at_a_time
 ):
     """Reading stops within row groups and starts anew with each file; the count of users must not.
 
@@ -84,7 +84,7 @@ def test_a_part_has_every_rth_user_whatever_the_files(
     """
     monkeypatch.setattr(lookback.dataloading.histories.resident, "_USERS_AT_A_TIME", at_a_time)
     whole = make_histories(lengths=LENGTHS, validation=1)
-    directory = write_dataset(whole, tmp_path / "data", files=files)
+    directory = without_digests(write_dataset(whole, tmp_path / "data", files=files))
     for file in (directory / "histories").iterdir():
         pq.write_table(pq.read_table(file), file, row_group_size=3)
     for rank in range(ranks):

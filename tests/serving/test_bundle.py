@@ -191,7 +191,7 @@ def test_a_damaged_file_is_refused_by_name(sim_bundle: Path, tmp_path: Path, nam
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"damaged: the content of {name} is not what was exported"):
+    with pytest.raises(UserError, match=f"damaged: the content of {name} is not what was written"):
         Bundle.load(damaged)
     path.write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"damaged: {name} has {len(content) - 1} bytes instead of"):

@@ -204,11 +204,13 @@ def test_a_target_in_the_way_is_refused(
 
 
 def test_what_does_not_belong_together_is_refused(
-    histories: Histories, dataset_dir: Path, tmp_path: Path
+    histories: Histories,
+    dataset_dir: Path,
+    without_digests: Callable[[Path], Path],
+    tmp_path: Path,
 ) -> None:
     model, _ = small_din(histories)
-    other = tmp_path / "other"
-    shutil.copytree(dataset_dir, other)
+    other = without_digests(shutil.copytree(dataset_dir, tmp_path / "other"))
     schema = (other / "schema.pbtxt").read_text()
     rows = histories.schema["item_id"].int_domain.max
     (other / "schema.pbtxt").write_text(schema.replace(f"max: {rows}\n", f"max: {rows + 1}\n"))

@@ -246,7 +246,9 @@ def test_trained_in_bf16_it_still_gives_float32(
     np.testing.assert_allclose(logit, expected, atol=1e-6)
 
 
-def test_what_does_not_belong_together_is_refused(dataset_dir: Path, tmp_path: Path) -> None:
+def test_what_does_not_belong_together_is_refused(
+    dataset_dir: Path, without_digests: Callable[[Path], Path], tmp_path: Path
+) -> None:
     model, export = small_model(dataset_dir), tmp_path / "export"
     text = "reads data of layout 'interactions'; .* is of layout"
     with pytest.raises(UserError, match=f"{text} 'tabular'"):
@@ -255,8 +257,7 @@ def test_what_does_not_belong_together_is_refused(dataset_dir: Path, tmp_path: P
     (tmp_path / "samples" / "metadata.json").write_text('{"cardinalities": []}')
     with pytest.raises(UserError, match=f"{text} 'histories'"):
         export_bundle(model, tmp_path / "samples", export)
-    other = tmp_path / "other"
-    shutil.copytree(dataset_dir, other)
+    other = without_digests(shutil.copytree(dataset_dir, tmp_path / "other"))
     schema = (other / "schema.pbtxt").read_text()
     rows = Histories.load(dataset_dir).schema["user_id"].int_domain.max
     changed = re.sub(rf"max: {rows}\n", f"max: {rows + 1}\n", schema)
@@ -291,7 +292,11 @@ def test_samples_are_users_of_the_raw_data(
 
 
 def test_samples_that_cannot_be_made_are_refused(
-    exported: Exported, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Exported,
+    dataset_dir: Path,
+    without_digests: Callable[[Path], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refused(data: Path, *more: object) -> str:
         arguments = ("--export_dir", exported.directory, "--dataset_dir", data, *more)
@@ -303,8 +308,7 @@ def test_samples_that_cannot_be_made_are_refused(
     assert "users, fewer than the 1000 asked for" in refused(dataset_dir, "--users", 1000)
     assert "at least 1 user and 0 candidates, received 0, 5" in refused(dataset_dir, "--users", 0)
     assert "does not exist" in refused(tmp_path)
-    other = tmp_path / "other"
-    shutil.copytree(dataset_dir, other)
+    other = without_digests(shutil.copytree(dataset_dir, tmp_path / "other"))
     file = other / "workflow" / "encoder" / "categories" / "unique.item_id.parquet"
     file.write_bytes(b"another")
     assert "was not written with the workflow in" in refused(other)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +214,13 @@ def test_scores_replace_nothing(
 
 
 def test_a_dataset_of_another_workflow_is_refused(
-    sim_bundle: Path, dataset_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sim_bundle: Path,
+    dataset_dir: Path,
+    without_digests: Callable[[Path], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(dataset_dir, other)
+    other = without_digests(shutil.copytree(dataset_dir, tmp_path / "other"))
     categories = other / "workflow" / "encoder" / "categories"
     (categories / "unique.item_id.parquet").write_bytes(b"another")
     code, _, err = run(capsys, "sample", "--export_dir", sim_bundle, "--dataset_dir", other)

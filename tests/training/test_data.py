@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from lookback.core.errors import UserError
 from lookback.core.options import from_values
 from lookback.core.world import SOLO
-from lookback.training.data import open_source
+from lookback.training.data import compare_vocabularies, open_source
 from lookback.training.run import command_line
 
 LENGTHS = (20, 7, 3, 3, 12, 9)
@@ -117,6 +119,65 @@ def test_ranks_load_their_own_users_and_draw_from_everybodys_items(dataset, in_r
         own = range(rank, len(LENGTHS), ranks)
         assert sorted(seen) == sorted(u + 1 for u in own for _ in range(LENGTHS[u] - 2))
         assert drawn == training
+
+
+def test_what_one_rank_finds_damaged_no_rank_trains_on(dataset, in_ranks, tmp_path):
+    """Each file is verified by one of them."""
+    damaged = shutil.copytree(dataset[1], tmp_path / "data")
+    for name in ("items.parquet", "schema.pbtxt", "histories/part-00001.parquet"):
+        content = (damaged / name).read_bytes()
+        middle = len(content) // 2
+        (damaged / name).write_bytes(content[:middle] + b"?" + content[middle + 1 :])
+
+        def work(world, name=name):
+            with pytest.raises(UserError) as error:
+                open_with(damaged, world)
+            assert f"the content of {name} is not what was written" in str(error.value)
+            return str(error.value).startswith("rank ")
+
+        assert sorted(in_ranks(3, work)) == [False, True, True]  # one saw it, and told the others
+        (damaged / name).write_bytes(content)
+    assert in_ranks(2, lambda world: open_with(damaged, world).train_steps())
+
+
+def test_digests_alone_may_be_left_out(dataset, tmp_path):
+    damaged = shutil.copytree(dataset[1], tmp_path / "data")
+    schema = damaged / "schema.pbtxt"
+    text = schema.read_text()
+    schema.write_text(text.replace("  ", "\t\t", 1))  # the same to whoever reads it
+    with pytest.raises(UserError, match=r"the content of schema\.pbtxt is not what was written"):
+        open_with(damaged, SOLO)
+    assert open_with(damaged, SOLO, no_verify=True).train_steps()
+    schema.write_text(text + "\n")
+    with pytest.raises(UserError, match=r"schema\.pbtxt has \d+ bytes instead of"):
+        open_with(damaged, SOLO, no_verify=True)
+
+
+@pytest.mark.parametrize(
+    ("own", "trained", "said"),
+    [
+        ({"a": "1", "b": "2"}, {"a": "1", "b": "2"}, None),
+        ({}, {}, None),
+        (
+            {"a": "1"},
+            None,
+            "warning: the checkpoint c does not say which values the ids of a",
+        ),
+        ({}, {"a": "1"}, "warning: d does not say which values the ids of a stand for"),
+    ],
+)
+def test_vocabularies_are_compared_where_both_are_known(own, trained, said):
+    checkpoint = SimpleNamespace(path="c", meta={"model": {}, "vocabularies": trained})
+    if trained is None:  # as an earlier version saved it
+        del checkpoint.meta["vocabularies"]
+    found = compare_vocabularies(Path("d"), own, checkpoint)
+    assert found is said or (found is not None and said is not None and found.startswith(said))
+
+
+def test_other_vocabularies_are_refused_by_column():
+    checkpoint = SimpleNamespace(path="c", meta={"vocabularies": {"a": "1", "b": "2", "c": "3"}})
+    with pytest.raises(UserError, match=r"ids of b, c in d stand for .* checkpoint c"):
+        compare_vocabularies(Path("d"), {"a": "1", "b": "3", "c": "4"}, checkpoint)
 
 
 @pytest.mark.parametrize(("ranks", "micro_batches"), [(2, 4), (3, 3), (1, 5)])

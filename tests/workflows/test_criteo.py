@@ -337,16 +337,11 @@ def test_a_kill_at_any_time_leaves_nothing_under_the_output_s_name(
 
 
 def test_another_process_s_output_is_left_alone(raw: Path, tmp_path: Path) -> None:
-    import fcntl
-
-    (tmp_path / "out.partial").mkdir()
-    handle = os.open(tmp_path / "out.partial", os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="Another process is writing"):
-            run_dataset("criteo", raw, tmp_path / "out", **SMALL)
-    finally:
-        os.close(handle)
+    with (
+        Output(tmp_path / "out", DATASET, False, ()).create(),
+        pytest.raises(UserError, match="Another process is writing"),
+    ):
+        run_dataset("criteo", raw, tmp_path / "out", **SMALL)
 
 
 def test_existing_output_needs_overwrite(raw: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from lookback.formats.vocabulary import (
     PADDING,
     count_column,
     id_file,
+    ids_digest,
     read_ids,
 )
 from lookback.workflows.histories.ingest import encode_column, first_events
@@ -374,6 +375,12 @@ def saved_vocabularies(directory: Path, columns: Sequence[Column]) -> dict[str, 
         read_ids(path, name)
         paths[name] = path
     return paths
+
+
+def vocabulary_digests(directory: Path, columns: Sequence[Column]) -> dict[str, str]:
+    """What the ids of columns stand for, by the vocabularies of a saved workflow."""
+    paths = saved_vocabularies(directory, columns)
+    return {name: ids_digest(path, name) for name, path in paths.items()}
 
 
 def vocabulary_of(workflow: nvt.Workflow) -> ops.Categorify:

@@ -15,7 +15,12 @@ from lookback.core.errors import UserError
 from lookback.core.files import require_readable
 from lookback.formats import histories
 from lookback.formats import history_columns as names
-from lookback.formats.dataset_info import HISTORIES, WORKFLOW_DIRECTORY, write_info
+from lookback.formats.dataset_info import (
+    HISTORIES,
+    VOCABULARIES,
+    WORKFLOW_DIRECTORY,
+    write_info,
+)
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.workflows.cluster import Plan, Runner, make_plan, open_runner
 from lookback.workflows.histories.ingest import Events, ingest
@@ -269,5 +274,6 @@ def _transform(job: _Job, workflow: Any) -> Report:
             "popularity": "counts in items.parquet; training leaves held-out events out",
         },
         "content_hash": histories.content_hash(columns, cardinalities, totals, items_digest),
+        VOCABULARIES: ops.vocabulary_digests(job.output / WORKFLOW_DIRECTORY, columns),
     }
     return Report(job.order.output.path, job.plan, write_info(job.output, HISTORIES, content))

@@ -11,17 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lookback.core.errors import UserError
+from lookback.core.manifests import WHOLLY, Verification
 from lookback.formats.dataset_info import SPLITS, read_tabular_info
 from lookback.formats.feature_spec import NAMED_SPLITS, write_feature_spec
-from lookback.formats.tabular_files import column_names, parts
+from lookback.formats.verification import vocabularies_of
 from lookback.workflows.output import SPLIT_BINARY, Output
 
+# Importing Merlin takes seconds.
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from lookback.formats.tabular_parquet import TabularDataset
+    from lookback.formats.tabular_rows import Rows
 
 
 def export_split_binary(
-    input_dir: str | Path, output_dir: str | Path, *, overwrite: bool = False
+    input_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    verification: Verification = WHOLLY,
 ) -> int:
     """Writes a dataset as ``split_binary``, row group by row group; gives the number of rows.
 
@@ -29,45 +36,40 @@ def export_split_binary(
       input_dir: a tabular dataset.
       output_dir: to create.
       overwrite: replace split_binary files of ours at `output_dir`.
+      verification: how far the dataset's files are compared with what it says of them.
 
     Raises:
       UserError: if `input_dir` is no tabular dataset, or `output_dir` is there.
     """
-    from lookback.formats.split_binary import write_split
-
     directory = Path(input_dir)
     target = Output(Path(output_dir), SPLIT_BINARY, overwrite, (directory,))
-    cardinalities = read_tabular_info(directory)["cardinalities"]
-    numerical, _ = column_names(len(_numerical_columns(directory)), 0)
+    target.check()
+    counts = read_tabular_info(directory)["counts"]
+    if not any(counts.get(split) for split in SPLITS):
+        raise UserError(f"{directory} has no rows to export.")
+    from lookback.formats.split_binary import write_split
+    from lookback.formats.tabular_parquet import TabularDataset
+
+    data = TabularDataset(directory, verification)
+    numerical = data.features.numerical
     with target.create() as output:
-        rows = 0
         for split in SPLITS:
-            files = parts(directory, split)
-            if files or split in NAMED_SPLITS:
-                rows += write_split(output / split, _tables(files), numerical, cardinalities)
-        write_feature_spec(output, len(numerical), cardinalities)
-    return rows
+            if counts.get(split) or split in NAMED_SPLITS:
+                pieces = _pieces(data, split)
+                write_split(output / split, pieces, data.cardinalities, numbers=bool(numerical))
+        write_feature_spec(output, numerical, data.cardinalities, vocabularies_of(directory))
+    return sum(counts.get(split, 0) for split in SPLITS)
 
 
 DATASET_TYPES: dict[str, Callable[..., int]] = {"split_binary": export_split_binary}
 """Layouts: (input, output, overwrite) -> rows written."""
 
 
-def _numerical_columns(directory: Path) -> list[str]:
-    from lookback.core.arrow_files import open_parquet
-
-    for split in SPLITS:
-        for file in parts(directory, split):
-            columns = open_parquet(file).schema_arrow.names
-            return [name for name in columns if name.startswith("num_")]
-    raise UserError(f"{directory} has no rows to export.")
-
-
-def _tables(files: list[Path]) -> Iterator[pa.Table]:
+def _pieces(data: TabularDataset, split: str) -> Iterator[Rows]:
     """Row groups, one after another."""
-    from lookback.core.arrow_files import open_parquet
+    from lookback.formats.tabular_rows import Rows
 
-    for file in files:
-        parquet = open_parquet(file)
-        for group in range(parquet.num_row_groups):
-            yield parquet.read_row_group(group)
+    for block, size in enumerate(data.blocks(split)):
+        rows = Rows.empty(size, data.features)
+        data.read(split, block, 0, rows)
+        yield rows

@@ -26,7 +26,7 @@ from nvtabular import ops
 
 from lookback.formats.numbers import shifted_log
 from lookback.formats.tabular_files import LABEL, column_names
-from lookback.formats.vocabulary import key_file, read_keys
+from lookback.formats.vocabulary import key_file, keys_digest, read_keys
 from lookback.workflows.saved import read_saved_options, write_options, write_workflow
 from lookback.workflows.tabular import kernels
 from lookback.workflows.tabular.counts import ENDINGS, Vocabulary, write_runs, write_vocabulary
@@ -225,6 +225,11 @@ def restore_workflow(directory: Path) -> nvt.Workflow:
         vocabulary_directory=vocabulary,
         sizes={name: len(read_keys(_file(vocabulary, name)).keys) for name in cats},
     )
+
+
+def vocabulary_digests(directory: Path, names: Sequence[str]) -> dict[str, str]:
+    """What the ids of columns stand for, by the vocabularies of a saved workflow."""
+    return {name: keys_digest(_file(directory / VOCABULARY_DIRECTORY, name)) for name in names}
 
 
 def known_values(workflow: nvt.Workflow) -> dict[str, int]:

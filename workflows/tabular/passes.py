@@ -16,6 +16,7 @@ from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.core.files import sync
+from lookback.core.manifests import FILES
 from lookback.formats.tabular_files import column_names, part_name, write_description
 from lookback.workflows.cluster import Plan, Runner
 from lookback.workflows.order import Log
@@ -98,7 +99,7 @@ def fit(job: Job, directory: Path) -> dict[str, int]:
     shutil.rmtree(directory, ignore_errors=True)
     ops.save_workflow(workflow, directory, {"dataset": job.name, "options": job.saved})
     shutil.rmtree(vocabulary)
-    job.working.finish("fitted", "workflow", {"sizes": sizes})
+    job.working.finish("fitted", "workflow", {"sizes": sizes}, job.working.entries(directory))
     job.log(f"{sum(sizes.values()):,} known values in {len(sizes)} columns")
     return sizes
 
@@ -150,7 +151,7 @@ def _count_day(job: Job, path: Path, stage: str, rows: int | None) -> dict[str, 
             "bad": counter.reasons,
             "examples": counter.examples,
         }
-        job.working.finish(stage, path.name, record)
+        job.working.finish(stage, path.name, record, job.working.entries(directory))
     else:
         job.log(f"{path.name}: counted before ({sum(record['rows']):,} rows)")
         counter.reasons = dict(record["bad"])
@@ -209,14 +210,17 @@ def transform(job: Job, workflow: Path) -> dict[str, Any]:
     totals = {"train": 0, "validation": 0, "test": 0}
     _, names = column_names(0, job.reader.categorical)
     unknown = dict.fromkeys(names, 0)
+    fitted = job.working.record("fitted", "workflow") or {FILES: {}}
+    written = dict(fitted[FILES])
     first_part = 0
     for path in job.files.paths:
         record = job.working.record("written", path.name)
         if record is None:
             record = _write_day(job, path, workflow, first_part)
-            job.working.finish("written", path.name, record)
+            job.working.finish("written", path.name, record, record[FILES])
         else:
             job.log(f"{path.name}: transformed before")
+        written |= record[FILES]
         first_part += len(job.rows[path.name])
         for split, rows in record["rows"].items():
             totals[split] += rows
@@ -235,11 +239,13 @@ def transform(job: Job, workflow: Path) -> dict[str, Any]:
         counts=counts,
         cardinalities={name: sizes[name] + 1 for name in names},
         numerical=job.reader.numerical,
+        vocabularies=ops.vocabulary_digests(workflow, names),
+        known=job.working.of_data(written),
     )
 
 
 def _write_day(job: Job, path: Path, workflow: Path, first_part: int) -> dict[str, Any]:
-    """Transforms one file; gives the rows of each split and the unknown ids of each column."""
+    """Transforms one file; gives the rows of each split, the unknown ids of each column, files."""
     day = job.files.paths.index(path)
     validation, test = job.held_out(path)
     bounds = (("train", 0, validation), ("validation", validation, test), ("test", test, None))
@@ -264,6 +270,7 @@ def _write_day(job: Job, path: Path, workflow: Path, first_part: int) -> dict[st
     )
     synced: list[Future[None]] = []
     totals: dict[str, int] = {}
+    files: dict[str, Any] = {}
     unknown = [0] * job.reader.categorical
     with ThreadPoolExecutor(1) as disk:
         for number, part in enumerate(
@@ -281,6 +288,7 @@ def _write_day(job: Job, path: Path, workflow: Path, first_part: int) -> dict[st
                 # While the next blocks are computed: the disk is the slower of the two.
                 synced.append(disk.submit(sync, job.working.data / split / part_name(number)))
             unknown = [a + b for a, b in zip(unknown, part.unknown, strict=True)]
+            files |= {f"{job.working.data.name}/{name}": e for name, e in part.files.items()}
     for done in synced:
         done.result()
-    return {"rows": totals, "unknown": unknown}
+    return {"rows": totals, "unknown": unknown, FILES: files}

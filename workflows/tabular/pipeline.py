@@ -77,7 +77,6 @@ def run(order: TabularOrder) -> Report:
         _require_training_rows(job)
         passes.fit(job, job.working.data / WORKFLOW_DIRECTORY)
         metadata = passes.transform(job, job.working.data / WORKFLOW_DIRECTORY)
-        job.working.publish()
         return Report(order.output.path, job.plan, metadata)
 
 
@@ -87,7 +86,6 @@ def fit(order: TabularOrder) -> Report:
         if order.options.vocabulary == "train":
             _require_training_rows(job)
         sizes = passes.fit(job, job.working.data)
-        job.working.publish()
         return Report(order.output.path, job.plan, {"known_values": sizes})
 
 
@@ -104,9 +102,8 @@ def transform(order: TabularOrder, workflow_directory: Path) -> Report:
         if job.working.record("fitted", "workflow") is None:
             shutil.rmtree(own_copy, ignore_errors=True)
             ops.save_workflow(workflow, own_copy, read_saved_options(workflow_directory))
-            job.working.finish("fitted", "workflow", {})
+            job.working.finish("fitted", "workflow", {}, job.working.entries(own_copy))
         metadata = passes.transform(job, own_copy)
-        job.working.publish()
         return Report(order.output.path, job.plan, metadata)
 
 

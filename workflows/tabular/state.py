@@ -1,13 +1,13 @@
 """The working directory beside an output: what lets a run go on where another was killed.
 
 ``OUTPUT.partial`` belongs to one input and one set of options. Each finished stage leaves a
-record there; a record is written after all that it speaks of, so what it says is on disk.
+record there; a record is written after all that it speaks of, so what it says is on disk. It has
+the digests of the stage's files (`core.manifests`): what a run goes on with is what was written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -20,10 +20,20 @@ from typing import Any
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours, located
 from lookback.core.json_files import read_json
+from lookback.core.manifests import (
+    FILES,
+    Files,
+    entries_of,
+    fault_of,
+    is_whole,
+    sealed,
+    visible_files,
+)
 from lookback.core.outputs import check_apart
 from lookback.workflows.output import Output, megabytes
 
 IDENTITY = "identity.json"
+_AGAIN = "Remove that directory, and start the run anew."
 OURS = re.compile(
     r"identity\.json|data|counts|vocabulary|(counts|rows|written|fitted)-.+\.json"
     r"|\..+\.json\.\w+\.tmp"
@@ -56,28 +66,61 @@ class Working:
         return self.path / "counts"
 
     def record(self, stage: str, name: str) -> dict[str, Any] | None:
-        """What a finished stage left, or None."""
+        """What a finished stage left, or None; its files are under `FILES`.
+
+        Raises:
+          UserError: if it, or one of its files, is not as it was left.
+        """
         file = self._record_file(stage, name)
-        again = "Remove the directory it is in, and start the run anew."
-        return read_json(file, again) if file.exists() else None
+        if not file.exists():
+            return None
+        content = read_json(file, _AGAIN)
+        if not is_whole(content):
+            raise self._damaged(f"the content of {file.name} is not what was written")
+        fault = fault_of(self.path, content[FILES])
+        if fault is not None:
+            raise self._damaged(fault)
+        return content
 
-    def finish(self, stage: str, name: str, content: Mapping[str, Any]) -> None:
-        """Records that a stage is finished."""
+    def finish(
+        self, stage: str, name: str, content: Mapping[str, Any], files: Files | None = None
+    ) -> None:
+        """Records that a stage is finished.
+
+        Args:
+          stage: its name.
+          name: of what it was done with.
+          content: what to know of it later.
+          files: that it left, by names relative to `path`.
+        """
+        record = sealed({**content, FILES: files or {}})
         with atomic_file(self._record_file(stage, name), replaces=inside_ours) as file:
-            file.write_text(json.dumps(dict(content)))
+            file.write_text(json.dumps(record))
 
-    def publish(self) -> None:
-        """Makes the data the output, and removes the rest."""
-        with self.output.create() as temporary:
-            temporary.rmdir()
-            self.data.rename(temporary)
-        _clear(self.path)
-        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
-            self.path.rmdir()
+    def entries(self, directory: Path) -> Files:
+        """Sizes and digests of what is in a directory of `path` now, for `finish`."""
+        inside = directory.relative_to(self.path)
+        return entries_of(
+            self.path, [(inside / name).as_posix() for name in visible_files(directory)]
+        )
+
+    def of_data(self, files: Files) -> Files:
+        """Of a record's files those that become the output, as it will name them."""
+        front = f"{self.data.name}/"
+        return {
+            name.removeprefix(front): entry
+            for name, entry in files.items()
+            if name.startswith(front)
+        }
 
     def used(self) -> int:
         """Bytes of the files so far."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(
+            f"{self.path} is not as the run that was interrupted left it: {what}. {_AGAIN}"
+        )
 
     def _record_file(self, stage: str, name: str) -> Path:
         return self.path / f"{stage}-{name}.json"
@@ -86,6 +129,8 @@ class Working:
 @contextlib.contextmanager
 def open_working(output: Output, identity: Mapping[str, Any]) -> Iterator[Working]:
     """The working directory of an output, new or as a killed run left it.
+
+    If the block succeeds, its data becomes the output, and the rest is removed.
 
     Args:
       output: what the run is to create; if it may be overwritten, so may be what an unfinished run
@@ -96,38 +141,32 @@ def open_working(output: Output, identity: Mapping[str, Any]) -> Iterator[Workin
       UserError: if the output is in the way, if another process works on it, if the working
         directory is not ours, or if the unfinished run had another identity.
     """
-    output.check()
-    path = located(output.path)
-    working = Working(path.with_name(f"{path.name}.partial"), output)
-    check_apart(working.path, output.inputs)
-    try:
-        working.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(working.path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise UserError(
-            f"--output: {working.path} cannot be written to ({error.strerror}). Choose another "
-            "directory, or mend its permissions."
-        ) from error
-    try:
-        # Let go by the system if the process is killed.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        raise UserError(
-            f"Another process is writing {output.path} (it holds {working.path}). Wait for it, or "
-            "choose another --output."
-        ) from error
-    try:
+    with output.create() as temporary:  # first: nobody else writes it from now on
+        path = located(output.path)
+        working = Working(path.with_name(f"{path.name}.partial"), output)
+        check_apart(working.path, output.inputs)
+        try:
+            working.path.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(working.path, os.O_RDONLY | os.O_NOFOLLOW))
+        except OSError as error:
+            raise UserError(
+                f"--output: {working.path} cannot be written to ({error.strerror}). Choose another "
+                "directory, or mend its permissions."
+            ) from error
         _take_over(working, json.loads(json.dumps(dict(identity))))
         try:
             yield working
-        finally:
+        except BaseException:
             with contextlib.suppress(OSError):
                 if not any(_FINISHED.fullmatch(entry.name) for entry in working.path.iterdir()):
                     _clear(working.path)  # there is nothing to go on with
                     working.path.rmdir()
-    finally:
-        os.close(lock)
+            raise
+        temporary.rmdir()
+        working.data.rename(temporary)
+    _clear(working.path)
+    with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+        working.path.rmdir()
 
 
 def check_space(working: Working, needed: int, *, what: str) -> None:

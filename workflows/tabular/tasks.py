@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lookback.core.errors import UserError
+from lookback.core.manifests import Files, entries_of
 from lookback.formats.tabular_files import LABEL, column_names, part_name, write_part
 from lookback.workflows.tabular.counts import Run, merge_runs, write_runs
 from lookback.workflows.tabular.text import parse_rows
@@ -74,10 +75,11 @@ class WriteTask:
 
 @dataclass(frozen=True)
 class Written:
-    """Rows written of each split, and how often each column has id 0."""
+    """Rows written of each split, how often each column has id 0, and the parts' digests."""
 
     rows: dict[str, int]
     unknown: list[int]
+    files: Files
 
 
 def count_block(task: CountTask, shape: Shape) -> Counted:
@@ -114,7 +116,8 @@ def write_block(task: WriteTask, shape: Shape, workflow: Path, data: Path) -> Wr
     label = frame[LABEL].to_numpy()
     numerical = [frame[name].to_numpy() for name in nums]
     categorical = [frame[name].to_numpy() for name in cats]
-    written = {}
+    written: dict[str, int] = {}
+    files: dict[str, Any] = {}
     for split, start, stop in task.splits:
         chosen: Any = slice(start, stop)
         if split == "train":
@@ -135,7 +138,8 @@ def write_block(task: WriteTask, shape: Shape, workflow: Path, data: Path) -> Wr
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
         written[split] = stop - start
-    return Written(written, [int((ids == 0).sum()) for ids in categorical])
+        files |= entries_of(data, [part.relative_to(data).as_posix()])
+    return Written(written, [int((ids == 0).sum()) for ids in categorical], files)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
 from lookback.formats.description import METADATA_FILE, is_materialised
 from lookback.formats.histories import CATALOGUE_FILE
 from lookback.formats.raw_ids import ID_DIRECTORY
-from lookback.formats.schema import read_schema
+from lookback.formats.schema import SCHEMA_FILE, read_schema
 from lookback.formats.vocabulary import FIRST_KNOWN, id_file
 from lookback.serving.encoding import Vocabulary
 from lookback.serving.export_dataset import ExportedDataset
@@ -33,7 +33,7 @@ class ExportedHistories(ExportedDataset):
 
     def require(self) -> None:
         """Looks for vocabularies and catalogue."""
-        self.require_parts(ID_DIRECTORY, CATALOGUE_FILE)
+        self.require_parts(ID_DIRECTORY, CATALOGUE_FILE, SCHEMA_FILE)
 
     def schema(self, body: Mapping[str, Any]) -> Schema:
         """Of the file."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lookback.core.manifests import SIZES
 from lookback.formats.dataset_info import (
     DATASET_FILE,
     SPLITS,
@@ -15,6 +16,7 @@ from lookback.formats.dataset_info import (
 )
 from lookback.formats.description import FEATURE_SPEC_FILE, is_split_binary
 from lookback.formats.raw_ids import KEY_DIRECTORY
+from lookback.formats.schema import SCHEMA_FILE
 from lookback.formats.vocabulary import UNKNOWN, key_file
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary
@@ -41,14 +43,13 @@ class ExportedTabular(ExportedDataset):
 
     def require(self) -> None:
         """Looks for the vocabularies of a workflow."""
-        if self.ids == "raw":
-            self.require_parts(KEY_DIRECTORY)
+        self.require_parts(*([KEY_DIRECTORY] if self.ids == "raw" else []), SCHEMA_FILE)
 
     def schema(self, body: Mapping[str, Any]) -> Schema:
         """As the loader has it."""
         from lookback.dataloading.tabular.source import open_tabular
 
-        return open_tabular(self.directory).schema
+        return open_tabular(self.directory, SIZES).schema  # what the bundle takes, `require` has
 
     def manifest(
         self, schema: Schema, model_schema: Schema, body: Mapping[str, Any], **common: Any
@@ -108,6 +109,9 @@ class ExportedSplitBinary(ExportedTabular):
     def ids(self) -> Literal["raw", "encoded"]:
         """Encoded ones, whatever lies beside the files."""
         return "encoded"
+
+    def require(self) -> None:
+        """The specification alone is copied, and is read whenever the files are."""
 
     def copy_parts(self, target: Path) -> None:
         """The specification."""

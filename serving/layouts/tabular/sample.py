@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lookback.core.errors import UserError
+from lookback.core.manifests import SIZES
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary, ShiftedLog
 from lookback.serving.layouts.tabular.requests import RowEncoder
 from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest, require_same_workflow
@@ -47,7 +48,7 @@ def sample_rows(
 
     if rows < 1:
         raise UserError(f"expected at least 1 row, received {rows}")
-    data = open_tabular(dataset_dir)
+    data = open_tabular(dataset_dir, SIZES)  # the command compares the digests
     found = (data.features.numerical, data.features.categorical)
     if found != (manifest.numerical, manifest.categorical) or _rows_of(data) != dict(
         manifest.cardinalities
