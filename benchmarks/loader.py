@@ -244,7 +244,7 @@ def _windows(histories: Histories, config: WindowConfig, batch_size: int) -> Cal
     from lookback.dataloading.histories.windows import WindowBuilder
 
     builder = WindowBuilder(histories, config)
-    build = tf.function(lambda step: builder.train_batch(0, 0, step, batch_size))
+    build = tf.function(lambda step: builder.train_batch(0, 0, step, batch_size), autograph=False)
     steps = itertools.cycle(range(max(builder.train_steps(batch_size) - 1, 1)))
 
     def work() -> int:

@@ -171,7 +171,7 @@ class Contenders:
           candidates: 2 scores a positive and its negative with one history, as the data has them;
             1 gives each row a history of its own, as a server sees requests of one candidate.
         """
-        score = tf.function(lambda features: self.ours(features, training=False))
+        score = tf.function(lambda features: self.ours(features, training=False), autograph=False)
         if candidates == 1:
             # A candidate [B] is [B, 1] to our model.
             batches = [(_without_negatives(f), labels) for f, labels in self._rows]
@@ -204,7 +204,7 @@ class Contenders:
             return tape.gradient(loss, self.ours.trainable_variables)
 
         graph = (
-            tf.function(backward if training else forward)
+            tf.function(backward if training else forward, autograph=False)
             .get_concrete_function(
                 {name: tf.TensorSpec(v.shape, v.dtype) for name, v in features.items()},
                 tf.TensorSpec(labels.shape, labels.dtype),

@@ -146,7 +146,7 @@ def save_model(model: ClickModel, manifest: Manifest, directory: Path) -> None:
         for name, shape in manifest.inputs.items()
     }
 
-    @tf.function(input_signature=[specs])
+    @tf.function(input_signature=[specs], autograph=False)  # as training/steps.py, and why
     def serve(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         logit = model(features, training=False)
         return {"logit": logit, "probability": tf.sigmoid(logit)}

@@ -232,7 +232,9 @@ def test_describe_gives_the_rows(dataset, path, micro_batches):
 
 def test_batches_pass_through_a_graph(dataset):
     source = make_source(dataset)
-    step = tf.function(lambda feed: source.train_batch(feed), reduce_retracing=True)
+    step = tf.function(
+        lambda feed: source.train_batch(feed), reduce_retracing=True, autograph=False
+    )
     feeds = list(source.train_feeds(0, 0))
     np.testing.assert_array_equal(matrix([step(feeds[0])]), matrix(feeds[:1]))
 

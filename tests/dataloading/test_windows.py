@@ -208,7 +208,9 @@ def test_evaluation_on_train_goes_through_the_training_samples_in_order(make_his
 
 def test_a_compiled_batch_equals_an_eager_one(make_histories):
     builder = WindowBuilder(make_histories(), small(time_features=True))
-    compiled = tf.function(lambda epoch, step: builder.train_batch(SEED, epoch, step, 6))
+    compiled = tf.function(
+        lambda epoch, step: builder.train_batch(SEED, epoch, step, 6), autograph=False
+    )
     for epoch, step in [(0, 0), (1, 11)]:
         counters = tf.constant(epoch, tf.int64), tf.constant(step, tf.int64)
         assert_batches_equal(compiled(*counters), builder.train_batch(SEED, epoch, step, 6))
@@ -311,7 +313,7 @@ def test_the_order_differs_by_epoch_and_by_seed(make_histories):
 def test_shuffling_puts_every_sample_everywhere(make_histories):
     """Where sample 0 lands over 600 epochs is uniform (chi-square)."""
     builder = WindowBuilder(make_histories(lengths=[7]), small())  # 5 samples
-    order = tf.function(lambda epoch: builder.train_numbers(SEED, epoch, 0, 10))
+    order = tf.function(lambda epoch: builder.train_numbers(SEED, epoch, 0, 10), autograph=False)
     places = [int(np.argmax(order(tf.constant(e, tf.int64)).numpy() == 0)) for e in range(600)]
     assert scipy.stats.chisquare(np.bincount(places, minlength=5)).pvalue > 1e-3
 
@@ -374,7 +376,7 @@ def sampled_negatives(histories, distribution, name):
     if name == "candidates":
         features, _ = builder.eval_batch("test", SEED, 0, 10**6, negatives=800)
         return {n: features[n][:, 1:].numpy().ravel() for n in ITEM_FEATURES}
-    batch = tf.function(lambda epoch: builder.train_batch(SEED, epoch, 0, 70)[0])
+    batch = tf.function(lambda epoch: builder.train_batch(SEED, epoch, 0, 70)[0], autograph=False)
     parts = [batch(tf.constant(epoch, tf.int64)) for epoch in range(20)]
     drawn = {n: np.concatenate([p[f"{n}_negatives"] for p in parts]).ravel() for n in ITEM_FEATURES}
     valid = drawn["item_id"] > 0
@@ -557,7 +559,9 @@ def test_popular_negatives_follow_everybodys_events_not_the_ranks(shards, stream
         if stream == "candidates":
             drawn = builder.eval_batch("test", SEED, 0, 10**6, 2000)[0]["item_id"][:, 1:].numpy()
         else:
-            batch = tf.function(lambda epoch, b=builder: b.train_batch(SEED, epoch, 0, 1000)[0])
+            batch = tf.function(
+                lambda epoch, b=builder: b.train_batch(SEED, epoch, 0, 1000)[0], autograph=False
+            )
             parts = [batch(tf.constant(e, tf.int64))["item_id_negatives"] for e in range(40)]
             drawn = np.concatenate(parts)
         observed = np.bincount(drawn[drawn > 0], minlength=15)[3:]
@@ -577,7 +581,9 @@ def test_a_rank_without_users_has_empty_batches(shards):
         with pytest.raises(UserError, match="has no samples"):
             builder.train_steps(10)
         assert builder.eval_steps("test", 10) == 0
-        compiled = tf.function(lambda step, b=builder: b.train_batch(SEED, 0, step, 10))
+        compiled = tf.function(
+            lambda step, b=builder: b.train_batch(SEED, 0, step, 10), autograph=False
+        )
         for step in (0, 4):
             features, labels = compiled(tf.constant(step, tf.int64))
             assert labels.shape == [0, 2]

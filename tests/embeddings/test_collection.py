@@ -120,7 +120,7 @@ def test_unknown_shapes_in_a_graph(sharding_of):
         "similar": tf.TensorSpec([None, None, 3], tf.int32),
     }
 
-    @tf.function(input_signature=[signature])
+    @tf.function(input_signature=[signature], autograph=False)
     def look_up(ids):
         found = collection(ids)
         assert found["item_history"].shape.as_list() == [None, T, 3]

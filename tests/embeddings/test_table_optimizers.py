@@ -98,7 +98,7 @@ def run(optimizer, tables, gradients_by_step, compiled):
     def apply(gradients, step):
         optimizer.apply(gradients, tables, step * rate)
 
-    apply = tf.function(apply, reduce_retracing=True) if compiled else apply
+    apply = tf.function(apply, reduce_retracing=True, autograph=False) if compiled else apply
     for number, gradients in enumerate(gradients_by_step, start=1):
         apply(gradients, tf.constant(float(number)))
 
@@ -222,7 +222,9 @@ def test_the_learning_rate_is_read_in_each_step():
     table = tf.Variable(tf.zeros([ROWS, D]))
     optimizer = SGD(rate)
     optimizer.build({"item": table})
-    step = tf.function(lambda g: optimizer.apply({"item": g}, {"item": table}, tf.constant(1.0)))
+    step = tf.function(
+        lambda g: optimizer.apply({"item": g}, {"item": table}, tf.constant(1.0)), autograph=False
+    )
     for value in (1.0, 0.25):
         rate.assign(value)
         step(slices([2], np.ones((1, D))))

@@ -80,7 +80,11 @@ def test_portable_graphs_have_operations_of_tensorflow_alone():
     layer, inputs = DotInteraction(), [tf.TensorSpec([None, 16])] * 3
 
     def operations():
-        graph = tf.function(lambda *v: layer(list(v))).get_concrete_function(*inputs).graph
+        graph = (
+            tf.function(lambda *v: layer(list(v)), autograph=False)
+            .get_concrete_function(*inputs)
+            .graph
+        )
         return {operation.type for operation in graph.get_operations()}
 
     assert "LookbackDotInteraction" in operations()
@@ -103,7 +107,7 @@ def test_any_batch_under_tf_function_even_none(make):
     listed = isinstance(layer, DotInteraction)
     layer([tf.ones([2, 3])] * 4 if listed else tf.ones([2, 3]))
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 3])])
+    @tf.function(input_signature=[tf.TensorSpec([None, 3])], autograph=False)
     def gradient(x):
         with tf.GradientTape() as tape:
             tape.watch(x)

@@ -79,12 +79,14 @@ def test_raw_requests_score_as_the_model_scores_the_datasets_rows(
     assert loaded.manifest.model_type == model_type
     logit, probability = loaded.predict(inputs)
     assert logit.dtype == np.float32
-    np.testing.assert_allclose(logit, expected, atol=1e-6)
+    # A graph adds in another order; DCNv2's logits here are as large as 100.
+    np.testing.assert_allclose(logit, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-expected)), atol=1e-6)
     # The second half of the last seventh of train.txt, in its order.
     rows = raw_rows(text=False)[-len(expected) :]
     assert len(expected) == ROWS // 14
-    np.testing.assert_allclose(logits(loaded, requests_of(rows)), expected[:, 0], atol=1e-6)
+    found = logits(loaded, requests_of(rows))
+    np.testing.assert_allclose(found, expected[:, 0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_bundle_describes_itself(exported: tuple[Path, Any], dataset: Path) -> None:
@@ -302,7 +304,7 @@ def test_trained_in_bf16_it_still_gives_float32(
     model = small_model(dataset)
     inputs = rows_to_test(dataset)
     # As a graph: it rounds to bfloat16 in fewer places than single operations do.
-    expected = tf.function(model)(tensors(inputs), training=False).numpy()
+    expected = tf.function(model, autograph=False)(tensors(inputs), training=False).numpy()
     reset_policy()
     logit, _ = Bundle.load(export_bundle(model, dataset, tmp_path / "export")).predict(inputs)
     assert logit.dtype == np.float32
