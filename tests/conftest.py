@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import functools
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,13 +34,16 @@ LONGEST = (
     "test_train.py",
     "test_package.py",
     "training/test_trainer.py",
-    "training/test_steps.py",
     "workflows/test_criteo.py",
-    "training/test_interaction_training.py",
+    "serving/test_round_trip.py",
+    "training/test_steps.py",
+    "models/test_models_formulas.py",
+    "conformance/test_tabular_models.py",
     "embeddings/test_merlin_block.py",
     "training/test_optimizers.py",
+    "training/test_milestones.py",
     "workflows/test_run_dataset.py",
-    "serving/test_round_trip.py",
+    "dataloading/test_sources.py",
 )
 """Files to start with, so that the processes of pytest-xdist end together."""
 
@@ -51,6 +57,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the others keep their order."""
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
+    """Fills a directory once for all processes of pytest-xdist; tests leave it as it is."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of the processes' own
+
+    def get(name: str, fill: Callable[[Path], Any]) -> Path:
+        directory = root / f"once-{name}"
+        with (root / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = root / f"once-{name}.done"
+            if not done.exists():
+                directory.mkdir()
+                fill(directory)
+                done.touch()
+        return directory
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -327,6 +354,26 @@ def in_ranks() -> Callable[[int, Callable[[Any], Any]], list[Any]]:
         return [future.result() for future in futures]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def without_autograph() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """In its context, Keras traces without AutoGraph, as our own steps do.
+
+    To convert what a model calls takes longer than all else of `fit` and `save`;
+    models/blocks/test_layer_contract.py has every layer converted.
+    """
+    import tensorflow as tf
+    import tensorflow.compat.v2 as as_keras_imports_it
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            plain = functools.partial(tf.function, autograph=False)
+            patch.setattr(as_keras_imports_it, "function", plain)
+            yield
+
+    return context
 
 
 @pytest.fixture

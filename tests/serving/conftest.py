@@ -54,11 +54,14 @@ def raw() -> Raw:
 
 
 @pytest.fixture(scope="session")
-def dataset_dir(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset_dir(raw: Raw, once: Callable[..., Path]) -> Path:
     """The raw reviews, gone through the real workflow."""
+    return once("reviews", lambda directory: _prepare(raw, directory)) / "dataset"
+
+
+def _prepare(raw: Raw, directory: Path) -> None:
     from lookback.workflows.pipeline import run_dataset
 
-    directory = tmp_path_factory.mktemp("data")
     (directory / "raw").mkdir()
     reviews = [
         json.dumps({"reviewerID": user, "asin": item, "unixReviewTime": time})
@@ -71,47 +74,47 @@ def dataset_dir(raw: Raw, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (directory / "raw" / "meta_Test.json").write_text("\n".join(items) + "\n")
     run_dataset("amazon", directory / "raw", directory / "dataset", min_interactions=5, workers=0)
-    return directory / "dataset"
 
 
 class Trained(NamedTuple):
+    """A run's outputs, and its arguments but for where results go."""
+
     bundle: Path
     checkpoints: Path
     arguments: tuple[str, ...]
 
 
 @pytest.fixture(scope="session")
-def train_sim(
-    dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[bool], Trained]:
+def train_sim(dataset_dir: Path, once: Callable[..., Path]) -> Callable[[bool], Trained]:
     """Trains SIM for one epoch with train.py and exports it, once for each kind."""
-    done: dict[bool, Trained] = {}
 
     def run(time_features: bool) -> Trained:
-        if time_features not in done:
-            from lookback import cli
-
-            directory = tmp_path_factory.mktemp("trained")
-            trained = Trained(
+        def of(directory: Path) -> Trained:
+            return Trained(
                 directory / "export",
                 directory / "checkpoints",
                 (
                     *("--dataset_dir", str(dataset_dir), "--model_type", "sim", "--k", "3"),
-                    *("--results_dir", str(directory / "results"), "--epochs", "1", *SMALL),
+                    *("--epochs", "1", *SMALL),
                     *(["--time_features"] if time_features else []),
                 ),
             )
+
+        def train(directory: Path) -> None:
+            from lookback import cli
+
+            trained = of(directory)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 cli.train(
                     [
-                        *trained.arguments,
+                        *(*trained.arguments, "--results_dir", str(directory / "results")),
                         *("--save_checkpoint_path", str(trained.checkpoints)),
                         *("--export_dir", str(trained.bundle)),
                     ]
                 )
-            done[time_features] = trained
-        return done[time_features]
+
+        return of(once("sim-timed" if time_features else "sim", train))
 
     return run
 

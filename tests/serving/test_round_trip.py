@@ -14,6 +14,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from lookback.serving.commands import PROGRAM
+
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +33,9 @@ print(json.dumps(sorted({"models", "merlin", "nvtabular", "workflows"} & set(sys
 """
 
 
-def trainer_scores(trained: Any, dataset_dir: Path, raw: Any) -> list[tuple[dict, np.ndarray]]:
+def trainer_scores(
+    trained: Any, dataset_dir: Path, raw: Any, results: Path
+) -> list[tuple[dict, np.ndarray]]:
     """Requests of all test users, and the logits that `train.py --mode inference` gave them."""
     from lookback import cli
     from lookback.dataloading.histories.resident import Histories
@@ -40,12 +44,11 @@ def trainer_scores(trained: Any, dataset_dir: Path, raw: Any) -> list[tuple[dict
     negatives = 4
     cli.train(
         [
-            *trained.arguments,
+            *(*trained.arguments, "--results_dir", str(results)),
             *("--mode", "inference", "--load_checkpoint_path", str(trained.checkpoints)),
             *("--test_negatives", str(negatives)),
         ]
     )
-    results = Path(trained.arguments[trained.arguments.index("--results_dir") + 1])
     table = pq.read_table(results / "scores.parquet").to_pandas()
     logits = table["logit"].to_numpy().reshape(-1, 1 + negatives)
     # The candidates of evaluation depend on the dataset alone.
@@ -84,7 +87,7 @@ def test_scores_of_raw_ids_equal_the_trainers(
     train_sim: Callable[[bool], Any], dataset_dir: Path, raw: Any, workspace: Path
 ) -> None:
     trained = train_sim(False)
-    expected = trainer_scores(trained, dataset_dir, raw)
+    expected = trainer_scores(trained, dataset_dir, raw, workspace / "results")
     assert len(expected) > 20  # every test user
     assert {len(request["history"]["item_id"]) > 12 for request, _ in expected} == {True, False}
     requests = [request for request, _ in expected]
@@ -102,13 +105,11 @@ def test_scores_with_time_features_equal_the_trainers(
     train_sim: Callable[[bool], Any], dataset_dir: Path, raw: Any, workspace: Path
 ) -> None:
     trained = train_sim(True)
-    expected = trainer_scores(trained, dataset_dir, raw)
+    expected = trainer_scores(trained, dataset_dir, raw, workspace / "timed")
     path = write_lines(workspace / "timed.jsonl", [request for request, _ in expected])
     output = workspace / "scores.jsonl"
-    run(
-        *("-m", "serving", "score", "--export_dir", str(trained.bundle)),
-        *("--requests", str(path), "--output", str(output)),
-    )
+    words = ("--export_dir", str(trained.bundle), "--requests", str(path), "--output", str(output))
+    assert PROGRAM.main(["score", *words]) == 0
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     for (request, logits), line in zip(expected, lines, strict=True):
         assert line["user_id"] == request["user_id"]
