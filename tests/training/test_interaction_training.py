@@ -14,6 +14,9 @@ from lookback.core.errors import UserError
 from lookback.core.options import from_values
 from lookback.training.output.logging import RunLogger
 from lookback.training.run import command_line
+from tests.training.test_trainer import state
+
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,9 @@ def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
     )
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, options)
-    return Trainer(
-        MODELS["neumf"](source.schema, options),
+    model = MODELS["neumf"](source.schema, options)
+    made = Trainer(
+        model,
         source,
         run,
         model_identity=model_identity(run, {}, source),
@@ -51,6 +55,8 @@ def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
         goals=data.goals,
         checkpoint=None if checkpoint is None else Checkpoint(find_checkpoint(checkpoint)),
     )
+    made.model, made.source = model, source
+    return made
 
 
 def log(directory: Path) -> RunLogger:
@@ -58,10 +64,6 @@ def log(directory: Path) -> RunLogger:
     return RunLogger(
         directory, tensorboard=False, terminal=(directory / "out.txt").open("a"), append=True
     )
-
-
-def state(trained: Any) -> dict[str, np.ndarray]:
-    return {name: found.parts[0].variable.numpy() for name, found in trained._states().items()}
 
 
 def assert_same(one: Any, other: Any, tolerance: float) -> None:
@@ -76,9 +78,9 @@ def test_figures_are_those_of_scores_sorted_one_by_one(dataset, tmp_path):
     found = made.evaluate(log(tmp_path / "run")).summary
     for name in ("test", "test_catalogue"):
         hits, gains = [], []
-        for feed in made._source.eval_feeds(name):
-            features, labels, *weights = made._source.eval_batch(name, feed)
-            logits = made._model(features).numpy()
+        for feed in made.source.eval_feeds(name):
+            features, labels, *weights = made.source.eval_batch(name, feed)
+            logits = made.model(features).numpy()
             counts = weights[0].numpy() if weights else np.ones_like(logits)
             for row, label, weight in zip(logits, labels.numpy(), counts, strict=False):
                 place = int(label.argmax())
@@ -108,8 +110,8 @@ def test_figures_are_those_that_were_asked_for(dataset, tmp_path):
     }
     # Of one positive among negatives, a user's AUC is the share of negatives below it.
     areas = []
-    for feed in asked._source.eval_feeds("test"):
-        logits = asked._model(asked._source.eval_batch("test", feed)[0]).numpy()
+    for feed in asked.source.eval_feeds("test"):
+        logits = asked.model(asked.source.eval_batch("test", feed)[0]).numpy()
         below = (logits[:, 1:] < logits[:, :1]) + 0.5 * (logits[:, 1:] == logits[:, :1])
         areas.extend(below.mean(1))
     assert found["test_gauc"] == pytest.approx(np.mean(areas))

@@ -7,14 +7,15 @@ import signal
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
+from lookback.core.errors import UserError
 from lookback.training.config import RunConfig
 from lookback.training.milestones import Milestones, Position
 from lookback.training.output.logging import read_log
-from lookback.training.precision import LossScale
 from tests.training.test_trainer import dataset as dataset
-from tests.training.test_trainer import interrupt_after, quiet, state, trainer
+from tests.training.test_trainer import interrupt_after, poison_gradients, quiet, state, trainer
+
+pytestmark = pytest.mark.usefixtures("eagerly")
 
 ONCE = {"eval_every": None}
 
@@ -65,7 +66,7 @@ def test_it_ends_once_the_auc_is_reached(dataset, tmp_path, more):
     trained = trainer(dataset, epochs=4, auc_threshold=0.01, eval_split="test", **more)
     with quiet(tmp_path) as log:
         trained.train(log)
-    wanted = more.get("test_freq", trained._source.train_steps())
+    wanted = more.get("test_freq", trained.source.train_steps())
     assert trained.position.total_steps == wanted
 
 
@@ -111,24 +112,18 @@ def test_the_first_rate_moves_the_weights_as_sgd_does(dataset, tmp_path):
     np.testing.assert_allclose(moved[1], moved[0] / 4, rtol=1e-3, atol=1e-7)
 
 
-def test_an_overflow_skips_a_step_while_the_scale_can_fall(dataset, tmp_path):
-    trained = trainer(dataset, max_steps=3)
-    trained._loss_scale = LossScale(8.0)
-    result = {
-        "total_loss": tf.constant(1.0),
-        "rows": tf.constant(2),
-        "finite": tf.constant(False),
-        "stop": tf.constant(0),
-    }
-    from lookback.core.errors import UserError
-    from lookback.training.output.performance import PerformanceMeter
-
-    feed = next(trained._source.train_feeds(0, 0))
+@pytest.mark.parametrize("scale", [None, 8.0])
+def test_an_overflow_skips_a_step_while_the_scale_can_fall(dataset, tmp_path, scale):
+    fp16 = {"gradient_wire_dtype": "float16", "loss_scale": scale}
+    trained = trainer(dataset, max_steps=3, results_dir=tmp_path, **fp16)
+    poison_gradients(trained.model)
     with quiet(tmp_path) as log:
-        assert not trained._took_step(feed, dict(result), log, PerformanceMeter())
-        trained._loss_scale = LossScale(8.0, dynamic=False)
+        if scale is None:
+            trained.train(log)
+            assert trained.position.total_steps == 3
+            return
         with pytest.raises(UserError, match="not finite"):
-            trained._took_step(feed, dict(result), log, PerformanceMeter())
+            trained.train(log)
 
 
 def test_when_to_evaluate_follows_from_the_position() -> None:

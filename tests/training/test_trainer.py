@@ -19,6 +19,9 @@ from lookback.core.options import from_values
 from lookback.training.output.logging import RunLogger, read_log
 from lookback.training.run import command_line
 
+# What a run in graphs does is tested with real processes: test_train.py, tests/distributed.
+pytestmark = pytest.mark.usefixtures("eagerly")
+
 SMALL = {
     "embedding_dim": 4,
     "max_seq_length": 9,
@@ -42,7 +45,10 @@ def _seeded() -> Iterator[None]:
 
 
 def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
-    """A trainer as train.py makes it; `model` are options of the model."""
+    """A trainer as train.py makes it; `model` are options of the model.
+
+    It also gets its `model` and `source` as attributes.
+    """
     import tensorflow as tf
 
     from lookback.models import MODELS
@@ -56,8 +62,9 @@ def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
     )
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, model_options)
-    return Trainer(
-        MODELS[run.model_type](source.schema, model_options),
+    model = MODELS[run.model_type](source.schema, model_options)
+    made = Trainer(
+        model,
         source,
         run,
         model_identity=model_identity(run, {}, source),
@@ -65,6 +72,8 @@ def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
         goals=data.goals,
         checkpoint=None if checkpoint is None else Checkpoint(find_checkpoint(checkpoint)),
     )
+    made.model, made.source = model, source
+    return made
 
 
 def quiet(directory: Path, **more: Any) -> RunLogger:
@@ -76,16 +85,35 @@ def quiet(directory: Path, **more: Any) -> RunLogger:
 def state(trained: Any) -> dict[str, np.ndarray]:
     """Every tensor of a run in one process: all of its parts are whole."""
     tensors = {}
-    for name, found in trained._states().items():
-        (part,) = found.parts
-        tensors[name] = part.variable.numpy()
-        assert tensors[name].shape == found.shape
+    for name, (piece,) in trained.pieces().items():
+        blocks = [np.atleast_1d(block) for block in piece.blocks()]
+        tensors[name] = np.concatenate(blocks).reshape(piece.shape)
     return tensors
+
+
+def poison_gradients(model: Any, steps: int = 1) -> None:
+    """Makes the gradients of the next training steps NaN; their losses are what they were."""
+    import tensorflow as tf
+
+    body, original, left = model.body, model.body.call, [steps]
+
+    @tf.custom_gradient
+    def poisoned(outputs: tf.Tensor) -> Any:
+        return outputs, lambda upstream: upstream * np.nan
+
+    def call(inputs: Any, training: bool = False) -> Any:
+        outputs = original(inputs, training=training)
+        if not training or not left[0]:
+            return outputs
+        left[0] -= 1
+        return poisoned(outputs)
+
+    body.call = call
 
 
 def interrupt_after(trained: Any, steps: int, number: signal.Signals) -> None:
     """Sends a signal to this process when the source hands out a certain feed."""
-    original: Callable[..., Iterator[Any]] = trained._source.train_feeds
+    original: Callable[..., Iterator[Any]] = trained.source.train_feeds
 
     def feeds(epoch: int, first_step: int) -> Iterator[Any]:
         for feed in original(epoch, first_step):
@@ -93,7 +121,10 @@ def interrupt_after(trained: Any, steps: int, number: signal.Signals) -> None:
                 os.kill(os.getpid(), number)
             yield feed
 
-    trained._source.train_feeds = feeds
+    trained.source.train_feeds = feeds
+
+
+DIEN = {"dropout_rate": 0.3, "time_features": True}
 
 
 @pytest.mark.parametrize(
@@ -101,8 +132,8 @@ def interrupt_after(trained: Any, steps: int, number: signal.Signals) -> None:
     [
         (1, {"optimizer": "adam", "weight_decay": 0.1}),
         (5, {"optimizer": "adagrad", "model": {"dropout_rate": 0.5}}),
-        (7, {"optimizer": "sgd", "repeat_count": 2}),
-        (6, {"model_type": "dien", "model": {"dropout_rate": 0.3, "time_features": True}}),
+        (7, {"optimizer": "sgd", "repeat_count": 2, "epochs": 1}),
+        (4, {"model_type": "dien", "model": DIEN, "global_batch_size": 32}),
     ],
 )
 def test_a_terminated_run_continues_bit_for_bit(dataset, tmp_path, stop, more):
@@ -129,7 +160,7 @@ def test_a_terminated_run_continues_bit_for_bit(dataset, tmp_path, stop, more):
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(dataset, tmp_path):
     runs = []
     for seed in (3, 3, 4):
-        trained = trainer(dataset, seed=seed)
+        trained = trainer(dataset, seed=seed, epochs=1)
         with quiet(tmp_path) as log:
             trained.train(log)
         runs.append(state(trained))
@@ -138,7 +169,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(dataset, tmp_
 
 
 def scores_of(trained: Any, log: RunLogger) -> Any:
-    (found,) = trained.evaluated(trained._source.evaluations("test")[0], log)
+    (found,) = trained.evaluated(trained.source.evaluations("test")[0], log)
     return found.scores
 
 
@@ -166,16 +197,8 @@ def test_scores_do_not_depend_on_the_batch_size(dataset, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_anything_is_saved(dataset, tmp_path):
-    import tensorflow as tf
-
     trained = trainer(dataset, results_dir=tmp_path, save_checkpoint_path=tmp_path / "saved")
-
-    @tf.custom_gradient
-    def poisoned(loss: tf.Tensor) -> Any:
-        return loss, lambda upstream: upstream * np.nan
-
-    head = trained._steps._head_loss
-    trained._steps._head_loss = lambda labels, logits: poisoned(head(labels, logits))
+    poison_gradients(trained.model)
     with quiet(tmp_path) as log, pytest.raises(UserError, match="gradient is not finite"):
         trained.train(log)
     assert not list((tmp_path / "saved").glob("step-*"))
@@ -185,24 +208,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     trained = trainer(
         dataset, results_dir=tmp_path, save_checkpoint_path=tmp_path / "saved", checkpoint_every=1
     )
-    original = trained._source.train_feeds
+    original = trained.source.train_feeds
 
     def feeds(epoch: int, first_step: int) -> Iterator[Any]:
-        weight = trained._model.trainable_variables[-1]
+        weight = trained.model.trainable_variables[-1]
         for feed in original(epoch, first_step):
             if trained.position.total_steps == 2:
                 weight.assign(weight * np.nan)
             yield feed
 
-    trained._source.train_feeds = feeds
+    trained.source.train_feeds = feeds
     with (
         quiet(tmp_path) as log,
         pytest.raises(UserError, match=r"loss is nan.*epoch 1, step 3.*user_id=.*Lower --lr"),
     ):
         trained.train(log)
     samples = json.loads((tmp_path / "bad_batch.json").read_text())
-    feed = list(trained._source.train_feeds(0, 0))[2]
-    features, _ = trained._source.train_batch(feed)
+    feed = list(trained.source.train_feeds(0, 0))[2]
+    features, _ = trained.source.train_batch(feed)
     assert samples["user_id"] == features["user_id"].numpy().tolist()
     assert len(samples["sample"]) == len(samples["position"]) == len(samples["user_id"])
     last = Checkpoint(find_checkpoint(tmp_path / "saved"))
@@ -215,7 +238,7 @@ def test_weights_that_appear_only_in_training_are_refused_not_left_untrained(dat
 
     trained = trainer(dataset, epochs=1)
     late = tf.keras.layers.Dense(1)
-    body, original = trained._model.body, trained._model.body.call
+    body, original = trained.model.body, trained.model.body.call
     body.late = late
 
     def call(inputs: Any, training: bool = False) -> Any:
@@ -264,7 +287,7 @@ def test_log_holds_steps_epochs_and_every_loss(dataset, tmp_path):
     records = read_log(tmp_path / "log.json")
     steps = [record for record in records if len(record.step) == 2]
     assert [record.step for record in steps] == [
-        (0, i) for i in range(trained._source.train_steps())
+        (0, i) for i in range(trained.source.train_steps())
     ]
     first = steps[0].data
     parts = first["head_loss"] + first["gsu_loss"] + first["aux_loss"]
