@@ -338,13 +338,13 @@ def test_help_answers_without_tensorflow():
 
 
 def test_large_tables_need_the_memory_of_a_block(tmp_path):
-    """A table of 192 MiB with its state: resharded and exported with less than 40 MiB.
+    """A table of 128 MiB with its state: resharded and exported with less than 40 MiB.
 
     Arrow's encoder and allocator take more than a block, but not with the size of the table.
     """
-    rows = 3 << 20
+    rows = 2 << 20
     block = np.ones((1 << 15, 16), np.float32)
-    blocks = RowBlocks((rows, 16), block.dtype, lambda: (block for _ in range(96)))
+    blocks = RowBlocks((rows, 16), block.dtype, lambda: (block for _ in range(64)))
     store = CheckpointStore(tmp_path / "saved")
     store.save(0, {"table/item": blocks, "optimizer/item/m": blocks}, {})
     code = textwrap.dedent(

@@ -72,9 +72,9 @@ def test_load_accepts_a_string(dataset):
 LENGTHS = (20, 7, 3, 3, 12, 5, 9, 4, 3, 30, 6)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("ranks", [1, 3, 20])
 @pytest.mark.parametrize("files", [1, 3, 11])
-@pytest.mark.parametrize("at_a_time", [1, 2, 5, 1 << 14])
+@pytest.mark.parametrize("at_a_time", [1, 5, 1 << 14])
 def test_a_part_has_every_rth_user_whatever_the_files(
     make_histories, write_dataset, without_digests, tmp_path, monkeypatch, ranks, files, at_a_time
 ):

@@ -107,8 +107,8 @@ def test_resident_drop_remainder(resident):
 
 def test_resident_batches_are_built_in_the_graph(resident):
     source = resident()
-    train = tf.function(source.train_batch)
-    test = tf.function(lambda feed: source.eval_batch("test", feed))
+    train = tf.function(source.train_batch, autograph=False)
+    test = tf.function(lambda feed: source.eval_batch("test", feed), autograph=False)
     for feed in source.train_feeds(0, 3):
         assert_same(train(feed), source.train_batch(feed))
     for feed in source.eval_feeds("test"):
@@ -257,7 +257,7 @@ def test_materialised_ranks_share_every_batch(materialised, ranks, split):
 
 
 @pytest.mark.parametrize("kind", ["resident", "materialised"])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
+@pytest.mark.parametrize("ranks", [2, 3, 6])
 def test_micro_batches_are_the_same_whoever_has_them(request, kind, ranks):
     """Six parts a batch, shared by any number of ranks: also by as many as there are parts."""
     make = request.getfixturevalue(kind)
@@ -320,8 +320,7 @@ def sharded(make_histories, write_dataset, tmp_path, in_ranks):
     return make
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5])
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize(("ranks", "repeats"), [(2, 2), (3, 1), (5, 1)])
 def test_sharded_ranks_agree_on_steps_and_visit_all_they_have_once(sharded, ranks, repeats):
     sources = sharded(ranks, repeat_count=repeats)
     users = [range(rank, len(LENGTHS), ranks) for rank in range(ranks)]

@@ -132,15 +132,15 @@ def test_nothing_but_empty_bags(sharding_of, combiner, bags):
         assert gradient is None or np.isfinite(tf.convert_to_tensor(gradient)).all()
 
 
-@EACH
-def test_batches_of_unknown_size_in_a_graph(sharding_of, combiner):
-    collection = make(sharding_of, title=combiner, body=combiner)
+def test_batches_of_unknown_size_in_a_graph(sharding_of):
+    """With the combiners that count; eagerly, all of them are tested above."""
+    collection = make(sharding_of, title="mean", body="sqrtn")
     signature = {
         "title": tf.RaggedTensorSpec([None, None], tf.int32),
         "body": tf.TensorSpec([None, None], tf.int32),
     }
 
-    @tf.function(input_signature=[signature])
+    @tf.function(input_signature=[signature], autograph=False)
     def look_up(ids):
         found = collection(ids)
         assert [v.shape.as_list() for v in found.values()] == [[None, 3], [None, 3]]
@@ -149,8 +149,8 @@ def test_batches_of_unknown_size_in_a_graph(sharding_of, combiner):
     table = rows(collection)
     for size in (4, 1, 0):
         found = look_up({"title": ragged(BAGS[:size]), "body": tf.constant(DENSE[:size])})
-        title = np.array([combine(table[bag], combiner) for bag in BAGS[:size]]).reshape(-1, 3)
-        body = np.array([combine(table[b[b > 0]], combiner) for b in DENSE[:size]]).reshape(-1, 3)
+        title = np.array([combine(table[bag], "mean") for bag in BAGS[:size]]).reshape(-1, 3)
+        body = np.array([combine(table[b[b > 0]], "sqrtn") for b in DENSE[:size]]).reshape(-1, 3)
         np.testing.assert_allclose(found["title"], title, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(found["body"], body, rtol=1e-6, atol=1e-7)
 

@@ -101,17 +101,18 @@ def test_ranks_share_batches_of_everybodys_histories(dataset, in_ranks, ranks):
 def test_ranks_load_their_own_users_and_draw_from_everybodys_items(dataset, in_ranks):
     histories, directory = dataset
     ranks = 3  # of which none has as many users as another
+    held_out = histories.offsets[1:] - 1
+    training = set(np.delete(histories.item_features["item_id"], held_out).tolist())
 
     def work(world):
         source = open_with(directory, world, shard_histories=True)
-        drawn = set()
-        for epoch in range(30):
+        drawn, epoch = set(), 0
+        while epoch < 3 or (drawn < training and epoch < 30):
+            epoch += 1
             for feed in source.train_feeds(epoch, 0):
                 drawn |= set(source.train_batch(feed)[0]["item_id"].numpy()[:, 1].tolist())
         return users_of(source), drawn
 
-    held_out = histories.offsets[1:] - 1
-    training = set(np.delete(histories.item_features["item_id"], held_out).tolist())
     answers = in_ranks(ranks, work)
     assert len({len(batches) for batches, _ in answers}) == 1
     for rank, (batches, drawn) in enumerate(answers):

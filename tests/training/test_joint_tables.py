@@ -76,7 +76,7 @@ def test_joint_tables_train_as_separate_ones(optimizer):
     assert list(separate.tables) == list(ROWS)
     assert {n: tuple(v.shape) for n, v in joint.tables.items()} == {"tables_4": (21, 4)}
     for run in (separate, joint):
-        run.train(range(4))
+        run.train(range(2))
     assert_equal(joint.tensors(), separate.tensors())
 
 
