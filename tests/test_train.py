@@ -94,7 +94,7 @@ def whole(dataset, tmp_path_factory) -> Path:
     saved = ("--save_checkpoint_path", str(directory / "saved"))
     trained = run(*command(dataset, directory, *EPOCHS, *saved))
     assert trained.returncode == 0, trained.stderr
-    assert "WARNING" not in trained.stderr
+    assert not trained.stderr  # of the libraries' imports neither
     last = find_checkpoint(directory / "saved")
     assert f"saved {last}, digest {digest_of(last / MANIFEST)}\n" in trained.stdout
     return directory
@@ -151,28 +151,25 @@ def test_a_checkpoint_is_not_used_on_ids_of_another_fit(dataset, whole, tmp_path
         cli.train(words(dataset, tmp_path / "results", *trusted, "--no_verify"))
 
 
-def test_a_run_killed_at_random_points_ends_with_the_same_weights(dataset, whole, tmp_path):
+def test_a_run_killed_at_a_random_point_ends_with_the_same_weights(dataset, whole, tmp_path):
+    """Several kills, one after another: tests/distributed/kills.py."""
     expected = Checkpoint(find_checkpoint(whole / "saved"))
     saved, log = tmp_path / "killed", tmp_path / "b" / "log.json"
-    rng, kills = random.Random(0), 0
-    for _ in range(6):
-        resume = ("--load_checkpoint_path", str(saved)) if any(saved.glob("step-*")) else ()
-        saves = ("--save_checkpoint_path", str(saved))
-        process = subprocess.Popen(
-            command(dataset, tmp_path / "b", *EPOCHS, *saves, *resume),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        if kills < 2:
-            wanted = _steps(log) + rng.randint(3, 9)
-            while _steps(log) < wanted and process.poll() is None:
-                time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            break
-        kills += 1
-    assert kills == 2
+    saves = ("--save_checkpoint_path", str(saved))
+    process = subprocess.Popen(
+        command(dataset, tmp_path / "b", *EPOCHS, *saves),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wanted = random.Random(0).randint(3, 9)
+    while _steps(log) < wanted and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert find_checkpoint(saved).name < expected.path.name
+    # In this process, as above.
+    cli.train(words(dataset, tmp_path / "b", *EPOCHS, *saves, "--load_checkpoint_path", str(saved)))
     result = Checkpoint(find_checkpoint(saved))
     assert result.step == expected.step
     assert result.meta == expected.meta

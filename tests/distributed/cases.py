@@ -24,26 +24,26 @@ from lookback.models.config import SIMConfig
 STEPS = 3
 ROWS_A_RANK = {1: (13,), 2: (9, 4), 3: (7, 0, 6), 4: (5, 0, 7, 1)}  # of a batch of 13
 
-MIXES = (*STRATEGIES, "mixed")
-"""Every table by one strategy, or each by another."""
 
-
-def _runs(bags: str, sim: str) -> tuple[tuple[str, str], ...]:
+def _runs(bags: str, sim: str = "") -> tuple[tuple[str, str], ...]:
     return (*(("bags", name) for name in bags.split()), *(("sim", name) for name in sim.split()))
 
 
-# Each strategy where it is hardest, for each model: four ranks are more than a table has rows,
-# three divide nothing. Fewer do what may go wrong in another way with as many.
+# What each strategy computes on any number of ranks, embeddings/test_exchange.py tests without
+# processes. Here, four ranks are more than a table has rows, three divide nothing, and fewer do
+# what may go wrong in another way with as many. SIM takes four times as long: it is there for
+# lookups, losses and counts that bags have not.
 RUNS = {
-    4: _runs(bags=" ".join(MIXES) + " parts full_adam_parts ahead bfloat16", sim="mixed"),
-    3: _runs(bags="graph full_adam", sim="table_wise row_wise column_wise"),
-    2: _runs(bags="mixed parts", sim="parts graph_ahead"),
-    1: _runs(bags="mixed parts", sim=""),
+    4: _runs(bags="row_wise mixed parts full_adam_parts ahead bfloat16"),
+    3: _runs(bags="column_wise graph_ahead full_adam", sim="mixed"),
+    2: _runs(bags="data_parallel table_wise mixed parts"),
+    1: _runs(bags="mixed parts"),
 }
-"""Model and name of what each number of ranks does: a mix, or `mixed` in another way.
+"""Model and name of what each number of ranks does: every table by the strategy of that name, or
+each by another (`mixed`, and the rest).
 
 `parts`: each batch in four parts. `full_adam`: its optimizer moves also rows that nobody looks up.
-`ahead`: ids are exchanged a step before. `graph`: not eagerly. `bfloat16`: on the wire.
+`ahead`: ids are exchanged a step before; `graph`: not eagerly. `bfloat16`: on the wire.
 """
 
 BAG_TABLES = (

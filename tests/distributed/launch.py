@@ -17,13 +17,11 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_MODEL = ROOT / "scripts" / "run_model.sh"
-TINY_SIM = (
-    *("--model_type", "sim", "--embedding_dim", "4", "--max_seq_length", "9"),
-    *("--long_seq_length", "5", "--k", "2", "--stage_one_mlp_dims", "6"),
-    *("--stage_two_mlp_dims", "7,4", "--aux_mlp_dims", "6,4", "--global_batch_size", "32"),
-    *("--seed", "3"),
+# For tests of launching, failing and ending: its graph is traced at once.
+TINY_NEUMF = (
+    *("--model_type", "neumf", "--factors", "4", "--layers", "8,6", "--global_batch_size", "10"),
+    *("--lr", "0.01", "--test_negatives", "20", "--seed", "3"),
 )
-
 
 # For tests that are not about the model: its graph is traced in half the time.
 TINY_DIN = (

@@ -2,6 +2,7 @@
 
 usage: many_runs.py REPOSITORY RUNS.json [RANKS=PORT]     (a list of argument lists)
 
+Before a run's arguments may stand "eagerly": where the graph is not the point, which takes seconds.
 The last run ends as the program does, so that it may fail. With a rendezvous server's port this is
 no rank, and forks them.
 """
@@ -13,6 +14,17 @@ import os
 import runpy
 import sys
 from pathlib import Path
+
+
+def prepared(words: list[str]) -> list[str]:
+    """The arguments of a run, when TensorFlow is set to what they ask for."""
+    eagerly = words[0] == "eagerly"
+    if eagerly or "tensorflow" in sys.modules:
+        import tensorflow as tf
+
+        tf.keras.backend.clear_session()
+        tf.config.run_functions_eagerly(eagerly)
+    return words[eagerly:]
 
 
 def main() -> None:
@@ -28,12 +40,9 @@ def main() -> None:
     from lookback import cli
 
     *first, last = json.loads(Path(runs).read_text())
-    for arguments in first:
-        cli.train(arguments)
-        import tensorflow as tf
-
-        tf.keras.backend.clear_session()
-    sys.argv = [f"{repository}/train.py", *last]
+    for words in first:
+        cli.train(prepared(words))
+    sys.argv = [f"{repository}/train.py", *prepared(last)]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

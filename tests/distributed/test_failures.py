@@ -52,7 +52,7 @@ class Terminated:
 def terminated(launch, kills, dataset, tmp_path_factory) -> Terminated:
     directory = tmp_path_factory.mktemp("war")
     words = kills.arguments(launch, dataset, directory, "terminated", epochs=1)
-    with launch.Started(launch.RUN_MODEL, *words) as started:
+    with launch.Started(launch.RUN_MODEL, *kills.ON_TWO_RANKS, *words) as started:
         started.wait_for_steps(directory / "terminated" / "log.json", 15)
         began = time.monotonic()
         started.press_ctrl_c()
@@ -93,8 +93,6 @@ def test_sigkill_loses_nothing_and_two_machines_train_as_one_does_and_end_togeth
         open_checkpoint(path).step for path in (in_peace, find_checkpoint(killed / "saved"))
     )
     words = kills.resumed(launch, dataset, killed, "across", epochs=1000)
-    on_one_machine = words.index("--np")  # --np 2 --bind none
-    del words[on_one_machine : on_one_machine + 4]
     across = launch.Started(
         *(*two_hosts.here, launch.RUN_MODEL, *two_hosts.options),
         *(*words, "--keep_checkpoints", "1000"),
@@ -116,7 +114,7 @@ def test_sigkill_loses_nothing_and_two_machines_train_as_one_does_and_end_togeth
 def fail(launch, dataset, directory, fault: str, *, step: int = 5, **environment: str):
     """Trains on two ranks, of which the second fails."""
     words = ["--dataset_dir", dataset.name, "--results_dir", str(directory / "run")]
-    words += [*launch.TINY_DIN, "--epochs", "1000", "--eval_every", "0"]
+    words += [*launch.TINY_NEUMF, "--epochs", "1000", "--eval_every", "0"]
     script = (FAULTY, str(launch.ROOT), fault, "1", str(step))
     with launch.start_script(2, *script, *words, cwd=dataset.parent, **environment) as started:
         if fault != "no_dataset":

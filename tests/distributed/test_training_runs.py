@@ -71,6 +71,10 @@ class Runs:
         words = [*self._paths(name, self.dataset, saves), *self.tiny, *more]
         return [str(word) for word in words]
 
+    def loaded(self, name: str, mode: str, of: str) -> list[str]:
+        """Arguments that score with another run's weights."""
+        return self.words(name, "--mode", mode, "--load_checkpoint_path", self.saved(of))
+
     def dlrm(self, name: str) -> list[str]:
         """Arguments of train.py for DLRM, so that the number of ranks leaves no bit different."""
         words = [*self._paths(name, self.rows, True), *TINY_DLRM, "--epochs", 1]
@@ -98,8 +102,8 @@ class Runs:
     def scores(self, name: str) -> np.ndarray:
         """Users, labels and logits of an inference run, in the order of users."""
         table = pq.read_table(self.root / name / "scores.parquet").to_pandas()
-        table = table.sort_values(["group", "label", "logit"])
-        return table[["group", "label", "logit"]].to_numpy()
+        columns = ["user_id_row", "label", "logit"]
+        return table[columns].sort_values(columns).to_numpy()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +117,10 @@ def runs(launch, forked, dataset, refused, tmp_path_factory) -> Runs:
     """Runs on 1, 2, 3 and again 1 ranks, each of which continues some that came before.
 
     Two are launched as users do it; three are forked, and one is this process, which takes less.
+    Who only evaluates does it eagerly: four batches are no reason for a graph.
     """
+    import tensorflow as tf
+
     from lookback import cli
 
     rows = write_dataset(tmp_path_factory.mktemp("rows"))
@@ -142,13 +149,16 @@ def runs(launch, forked, dataset, refused, tmp_path_factory) -> Runs:
     words = written([runs.words("two-three", *continued, saves=True)])
     with forked.rendezvous([3]) as servers:
         execute(launch.Started(sys.executable, MANY_RUNS, *words, *servers))
-    alone(after_three_ranks(runs))
+    three = ("--load_checkpoint_path", runs.saved("two-three"))
+    alone([runs.words("two-three-one", *three, "--epochs", EPOCHS, saves=True)])
+    tf.config.run_functions_eagerly(True)
+    alone([runs.loaded(f"inferred-{name}", "inference", of=name) for name in ("one", "two")])
+    tf.config.run_functions_eagerly(False)
     return runs
 
 
 def of_two_ranks(runs: Runs) -> list[list[str]]:
     """Everything that two ranks are to do."""
-    one = ("--load_checkpoint_path", runs.saved("one"))
     first = ("--load_checkpoint_path", runs.saved("one", 1))
     within = ("--strategies", "row_wise", "--memory", "20kB", "--wire_dtype", "bfloat16")
     exported = ("--export_dir", runs.root / "two-exported")
@@ -158,26 +168,11 @@ def of_two_ranks(runs: Runs) -> list[list[str]]:
         runs.words("one-two", *first, "--epochs", 2, "--prefetch_ids", saves=True),
         runs.words("bfloat16", "--epochs", 1, *within, saves=True),
         runs.words("sharded", "--epochs", 1, "--shard_histories", saves=True),
-        runs.words("evaluated-by-two", "--mode", "evaluate", *one),
-        runs.words("inferred-by-two", "--mode", "inference", *one),
+        ["eagerly", *runs.loaded("evaluated-by-two", "evaluate", of="one")],
+        ["eagerly", *runs.loaded("inferred-by-two", "inference", of="one")],
         runs.dlrm("dlrm-two"),
         runs.neumf("neumf-two", "--strategies", "row_wise"),
         runs.words("refused", "--strategies", "table_wise", "--memory", "3kB"),
-    ]
-
-
-def after_three_ranks(runs: Runs) -> list[list[str]]:
-    """What one rank makes of other ranks' checkpoints."""
-    three = ("--load_checkpoint_path", runs.saved("two-three"))
-    return [
-        runs.words("two-three-one", *three, "--epochs", EPOCHS, saves=True),
-        *(
-            runs.words(
-                f"inferred-{name}",
-                *("--mode", "inference", "--load_checkpoint_path", runs.saved(name)),
-            )
-            for name in ("one", "two")
-        ),
     ]
 
 
