@@ -268,15 +268,23 @@ def _plot_losses(axis: Axes, steps: Sequence[LogRecord], evaluated: Mapping[str,
         label += f", mean of {window} steps"
     mark = "o" if len(smooth) <= 30 else None
     axis.plot(
-        *(x[window - 1 :], smooth),
-        **{"color": _COLOURS[0], "linewidth": 1.8, "marker": mark, "markersize": 4},
+        x[window - 1 :],
+        smooth,
+        color=_COLOURS[0],
+        linewidth=1.8,
+        marker=mark,
+        markersize=4,
         label=label,
     )
     shown = [smooth]
     for (metric, curve), colour in zip(evaluated.items(), _COLOURS[1:] * 9, strict=False):
         axis.plot(
-            *(curve.x * per_epoch, curve.y),
-            **{"color": colour, "marker": "o", "markersize": 5, "linewidth": 1.6},
+            curve.x * per_epoch,
+            curve.y,
+            color=colour,
+            marker="o",
+            markersize=5,
+            linewidth=1.6,
             label=f"{_words(metric)} (last {curve.y[-1]:.4f})",
         )
         shown.append(curve.y)
