@@ -283,3 +283,23 @@ def test_rows_of_several_ranks_lie_in_the_order_of_batches(in_ranks):
         np.testing.assert_array_equal(found["label"], [1, 0] * 8)
         np.testing.assert_array_equal(found["item_id"][:4], [0, 1, 2, 3])
         np.testing.assert_array_equal(found["item_id"][4:6], [200, 201])
+
+
+def test_popularity_is_what_a_model_should_beat():
+    from sklearn.metrics import roc_auc_score
+
+    from lookback.training.evaluation.popularity import PopularityEvaluator
+
+    counts = np.array([0, 5, 1, 9, 2])
+    items = np.array([[3, 1], [2, 4], [4, 1]])  # of each row the first was met
+    labels = np.array([[1, 0], [1, 0], [1, 0]], np.float32)
+    evaluator = PopularityEvaluator(counts)
+    evaluator.update(labels[:2], items[:2])
+    evaluator.update(labels[2:], items[2:])
+    expected = roc_auc_score(labels.ravel(), counts[items].ravel())
+    assert evaluator.of_all(SOLO).auc == pytest.approx(expected)
+    evaluator.update(1 - labels, items)  # a later evaluation, of the same rows, changes nothing
+    assert evaluator.of_all(SOLO).auc == pytest.approx(expected)
+    one_class = PopularityEvaluator(counts)
+    one_class.update(np.ones_like(labels), items)
+    assert one_class.of_all(SOLO).auc is None
