@@ -138,7 +138,7 @@ def test_both_ways_of_parsing_agree(separator: str) -> None:
     assert quick is not None
     slow = MovieLensReader().parse_events(data + b"bad\n", False, "steps")
     assert slow.reasons == {"1 fields instead of 4": 1}
-    assert quick.table.to_pydict() == slow.table.to_pydict()
+    assert quick.table.drop(["rating"]).to_pydict() == slow.table.to_pydict()
     assert quick.table["timestamp"].to_pylist() == list(range(100))
 
 

@@ -107,8 +107,9 @@ class AmazonReader(Reader):
         found = _by_category(directory, "reviews")
         if not found:
             raise UserError(
-                f"{directory} has no reviews_*.json or reviews_*.json.gz. Point --input at the "
-                "directory that holds the reviews (scripts/download_amazon.sh fetches them)."
+                f"{directory} has no reviews_*.json[l] or reviews_*.json[l].gz. Point --input at "
+                "the directory that holds the reviews (scripts/download_amazon.sh fetches them), "
+                "and name other editions' files so: Books.jsonl is reviews_Books.jsonl."
             )
         if self.category is None:
             if len(found) > 1:
@@ -330,8 +331,8 @@ def _item_of_literal(line: bytes) -> tuple[str, str] | None:
     categories = _LITERAL_CATEGORIES.search(line)
     if asin is None or categories is None:
         return None
-    paths = ast.literal_eval(categories[1].decode())
-    return asin[1].decode(), _last_category({"categories": paths})
+    category = _last_category({"categories": ast.literal_eval(categories[1].decode())})
+    return None if category == NO_CATEGORY else (asin[1].decode(), category)
 
 
 def _occur_once(line: bytes, *keys: bytes) -> bool:

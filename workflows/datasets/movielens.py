@@ -156,7 +156,8 @@ class MovieLensReader(Reader):
 
     def event_files(self, directory: Path) -> list[Path]:
         """The file of ratings."""
-        path = _require(directory, _layout(directory).ratings)
+        ratings = _layout(directory).ratings
+        path = _find(directory, ratings) or directory / ratings
         line = first_line(path)
         begins = re.split("::|\t|,", line)[0].strip()
         if line and line != _CSV_HEADER and not _INTEGER.fullmatch(begins.encode()):
@@ -268,12 +269,6 @@ def _find(directory: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _require(directory: Path, name: str) -> Path:
-    """A file that `_layout` has seen."""
-    path = _find(directory, name)
-    return directory / name if path is None else path
-
-
 def _parse_table(data: bytes, header: bool, unit: str) -> Parsed | None:
     """All lines at once, or None where any of them may be bad."""
     start = data.find(b"\n") + 1 if header else 0
@@ -316,7 +311,7 @@ def _rating(line: bytes, unit: str) -> tuple[int, int, float, int | float]:
     if len(fields) != len(_RATINGS):
         raise BadLineError(f"{len(fields)} fields instead of {len(_RATINGS)}")
     user, item, rating, time = fields
-    if not all(_INTEGER.fullmatch(field) for field in (user, item, time)):
+    if not all(_INTEGER.fullmatch(field) for field in (user, item, time)) or b"_" in rating:
         raise BadLineError("not numbers")
     try:
         found = int(user), int(item), float(rating), int(time)
@@ -385,7 +380,7 @@ def _read(
     tables = []
     for block in blocks(path):
         data = block.read()
-        header = block.first and data.startswith(b"movieId,")
+        header = block.first and data.removeprefix(_MARK).startswith(b"movieId,")
         parsed = parse_lines(data, parse_line, schema, skip=header)
         bad_lines.add(path, parsed)
         tables.append(parsed.table)
