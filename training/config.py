@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lookback.core.limits import (
     MOST_BYTES,
@@ -45,6 +45,8 @@ class RunConfig:
     Raises:
       UserError: if a value or a combination of values makes no sense.
     """
+
+    scope: ClassVar[str] = "training"  # of the fields that name none
 
     # --- model
     model_type: str = option(scope="model", help="Model type")
@@ -84,14 +86,12 @@ class RunConfig:
     optimizer: str = option(
         "adam",
         choices=tuple(OPTIMIZER_STATE),
-        scope="training",
         help="Optimizer to use",
         continued=True,
         suits=modes.TRAINS,
     )
     lr: float = option(
         0.001,
-        scope="training",
         help="Learning rate for the optimizer selected",
         above=0,
         continued=True,
@@ -100,7 +100,6 @@ class RunConfig:
     )
     weight_decay: float = option(
         0.0,
-        scope="training",
         help="Decoupled weight decay of the optimizer selected",
         at_least=0,
         continued=True,
@@ -109,7 +108,6 @@ class RunConfig:
     )
     beta1: float | None = option(
         None,
-        scope="training",
         help="Decay of Adam's first moment; none: the optimizer's 0.9",
         at_least=0,
         below=1,
@@ -119,7 +117,6 @@ class RunConfig:
     )
     beta2: float | None = option(
         None,
-        scope="training",
         help="Decay of Adam's second moment; none: the optimizer's 0.999",
         at_least=0,
         below=1,
@@ -129,7 +126,6 @@ class RunConfig:
     )
     eps: float | None = option(
         None,
-        scope="training",
         help="What Adam and Adagrad add to the root that they divide by; none: the "
         "optimizer's 1e-7",
         above=0,
@@ -140,7 +136,6 @@ class RunConfig:
     )
     epochs: int = option(
         3,
-        scope="training",
         help="Train for the following number of epochs",
         at_least=1,
         suits=modes.TRAINS,
@@ -148,7 +143,6 @@ class RunConfig:
     )
     global_batch_size: int | None = option(
         None,
-        scope="training",
         help="Rows (labels) in a batch, over all processes; none: that of the checkpoint to load, "
         "else a power of two that follows from the rows",
         at_least=1,
@@ -157,7 +151,6 @@ class RunConfig:
     )
     valid_batch_size: int | None = option(
         None,
-        scope="training",
         help="Rows in a batch of evaluation and inference; none: as many as global_batch_size",
         at_least=1,
         needs=(*modes.EVALUATES, modes.INFERS),
@@ -166,7 +159,6 @@ class RunConfig:
     )
     grads_accumulated: int = option(
         1,
-        scope="training",
         help="Batches whose gradients are added up for one update, which is that of one batch "
         "as many times as large",
         at_least=1,
@@ -176,7 +168,6 @@ class RunConfig:
     )
     warmup_steps: int = option(
         0,
-        scope="training",
         help="Number of first steps in which the learning rate grows linearly to --lr",
         at_least=0,
         continued=True,
@@ -185,7 +176,6 @@ class RunConfig:
     )
     warmup_factor: int = option(
         0,
-        scope="training",
         help="The warm-up begins at 1 - 2**-N of --lr: with 0 near nothing",
         at_least=0,
         continued=True,
@@ -195,7 +185,6 @@ class RunConfig:
     )
     decay_start_step: int | None = option(
         None,
-        scope="training",
         help="Step after which the learning rate decays; none: after the warm-up",
         at_least=0,
         continued=True,
@@ -205,7 +194,6 @@ class RunConfig:
     )
     decay_steps: int = option(
         0,
-        scope="training",
         help="Number of steps of the polynomial decay; 0: no decay",
         at_least=0,
         continued=True,
@@ -214,7 +202,6 @@ class RunConfig:
     )
     decay_power: float = option(
         2.0,
-        scope="training",
         help="Power of the polynomial decay",
         above=0,
         continued=True,
@@ -224,7 +211,6 @@ class RunConfig:
     )
     decay_end_lr: float = option(
         0.0,
-        scope="training",
         help="Learning rate at the end of the decay",
         at_least=0,
         continued=True,
@@ -233,7 +219,6 @@ class RunConfig:
     )
     max_steps: int | None = option(
         None,
-        scope="training",
         help="Stop training after this many steps",
         at_least=1,
         none=(0, -1),
@@ -242,7 +227,6 @@ class RunConfig:
     )
     test_freq: int | None = option(
         None,
-        scope="training",
         help="Evaluate after every N steps as well as after epochs",
         at_least=1,
         none=(0,),
@@ -251,7 +235,6 @@ class RunConfig:
     )
     test_after: float = option(
         0.0,
-        scope="training",
         help="Evaluate only once this many epochs are done, such as 0.5",
         at_least=0,
         needs=({**modes.LEARNS, "eval_every": SET}, {**modes.LEARNS, "test_freq": SET}),
@@ -259,32 +242,26 @@ class RunConfig:
     )
     amp: bool = option(
         False,
-        scope="training",
         help="Mixed precision: bf16 on CPU, fp16 on GPU (flag)",
         continued=True,
     )
     loss_scale: float | None = option(
         None,
-        scope="training",
         help="Static scale of fp16 losses; none: it adapts (dynamic)",
         above=0,
         continued=True,
         needs=({"amp": SET}, {"wire_dtype": ("float16",)}, {"gradient_wire_dtype": ("float16",)}),
         limit=2.0**64,
     )
-    xla: bool = option(
-        False, scope="training", help="Compile the step with XLA (flag)", continued=True
-    )
+    xla: bool = option(False, help="Compile the step with XLA (flag)", continued=True)
     drop_remainder: bool = option(
         False,
-        scope="training",
         help="Drop the last, smaller batch of the training set (flag)",
         continued=True,
         suits=modes.TRAINS,
     )
     repeat_count: int | None = option(
         None,
-        scope="training",
         help="Go over the training set this number of times in an epoch",
         at_least=1,
         continued=True,
@@ -294,7 +271,6 @@ class RunConfig:
     )
     eval_every: int | None = option(
         1,
-        scope="training",
         help="Evaluate after every N epochs, and after the last; none (or 0): only after the last",
         at_least=1,
         none=(0,),
@@ -303,13 +279,11 @@ class RunConfig:
     )
     eval_train: bool = option(
         False,
-        scope="training",
         help="Evaluate on the training set as well (flag)",
         needs=modes.EVALUATES,
     )
     metrics: tuple[str, ...] | None = option(
         None,
-        scope="training",
         help="Metrics of evaluations, of auc, gauc, log_loss, calibration, hr@K, ndcg@K, mrr with "
         "any K, as far as the data allows them; none: those that the layout is for",
         nonempty=True,
