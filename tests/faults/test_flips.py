@@ -55,7 +55,8 @@ def write_ratings(directory: Path) -> Path:
     """Ratings of MovieLens-20M's form: 12 users with 5 events each."""
     rng = np.random.default_rng(0)
     directory.mkdir()
-    rows = [f"{user},{rng.integers(1, 20)},4,{100 + n}" for user in range(1, 13) for n in range(5)]
+    places = [(user, 10**9 + time) for user in range(1, 13) for time in range(5)]
+    rows = [f"{user},{rng.integers(1, 20)},4,{time}" for user, time in places]
     (directory / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *rows]))
     movies = [f"{movie},Title,Drama" for movie in range(1, 20)]
     (directory / "movies.csv").write_text("\n".join(["movieId,title,genres", *movies]))

@@ -30,7 +30,7 @@ def days(tmp_path: Path) -> Path:
 @pytest.fixture
 def ratings(tmp_path: Path) -> Path:
     (tmp_path / "ratings").mkdir()
-    lines = [f"{user}\t{item}\t4\t{item}\n" for user in range(1, 5) for item in range(1, 9)]
+    lines = [f"{user}\t{item}\t4\t{10**9 + item}\n" for user in range(1, 5) for item in range(1, 9)]
     (tmp_path / "ratings" / "u.data").write_text("".join(lines))
     flags = "|".join(["0"] * 18 + ["1"])
     items = "".join(f"{item}|Title|01-Jan-1995||http://x|{flags}\n" for item in range(1, 9))
