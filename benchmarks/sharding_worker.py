@@ -53,7 +53,7 @@ class Worker:
         from lookback.dataloading.histories.windows import WindowConfig
         from lookback.dataloading.parts import Part
         from lookback.embeddings.config import Sharding
-        from lookback.embeddings.types import Placement, Plan
+        from lookback.embeddings.types import Placement, ShardingPlan
         from lookback.models import MODELS
         from lookback.models.config import SIMConfig
         from lookback.training.optimizers import Optimizer
@@ -74,7 +74,7 @@ class Worker:
         self.tables = MODELS["sim"].tables(histories.schema, options)
         if world.size > 1:
             placements = tuple(Placement(t.name, "row_wise") for t in self.tables)
-            plan = Plan(world.size, tuple(self.tables), placements)
+            plan = ShardingPlan(world.size, tuple(self.tables), placements)
             sharding = Sharding("horovod", plan, config["wire_dtype"])
         tf.keras.utils.set_random_seed(0)
         self._model = MODELS["sim"](histories.schema, options, sharding)

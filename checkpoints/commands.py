@@ -66,7 +66,7 @@ class ReshardOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportOptions:
+class TableExportOptions:
     """The table, and where it goes."""
 
     scope: ClassVar[str] = "output"
@@ -225,7 +225,7 @@ def _reshard(source: Source, options: ReshardOptions) -> None:
     )
 
 
-def _export(source: Source, options: ExportOptions) -> None:
+def _export(source: Source, options: TableExportOptions) -> None:
     checkpoint = source.open()
     check_file(options.output, None, [source.checkpoint, checkpoint.path])
     tensor = f"table/{options.table}"
@@ -248,7 +248,7 @@ PROGRAM = Program(
             _reshard,
         ),
         "export-table": Command(
-            "write a table as one file", CommandLine((Source, ExportOptions)), _export
+            "write a table as one file", CommandLine((Source, TableExportOptions)), _export
         ),
     },
 )

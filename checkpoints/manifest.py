@@ -21,7 +21,7 @@ from lookback.checkpoints.ranges import contains, partition_fault
 from lookback.core.digests import is_file, read_trusted
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_object
-from lookback.core.outputs import Kind
+from lookback.core.outputs import OutputKind
 
 FORMAT = "lookback-checkpoint"
 FORMAT_VERSION = 3  # 1 had no columns; 1 and 2 had CRC-32 in place of SHA-256
@@ -263,7 +263,7 @@ def _files(path: Path) -> dict[str, int | None] | None:
         return None
 
 
-CHECKPOINT = Kind("checkpoint", MANIFEST, _files)
+CHECKPOINT = OutputKind("checkpoint", MANIFEST, _files)
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:

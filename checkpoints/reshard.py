@@ -26,7 +26,7 @@ from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
 from lookback.core.outputs import check_directory
 from lookback.embeddings.sharding import STRATEGIES, shards_of
-from lookback.embeddings.types import Placement, Plan, Shard, TableSpec
+from lookback.embeddings.types import Placement, Shard, ShardingPlan, TableSpec
 
 _SPARE = 1 << 20  # bytes: more than the manifest and the alignment of pieces take
 
@@ -69,7 +69,7 @@ def tables_of(checkpoint: Checkpoint) -> dict[str, StoredTable]:
     return {name: StoredTable(name, spec, slots[name]) for name, spec in specs.items()}
 
 
-def row_wise_plan(checkpoint: Checkpoint, ranks: int) -> Plan:
+def row_wise_plan(checkpoint: Checkpoint, ranks: int) -> ShardingPlan:
     """Every table's rows dealt out over so many ranks.
 
     Raises:
@@ -81,10 +81,10 @@ def row_wise_plan(checkpoint: Checkpoint, ranks: int) -> Plan:
         TableSpec(table.name, table.spec.row_count, table.spec.column_count)
         for table in tables_of(checkpoint).values()
     )
-    return Plan(ranks, tables, tuple(Placement(table.name, "row_wise") for table in tables))
+    return ShardingPlan(ranks, tables, tuple(Placement(table.name, "row_wise") for table in tables))
 
 
-def reshard(checkpoint: Checkpoint, plan: Plan, directory: Path) -> Path:
+def reshard(checkpoint: Checkpoint, plan: ShardingPlan, directory: Path) -> Path:
     """Writes a checkpoint anew: the files, and the rows in each, that the ranks of a plan hold.
 
     The state of a table's optimizer goes where its rows go, everything else to the first file.
@@ -141,7 +141,7 @@ def _copy(checkpoint: Checkpoint, name: str, regions: Mapping[DataFile, Region])
         file.end()
 
 
-def _regions(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[int, Region]]:
+def _regions(checkpoint: Checkpoint, plan: ShardingPlan) -> dict[str, dict[int, Region]]:
     """What each rank of the plan holds of each tensor."""
     tables = tables_of(checkpoint)
     _require_same_tables(checkpoint, tables, plan)
@@ -161,7 +161,7 @@ def _regions(checkpoint: Checkpoint, plan: Plan) -> dict[str, dict[int, Region]]
     return regions
 
 
-def _stored_shards(plan: Plan) -> dict[str, list[Shard]]:
+def _stored_shards(plan: ShardingPlan) -> dict[str, list[Shard]]:
     """The shards of each table; of those that every rank holds alike, the first."""
     shards: dict[str, list[Shard]] = {table.name: [] for table in plan.tables}
     for shard in shards_of(plan):
@@ -184,7 +184,7 @@ def _columns(table: StoredTable, shard: Shard, name: str, spec: TensorSpec) -> r
 
 
 def _require_same_tables(
-    checkpoint: Checkpoint, tables: Mapping[str, StoredTable], plan: Plan
+    checkpoint: Checkpoint, tables: Mapping[str, StoredTable], plan: ShardingPlan
 ) -> None:
     planned = {table.name: (table.rows, table.dim) for table in plan.tables}
     problems = [f"missing from the plan: {name}" for name in tables if name not in planned]

@@ -19,7 +19,7 @@ from pathlib import Path
 from lookback.core.errors import UserError
 from lookback.core.faults import naming
 from lookback.core.outputs import (
-    Kind,
+    OutputKind,
     check_apart,
     check_content,
     check_directory,
@@ -91,7 +91,7 @@ def atomic_file(
 @contextlib.contextmanager
 def atomic_directory(
     path: str | os.PathLike[str],
-    kind: Kind | None = None,
+    kind: OutputKind | None = None,
     *,
     overwrite: bool = False,
     inputs: Iterable[Path] = (),
@@ -142,7 +142,7 @@ def atomic_directory(
             print(f"replaced the {kind.name} that was at {path}", file=sys.stderr)
 
 
-def remove_directory(path: Path, kind: Kind) -> None:
+def remove_directory(path: Path, kind: OutputKind) -> None:
     """Deletes a directory of ours, at once under its name; one with anything else in it stays."""
     if not path.is_symlink() and kind.foreign(path) == []:
         with _claimed(path) as working:

@@ -33,7 +33,7 @@ FOLDER = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class OutputKind:
     """A kind of directories that we write.
 
     Attributes:
@@ -79,7 +79,7 @@ class Kind:
         return entries if record.get("kind") == self.name and isinstance(entries, dict) else None
 
 
-def write_record(directory: Path, kind: Kind) -> None:
+def write_record(directory: Path, kind: OutputKind) -> None:
     """Writes down what a directory is, and all that is in it now.
 
     Args:
@@ -100,7 +100,7 @@ def write_record(directory: Path, kind: Kind) -> None:
 
 
 def check_directory(
-    path: Path, kind: Kind | None, *, overwrite: bool = False, inputs: Iterable[Path] = ()
+    path: Path, kind: OutputKind | None, *, overwrite: bool = False, inputs: Iterable[Path] = ()
 ) -> None:
     """Checks that a directory may be written; touches nothing.
 
@@ -128,7 +128,7 @@ def check_directory(
         check_content(path, path, kind, overwrite=overwrite)
 
 
-def check_content(directory: Path, path: Path, kind: Kind | None, *, overwrite: bool) -> None:
+def check_content(directory: Path, path: Path, kind: OutputKind | None, *, overwrite: bool) -> None:
     """Checks that what is in a directory may be replaced: all of it ours, or nothing.
 
     Args:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lookback.core.errors import UserError
 
-Kind = Literal["binary", "ranking"]
+EvaluationKind = Literal["binary", "ranking"]
 """Binary: every label has a score. Ranking: a row is candidates, one of which is positive."""
 
 CATALOGUE = "_catalogue"
@@ -44,7 +44,7 @@ class EvaluationPass:
     """
 
     name: str
-    kinds: tuple[Kind, ...] = ("binary",)
+    kinds: tuple[EvaluationKind, ...] = ("binary",)
     topk: int = 10
     pieces: CandidatePieces | None = None
     candidates: int | None = None

@@ -119,7 +119,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class PlacementOptions:
     """How places are chosen, and where the plan goes."""
 
     scope: ClassVar[str] = "placement"
@@ -145,7 +145,7 @@ class Choice:
     output: Path | None = option(None, help="write the plan there, as YAML")
 
 
-def _plan(source: Tables, ranks: Ranks, step: Step, choice: Choice) -> None:
+def _plan(source: Tables, ranks: Ranks, step: Step, choice: PlacementOptions) -> None:
     topology = ranks.topology()
     tables, notes = _tables(source)
     plan = plan_tables(
@@ -228,7 +228,7 @@ def _pairs(
 
 PLAN = Command(
     "place tables on ranks",
-    CommandLine((Tables, Ranks, Step, Choice)),
+    CommandLine((Tables, Ranks, Step, PlacementOptions)),
     _plan,
     "Places embedding tables on ranks and prints what each rank would hold and exchange, or says "
     "what is missing. Sizes are written like 80GB, 40GiB or 1000000.",

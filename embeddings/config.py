@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 WIRE_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -25,7 +25,7 @@ class Sharding:
     """
 
     backend: str = "local"
-    plan: Plan | None = None
+    plan: ShardingPlan | None = None
     wire_dtype: str = "float32"
     joint: bool | None = None
 
@@ -50,7 +50,7 @@ class Sharding:
         config = dict(config)
         plan = config.pop("plan", None)
         if plan is not None:
-            plan = Plan(
+            plan = ShardingPlan(
                 ranks=plan["ranks"],
                 tables=tuple(TableSpec(**table) for table in plan["tables"]),
                 placements=tuple(

@@ -27,7 +27,7 @@ from lookback.embeddings.duplicates import distinct
 from lookback.embeddings.ids import inside
 from lookback.embeddings.shard_layout import ShardLayout
 from lookback.embeddings.sharding import STRATEGIES
-from lookback.embeddings.types import Plan
+from lookback.embeddings.types import ShardingPlan
 
 AllToAll = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 """Sends the first ``splits[0]`` rows of a tensor to rank 0, and so on: (tensor, splits) to what
@@ -77,7 +77,12 @@ class Exchange:
     """
 
     def __init__(
-        self, plan: Plan, layout: ShardLayout, rank: int, all_to_all: AllToAll, wire_dtype: tf.DType
+        self,
+        plan: ShardingPlan,
+        layout: ShardLayout,
+        rank: int,
+        all_to_all: AllToAll,
+        wire_dtype: tf.DType,
     ) -> None:
         """Prepares the exchange.
 

@@ -18,14 +18,14 @@ from lookback.embeddings.cost import (
     step_seconds,
 )
 from lookback.embeddings.planners.base import plan_costs
-from lookback.embeddings.types import Plan, Topology
+from lookback.embeddings.types import ShardingPlan, Topology
 
 _SENT = [IDS, VECTORS, GRADIENTS]
 _MOST_RANKS_LISTED = 8  # of one table, on its line
 
 
 def describe_plan(
-    plan: Plan, topology: Topology, *, batch_rows: int, optimizer: str, wire_bytes: int = 4
+    plan: ShardingPlan, topology: Topology, *, batch_rows: int, optimizer: str, wire_bytes: int = 4
 ) -> str:
     """A table of the tables, one of the ranks, and how evenly they are loaded.
 
@@ -55,7 +55,7 @@ def describe_plan(
     return "\n".join([_tables(plan, costs), "", _by_rank(total, topology), "", *summary])
 
 
-def _tables(plan: Plan, costs: Costs) -> str:
+def _tables(plan: ShardingPlan, costs: Costs) -> str:
     """One line a table; costs ``[tables, R, len(RESOURCES)]``."""
     sent = costs[:, :, _SENT].sum(axis=(1, 2))
     held = costs[:, :, MEMORY].sum(axis=1)

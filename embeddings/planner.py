@@ -10,7 +10,7 @@ from lookback.embeddings.planners import PLANNERS
 from lookback.embeddings.planners.base import Problem, needs_whole_rows
 from lookback.embeddings.refusal import refusal
 from lookback.embeddings.sharding import STRATEGIES
-from lookback.embeddings.types import Placement, Plan, TableSpec, Topology
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec, Topology
 
 
 def plan_tables(
@@ -24,7 +24,7 @@ def plan_tables(
     overrides: Mapping[str, str | Placement] | None = None,
     wire_bytes: int = 4,
     reserve_first_rank: bool = True,
-) -> Plan:
+) -> ShardingPlan:
     """Places every table.
 
     Args:

@@ -16,7 +16,7 @@ from lookback.core.files import atomic_file
 from lookback.core.yaml_files import StrictDumper, read_yaml
 from lookback.embeddings.planners.base import needs_whole_rows
 from lookback.embeddings.sharding import STRATEGIES, shards_of
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 FORMAT = "lookback-plan"
 VERSION = 1
@@ -26,7 +26,7 @@ _LARGEST = (1 << 63) - 1  # ids are int64 at most
 _PLACEMENT = {"strategy": str, "ranks": tuple[int, ...]}
 
 
-def save_plan(plan: Plan, path: str | Path, inputs: Iterable[Path] = ()) -> None:
+def save_plan(plan: ShardingPlan, path: str | Path, inputs: Iterable[Path] = ()) -> None:
     """Writes a plan as YAML; the file is whole or not there.
 
     Args:
@@ -57,7 +57,7 @@ def save_plan(plan: Plan, path: str | Path, inputs: Iterable[Path] = ()) -> None
         raise UserError(f"{path} cannot be written ({error.strerror}).") from error
 
 
-def load_plan(path: str | Path) -> Plan:
+def load_plan(path: str | Path) -> ShardingPlan:
     """Reads a plan that `save_plan`, or somebody, wrote.
 
     Args:
@@ -84,7 +84,7 @@ def load_plan(path: str | Path) -> Plan:
         tables.append(_table(name, entry, where))
         placements.append(Placement(name, **read))
     try:
-        plan = Plan(ranks, tuple(tables), tuple(placements))
+        plan = ShardingPlan(ranks, tuple(tables), tuple(placements))
         shards_of(plan)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
@@ -109,7 +109,7 @@ def load_tables(path: str | Path, dim: int | None = None) -> list[TableSpec]:
 
 
 def check_plan(
-    plan: Plan, tables: Sequence[TableSpec], ranks: int, *, optimizer: str | None = None
+    plan: ShardingPlan, tables: Sequence[TableSpec], ranks: int, *, optimizer: str | None = None
 ) -> None:
     """Checks that a plan is one for these tables and this world size.
 

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lookback.embeddings.sharding import STRATEGIES, shards_of
-from lookback.embeddings.types import Plan, Shard
+from lookback.embeddings.types import Shard, ShardingPlan
 
 _INT32_MAX = (1 << 31) - 1
 
@@ -61,7 +61,7 @@ class ShardLayout:
       bases: for each rank, the number on the wire at which each exchanged group begins.
     """
 
-    def __init__(self, plan: Plan, *, joint: bool = True) -> None:
+    def __init__(self, plan: ShardingPlan, *, joint: bool = True) -> None:
         """Lays a plan out.
 
         Args:

@@ -204,7 +204,7 @@ class Placement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ShardingPlan:
     """Where every row of every table lies.
 
     `embeddings.sharding.shards_of` gives its shards.

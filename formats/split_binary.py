@@ -23,7 +23,7 @@ from lookback.formats.tabular_files import ROW_GROUP
 from lookback.formats.tabular_rows import (
     Array,
     Place,
-    Rows,
+    TabularRows,
     check_ids,
     check_label,
     check_numbers,
@@ -98,7 +98,7 @@ class SplitBinaryDataset:
                 return True
         return False
 
-    def read(self, split: str, block: int, begin: int, rows: Rows) -> None:
+    def read(self, split: str, block: int, begin: int, rows: TabularRows) -> None:
         """Fills `rows` with a block's rows from number `begin` on.
 
         Raises:
@@ -127,7 +127,11 @@ class SplitBinaryDataset:
 
 
 def write_split(
-    directory: Path, pieces: Iterable[Rows], cardinalities: Mapping[str, int], *, numbers: bool
+    directory: Path,
+    pieces: Iterable[TabularRows],
+    cardinalities: Mapping[str, int],
+    *,
+    numbers: bool,
 ) -> None:
     """Writes the files of a split.
 

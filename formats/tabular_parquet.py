@@ -28,7 +28,7 @@ from lookback.formats.schema import read_schema
 from lookback.formats.tabular_rows import (
     Array,
     Place,
-    Rows,
+    TabularRows,
     check_ids,
     check_label,
     check_numbers,
@@ -111,7 +111,7 @@ class TabularDataset:
         groups = ((block.file, block.group) for block in self._blocks[split])
         return both_classes(groups, self.features.label)
 
-    def read(self, split: str, block: int, begin: int, rows: Rows) -> None:
+    def read(self, split: str, block: int, begin: int, rows: TabularRows) -> None:
         """Fills `rows` with a row group's rows from number `begin` on.
 
         Raises:

@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class TabularRows:
     """B rows.
 
     Attributes:
@@ -32,7 +32,7 @@ class Rows:
     categorical: Array
 
     @classmethod
-    def empty(cls, rows: int, features: TabularFeatures) -> Rows:
+    def empty(cls, rows: int, features: TabularFeatures) -> TabularRows:
         """Room for `rows` rows, their values undefined."""
         return cls(
             np.empty((rows, 1), np.float32),
@@ -43,15 +43,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def between(self, begin: int, end: int) -> Rows:
+    def between(self, begin: int, end: int) -> TabularRows:
         """Rows begin to end, not copied."""
-        return Rows(*(part[begin:end] for part in self._parts()))
+        return TabularRows(*(part[begin:end] for part in self._parts()))
 
-    def take(self, index: Array) -> Rows:
+    def take(self, index: Array) -> TabularRows:
         """The rows of an index ``[B']``, copied."""
-        return Rows(*(part.take(index, axis=0) for part in self._parts()))
+        return TabularRows(*(part.take(index, axis=0) for part in self._parts()))
 
-    def fill(self, begin: int, rows: Rows) -> None:
+    def fill(self, begin: int, rows: TabularRows) -> None:
         """Copies `rows` here, from row `begin` on."""
         for own, other in zip(self._parts(), rows._parts(), strict=True):
             own[begin : begin + len(rows)] = other
@@ -88,7 +88,7 @@ class TabularData(Protocol):
     def both_classes(self, split: str) -> bool:
         """Whether a split has labels of both classes; reads no further than it must to know."""
 
-    def read(self, split: str, block: int, begin: int, rows: Rows) -> None:
+    def read(self, split: str, block: int, begin: int, rows: TabularRows) -> None:
         """Fills `rows` with a block's rows from number `begin` on; called by several threads.
 
         Raises:

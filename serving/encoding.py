@@ -29,7 +29,7 @@ class Encoder(Protocol):
         """Encodes ids ``[N]``; raises ValueError, saying what is wrong with them."""
 
 
-class Vocabulary:
+class VocabularyEncoder:
     """The raw ids that a workflow knows of one feature.
 
     Args:
@@ -47,7 +47,7 @@ class Vocabulary:
         return len(self._index)
 
     @classmethod
-    def read(cls, path: Path, feature: str) -> Vocabulary:
+    def read(cls, path: Path, feature: str) -> VocabularyEncoder:
         """Reads a file that NVTabular's Categorify wrote.
 
         Args:

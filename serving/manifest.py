@@ -30,7 +30,7 @@ from lookback.core.digests import digest_of, is_file, read_trusted
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_object, read_json
 from lookback.core.manifests import FILES, entries_of, fault_of, is_whole, sealed
-from lookback.core.outputs import FOLDER, Kind
+from lookback.core.outputs import FOLDER, OutputKind
 
 FORMAT = "lookback-bundle"
 FORMAT_VERSION = 2
@@ -223,7 +223,7 @@ def _entries(directory: Path) -> dict[str, int | None] | None:
     return {**sizes, EMPTY_DIRECTORY: FOLDER}
 
 
-BUNDLE = Kind("bundle", MANIFEST_FILE, _entries)
+BUNDLE = OutputKind("bundle", MANIFEST_FILE, _entries)
 
 
 def require_same_workflow(manifest: Manifest, export_dir: Path, dataset_dir: Path) -> None:

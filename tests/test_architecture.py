@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import functools
 import re
 import subprocess
@@ -380,3 +381,14 @@ def test_the_longest_tests_are_named_as_they_are() -> None:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LONGEST"
     )
     assert [name for name in longest if not (ROOT / "tests" / name).is_file()] == []
+
+
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    places = collections.defaultdict(list)
+    for path in sources():
+        if _relative(path).startswith("benchmarks/"):
+            continue  # baselines and contenders are called as what they are compared with
+        for node in parse(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(_relative(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

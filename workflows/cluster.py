@@ -53,7 +53,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResourcePlan:
     """How a run is cut to the machine.
 
     Attributes:
@@ -75,7 +75,7 @@ def make_plan(
     workers: int | None = None,
     memory: int | None = None,
     partition_events: int | None = None,
-) -> Plan:
+) -> ResourcePlan:
     """Chooses workers and partition size.
 
     Args:
@@ -106,7 +106,7 @@ def make_plan(
     partitions = max(1, -(-lines // partition_events))
     if workers and lines > MIN_PARTITION_EVENTS * workers:
         partitions = max(partitions, workers)
-    return Plan(workers, memory, partition_events, partitions)
+    return ResourcePlan(workers, memory, partition_events, partitions)
 
 
 class Runner:

@@ -80,7 +80,7 @@ class WorkflowChoice:
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class DatasetExportOptions:
     """What is exported as what."""
 
     scope = "what to read"
@@ -163,7 +163,7 @@ def _generate(choice: GeneratorChoice, target: OutputOptions, *options: Any) -> 
     GENERATORS[choice.dataset].generate(target.output, target.overwrite, *options)
 
 
-def _export(asked: ExportOptions, target: OutputOptions, checks: DatasetChecks) -> None:
+def _export(asked: DatasetExportOptions, target: OutputOptions, checks: DatasetChecks) -> None:
     export = DATASET_TYPES[asked.dataset_type]
     _say(checks.begin(asked.input))
     rows = export(
@@ -226,7 +226,7 @@ PROGRAM = Program(
         "export": Command(
             "dataset to the layout of other tools",
             CommandLine(
-                (ExportOptions, OutputOptions, DatasetChecks),
+                (DatasetExportOptions, OutputOptions, DatasetChecks),
                 choices={"dataset_type": sorted(DATASET_TYPES)},
             ),
             _export,

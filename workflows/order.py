@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lookback.core.options import options_of
-from lookback.workflows.cluster import Plan
+from lookback.workflows.cluster import ResourcePlan
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.output import Output
 
@@ -20,7 +20,7 @@ OptionsT = TypeVar("OptionsT", bound=DatasetOptions)
 
 
 @dataclasses.dataclass(frozen=True)
-class Order(Generic[ReaderT, OptionsT]):
+class WorkflowOrder(Generic[ReaderT, OptionsT]):
     """What is to be made of which input.
 
     Attributes:
@@ -62,5 +62,5 @@ class Report:
     """
 
     directory: Path
-    plan: Plan
+    plan: ResourcePlan
     metadata: Mapping[str, Any]

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
-from lookback.core.outputs import FULL, Kind, check_directory
+from lookback.core.outputs import FULL, OutputKind, check_directory
 
-DATASET = Kind("dataset")
-WORKFLOW = Kind("saved workflow")
-RAW = Kind("set of generated files")
-SPLIT_BINARY = Kind("set of split_binary files")
+DATASET = OutputKind("dataset")
+WORKFLOW = OutputKind("saved workflow")
+RAW = OutputKind("set of generated files")
+SPLIT_BINARY = OutputKind("set of split_binary files")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Output:
     """
 
     path: Path
-    kind: Kind
+    kind: OutputKind
     overwrite: bool
     inputs: tuple[Path, ...]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from lookback.core.errors import UserError, shown
 from lookback.core.options import options_of
-from lookback.core.outputs import Kind as OutputKind
+from lookback.core.outputs import OutputKind as OutputKind
 from lookback.workflows import DATASETS, TABULAR_DATASETS
 from lookback.workflows.histories.reader import HistoryOptions
 from lookback.workflows.options import DatasetOptions
-from lookback.workflows.order import Log, Order, Report
+from lookback.workflows.order import Log, Report, WorkflowOrder
 from lookback.workflows.output import DATASET, WORKFLOW, Output
 from lookback.workflows.saved import (
     OPTIONS_FILE,
@@ -26,7 +26,7 @@ from lookback.workflows.saved import (
     saved_workflow,
     verify_workflow,
 )
-from lookback.workflows.tabular.reader import TabularOptions
+from lookback.workflows.tabular.reader import TabularDatasetOptions
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class DataKind:
 
 KINDS = (
     DataKind(DATASETS, HistoryOptions, "lookback.workflows.histories.pipeline"),
-    DataKind(TABULAR_DATASETS, TabularOptions, "lookback.workflows.tabular.pipeline"),
+    DataKind(TABULAR_DATASETS, TabularDatasetOptions, "lookback.workflows.tabular.pipeline"),
 )
 
 
@@ -236,7 +236,7 @@ def _order(
     target: Output,
     log: Log,
     progress: bool,
-) -> Order[Any, Any]:
+) -> WorkflowOrder[Any, Any]:
     """The order; its input is the first thing that the output keeps apart from."""
     reader, options = kind.read(name, given)
-    return Order(name, reader, options, target.inputs[0], target, log, progress)
+    return WorkflowOrder(name, reader, options, target.inputs[0], target, log, progress)

@@ -15,16 +15,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-class State(enum.Enum):
+class Presence(enum.Enum):
     """What another option must be."""
 
     SET = "with"
     UNSET = "without"
 
 
-SET, UNSET = State.SET, State.UNSET
+SET, UNSET = Presence.SET, Presence.UNSET
 
-Condition = Mapping[str, State | tuple[str, ...]]
+Condition = Mapping[str, Presence | tuple[str, ...]]
 """Other options -> what they must be, or one of which values."""
 
 Needs = Condition | Sequence[Condition]
@@ -60,13 +60,13 @@ def _first_unmet(condition: Condition, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _holds(value: Any, wanted: State | tuple[str, ...]) -> bool:
+def _holds(value: Any, wanted: Presence | tuple[str, ...]) -> bool:
     if isinstance(wanted, tuple):
         return value in wanted
     return bool(value) == (wanted is SET)
 
 
-def _said(name: str, wanted: State | tuple[str, ...]) -> str:
+def _said(name: str, wanted: Presence | tuple[str, ...]) -> str:
     if not isinstance(wanted, tuple):
         return f"{wanted.value} --{name}"
     *others, last = wanted

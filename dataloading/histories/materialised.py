@@ -50,7 +50,7 @@ from lookback.formats.materialised import (
 _DECODE_ROWS = 8192
 
 Array = npt.NDArray[Any]
-Rows = dict[str, Array]
+ColumnArrays = dict[str, Array]
 _T = TypeVar("_T")
 
 
@@ -152,7 +152,7 @@ class MaterialisedDataset:
         negatives: bool = True,
         shuffle_buffer: int = 65536,
         prefetch: int = 4,
-    ) -> Iterator[tuple[Rows, npt.NDArray[np.float32]]]:
+    ) -> Iterator[tuple[ColumnArrays, npt.NDArray[np.float32]]]:
         """Yields the batches of one epoch, always the same ones for the same arguments.
 
         To shuffle, row groups are permuted, the rows in this order are cut into blocks of
@@ -201,14 +201,16 @@ class MaterialisedDataset:
             groups = [groups[i] for i in order]
             first_block = start // shuffle_buffer
             pieces = _read_ahead(self._pieces(groups, first_block * shuffle_buffer, negatives), 2)
-            blocks: Iterator[Rows] = _shuffled(
+            blocks: Iterator[ColumnArrays] = _shuffled(
                 pieces, shuffle_buffer, end, seed, epoch, first_block, start
             )
         else:
             blocks = _read_ahead(self._pieces(groups, start, negatives), 2)
         return _read_ahead(_batched(blocks, batch_size, end - start), prefetch)
 
-    def _pieces(self, groups: list[RowGroup], first_row: int, negatives: bool) -> Iterator[Rows]:
+    def _pieces(
+        self, groups: list[RowGroup], first_row: int, negatives: bool
+    ) -> Iterator[ColumnArrays]:
         """Decodes row groups piece by piece, from row `first_row` of their concatenation on."""
         names = self._columns
         columns = [names.label, *names.user, *names.target, *names.history]
@@ -230,10 +232,12 @@ class MaterialisedDataset:
                         yield self._decode(piece.slice(dropped), where, negatives)
                     row += piece.num_rows
 
-    def _decode(self, piece: pa.RecordBatch, where: tuple[Path, int], negatives: bool) -> Rows:
+    def _decode(
+        self, piece: pa.RecordBatch, where: tuple[Path, int], negatives: bool
+    ) -> ColumnArrays:
         """Checks a piece and turns it into a batch of its rows (`where`: file and first row)."""
         names, T, S = self._columns, self._max_seq_length, self._short_seq_length
-        rows: Rows = {"label": _label(piece, names.label, where)}
+        rows: ColumnArrays = {"label": _label(piece, names.label, where)}
         for feature, name in zip(self._user, names.user, strict=True):
             rows[feature] = self._ids(piece, name, feature, where)
         for feature, name in zip(self._item, names.target, strict=True):
@@ -287,7 +291,7 @@ class MaterialisedDataset:
         )
 
     def _check_padding(
-        self, rows: Rows, names: Columns, where: tuple[Path, int], negatives: bool
+        self, rows: ColumnArrays, names: Columns, where: tuple[Path, int], negatives: bool
     ) -> None:
         """Raises unless zeros stand on the left only, alike in all features; blanks negatives."""
         mask = rows[history_name(self._item[0])] > 0  # [B, T]
@@ -396,14 +400,14 @@ def _pad_left(values: Array, offsets: Array, slots: int) -> Array:
 
 
 def _shuffled(
-    pieces: Iterator[Rows],
+    pieces: Iterator[ColumnArrays],
     size: int,
     end: int,
     seed: int,
     epoch: int,
     first_block: int,
     start: int,
-) -> Iterator[Rows]:
+) -> Iterator[ColumnArrays]:
     """Regroups pieces into blocks of `size` rows and permutes each.
 
     Args:
@@ -429,15 +433,17 @@ def _shuffled(
 
 
 def _batched(
-    blocks: Iterator[Rows], size: int, total: int
-) -> Iterator[tuple[Rows, npt.NDArray[np.float32]]]:
+    blocks: Iterator[ColumnArrays], size: int, total: int
+) -> Iterator[tuple[ColumnArrays, npt.NDArray[np.float32]]]:
     """Cuts `total` rows into batches of features and labels."""
     for rows in _regrouped(blocks, size, total):
         labels = rows.pop("label")
         yield rows, labels
 
 
-def _regrouped(pieces: Iterator[Rows], size: int, total: int | None = None) -> Iterator[Rows]:
+def _regrouped(
+    pieces: Iterator[ColumnArrays], size: int, total: int | None = None
+) -> Iterator[ColumnArrays]:
     """Regroups rows into pieces of `size` (the last may be smaller), up to `total` rows.
 
     Each row is copied once, into an array made for its new piece, whatever the sizes.
@@ -445,7 +451,7 @@ def _regrouped(pieces: Iterator[Rows], size: int, total: int | None = None) -> I
     if total == 0:
         return
     left = total
-    gathered: list[Rows] = []
+    gathered: list[ColumnArrays] = []
     count = 0
     for piece in pieces:
         rows = len(next(iter(piece.values())))
@@ -467,7 +473,7 @@ def _regrouped(pieces: Iterator[Rows], size: int, total: int | None = None) -> I
         yield _joined(gathered)
 
 
-def _joined(parts: list[Rows]) -> Rows:
+def _joined(parts: list[ColumnArrays]) -> ColumnArrays:
     # Always a copy: a part may be a view of a decoded buffer, which must be free to go.
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

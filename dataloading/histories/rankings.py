@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from lookback.dataloading.evaluations import LeftOut
 from lookback.dataloading.histories.resident import Histories
-from lookback.dataloading.histories.windows import Features, WindowBuilder
+from lookback.dataloading.histories.windows import FeatureTensors, WindowBuilder
 from lookback.dataloading.known_items import Catalogue, KnownItems
 
 _SCORES_AT_A_TIME = 1 << 14  # of a process: with 100 slots of 64 numbers 400 MB for a layer
@@ -77,7 +77,7 @@ class CatalogueRankings:
         self._ranked[split] = tf.constant(ranked, tf.int64)
         return len(ranked), LeftOut(self._windows.unknown_targets(split)) + left_out
 
-    def batch(self, split: str, places: tf.Tensor) -> tuple[Features, tf.Tensor, tf.Tensor]:
+    def batch(self, split: str, places: tf.Tensor) -> tuple[FeatureTensors, tf.Tensor, tf.Tensor]:
         """The whole catalogue for each of some samples.
 
         Args:

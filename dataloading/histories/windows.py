@@ -24,7 +24,7 @@ from lookback.formats.vocabulary import FIRST_KNOWN
 NEGATIVES = ("popularity", "uniform")
 SPLITS = ("train", "validation", "test")
 
-Features = dict[str, tf.Tensor]
+FeatureTensors = dict[str, tf.Tensor]
 Int64 = npt.NDArray[np.int64]
 
 
@@ -218,7 +218,7 @@ class WindowBuilder:
         step: tf.Tensor | int,
         batch_size: int,
         part: Part = WHOLE,
-    ) -> tuple[Features, tf.Tensor]:
+    ) -> tuple[FeatureTensors, tf.Tensor]:
         """The training batch of (seed, epoch, step), the same on every call and machine.
 
         Args:
@@ -262,7 +262,7 @@ class WindowBuilder:
         batch_size: int,
         negatives: int = 1,
         part: Part = WHOLE,
-    ) -> tuple[Features, tf.Tensor]:
+    ) -> tuple[FeatureTensors, tf.Tensor]:
         """A batch of a split in its own order, with negatives that depend on `seed` alone.
 
         Args:
@@ -298,7 +298,7 @@ class WindowBuilder:
         """Whose samples ``[B]`` of a split are: numbers of users, everybody's counted."""
         return self._shard.global_numbers(self._targets(split, numbers)[0])
 
-    def positives(self, split: str, numbers: tf.Tensor) -> tuple[tf.Tensor, Features]:
+    def positives(self, split: str, numbers: tf.Tensor) -> tuple[tf.Tensor, FeatureTensors]:
         """Samples ``[B]`` of a split by number, without negatives.
 
         Returns:
@@ -338,7 +338,7 @@ class WindowBuilder:
         key: tuple[int, str, tf.Tensor],
         candidates: int,
         auxiliary: bool = True,
-    ) -> tuple[Features, tf.Tensor]:
+    ) -> tuple[FeatureTensors, tf.Tensor]:
         T, S = self._config.max_seq_length, self._config.short_seq_length
         begin = tf.gather(self._offsets, user)  # [B]
         target = begin + position  # [B]
@@ -346,7 +346,7 @@ class WindowBuilder:
         valid = slots >= tf.expand_dims(begin, 1)  # [B, T]
         slots = tf.maximum(slots, 0)
         drawn = self._draw_rows(key, "candidates", numbers, candidates - 1)  # [B, C - 1]
-        features: Features = {name: tf.gather(v, user) for name, v in self._users.items()}
+        features: FeatureTensors = {name: tf.gather(v, user) for name, v in self._users.items()}
         for name, values in self._items.items():
             positive = tf.expand_dims(tf.gather(values, target), 1)  # [B, 1]
             features[name] = tf.concat([positive, tf.gather(self._pool[name], drawn)], 1)  # [B, C]

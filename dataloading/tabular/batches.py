@@ -6,8 +6,8 @@ import collections
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from lookback.dataloading.tabular.order import Order, Window
-from lookback.formats.tabular_rows import Rows, TabularData
+from lookback.dataloading.tabular.order import BatchOrder, Window
+from lookback.formats.tabular_rows import TabularData, TabularRows
 from lookback.formats.tabular_schema import TabularFeatures
 
 THREADS = 2
@@ -24,11 +24,11 @@ WINDOWS_AHEAD = 3
 def read_batches(
     data: TabularData,
     split: str,
-    order: Order,
+    order: BatchOrder,
     *,
     prefetch: int = PREFETCH,
     threads: int = THREADS,
-) -> Generator[Rows, None, None]:
+) -> Generator[TabularRows, None, None]:
     """Yields this process's share of each batch of an order.
 
     Threads decode windows and put batches together, both in the order in which they are needed.
@@ -49,7 +49,7 @@ def read_batches(
       UserError: as `TabularData.read`, where the first batch that needs the rows would have come.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="tabular")
-    ready: collections.deque[Future[Rows]] = collections.deque()
+    ready: collections.deque[Future[TabularRows]] = collections.deque()
     try:
         windows = _Windows(pool, data, split, order)
         for counts in order.batches():
@@ -68,20 +68,20 @@ def read_batches(
 class _WindowRange:
     """Rows begin to end of a window that is, or will be, decoded."""
 
-    def __init__(self, window: Future[Rows], begin: int, end: int) -> None:
+    def __init__(self, window: Future[TabularRows], begin: int, end: int) -> None:
         self.window, self.begin, self.end = window, begin, end
 
-    def rows(self) -> Rows:
+    def rows(self) -> TabularRows:
         return self.window.result().between(self.begin, self.end)
 
 
 class _Windows:
     """Has windows decoded in time, and hands out their rows lane by lane."""
 
-    def __init__(self, pool: ThreadPoolExecutor, data: TabularData, split: str, order: Order):
+    def __init__(self, pool: ThreadPoolExecutor, data: TabularData, split: str, order: BatchOrder):
         self._pool, self._data, self._split, self._order = pool, data, split, order
         self._waiting = collections.deque(order.windows())
-        self._decoding: dict[int, collections.deque[tuple[Window, Future[Rows]]]] = (
+        self._decoding: dict[int, collections.deque[tuple[Window, Future[TabularRows]]]] = (
             collections.defaultdict(collections.deque)
         )
         self._used: dict[int, int] = collections.defaultdict(int)
@@ -113,9 +113,9 @@ class _Windows:
             self._ahead += 1
 
 
-def _decode(data: TabularData, split: str, order: Order, window: Window) -> Rows:
+def _decode(data: TabularData, split: str, order: BatchOrder, window: Window) -> TabularRows:
     """The rows of a window that this process uses, in the order in which it does."""
-    rows = Rows.empty(window.end - window.begin, data.features)
+    rows = TabularRows.empty(window.end - window.begin, data.features)
     place = 0
     for piece in order.pieces(window):
         end = place + piece.end - piece.begin
@@ -127,11 +127,11 @@ def _decode(data: TabularData, split: str, order: Order, window: Window) -> Rows
     )
 
 
-def _joined(parts: list[_WindowRange], features: TabularFeatures) -> Rows:
+def _joined(parts: list[_WindowRange], features: TabularFeatures) -> TabularRows:
     """One batch's rows."""
     if len(parts) == 1:
         return parts[0].rows()
-    batch = Rows.empty(sum(part.end - part.begin for part in parts), features)
+    batch = TabularRows.empty(sum(part.end - part.begin for part in parts), features)
     place = 0
     for part in parts:
         batch.fill(place, part.rows())

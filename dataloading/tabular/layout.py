@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TabularOptions(ClickOptions):
+class TabularLayoutOptions(ClickOptions):
     """Options that only models over rows have; names and defaults are seeds 002's and 004's."""
 
     dataset_subset: float | None = option(
@@ -41,7 +41,7 @@ class TabularOptions(ClickOptions):
 class TabularLayout(Layout):
     """See the module."""
 
-    options_class = TabularOptions
+    options_class = TabularLayoutOptions
     reads = "rows of numbers and ids (tabular data)"
 
     def found_in(self, directory: Path) -> str | None:
@@ -52,7 +52,7 @@ class TabularLayout(Layout):
         self,
         directory: Path,
         batches: BatchOptions,
-        options: TabularOptions,
+        options: TabularLayoutOptions,
         model: object,
         world: World,
     ) -> BatchSource:
@@ -72,13 +72,15 @@ class TabularLayout(Layout):
             subset=options.dataset_subset,
         )
 
-    def training_rows(self, directory: Path, options: TabularOptions, model: object) -> int:
+    def training_rows(self, directory: Path, options: TabularLayoutOptions, model: object) -> int:
         """Those of the training set, or of the part of it that is wanted."""
         from lookback.dataloading.tabular.source import open_tabular
 
         return int(open_tabular(directory).num_rows("train") * (options.dataset_subset or 1))
 
-    def identity(self, directory: Path, options: TabularOptions, ranks: int) -> dict[str, Any]:
+    def identity(
+        self, directory: Path, options: TabularLayoutOptions, ranks: int
+    ) -> dict[str, Any]:
         """The content, or of files without a hash their sizes."""
         if is_tabular(directory):
             return {"dataset": read_tabular_info(directory)["content_hash"]}

@@ -81,7 +81,7 @@ class Window:
     rows: int
 
 
-class Order:
+class BatchOrder:
     """The order of one pass over a split, as one process sees it.
 
     Args:

@@ -16,12 +16,12 @@ from lookback.core.manifests import WHOLLY, Verification
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, BatchSource
 from lookback.dataloading.tabular.batches import PREFETCH, THREADS, read_batches
-from lookback.dataloading.tabular.order import LANES, WINDOW, Order, Shuffle
+from lookback.dataloading.tabular.order import LANES, WINDOW, BatchOrder, Shuffle
 from lookback.formats.dataset_info import is_tabular
 from lookback.formats.description import is_split_binary
 from lookback.formats.split_binary import SplitBinaryDataset
 from lookback.formats.tabular_parquet import TabularDataset
-from lookback.formats.tabular_rows import Rows, TabularData
+from lookback.formats.tabular_rows import TabularData, TabularRows
 from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL
 
 
@@ -148,7 +148,7 @@ class TabularSource(BatchSource):
     def eval_feeds(self, split: str) -> Iterator[Any]:
         """Feeds: arrays of features, and labels, in file order."""
         self._data.num_rows(split)  # raises if there is no such split
-        order = Order(self._data.blocks(split), self._eval_batch_size, part=self._part)
+        order = BatchOrder(self._data.blocks(split), self._eval_batch_size, part=self._part)
         batches = read_batches(
             self._data, split, order, prefetch=self._prefetch_test, threads=self._threads
         )
@@ -173,8 +173,8 @@ class TabularSource(BatchSource):
                 column.extend(more.tolist())
         return columns
 
-    def _order(self, epoch: int, first_step: int) -> Order:
-        return Order(
+    def _order(self, epoch: int, first_step: int) -> BatchOrder:
+        return BatchOrder(
             self._data.blocks("train"),
             self._batch_size,
             rows=self._rows,
@@ -184,7 +184,7 @@ class TabularSource(BatchSource):
             first_step=first_step,
         )
 
-    def _cut(self, order: Order, step: int, rows: Rows) -> list[Any]:
+    def _cut(self, order: BatchOrder, step: int, rows: TabularRows) -> list[Any]:
         """The micro-batches of a share: cut where those of the whole batch would be."""
         parts = [
             self._part.cut(number, self._micro_batches) for number in range(self._micro_batches)
@@ -211,5 +211,5 @@ def open_tabular(directory: str | Path, verification: Verification = WHOLLY) -> 
     return TabularDataset(directory, verification)
 
 
-def _feed(rows: Rows) -> Batch:
+def _feed(rows: TabularRows) -> Batch:
     return {NUMERICAL: rows.numerical, CATEGORICAL: rows.categorical}, rows.labels

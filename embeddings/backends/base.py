@@ -12,7 +12,7 @@ import tensorflow as tf
 from lookback.embeddings.config import Sharding
 from lookback.embeddings.duplicates import sum_duplicates
 from lookback.embeddings.initializers import fill_rows
-from lookback.embeddings.types import Plan, Shard, TableSpec
+from lookback.embeddings.types import Shard, ShardingPlan, TableSpec
 
 Gradients = dict[str, tf.IndexedSlices]
 
@@ -161,7 +161,7 @@ class Backend(abc.ABC):
         rows, values = sum_duplicates(gradient, self._variables[name].shape[0])
         return tf.IndexedSlices(values, rows, gradient.dense_shape)
 
-    def _plan_of(self, ranks: int) -> Plan:
+    def _plan_of(self, ranks: int) -> ShardingPlan:
         """The plan, which a backend of several processes needs.
 
         Args:

@@ -26,7 +26,7 @@ from lookback.embeddings.config import Sharding
 from lookback.embeddings.initializers import fill_rows
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.sharding.base import Strategy
-from lookback.embeddings.types import Plan, TableSpec
+from lookback.embeddings.types import ShardingPlan, TableSpec
 
 _HOW = "use `--backend horovod`, which holds the same plan and checkpoints"
 
@@ -157,7 +157,7 @@ def _spread(
     return tf.gather(vectors, places), gradient
 
 
-def _modes(plan: Plan) -> dict[str, str]:
+def _modes(plan: ShardingPlan) -> dict[str, str]:
     """SOK's mode of each table."""
     modes: dict[str, str] = {}
     for placement in plan.placements:

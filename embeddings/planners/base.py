@@ -12,7 +12,13 @@ import numpy as np
 
 from lookback.embeddings.cost import MEMORY, Costs, Workload
 from lookback.embeddings.sharding import STRATEGIES
-from lookback.embeddings.types import OPTIMIZER_STATE, WEIGHT_BYTES, Placement, Plan, TableSpec
+from lookback.embeddings.types import (
+    OPTIMIZER_STATE,
+    WEIGHT_BYTES,
+    Placement,
+    ShardingPlan,
+    TableSpec,
+)
 
 _MOST_CHOICES = 16  # of one strategy for one table; ranks alike but for their load come in order
 
@@ -84,10 +90,10 @@ class Problem:
         """What a placement costs each rank: ``[R, len(RESOURCES)]``."""
         return STRATEGIES[placement.strategy].cost(table, placement, self.workload)
 
-    def plan(self, placements: Mapping[str, Placement]) -> Plan:
+    def plan(self, placements: Mapping[str, Placement]) -> ShardingPlan:
         """The plan with these placements, by table name."""
         chosen = tuple(placements[table.name] for table in self.tables)
-        return Plan(self.ranks, self.tables, chosen)
+        return ShardingPlan(self.ranks, self.tables, chosen)
 
     def with_topology(self, **changes: float | None) -> Problem:
         """The same tables on other ranks.
@@ -115,15 +121,15 @@ class Planner(abc.ABC):
     """Names of the strategies that it can choose."""
 
     @abc.abstractmethod
-    def plan(self, problem: Problem) -> Plan | None:
+    def plan(self, problem: Problem) -> ShardingPlan | None:
         """A plan in which no rank holds more than its memory; None if none was found."""
 
-    def pack(self, problem: Problem) -> Plan | None:
+    def pack(self, problem: Problem) -> ShardingPlan | None:
         """Like `plan`, but quick: with an eye on memory alone."""
         return self.plan(problem)
 
 
-def plan_costs(plan: Plan, workload: Workload) -> Costs:
+def plan_costs(plan: ShardingPlan, workload: Workload) -> Costs:
     """What each table of a plan costs each rank.
 
     Args:
@@ -140,7 +146,7 @@ def plan_costs(plan: Plan, workload: Workload) -> Costs:
     return np.stack(costs)
 
 
-def fullest_rank(plan: Plan, workload: Workload) -> tuple[int, float]:
+def fullest_rank(plan: ShardingPlan, workload: Workload) -> tuple[int, float]:
     """The rank that holds most, and how many bytes.
 
     Args:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lookback.embeddings.cost import MEMORY, RESOURCES, Costs, busy_seconds
 from lookback.embeddings.planners.base import Planner, Problem
 from lookback.embeddings.sharding import STRATEGIES
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 _MOST_SWEEPS = 20  # over all tables; in practice two or three find nothing more to improve
 _MOST_SWAPS = 4096  # that are looked at in one sweep; 26 tables have 325
@@ -33,7 +33,7 @@ class CostSearch(Planner):
 
     strategies = tuple(STRATEGIES)
 
-    def plan(self, problem: Problem) -> Plan | None:
+    def plan(self, problem: Problem) -> ShardingPlan | None:
         """Greedy, then better; see the class."""
         search = _Search(problem)
         by_size = sorted(problem.tables, key=problem.bytes, reverse=True)
@@ -47,7 +47,7 @@ class CostSearch(Planner):
                 return problem.plan(search.placements)
         return None
 
-    def pack(self, problem: Problem) -> Plan | None:
+    def pack(self, problem: Problem) -> ShardingPlan | None:
         """Largest first, each where the fullest rank stays emptiest."""
         search = _Search(problem)
         by_size = sorted(problem.tables, key=problem.bytes, reverse=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lookback.embeddings.cost import MEMORY
 from lookback.embeddings.planners.base import Planner, Problem
-from lookback.embeddings.types import Placement, Plan
+from lookback.embeddings.types import Placement, ShardingPlan
 
 
 class LargestFirst(Planner):
@@ -21,7 +21,7 @@ class LargestFirst(Planner):
 
     strategies = ("table_wise",)
 
-    def plan(self, problem: Problem) -> Plan | None:
+    def plan(self, problem: Problem) -> ShardingPlan | None:
         """Places table by table; never takes a step back."""
         used = np.zeros(problem.ranks)
         count = np.zeros(problem.ranks, int)

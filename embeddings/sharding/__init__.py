@@ -10,7 +10,7 @@ from lookback.embeddings.sharding.column_wise import ColumnWise
 from lookback.embeddings.sharding.data_parallel import DataParallel
 from lookback.embeddings.sharding.row_wise import RowWise
 from lookback.embeddings.sharding.table_wise import TableWise
-from lookback.embeddings.types import Plan, Shard
+from lookback.embeddings.types import Shard, ShardingPlan
 
 STRATEGIES: Mapping[str, Strategy] = {
     "data_parallel": DataParallel(),
@@ -20,7 +20,7 @@ STRATEGIES: Mapping[str, Strategy] = {
 }
 
 
-def shards_of(plan: Plan) -> tuple[Shard, ...]:
+def shards_of(plan: ShardingPlan) -> tuple[Shard, ...]:
     """All shards of a plan, table by table.
 
     Raises:

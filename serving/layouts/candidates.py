@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lookback.formats.vocabulary import FIRST_KNOWN
-from lookback.serving.encoding import Encoder, Int32, Vocabulary
+from lookback.serving.encoding import Encoder, Int32, VocabularyEncoder
 from lookback.serving.requests import RequestError, attempt, check_keys, is_list
 
 CANDIDATES = "candidates"
@@ -87,7 +87,7 @@ def known(encoder: Encoder, ids: Int32) -> tuple[bool, ...] | None:
       encoder: of the items.
       ids: that it gave.
     """
-    return tuple((ids >= FIRST_KNOWN).tolist()) if isinstance(encoder, Vocabulary) else None
+    return tuple((ids >= FIRST_KNOWN).tolist()) if isinstance(encoder, VocabularyEncoder) else None
 
 
 def padded(rows: Sequence[npt.NDArray[Any]], width: int, *, left: bool) -> npt.NDArray[Any]:

@@ -23,7 +23,7 @@ from lookback.checkpoints.store import CheckpointStore, find_checkpoint
 from lookback.core.errors import UserError
 from lookback.embeddings.plans import save_plan
 from lookback.embeddings.sharding import STRATEGIES, shards_of
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 ROOT = Path(__file__).parents[2]
 main = PROGRAM.main
@@ -59,11 +59,11 @@ def assert_same(checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(checkpoint[name], array)
 
 
-def plan(ranks: int, *placements: Placement) -> Plan:
-    return Plan(ranks, TABLES, placements)
+def plan(ranks: int, *placements: Placement) -> ShardingPlan:
+    return ShardingPlan(ranks, TABLES, placements)
 
 
-def mixed(ranks: int) -> Plan:
+def mixed(ranks: int) -> ShardingPlan:
     """Every strategy but row-wise, which needs no plan."""
     return plan(
         ranks,
@@ -147,7 +147,7 @@ def test_every_strategy_can_be_written(saved, tmp_path):
 
 def test_a_plan_of_other_tables_is_refused_by_name(saved, tmp_path):
     tables = (TableSpec("item", 31, 4), TableSpec("user", 3, 6), TableSpec("shop", 2, 2))
-    other = Plan(2, tables, tuple(Placement(table.name, "row_wise") for table in tables))
+    other = ShardingPlan(2, tables, tuple(Placement(table.name, "row_wise") for table in tables))
     with pytest.raises(UserError) as error:
         reshard(Checkpoint(find_checkpoint(saved)), other, tmp_path / "new")
     text = str(error.value)
@@ -365,7 +365,7 @@ def test_large_tables_need_the_memory_of_a_block(tmp_path):
     )
     table = TableSpec("item", rows, 16)
     placement = Placement("item", "column_wise", (3, 0, 2))
-    save_plan(Plan(4, (table,), (placement,)), tmp_path / "plan.yaml")
+    save_plan(ShardingPlan(4, (table,), (placement,)), tmp_path / "plan.yaml")
     for command in (
         ("reshard", "saved", "--ranks", "3", "--output", "a"),
         ("reshard", "a", "--plan", "plan.yaml", "--output", "b"),

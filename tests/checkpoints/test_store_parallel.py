@@ -30,7 +30,7 @@ from lookback.checkpoints.store import (
 from lookback.core.errors import UserError
 from lookback.core.world import agree
 from lookback.embeddings.sharding import shards_of
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 ROOT = Path(__file__).parents[2]
 TABLES = (TableSpec("item", 29, 8), TableSpec("user", 3, 4), TableSpec("shop", 11, 6))
@@ -80,7 +80,7 @@ def on_ranks(size: int, work: Callable[[Any], Any]) -> list[Any]:
     return results
 
 
-def placed(ranks: int) -> Plan:
+def placed(ranks: int) -> ShardingPlan:
     """A plan with every strategy."""
     owners = tuple(range(min(ranks, 4)))[::-1]
     placements = (
@@ -88,7 +88,7 @@ def placed(ranks: int) -> Plan:
         Placement("user", "table_wise", (ranks - 1,)),
         Placement("shop", "column_wise", owners),
     )
-    return Plan(ranks, TABLES, placements)
+    return ShardingPlan(ranks, TABLES, placements)
 
 
 def state(seed: int = 0) -> dict[str, np.ndarray]:
@@ -101,7 +101,7 @@ def state(seed: int = 0) -> dict[str, np.ndarray]:
     return {**tensors, "model/kernel": rng.normal(size=(3, 5)), "optimizer/step": np.array(4)}
 
 
-def held_by(rank: int, plan: Plan, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+def held_by(rank: int, plan: ShardingPlan, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """What a rank passes to `save`: its shards, and on rank 0 what is not sharded."""
     mine: dict[str, Any] = {}
     for shard in shards_of(plan):

@@ -165,7 +165,7 @@ def test_requests_out_of_a_dataset(
 
 
 def test_tables_of_a_bundle(tmp_path: Path) -> None:
-    from lookback.serving.encoding import ItemFeatures, Vocabulary
+    from lookback.serving.encoding import ItemFeatures, VocabularyEncoder
     from lookback.serving.layouts.tabular.encoding import KeyVocabulary
 
     ids = tmp_path / "items.parquet"
@@ -177,7 +177,7 @@ def test_tables_of_a_bundle(tmp_path: Path) -> None:
     with pa.OSFile(str(mapped), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     for read in (
-        lambda: Vocabulary.read(ids, "item_id"),
+        lambda: VocabularyEncoder.read(ids, "item_id"),
         lambda: ItemFeatures.read(tmp_path, ["item_id"], 9),
         lambda: KeyVocabulary.read(mapped),
     ):

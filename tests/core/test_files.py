@@ -24,10 +24,10 @@ from lookback.core.files import (
     require_readable,
     require_writable,
 )
-from lookback.core.outputs import RECORD, Kind
+from lookback.core.outputs import RECORD, OutputKind
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTES = Kind("set of notes")
+NOTES = OutputKind("set of notes")
 
 
 def write_from(source: Path, target: Path) -> None:
@@ -108,7 +108,7 @@ def test_directory_is_there_only_after_the_block(tmp_path: Path) -> None:
     assert names(target.parent) == ["dataset"]
 
 
-def write(target: Path, name: str, kind: Kind | None = NOTES, **options: Any) -> None:
+def write(target: Path, name: str, kind: OutputKind | None = NOTES, **options: Any) -> None:
     """A directory with one file, `name`, which says its own name."""
     with atomic_directory(target, kind, **options) as temporary:
         (temporary / "part").mkdir()
@@ -127,7 +127,7 @@ def tree(directory: Path) -> dict[str, str | None]:
     return found
 
 
-def refused(target: Path, says: str, kind: Kind | None = NOTES, **options: Any) -> None:
+def refused(target: Path, says: str, kind: OutputKind | None = NOTES, **options: Any) -> None:
     """Writing it is refused before the block, and nothing has changed."""
     above = next(path for path in target.parents if path.is_dir())
     before = tree(above)
@@ -173,7 +173,7 @@ def test_only_what_we_wrote_is_replaced(tmp_path: Path) -> None:
     refused(foreign, no_record, overwrite=True)
     write(foreign / RECORD, "x")  # a directory of that name
     refused(foreign, no_record, overwrite=True)
-    write(tmp_path / "other", "old", Kind("dataset"))
+    write(tmp_path / "other", "old", OutputKind("dataset"))
     refused(tmp_path / "other", "says it is a set of notes", overwrite=True)
     record = '{"format": "lookback-output", "kind": "set of notes"}'
     for text in ("", "[]", "null", "{}", record, record.replace("}", ', "entries": 5}')):

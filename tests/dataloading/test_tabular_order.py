@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lookback.dataloading.parts import WHOLE, Part
-from lookback.dataloading.tabular.order import Order, Shuffle
+from lookback.dataloading.tabular.order import BatchOrder, Shuffle
 
 BLOCKS = [10, 10, 4, 10, 10, 3]  # 47 rows
 TOTAL = sum(BLOCKS)
@@ -25,7 +25,7 @@ def flat(lists):
 
 def batches(blocks=BLOCKS, batch_size=8, **options):
     """The batches of an order, as lists of numbers of rows in file order."""
-    order = Order(blocks, batch_size, **options)
+    order = BatchOrder(blocks, batch_size, **options)
     starts = np.cumsum(blocks) - blocks
     lanes = {}
     for window in order.windows():
@@ -113,7 +113,7 @@ def test_dropped_rows_differ_between_epochs():
 
 
 def test_windows_are_whole_blocks_within_a_lane():
-    order = Order([10] * 24, 12, shuffle=shuffle(lanes=3, window=20))
+    order = BatchOrder([10] * 24, 12, shuffle=shuffle(lanes=3, window=20))
     windows = [w for w in order.windows() if w.lane == 1]
     assert [w.end - w.begin for w in windows] == [10, 20, 20, 20, 10]
     assert all((piece.begin, piece.end) == (0, 10) for w in windows for piece in order.pieces(w))
@@ -123,7 +123,7 @@ def test_a_process_needs_only_the_blocks_of_its_lanes():
     blocks = [10] * 32
 
     def needed(part, first_step=0):
-        order = Order(blocks, 8, shuffle=shuffle(lanes=8), part=part, first_step=first_step)
+        order = BatchOrder(blocks, 8, shuffle=shuffle(lanes=8), part=part, first_step=first_step)
         return {piece.block for window in order.windows() for piece in order.pieces(window)}
 
     ranks = [needed(Part(rank, 8)) for rank in range(8)]
@@ -135,7 +135,7 @@ def test_a_process_needs_only_the_blocks_of_its_lanes():
 
 def test_blocks_without_own_rows_are_skipped_in_file_order():
     def needed(rank):
-        order = Order([65_536] * 8, 4 * 65_536, part=Part(rank, 4))
+        order = BatchOrder([65_536] * 8, 4 * 65_536, part=Part(rank, 4))
         return {piece.block for window in order.windows() for piece in order.pieces(window)}
 
     assert needed(0) == {0, 4}
@@ -156,7 +156,7 @@ def test_micro_batches_are_cut_where_those_of_the_batch_would_be():
         bounds = []
         for rank in range(ranks):
             part = Part(rank, ranks)
-            order = Order([30], 13, part=part)
+            order = BatchOrder([30], 13, part=part)
             for number in range(cuts):
                 shares = [order.share(step, part.cut(number, cuts)) for step in range(3)]
                 starts = [part.bounds(size)[0] for size in sizes]

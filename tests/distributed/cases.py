@@ -15,7 +15,7 @@ import tensorflow as tf
 from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import Sharding
 from lookback.embeddings.sharding import STRATEGIES
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 from lookback.models import MODELS
 from lookback.models.blocks.click_loss import ClickLoss
 from lookback.models.click_model import Contract, Lookups, contract_of
@@ -188,7 +188,7 @@ def sharding(case: Case, name: str, ranks: int) -> Sharding:
     return Sharding("horovod", made, wire_dtype="bfloat16" if name == "bfloat16" else "float32")
 
 
-def plan(tables: tuple[TableSpec, ...], mix: str, ranks: int) -> Plan:
+def plan(tables: tuple[TableSpec, ...], mix: str, ranks: int) -> ShardingPlan:
     """Every table by one strategy, or each by another."""
     names = list(STRATEGIES)
     placements = []
@@ -201,7 +201,7 @@ def plan(tables: tuple[TableSpec, ...], mix: str, ranks: int) -> Plan:
             pieces = min(ranks, table.dim)
             owners = tuple((number + piece) % ranks for piece in range(pieces))
         placements.append(Placement(table.name, strategy, owners))
-    return Plan(ranks, tables, tuple(placements))
+    return ShardingPlan(ranks, tables, tuple(placements))
 
 
 class Batches:

@@ -9,7 +9,7 @@ import pytest
 
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.sharding import STRATEGIES
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 # The names of the backends stand here, since importing BACKENDS would import TensorFlow;
 # test_collection.py says that none is missing.
@@ -20,7 +20,7 @@ SHARDINGS = (
 )
 
 
-def plan_of(tables: Sequence[TableSpec], mix: str, ranks: int) -> Plan:
+def plan_of(tables: Sequence[TableSpec], mix: str, ranks: int) -> ShardingPlan:
     """Every table by one strategy, or ("mixed") each by another; owners take turns."""
     names = list(STRATEGIES)
     placements = []
@@ -33,11 +33,11 @@ def plan_of(tables: Sequence[TableSpec], mix: str, ranks: int) -> Plan:
             pieces = min(ranks, table.dim)
             owners = tuple((number + piece) % ranks for piece in range(pieces))
         placements.append(Placement(table.name, strategy, owners))
-    return Plan(ranks, tuple(tables), tuple(placements))
+    return ShardingPlan(ranks, tuple(tables), tuple(placements))
 
 
 @pytest.fixture(scope="session")
-def make_plan() -> Callable[[Sequence[TableSpec], str, int], Plan]:
+def make_plan() -> Callable[[Sequence[TableSpec], str, int], ShardingPlan]:
     return plan_of
 
 

@@ -12,7 +12,7 @@ from merlin.schema import ColumnSchema, Schema, Tags
 from lookback.embeddings.backends import BACKENDS
 from lookback.embeddings.collection import EmbeddingCollection, tables_from_schema
 from lookback.embeddings.config import Sharding
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 TABLES = [TableSpec("item", rows=11, dim=3), TableSpec("user", rows=5, dim=2)]
 FEATURES = {"item_id": "item", "item_history": "item", "similar": "item", "user_id": "user"}
@@ -262,11 +262,11 @@ def test_no_backend_is_left_out_of_these_tests(all_shardings):
     [
         (None, r"needs a plan for its tables \['item', 'user'\], received one for None"),
         (
-            Plan(1, (TABLES[1],), (Placement("user", "row_wise"),)),
+            ShardingPlan(1, (TABLES[1],), (Placement("user", "row_wise"),)),
             r"needs a plan for its tables \['item', 'user'\], received one for \['user'\]",
         ),
         (
-            Plan(3, tuple(TABLES), tuple(Placement(t.name, "row_wise") for t in TABLES)),
+            ShardingPlan(3, tuple(TABLES), tuple(Placement(t.name, "row_wise") for t in TABLES)),
             "The plan is for 3 processes; 1 are running",
         ),
     ],

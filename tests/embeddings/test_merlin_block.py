@@ -9,7 +9,7 @@ from merlin.models.utils.schema_utils import create_categorical_column, create_c
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.embeddings.config import Sharding
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 mm = pytest.importorskip("merlin.models.tf")
 
@@ -253,7 +253,7 @@ def test_a_saved_model_comes_back(make, batch, without_autograph, tmp_path):
     np.testing.assert_array_equal(loaded(dict(features)), model(dict(features)))
 
 
-PLAN = Plan(
+PLAN = ShardingPlan(
     2,
     (TableSpec("item", ITEMS, D), TableSpec("user", USERS, D)),
     (Placement("item", "row_wise"), Placement("user", "table_wise", (1,))),

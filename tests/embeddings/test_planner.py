@@ -32,7 +32,7 @@ from lookback.embeddings.planner import plan_tables
 from lookback.embeddings.planners import PLANNERS
 from lookback.embeddings.planners.base import fullest_rank, plan_costs
 from lookback.embeddings.sharding import STRATEGIES, shards_of
-from lookback.embeddings.types import Placement, Plan, TableSpec, Topology
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec, Topology
 from tests.embeddings.criteo_tables import BATCH_ROWS, DIM, MEMORY_A_RANK, ROWS, criteo_tables
 
 WORLDS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -154,7 +154,7 @@ def test_what_is_sent_is_received(strategy, ranks):
             assert costs[:, kind].sum() == pytest.approx(costs[:, kind + 1].sum())
             if ranks == 1:
                 assert costs[:, kind].sum() == 0
-        shards = shards_of(Plan(ranks, (table,), (placement,)))
+        shards = shards_of(ShardingPlan(ranks, (table,), (placement,)))
         held = [sum(s.bytes("adam") for s in shards if s.rank == rank) for rank in range(ranks)]
         assert costs[:, MEMORY].tolist() == held
 

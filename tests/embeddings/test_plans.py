@@ -11,10 +11,10 @@ from lookback.core.sizes import format_size, parse_size
 from lookback.embeddings.plan_report import describe_plan
 from lookback.embeddings.planner import plan_tables
 from lookback.embeddings.plans import check_plan, load_plan, load_tables, save_plan
-from lookback.embeddings.types import Placement, Plan, TableSpec, Topology
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec, Topology
 from tests.embeddings.criteo_tables import BATCH_ROWS, MEMORY_A_RANK, criteo_tables
 
-PLAN = Plan(
+PLAN = ShardingPlan(
     ranks=3,
     tables=(
         TableSpec("item_id", 40, 8, init_scale=1e-05, hotness=(1.0, 100.5), distinct=0.25),
@@ -42,7 +42,7 @@ def test_a_plan_survives_its_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["1e5", "-.5", "1.5e3", "010", "1:30", "yes", "12"])
 def test_a_table_named_like_a_number_survives(tmp_path, name):
-    plan = Plan(1, (TableSpec(name, 4, 2),), (Placement(name, "table_wise", (0,)),))
+    plan = ShardingPlan(1, (TableSpec(name, 4, 2),), (Placement(name, "table_wise", (0,)),))
     save_plan(plan, tmp_path / "plan.yaml")
     assert load_plan(tmp_path / "plan.yaml") == plan
 
@@ -163,7 +163,7 @@ HEAD = "format: lookback-plan\nversion: 1\nranks: 2\n"
         ),
         (
             f"{HEAD.replace('2', '0')}tables: {{a: {{strategy: row_wise, rows: 3, dim: 2}}}}\n",
-            "Plan.ranks must be at least 1 and at most 65,536, received 0",
+            "ShardingPlan.ranks must be at least 1 and at most 65,536, received 0",
         ),
         ("[" * 5000, "nested too deeply"),
         ("a: &a [x]\nb: *a\n", r"aliases \(\*a\) are not read"),
@@ -264,7 +264,7 @@ def test_an_optimizer_that_needs_whole_rows_is_refused():
 
 
 def test_a_plan_is_described_by_table_and_by_rank():
-    plan = Plan(
+    plan = ShardingPlan(
         2,
         (TableSpec("item", 1000, 8, distinct=0.5), TableSpec("country", 10, 8, distinct=0.1)),
         (Placement("item", "row_wise"), Placement("country", "table_wise", (1,))),
@@ -293,7 +293,7 @@ def test_a_plan_is_described_by_table_and_by_rank():
 
 def test_descriptions_stay_short_on_many_ranks():
     table = TableSpec("wide", 10, 32)
-    plan = Plan(20, (table,), (Placement("wide", "column_wise", tuple(range(20))),))
+    plan = ShardingPlan(20, (table,), (Placement("wide", "column_wise", tuple(range(20))),))
     text = describe_plan(plan, Topology(20), batch_rows=80, optimizer="sgd")
     assert "20 of them" in text
     assert "memory a rank: not limited" in text

@@ -7,7 +7,7 @@ import pytest
 
 from lookback.embeddings.shard_layout import ShardLayout
 from lookback.embeddings.sharding import STRATEGIES, shards_of
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 TABLES = (
     TableSpec("words", rows=23, dim=4),
@@ -115,7 +115,7 @@ def test_groups_join_what_has_one_width_optimizer_and_way(make_plan):
         Placement("own", "data_parallel"),
         Placement("tags", "column_wise", (2, 0)),
     )
-    layout = ShardLayout(Plan(3, TABLES, placements))
+    layout = ShardLayout(ShardingPlan(3, TABLES, placements))
     names = [group.name for group in layout.groups]
     # Those that travel come first: their places are also the numbers of the wire's groups.
     assert names == ["rows_6", "rows_4", "rows_3", "replicated_4", "replicated_4_sgd"]
@@ -124,7 +124,7 @@ def test_groups_join_what_has_one_width_optimizer_and_way(make_plan):
 
 def test_pieces_of_columns_are_in_the_columns_order():
     table = TableSpec("tags", rows=5, dim=7)
-    layout = ShardLayout(Plan(4, (table,), (Placement("tags", "column_wise", (2, 0, 3)),)))
+    layout = ShardLayout(ShardingPlan(4, (table,), (Placement("tags", "column_wise", (2, 0, 3)),)))
     widths = [layout.groups[piece.group].width for piece in layout.pieces["tags"]]
     assert widths == [2, 2, 3]
     for piece, owner in zip(layout.pieces["tags"], (2, 0, 3), strict=True):
@@ -141,7 +141,7 @@ def test_numbers_need_64_bits_where_one_rank_has_more_rows_than_int32_can_count(
         placements = [
             Placement(t.name, strategy, owner) for t, owner in zip(tables, owners, strict=True)
         ]
-        return ShardLayout(Plan(ranks, tables, tuple(placements)))
+        return ShardLayout(ShardingPlan(ranks, tables, tuple(placements)))
 
     assert layout("table_wise", 2, (1,), (1,)).needs_int64 == needed
     assert not layout("table_wise", 2, (0,), (1,)).needs_int64

@@ -7,7 +7,7 @@ import pytest
 
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.sharding.base import split_evenly
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 WORLDS = (1, 2, 3, 4, 7)
 TABLES = (
@@ -38,7 +38,7 @@ def covered(shards, table):
 
 @pytest.mark.parametrize(("table", "placement", "ranks"), cases())
 def test_every_weight_has_one_owner_or_all(table, placement, ranks):
-    shards = shards_of(Plan(ranks, (table,), (placement,)))
+    shards = shards_of(ShardingPlan(ranks, (table,), (placement,)))
     copies = 1 if STRATEGIES[placement.strategy].exchanged else ranks
     assert (covered(shards, table) == copies).all()
     assert {shard.table for shard in shards} == {table.name}
@@ -106,4 +106,4 @@ def test_split_evenly():
 )
 def test_impossible_placements_are_refused(placement, text):
     with pytest.raises(ValueError, match=text):
-        shards_of(Plan(2, (TABLES[0],), (placement,)))
+        shards_of(ShardingPlan(2, (TABLES[0],), (placement,)))

@@ -20,7 +20,7 @@ from lookback.embeddings.backends.local import LocalBackend
 from lookback.embeddings.backends.sok import SOKBackend
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.optimizers import LazyAdam
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 
 TABLES = (TableSpec("item", 23, 4), TableSpec("user", 7, 6), TableSpec("tiny", 2, 4))
 SEED = 5
@@ -28,7 +28,7 @@ SEED = 5
 
 def plan_of(ranks, *placements):
     placed = zip(TABLES, placements, strict=True)
-    return Plan(ranks, TABLES, tuple(Placement(table.name, *p) for table, p in placed))
+    return ShardingPlan(ranks, TABLES, tuple(Placement(table.name, *p) for table, p in placed))
 
 
 ROW, TABLE = ("row_wise",), ("table_wise", (0,))

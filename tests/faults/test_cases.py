@@ -28,7 +28,7 @@ from lookback.core.errors import UserError
 from lookback.core.options import Program
 from lookback.embeddings.plans import load_plan
 from lookback.formats.split_binary import SplitBinaryDataset
-from lookback.formats.tabular_rows import Rows
+from lookback.formats.tabular_rows import TabularRows
 from lookback.serving.commands import PROGRAM as SERVING
 from lookback.serving.commands import request_chunks
 from lookback.serving.manifest import InteractionsManifest, Manifest
@@ -142,7 +142,7 @@ def histories(
 
 def load_split_binary(directory: Path) -> None:
     dataset = SplitBinaryDataset(directory)
-    dataset.read("train", 0, 0, Rows.empty(dataset.num_rows("train"), dataset.features))
+    dataset.read("train", 0, 0, TabularRows.empty(dataset.num_rows("train"), dataset.features))
 
 
 def load_checkpoint(directory: Path) -> None:

@@ -19,7 +19,7 @@ from lookback.checkpoints.store import CheckpointStore, open_checkpoint
 from lookback.core.errors import UserError
 from lookback.formats.split_binary import SplitBinaryDataset
 from lookback.formats.tabular_parquet import TabularDataset
-from lookback.formats.tabular_rows import Rows
+from lookback.formats.tabular_rows import TabularRows
 from lookback.formats.vocabulary import ids_digest, keys_digest
 from lookback.serving.manifest import InteractionsManifest, Manifest
 from lookback.workflows.pipeline import fit_dataset, run_dataset
@@ -78,7 +78,7 @@ def read_rows(data: TabularDataset | SplitBinaryDataset) -> Any:
     read: list[Any] = [data.features, dict(data.cardinalities)]
     for split in ("train", "validation", "test"):
         for block, size in enumerate(data.blocks(split)):
-            rows = Rows.empty(size, data.features)
+            rows = TabularRows.empty(size, data.features)
             data.read(split, block, 0, rows)
             read += [part.tolist() for part in (rows.labels, rows.numerical, rows.categorical)]
     return read

@@ -29,17 +29,17 @@ from lookback.checkpoints.store import CheckpointStore
 from lookback.core.errors import UserError
 from lookback.core.json_files import load_json
 from lookback.core.options import parse
-from lookback.core.outputs import Kind, write_record
+from lookback.core.outputs import OutputKind, write_record
 from lookback.embeddings.plans import load_plan, load_tables
 from lookback.formats.dataset_info import is_histories, is_tabular, read_info
 from lookback.formats.materialised import read_cardinalities
 from lookback.formats.schema import SCHEMA_FILE, read_schema, write_schema
 from lookback.formats.split_binary import SplitBinaryDataset
-from lookback.formats.tabular_rows import Rows
-from lookback.serving.encoding import EncodedIds, ItemFeatures, Vocabulary
+from lookback.formats.tabular_rows import TabularRows
+from lookback.serving.encoding import EncodedIds, ItemFeatures, VocabularyEncoder
 from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
 from lookback.serving.layouts.interactions.requests import InteractionsRequestEncoder
-from lookback.serving.layouts.tabular.encoding import KeyVocabulary, ShiftedLog
+from lookback.serving.layouts.tabular.encoding import KeyVocabulary, ShiftedLogEncoder
 from lookback.serving.layouts.tabular.requests import RowEncoder
 from lookback.serving.manifest import InteractionsManifest, Manifest
 from lookback.training.output.logging import read_log
@@ -313,7 +313,7 @@ def json_cases(place: Path) -> dict[str, Case]:
         kind = kind_of(read["dataset"])
         return kind.saved(read["dataset"], read["options"], directory / OPTIONS_FILE)
 
-    kind = Kind("thing")
+    kind = OutputKind("thing")
     (directory / "own.txt").write_text("own")
     write_record(directory, kind)
     record = directory / ".lookback.json"
@@ -357,8 +357,8 @@ def manifest_cases(place: Path) -> dict[str, Case]:
 
 
 def request_cases(place: Path) -> dict[str, Case]:
-    names = Vocabulary(pa.array(["a", "b", "c"]))
-    numbers = Vocabulary(pa.array([5, 7, 9]))
+    names = VocabularyEncoder(pa.array(["a", "b", "c"]))
+    numbers = VocabularyEncoder(pa.array([5, 7, 9]))
     items = ItemFeatures(
         {"item_id": np.array([3, 4], np.int32), "category_id": np.array([3, 3], np.int32)}, 6
     )
@@ -373,7 +373,7 @@ def request_cases(place: Path) -> dict[str, Case]:
     rows = RowEncoder(
         ("num_0",),
         ("cat_0",),
-        ShiftedLog(),
+        ShiftedLogEncoder(),
         {"cat_0": KeyVocabulary(np.array([1, 2]), np.array([1, 2], np.int32))},
     )
     pairs = InteractionsRequestEncoder(
@@ -432,7 +432,7 @@ def dataset_cases(place: Path) -> dict[str, Case]:
     def split_binary() -> object:
         dataset = SplitBinaryDataset(directory)
         rows = dataset.num_rows("train")
-        read = Rows.empty(rows, dataset.features)
+        read = TabularRows.empty(rows, dataset.features)
         for block, _ in enumerate(dataset.blocks("train")):
             dataset.read("train", block, 0, read)
         return read

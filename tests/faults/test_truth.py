@@ -28,7 +28,7 @@ from lookback.dataloading.interactions.source import InteractionSource
 from lookback.dataloading.parts import Part
 from lookback.formats.labels import both_classes
 from lookback.models import MODELS
-from lookback.serving.encoding import EncodedIds, Vocabulary
+from lookback.serving.encoding import EncodedIds, VocabularyEncoder
 from lookback.serving.layouts.candidates import known
 from lookback.serving.layouts.interactions.layout import InteractionRequestLayout
 from lookback.serving.layouts.interactions.requests import InteractionsRequestEncoder
@@ -505,7 +505,7 @@ def test_users_of_two_events_need_more_not_a_smaller_batch(make_histories):
 
 
 def test_an_answer_says_which_candidates_are_known():
-    items, users = Vocabulary(pa.array(["a", "b"])), Vocabulary(pa.array(["u"]))
+    items, users = VocabularyEncoder(pa.array(["a", "b"])), VocabularyEncoder(pa.array(["u"]))
     encoder = InteractionsRequestEncoder("user_id", "item_id", users, items, np.array([3, 4]))
     request = {"user_id": "u", "candidates": {"item_id": ["b", "new", None]}}
     batch = encoder.encode([request])

@@ -96,10 +96,10 @@ def small_model(dataset_dir: Path, model_type: str = "dlrm", **options: Any) -> 
 def rows_to_test(dataset_dir: Path) -> dict[str, np.ndarray]:
     """All test rows, as the loader reads them."""
     from lookback.dataloading.tabular.source import open_tabular
-    from lookback.formats.tabular_rows import Rows
+    from lookback.formats.tabular_rows import TabularRows
 
     data = open_tabular(dataset_dir)
-    rows = Rows.empty(data.num_rows("test"), data.features)
+    rows = TabularRows.empty(data.num_rows("test"), data.features)
     first = 0
     for block, size in enumerate(data.blocks("test")):
         data.read("test", block, 0, rows.between(first, first + size))

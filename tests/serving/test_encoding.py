@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from lookback.core.errors import UserError
-from lookback.serving.encoding import EncodedIds, ItemFeatures, Vocabulary
+from lookback.serving.encoding import EncodedIds, ItemFeatures, VocabularyEncoder
 
 
 def transform(workflow: nvt.Workflow, values: pd.Series) -> list[int]:
@@ -33,7 +33,7 @@ def test_strings_are_encoded_as_the_saved_workflow_does(dataset_dir: Path) -> No
         expected = encoder.transform(nvt.Dataset(pd.DataFrame(raw), cpu=True)).compute()
     for name in columns:
         path = dataset_dir / "workflow" / "encoder" / "categories" / f"unique.{name}.parquet"
-        found = Vocabulary.read(path, name).encode(raw[name])
+        found = VocabularyEncoder.read(path, name).encode(raw[name])
         assert found.dtype == np.int32
         assert found.tolist() == expected[name].tolist()
     assert 1 in expected["user_id"].tolist() and 2 in expected["user_id"].tolist()
@@ -47,7 +47,7 @@ def test_integers_are_encoded_as_a_saved_workflow_does(tmp_path: Path) -> None:
         workflow.fit(nvt.Dataset(known, cpu=True))
         workflow.save(str(tmp_path / "saved"))
     path = tmp_path / "saved" / "categories" / "unique.movie.parquet"
-    vocabulary = Vocabulary.read(path, "movie")
+    vocabulary = VocabularyEncoder.read(path, "movie")
     ids = [70, 5, -3, 6, 2**62, 0]
     assert vocabulary.encode(ids).tolist() == transform(workflow, pd.Series(ids, name="movie"))
     # NVTabular 23.8 itself fails on null integers on CPU; here they are null as strings are.
@@ -58,7 +58,7 @@ def test_integers_are_encoded_as_a_saved_workflow_does(tmp_path: Path) -> None:
 
 def test_every_known_id_comes_back(dataset_dir: Path) -> None:
     path = dataset_dir / "workflow" / "encoder" / "categories" / "unique.item_id.parquet"
-    vocabulary = Vocabulary.read(path, "item_id")
+    vocabulary = VocabularyEncoder.read(path, "item_id")
     indices = np.arange(3, 3 + len(vocabulary))
     raw = vocabulary.decode(indices)
     assert raw == pd.read_parquet(path)["item_id"].tolist()
@@ -73,29 +73,29 @@ def test_every_known_id_comes_back(dataset_dir: Path) -> None:
 )
 def test_what_is_not_text_is_refused_by_a_vocabulary_of_text(ids: list) -> None:
     with pytest.raises(ValueError, match=r"expected strings \(or null\)"):
-        Vocabulary(pa.array(["a", "b"])).encode(ids)
+        VocabularyEncoder(pa.array(["a", "b"])).encode(ids)
 
 
 @pytest.mark.parametrize("ids", [["1"], [1.0], [1.5], [True], [2**70], [[1]]])
 def test_what_is_not_an_integer_is_refused_by_a_vocabulary_of_integers(ids: list) -> None:
     with pytest.raises(ValueError, match=r"expected integers \(or null\)"):
-        Vocabulary(pa.array([1, 2])).encode(ids)
+        VocabularyEncoder(pa.array([1, 2])).encode(ids)
 
 
 def test_an_empty_vocabulary_knows_nothing() -> None:
-    assert Vocabulary(pa.array([], pa.null())).encode(["a", None]).tolist() == [2, 1]
+    assert VocabularyEncoder(pa.array([], pa.null())).encode(["a", None]).tolist() == [2, 1]
 
 
 def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path) -> None:
     frame = pd.DataFrame({"item_id": ["a", "b"], "item_id_size": [2, 1]})
     frame.to_parquet(tmp_path / "zero.parquet")
     with pytest.raises(UserError, match=r"numbered from 3, as by .*, found string from 0"):
-        Vocabulary.read(tmp_path / "zero.parquet", "item_id")
+        VocabularyEncoder.read(tmp_path / "zero.parquet", "item_id")
     with pytest.raises(UserError, match=r"zero\.parquet does not hold .*the columns \['item_id'"):
-        Vocabulary.read(tmp_path / "zero.parquet", "user_id")
+        VocabularyEncoder.read(tmp_path / "zero.parquet", "user_id")
     (tmp_path / "text.parquet").write_text("no parquet")
     with pytest.raises(UserError, match=r"text.parquet does not hold the known values"):
-        Vocabulary.read(tmp_path / "text.parquet", "item_id")
+        VocabularyEncoder.read(tmp_path / "text.parquet", "item_id")
 
 
 def test_encoded_ids_are_only_checked() -> None:

@@ -15,7 +15,7 @@ from lookback.formats.vocabulary import key_of
 from lookback.serving.layouts.tabular.encoding import (
     EncodedNumbers,
     KeyVocabulary,
-    ShiftedLog,
+    ShiftedLogEncoder,
 )
 from lookback.workflows.tabular.ops import keys_of_column
 from tests.serving.tabular_data import raw_rows, write_dataset
@@ -51,7 +51,7 @@ def test_rows_are_encoded_as_the_saved_workflow_encodes_them(dataset: Path) -> N
     frame = pd.concat([numbers.astype(float), values.astype(object)], axis=1)
     expected = workflow.transform(nvt.Dataset(frame)).compute()
     for number, name in enumerate(numbers):
-        found = ShiftedLog().encode([row[1][number] for row in rows])
+        found = ShiftedLogEncoder().encode([row[1][number] for row in rows])
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, expected[name].to_numpy())
     for number, name in enumerate(values):
@@ -63,7 +63,7 @@ def test_rows_are_encoded_as_the_saved_workflow_encodes_them(dataset: Path) -> N
 
 
 def test_numbers_are_shifted_logarithms() -> None:
-    found = ShiftedLog().encode([None, 0, -1, -2, -100, 1.5, 10**15])
+    found = ShiftedLogEncoder().encode([None, 0, -1, -2, -100, 1.5, 10**15])
     expected = np.log([2, 2, 1, 1, 1, 3.5, 1e15 + 2]).astype(np.float32)
     np.testing.assert_array_equal(found, expected)
 
@@ -71,18 +71,18 @@ def test_numbers_are_shifted_logarithms() -> None:
 def test_numbers_are_recovered() -> None:
     random = np.random.default_rng(0)
     raw = [-1, 0, 1, 2, 999_999, *random.integers(0, 10**8, 200).tolist()]
-    logs = ShiftedLog().encode(raw)
-    decoded = ShiftedLog().decode(logs)
+    logs = ShiftedLogEncoder().encode(raw)
+    decoded = ShiftedLogEncoder().decode(logs)
     assert decoded[:5] == raw[:5] and all(isinstance(value, int) for value in decoded)
-    np.testing.assert_array_equal(ShiftedLog().encode(decoded), logs)
-    (fraction,) = ShiftedLog().decode(ShiftedLog().encode([0.25]))
+    np.testing.assert_array_equal(ShiftedLogEncoder().encode(decoded), logs)
+    (fraction,) = ShiftedLogEncoder().decode(ShiftedLogEncoder().encode([0.25]))
     assert fraction == pytest.approx(0.25, abs=1e-6)
 
 
 @pytest.mark.parametrize("wrong", ["3", True, [1], float("nan"), float("inf"), 10**400])
 def test_what_is_no_number_is_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match="expected a finite number or null, received"):
-        ShiftedLog().encode([1, wrong])
+        ShiftedLogEncoder().encode([1, wrong])
     with pytest.raises(ValueError, match=r"expected a finite float32 \(the bundle was exported"):
         EncodedNumbers().encode([1, wrong])
 

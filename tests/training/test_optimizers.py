@@ -13,7 +13,7 @@ from lookback.checkpoints.store import CheckpointStore, open_checkpoint
 from lookback.core.errors import UserError
 from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import LOCAL, Sharding
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 from lookback.training.optimizers import DENSE_OPTIMIZERS, FusedAdam, Optimizer, PlainSGD
 from lookback.training.state import MODEL_PREFIXES, model_states, unique_names
 
@@ -40,7 +40,7 @@ class Scorer(tf.keras.Model):
         if strategy is not None:
             owners = (0,) if strategy in ("table_wise", "column_wise") else ()
             placements = tuple(Placement(table.name, strategy, owners) for table in tables)
-            sharding = Sharding("horovod", Plan(1, tables, placements))
+            sharding = Sharding("horovod", ShardingPlan(1, tables, placements))
         self.embeddings = EmbeddingCollection(tables, {"id": "item"}, sharding=sharding)
         self.hidden = tf.keras.layers.Dense(4, activation="tanh")
         self.logit = tf.keras.layers.Dense(1)

@@ -9,7 +9,7 @@ from lookback.core.world import SOLO, Solo
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.plans import save_plan
 from lookback.embeddings.sharding import shards_of
-from lookback.embeddings.types import Placement, Plan, TableSpec
+from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 from lookback.training.config import RunConfig
 from lookback.training.parallel.sharding import choose_sharding
 
@@ -40,7 +40,7 @@ def a_plan(tmp_path):
 
     def write(tables=TABLES, ranks=2, strategy="row_wise", owners=()):
         placements = tuple(Placement(table.name, strategy, owners) for table in tables)
-        plan = Plan(ranks, tuple(tables), placements)
+        plan = ShardingPlan(ranks, tuple(tables), placements)
         save_plan(plan, tmp_path / "plan.yaml")
         return tmp_path / "plan.yaml"
 
@@ -121,7 +121,7 @@ def test_nodes_are_those_of_the_world(run, monkeypatch):
 
     def plan_tables(tables, topology, **options):
         seen.append((topology, options))
-        return Plan(4, tables, tuple(Placement(t.name, "row_wise") for t in tables))
+        return ShardingPlan(4, tables, tuple(Placement(t.name, "row_wise") for t in tables))
 
     monkeypatch.setattr("lookback.training.parallel.sharding.plan_tables", plan_tables)
     choose_sharding(run(global_batch_size=4096, memory=1000 * MB), TABLES, world_of(4, a_node=2))
@@ -137,7 +137,7 @@ def test_a_plan_is_taken_as_it_is_but_for_what_the_run_knows_of_its_tables(run, 
     known = [TableSpec(t.name, t.rows, t.dim) for t in TABLES]  # without hotness
     sharding, _ = choose_sharding(run(plan=a_plan(known)), TABLES, world_of(2))
     assert sharding == Sharding(
-        "horovod", Plan(2, TABLES, tuple(Placement(t.name, "row_wise") for t in TABLES))
+        "horovod", ShardingPlan(2, TABLES, tuple(Placement(t.name, "row_wise") for t in TABLES))
     )
 
 

@@ -126,7 +126,7 @@ def test_the_vocabulary_is_python_s_ranking(top: int, threshold: int, tmp_path: 
     counts = Counter(keys.tolist())
     known = sorted((k for k in counts if counts[k] >= threshold), key=lambda k: (-counts[k], k))
     ids = {key: number for number, key in enumerate(known, start=1)}
-    vocabulary = tabular_counts.Vocabulary(tmp_path / "cat.arrow")
+    vocabulary = tabular_counts.CountedVocabulary(tmp_path / "cat.arrow")
     assert size == len(vocabulary) == len(known)
     asked = np.concatenate([keys, [-1, 0, top - 1, 2**62 + 5], np.array(known, np.int64) + 1])
     out = np.empty(len(asked), np.int32)
@@ -139,5 +139,8 @@ def test_a_vocabulary_without_values_knows_nothing(tmp_path: Path) -> None:
     runs = tabular_counts.write_runs([np.array([1, 2])], tmp_path / "run")
     assert tabular_counts.write_vocabulary(runs, 9, tmp_path / "cat.arrow") == 0
     out = np.ones(2, np.int32)
-    assert tabular_counts.Vocabulary(tmp_path / "cat.arrow").look_up(np.array([1, -1]), out) == 2
+    assert (
+        tabular_counts.CountedVocabulary(tmp_path / "cat.arrow").look_up(np.array([1, -1]), out)
+        == 2
+    )
     assert out.tolist() == [0, 0]

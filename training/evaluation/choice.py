@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lookback.core.errors import UserError
-from lookback.dataloading.evaluations import EvaluationPass, Kind
+from lookback.dataloading.evaluations import EvaluationKind, EvaluationPass
 from lookback.training.evaluation.names import BINARY, RANKING, all_of, cutoff, family
 
-_FAMILIES: dict[Kind, tuple[str, ...]] = {"binary": BINARY, "ranking": RANKING}
+_FAMILIES: dict[EvaluationKind, tuple[str, ...]] = {"binary": BINARY, "ranking": RANKING}
 
-Choice = dict[EvaluationPass, dict[Kind, tuple[str, ...]]]
+MetricChoice = dict[EvaluationPass, dict[EvaluationKind, tuple[str, ...]]]
 """The names of the metrics of each pass, by the kind that computes them."""
 
 
 def choose(
     passes: Sequence[EvaluationPass], metrics: Sequence[str] | None, *, grouped: bool
-) -> Choice:
+) -> MetricChoice:
     """Gives each metric to every pass that has it.
 
     Args:
@@ -34,7 +34,7 @@ def choose(
                 f"metrics: expected of {all_of(allowed)}, which is what this data allows, "
                 f"received {name!r}."
             )
-    choice: Choice = {}
+    choice: MetricChoice = {}
     for found in passes:
         wanted = _defaults(found, grouped) if metrics is None else metrics
         choice[found] = {kind: names for kind in found.kinds if (names := _of(kind, found, wanted))}
@@ -47,7 +47,7 @@ def choose(
     return choice
 
 
-def check_cutoffs(choice: Choice) -> None:
+def check_cutoffs(choice: MetricChoice) -> None:
     """Refuses K that cut nothing off: with as many candidates or fewer, every model has HR@K 1.
 
     Args:
@@ -69,7 +69,7 @@ def check_cutoffs(choice: Choice) -> None:
 
 
 def check_goals(
-    goals: Mapping[str, float], choice: Choice, split: str, *, both_classes: bool = True
+    goals: Mapping[str, float], choice: MetricChoice, split: str, *, both_classes: bool = True
 ) -> None:
     """Refuses to wait for figures that will not come.
 
@@ -108,7 +108,7 @@ def _defaults(found: EvaluationPass, grouped: bool) -> tuple[str, ...]:
     return ("auc", "gauc", "log_loss") if grouped else ("auc", "log_loss")
 
 
-def _of(kind: Kind, found: EvaluationPass, metrics: Sequence[str]) -> tuple[str, ...]:
+def _of(kind: EvaluationKind, found: EvaluationPass, metrics: Sequence[str]) -> tuple[str, ...]:
     """Metrics that are this kind's: the first kind of a pass that has a metric computes it."""
     before = found.kinds[: found.kinds.index(kind)]
     taken = [name for other in before for name in _FAMILIES[other]]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from lookback.core.world import World
-from lookback.dataloading.evaluations import Kind
+from lookback.dataloading.evaluations import EvaluationKind
 from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
 from lookback.training.evaluation.names import cutoff
 from lookback.training.evaluation.ranking import RankAccumulator, ranks_of_positives
@@ -126,7 +126,7 @@ class RankingEvaluator(Evaluator):
         return {name: value for name, value in figures.items() if name in wanted}
 
 
-EVALUATORS: dict[Kind, type[BinaryEvaluator] | type[RankingEvaluator]] = {
+EVALUATORS: dict[EvaluationKind, type[BinaryEvaluator] | type[RankingEvaluator]] = {
     "binary": BinaryEvaluator,
     "ranking": RankingEvaluator,
 }

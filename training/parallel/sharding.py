@@ -12,7 +12,7 @@ from lookback.embeddings.plan_report import describe_plan
 from lookback.embeddings.planner import parse_placement, plan_tables
 from lookback.embeddings.plans import check_plan, load_plan
 from lookback.embeddings.sharding import shards_of
-from lookback.embeddings.types import Plan, TableSpec, Topology
+from lookback.embeddings.types import ShardingPlan, TableSpec, Topology
 from lookback.training.config import RunConfig
 from lookback.training.config_checks import cutting_options
 
@@ -82,13 +82,13 @@ def check_placements(run: RunConfig) -> None:
         parse_placement(table, wanted)
 
 
-def _plan(run: RunConfig, tables: Sequence[TableSpec], topology: Topology) -> Plan:
+def _plan(run: RunConfig, tables: Sequence[TableSpec], topology: Topology) -> ShardingPlan:
     if run.plan is not None:
         plan = load_plan(run.plan)
         check_plan(plan, tables, topology.ranks, optimizer=run.optimizer)
         # The run knows its tables better than the plan's author did.
         placements = tuple(plan.placement(table.name) for table in tables)
-        plan = Plan(plan.ranks, tuple(tables), placements)
+        plan = ShardingPlan(plan.ranks, tuple(tables), placements)
         _check_memory(plan, topology, _optimizer(run))
         return plan
     strategies = run.strategies
@@ -126,7 +126,7 @@ def _overrides(entries: Sequence[str]) -> dict[str, str]:
     return {name: wanted for name, _, wanted in (entry.partition("=") for entry in joined)}
 
 
-def _check_memory(plan: Plan, topology: Topology, optimizer: str) -> None:
+def _check_memory(plan: ShardingPlan, topology: Topology, optimizer: str) -> None:
     if topology.memory is None:
         return
     optimizers = {table.name: table.optimizer or optimizer for table in plan.tables}

@@ -30,7 +30,7 @@ from lookback.core.errors import UserError
 from lookback.core.options import option
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
-from lookback.workflows.histories.ingest import Features, first_of_each
+from lookback.workflows.histories.ingest import KnownFeatures, first_of_each
 from lookback.workflows.histories.reader import Reader
 from lookback.workflows.passed_over import columns_not_read
 from lookback.workflows.text import (
@@ -151,12 +151,12 @@ class AmazonReader(Reader):
 
     def features(
         self, directory: Path, runner: Runner, bad_lines: BadLineCounter
-    ) -> tuple[list[Features], dict[str, int]]:
+    ) -> tuple[list[KnownFeatures], dict[str, int]]:
         """The items' categories, and how many lines repeat an item (the first one counts)."""
         files = self.metadata_files(directory)
         defaults = {CATEGORY: NO_CATEGORY}
         if not files:
-            return [Features(names.ITEM_ID, defaults)], {}
+            return [KnownFeatures(names.ITEM_ID, defaults)], {}
         tables = []
         for path, parsed in runner.map(
             _parse_metadata,
@@ -173,7 +173,7 @@ class AmazonReader(Reader):
             "items_in_metadata": len(table),
             "items_without_category": pc.sum(pc.equal(table[CATEGORY], NO_CATEGORY)).as_py() or 0,
         }
-        return [Features(names.ITEM_ID, defaults, table)], counts
+        return [KnownFeatures(names.ITEM_ID, defaults, table)], counts
 
     def metadata_files(self, directory: Path) -> Sequence[Path]:
         """The metadata of each file of reviews, where there is some.

@@ -22,7 +22,7 @@ from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories import csv_events as csv_files
 from lookback.workflows.histories import parquet_events as parquet_files
-from lookback.workflows.histories.ingest import Features
+from lookback.workflows.histories.ingest import KnownFeatures
 from lookback.workflows.histories.reader import Reader
 from lookback.workflows.passed_over import columns_not_read, labels_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, estimate_lines
@@ -94,7 +94,7 @@ class InteractionsReader(Reader):
 
     def features(
         self, directory: Path, runner: Runner, bad_lines: BadLineCounter
-    ) -> tuple[list[Features], dict[str, int]]:
+    ) -> tuple[list[KnownFeatures], dict[str, int]]:
         """None: an interaction has ids and a time."""
         return [], {}
 

@@ -32,7 +32,7 @@ from lookback.core.errors import UserError
 from lookback.core.options import check_options, option
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
-from lookback.workflows.histories.ingest import Features, first_of_each
+from lookback.workflows.histories.ingest import KnownFeatures, first_of_each
 from lookback.workflows.histories.reader import Reader
 from lookback.workflows.text import (
     EXCERPT,
@@ -203,7 +203,7 @@ class MovieLensReader(Reader):
 
     def features(
         self, directory: Path, runner: Runner, bad_lines: BadLineCounter
-    ) -> tuple[list[Features], dict[str, int]]:
+    ) -> tuple[list[KnownFeatures], dict[str, int]]:
         """Genres of the movies, and the chosen features of the users."""
         layout = _layout(directory)
         defaults = {CATEGORY: NO_CATEGORY}
@@ -217,9 +217,9 @@ class MovieLensReader(Reader):
                 "items_in_metadata": len(table),
                 "items_without_category": without,
             }
-            found = [Features(names.ITEM_ID, defaults, table)]
+            found = [KnownFeatures(names.ITEM_ID, defaults, table)]
         else:
-            found = [Features(names.ITEM_ID, defaults)]
+            found = [KnownFeatures(names.ITEM_ID, defaults)]
         if self.user_features:
             name = layout.users or "users.dat"
             users = _find(directory, name)
@@ -234,7 +234,7 @@ class MovieLensReader(Reader):
             places = [layout.user_columns.index(name) for name in self.user_features]
             table, _ = _read(users, _UserLine(layout, places), schema, bad_lines)
             default = dict.fromkeys(self.user_features, UNKNOWN)
-            found.append(Features(names.USER_ID, default, table))
+            found.append(KnownFeatures(names.USER_ID, default, table))
         return found, counts
 
 

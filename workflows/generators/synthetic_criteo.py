@@ -39,7 +39,7 @@ from lookback.workflows.generators.synthetic_criteo_law import (
     LARGEST_TABLE,
     CriteoLaw,
     CriteoLawConfig,
-    Rows,
+    DrawnRows,
     sigmoid,
 )
 from lookback.workflows.generators.synthetic_criteo_text import lines
@@ -252,7 +252,7 @@ class _Truth:
         self._clicks = 0
         self._last: list[tuple[Floats, Floats, npt.NDArray[np.bool_]]] = []
 
-    def add(self, day: int, rows: Rows) -> None:
+    def add(self, day: int, rows: DrawnRows) -> None:
         self._clicks += int(rows.label.sum())
         if day == self._config.days - 1:
             self._last.append((rows.logit, rows.logit - rows.interaction, rows.label))
@@ -337,14 +337,14 @@ def _blocks(
     law: CriteoLaw,
     config: SyntheticCriteoConfig,
     threads: int,
-    encode: Callable[[Rows], T],
-) -> Iterator[tuple[int, Rows, T]]:
+    encode: Callable[[DrawnRows], T],
+) -> Iterator[tuple[int, DrawnRows, T]]:
     """Day, rows and what `encode` makes of them, of all blocks in order.
 
     NumPy lets go of the interpreter lock, so threads draw side by side.
     """
 
-    def work(task: tuple[int, int, int]) -> tuple[int, Rows, T]:
+    def work(task: tuple[int, int, int]) -> tuple[int, DrawnRows, T]:
         drawn = law.draw(*task)
         return task[0], drawn, encode(drawn)
 
@@ -366,7 +366,7 @@ def _write_text(
     log: Callable[[str], None],
     compress: bool,
 ) -> None:
-    def encode(rows: Rows) -> bytes:
+    def encode(rows: DrawnRows) -> bytes:
         text = lines(rows)
         # Members of a gzip file may follow each other, so each thread compresses its own.
         return gzip.compress(text, _GZIP_LEVEL, mtime=0) if compress else text
@@ -416,7 +416,7 @@ def _write_parquet(
         writer.close()
 
 
-def _as_dataset(rows: Rows) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+def _as_dataset(rows: DrawnRows) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """Label [n], numerical [n, N] and categorical [n, M] as the workflow writes them."""
     numerical = np.log(np.maximum(rows.numbers + 2.0, 1.0)).astype(np.float32)
     return rows.label.astype(np.float32), numerical.T, rows.ids.T

@@ -112,7 +112,7 @@ class CriteoLawConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class DrawnRows:
     """n rows, feature by feature.
 
     Attributes:
@@ -207,7 +207,7 @@ class CriteoLaw:
         self.bias = 0.0
         self._calibrate()
 
-    def draw(self, day: int, block: int, rows: int) -> Rows:
+    def draw(self, day: int, block: int, rows: int) -> DrawnRows:
         """A block of a day's rows, which depends on nothing drawn before.
 
         Args:
@@ -220,7 +220,7 @@ class CriteoLaw:
         parts = self._parts(numbers, ids) * self.scales[:, None]
         logit = self.bias + parts.sum(axis=0)
         label = random.random(rows) < sigmoid(logit)
-        return Rows(label, numbers, absent, ids, logit, parts[2])
+        return DrawnRows(label, numbers, absent, ids, logit, parts[2])
 
     def _features(
         self, random: np.random.Generator, rows: int

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lookback.workflows.generators.synthetic_criteo_law import Rows
+from lookback.workflows.generators.synthetic_criteo_law import DrawnRows
 
 _DIGITS = 7  # of the largest number
 _HEX = 8
@@ -19,7 +19,7 @@ _TAB, _NEWLINE, _MINUS, _ZERO = (ord(text) for text in "\t\n-0")
 Bytes = npt.NDArray[np.uint8]
 
 
-def lines(rows: Rows) -> bytes:
+def lines(rows: DrawnRows) -> bytes:
     """The rows as text: a missing value is empty, a value r of a field is `hexadecimal` of it.
 
     A byte matrix of the widest line is filled column by column, and a mask says which of its bytes

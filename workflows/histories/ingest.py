@@ -43,7 +43,7 @@ COMPRESSION = "lz4"  # of files that live for minutes: speed before size
 
 
 @dataclass(frozen=True)
-class Features:
+class KnownFeatures:
     """What is known of users or of items beside their ids.
 
     Attributes:
@@ -148,7 +148,7 @@ def ingest(
     paths: Sequence[Path],
     blocks: Callable[[Path], Iterator[Block]],
     parser: Parser,
-    features: Sequence[Features],
+    features: Sequence[KnownFeatures],
     columns: Sequence[str],
     directory: Path,
     runner: Runner,
@@ -500,7 +500,7 @@ def _join(
 
 
 def _store(
-    features: Sequence[Features], directory: Path
+    features: Sequence[KnownFeatures], directory: Path
 ) -> list[tuple[str, Mapping[str, str], Path | None]]:
     """Writes the feature tables for the tasks to read."""
     stored: list[tuple[str, Mapping[str, str], Path | None]] = []

@@ -22,16 +22,16 @@ from lookback.formats.dataset_info import (
     write_info,
 )
 from lookback.formats.vocabulary import FIRST_KNOWN
-from lookback.workflows.cluster import Plan, Runner, make_plan, open_runner
+from lookback.workflows.cluster import ResourcePlan, Runner, make_plan, open_runner
 from lookback.workflows.histories.ingest import Events, ingest
 from lookback.workflows.histories.reader import TEST_EVENTS, HistoryOptions, Reader
-from lookback.workflows.order import Order, Report
+from lookback.workflows.order import Report, WorkflowOrder
 from lookback.workflows.saved import saved_workflow
 from lookback.workflows.text import BadLineCounter
 
 WORKING_DIRECTORY = ".ingest"
 
-HistoriesOrder = Order[Reader, HistoryOptions]
+HistoriesOrder = WorkflowOrder[Reader, HistoryOptions]
 
 
 def run(order: HistoriesOrder) -> Report:
@@ -78,7 +78,7 @@ class _Job:
 
     order: HistoriesOrder
     output: Path
-    plan: Plan
+    plan: ResourcePlan
     runner: Runner
     events: Events
     bad_lines: BadLineCounter

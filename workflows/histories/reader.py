@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from lookback.core.options import option
 from lookback.formats.history_columns import Column, history_columns
 from lookback.workflows.cluster import Runner
-from lookback.workflows.histories.ingest import Features, Selection, Ties
+from lookback.workflows.histories.ingest import KnownFeatures, Selection, Ties
 from lookback.workflows.options import WHERE, DatasetOptions
 from lookback.workflows.passed_over import files_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
@@ -75,7 +75,7 @@ class Reader(abc.ABC):
     @abc.abstractmethod
     def features(
         self, directory: Path, runner: Runner, bad_lines: BadLineCounter
-    ) -> tuple[list[Features], dict[str, int]]:
+    ) -> tuple[list[KnownFeatures], dict[str, int]]:
         """What is known of users and items, and counts to report."""
 
     def metadata_files(self, directory: Path) -> Sequence[Path]:

@@ -133,7 +133,7 @@ def merged(runs: Sequence[Run], at_once: int = MERGED_AT_ONCE) -> Iterator[tuple
 def write_vocabulary(runs: Sequence[Run], threshold: int, path: Path) -> int:
     """Ranks the values of a column that occur `threshold` times or more; gives their number.
 
-    They go to a file of `formats.vocabulary`, which `Vocabulary` maps.
+    They go to a file of `formats.vocabulary`, which `CountedVocabulary` maps.
     """
     keys: list[Array] = [np.zeros(0, np.uint32)]
     counts: list[Array] = [np.zeros(0, np.int64)]
@@ -146,7 +146,7 @@ def write_vocabulary(runs: Sequence[Run], threshold: int, path: Path) -> int:
     return len(known)
 
 
-class Vocabulary:
+class CountedVocabulary:
     """The known values of a column, mapped from the file of `write_vocabulary`.
 
     Args:

@@ -20,7 +20,7 @@ from lookback.workflows.output import SPLIT_BINARY, Output
 # Importing Merlin takes seconds.
 if TYPE_CHECKING:
     from lookback.formats.tabular_parquet import TabularDataset
-    from lookback.formats.tabular_rows import Rows
+    from lookback.formats.tabular_rows import TabularRows
 
 
 def export_split_binary(
@@ -65,11 +65,11 @@ DATASET_TYPES: dict[str, Callable[..., int]] = {"split_binary": export_split_bin
 """Layouts: (input, output, overwrite) -> rows written."""
 
 
-def _pieces(data: TabularDataset, split: str) -> Iterator[Rows]:
+def _pieces(data: TabularDataset, split: str) -> Iterator[TabularRows]:
     """Row groups, one after another."""
-    from lookback.formats.tabular_rows import Rows
+    from lookback.formats.tabular_rows import TabularRows
 
     for block, size in enumerate(data.blocks(split)):
-        rows = Rows.empty(size, data.features)
+        rows = TabularRows.empty(size, data.features)
         data.read(split, block, 0, rows)
         yield rows

@@ -29,7 +29,12 @@ from lookback.formats.tabular_files import LABEL, column_names
 from lookback.formats.vocabulary import key_file, keys_digest, read_keys
 from lookback.workflows.saved import read_saved_options, write_options, write_workflow
 from lookback.workflows.tabular import kernels
-from lookback.workflows.tabular.counts import ENDINGS, Vocabulary, write_runs, write_vocabulary
+from lookback.workflows.tabular.counts import (
+    ENDINGS,
+    CountedVocabulary,
+    write_runs,
+    write_vocabulary,
+)
 
 VOCABULARY_DIRECTORY = "vocabulary"
 
@@ -245,9 +250,9 @@ def _file(directory: str | os.PathLike[str], name: str) -> Path:
 
 
 @functools.lru_cache(maxsize=1024)
-def _read_vocabulary(path: Path, modified: int) -> Vocabulary:
+def _read_vocabulary(path: Path, modified: int) -> CountedVocabulary:
     """`modified` is part of the cache's key: a refitted vocabulary has the path of the old one."""
-    return Vocabulary(path)
+    return CountedVocabulary(path)
 
 
 def _count_partition(df: pd.DataFrame, names: Sequence[str], stem: Path) -> list[Any]:

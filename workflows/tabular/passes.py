@@ -18,24 +18,24 @@ from lookback.core.errors import UserError
 from lookback.core.files import sync
 from lookback.core.manifests import FILES
 from lookback.formats.tabular_files import column_names, part_name, write_description
-from lookback.workflows.cluster import Plan, Runner
+from lookback.workflows.cluster import ResourcePlan, Runner
 from lookback.workflows.order import Log
 from lookback.workflows.tabular import tasks
 from lookback.workflows.tabular.counts import Run, write_vocabulary
-from lookback.workflows.tabular.reader import RawFiles, TabularOptions, TabularReader
+from lookback.workflows.tabular.reader import RawFiles, TabularDatasetOptions, TabularReader
 from lookback.workflows.tabular.state import Working
 from lookback.workflows.text import BadLineCounter, Block, blocks
 
 
 @dataclass(frozen=True)
-class Job:
+class TabularJob:
     """A run: what it reads, where it writes, and what does the work."""
 
     name: str
     reader: TabularReader
     files: RawFiles
-    options: TabularOptions
-    plan: Plan
+    options: TabularDatasetOptions
+    plan: ResourcePlan
     runner: Runner
     working: Working
     log: Log
@@ -70,7 +70,7 @@ class Job:
         return rows - last_day, rows - last_day + last_day // 2
 
 
-def fit(job: Job, directory: Path) -> dict[str, int]:
+def fit(job: TabularJob, directory: Path) -> dict[str, int]:
     """Counts all days, ranks the values, saves the workflow; gives the numbers of known values."""
     runs = _count(job, keep_counts=True)
     record = job.working.record("fitted", "workflow")
@@ -109,7 +109,7 @@ def _rank(item: tuple[list[Run], Path], threshold: int) -> int:
     return write_vocabulary(runs, threshold, path)
 
 
-def _count(job: Job, *, keep_counts: bool) -> list[list[Run]]:
+def _count(job: TabularJob, *, keep_counts: bool) -> list[list[Run]]:
     """Goes through all days; gives the counts of each that is counted, a run for each column."""
     counted = []
     last = job.files.paths[-1]
@@ -126,7 +126,7 @@ def _count(job: Job, *, keep_counts: bool) -> list[list[Run]]:
     return counted
 
 
-def _count_day(job: Job, path: Path, stage: str, rows: int | None) -> dict[str, Any]:
+def _count_day(job: TabularJob, path: Path, stage: str, rows: int | None) -> dict[str, Any]:
     """Counts one file, unless that is done already.
 
     Args:
@@ -161,7 +161,7 @@ def _count_day(job: Job, path: Path, stage: str, rows: int | None) -> dict[str, 
 
 
 def _count_blocks(
-    job: Job, path: Path, directory: Path, rows: int | None, counter: BadLineCounter
+    job: TabularJob, path: Path, directory: Path, rows: int | None, counter: BadLineCounter
 ) -> list[tasks.Counted]:
     def items() -> Iterator[tasks.CountTask]:
         left = rows
@@ -189,7 +189,9 @@ def _count_blocks(
     return found
 
 
-def _merge_day(job: Job, path: Path, directory: Path, runs: list[list[Run]]) -> Iterator[Run]:
+def _merge_day(
+    job: TabularJob, path: Path, directory: Path, runs: list[list[Run]]
+) -> Iterator[Run]:
     """Adds up the counts of a day's blocks, column by column, and removes those of the blocks."""
     items = [
         (list(of_column), directory / f"cat_{column}")
@@ -201,7 +203,7 @@ def _merge_day(job: Job, path: Path, directory: Path, runs: list[list[Run]]) -> 
         file.unlink()
 
 
-def transform(job: Job, workflow: Path) -> dict[str, Any]:
+def transform(job: TabularJob, workflow: Path) -> dict[str, Any]:
     """Writes all days with a saved workflow, then the description."""
     from lookback.workflows.tabular import ops
 
@@ -244,7 +246,7 @@ def transform(job: Job, workflow: Path) -> dict[str, Any]:
     )
 
 
-def _write_day(job: Job, path: Path, workflow: Path, first_part: int) -> dict[str, Any]:
+def _write_day(job: TabularJob, path: Path, workflow: Path, first_part: int) -> dict[str, Any]:
     """Transforms one file; gives the rows of each split, the unknown ids of each column, files."""
     day = job.files.paths.index(path)
     validation, test = job.held_out(path)

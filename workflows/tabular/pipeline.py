@@ -23,11 +23,11 @@ from lookback.formats.dataset_info import FORMAT_VERSION, WORKFLOW_DIRECTORY
 from lookback.workflows.cluster import (
     BYTES_PER_PROCESS,
     MEMORY_SHARE,
-    Plan,
+    ResourcePlan,
     available_memory,
     open_runner,
 )
-from lookback.workflows.order import Order, Report
+from lookback.workflows.order import Report, WorkflowOrder
 from lookback.workflows.output import full_disk_explained, megabytes
 from lookback.workflows.passed_over import files_not_read
 from lookback.workflows.saved import (
@@ -37,8 +37,8 @@ from lookback.workflows.saved import (
 )
 from lookback.workflows.tabular import passes
 from lookback.workflows.tabular.counts import MERGED_AT_ONCE
-from lookback.workflows.tabular.passes import Job
-from lookback.workflows.tabular.reader import RawFiles, TabularOptions, TabularReader
+from lookback.workflows.tabular.passes import TabularJob
+from lookback.workflows.tabular.reader import RawFiles, TabularDatasetOptions, TabularReader
 from lookback.workflows.tabular.state import (
     Working,
     check_space,
@@ -65,7 +65,7 @@ _GO_ON = (
     "it goes on. Or remove that directory."
 )
 
-TabularOrder = Order[TabularReader, TabularOptions]
+TabularOrder = WorkflowOrder[TabularReader, TabularDatasetOptions]
 
 
 def run(order: TabularOrder) -> Report:
@@ -108,7 +108,7 @@ def transform(order: TabularOrder, workflow_directory: Path) -> Report:
 
 
 @contextmanager
-def _prepared(command: str, order: TabularOrder) -> Iterator[Job]:
+def _prepared(command: str, order: TabularOrder) -> Iterator[TabularJob]:
     """Checks all that can be checked before there is work to do."""
     reader, options = order.reader, order.options
     require_readable(order.input, "--input")
@@ -139,12 +139,12 @@ def _prepared(command: str, order: TabularOrder) -> Iterator[Job]:
                 f"{runner.place}, to stay within {plan.memory / 2**30:.1f} GiB of memory"
             )
             counter = BadLineCounter(options.max_bad_lines)
-            yield Job(
+            yield TabularJob(
                 order.dataset, reader, files, options, plan, runner, working, order.log, counter
             )
 
 
-def _plan(files: RawFiles, options: TabularOptions) -> Plan:
+def _plan(files: RawFiles, options: TabularDatasetOptions) -> ResourcePlan:
     """Chooses workers so that their blocks fit the memory."""
     memory = available_memory() if options.memory_limit is None else options.memory_limit
     sizes = [
@@ -166,7 +166,7 @@ def _plan(files: RawFiles, options: TabularOptions) -> Plan:
         )
     lines = max(1, estimate_lines(list(files.paths)))
     pieces = sum(-(-size // options.block_size) for size in sizes)
-    return Plan(workers, memory, -(-lines // pieces), pieces)
+    return ResourcePlan(workers, memory, -(-lines // pieces), pieces)
 
 
 def _check_disk(working: Working, files: RawFiles, reader: TabularReader) -> None:
@@ -182,7 +182,7 @@ def _check_disk(working: Working, files: RawFiles, reader: TabularReader) -> Non
     )
 
 
-def _require_training_rows(job: Job) -> None:
+def _require_training_rows(job: TabularJob) -> None:
     if len(job.files.paths) == 1 and job.files.last_day == 1:
         raise UserError(
             f"{job.files.paths[0]} is the only day, and the last day is for validation and test: "

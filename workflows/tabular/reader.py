@@ -16,7 +16,7 @@ FREQUENCY_THRESHOLD = 15  # seed 004: "categorical values that exist fewer than 
 BLOCK_BYTES = 64 << 20
 """About 250,000 lines of Criteo's width: a shuffle of some breadth, and four row groups."""
 
-Vocabulary = Literal["all", "train"]
+VocabularyDays = Literal["all", "train"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TabularReader(abc.ABC):
 
 
 @dataclass(frozen=True)
-class TabularOptions(DatasetOptions):
+class TabularDatasetOptions(DatasetOptions):
     """Options that all tabular datasets share."""
 
     frequency_threshold: int = option(
@@ -69,7 +69,7 @@ class TabularOptions(DatasetOptions):
         at_least=0,
         continued=True,
     )
-    vocabulary: Vocabulary = option(
+    vocabulary: VocabularyDays = option(
         "all",
         help="rows to count the values of: all (as NVIDIA's recipe does), or those to train on",
         continued=True,

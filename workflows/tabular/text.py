@@ -16,7 +16,7 @@ LONGEST_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Rows:
+class ParsedRows:
     """What a block holds.
 
     Attributes:
@@ -45,7 +45,7 @@ class Rows:
         return pd.concat(pieces, axis=1, copy=False)
 
 
-def parse_rows(data: bytes, numerical: int, categorical: int) -> Rows:
+def parse_rows(data: bytes, numerical: int, categorical: int) -> ParsedRows:
     """Parses a block of whole lines; blank ones are passed over.
 
     Args:
@@ -70,7 +70,7 @@ def parse_rows(data: bytes, numerical: int, categorical: int) -> Rows:
         if len(bad) < BAD_LINES_SHOWN:
             bad.append(BadLine(number, reason, line[:EXCERPT].decode("utf-8", "backslashreplace")))
     parsed = Parsed(pa.table({}), lines, bad, reasons)
-    return Rows(label[:rows], numbers[:, :rows], keys[:, :rows], parsed)
+    return ParsedRows(label[:rows], numbers[:, :rows], keys[:, :rows], parsed)
 
 
 def _reason(line: bytes, numerical: int, categorical: int) -> str:

@@ -12,7 +12,7 @@ from lookback.formats.histories import CATALOGUE_FILE
 from lookback.formats.raw_ids import ID_DIRECTORY
 from lookback.formats.schema import SCHEMA_FILE, read_schema
 from lookback.formats.vocabulary import FIRST_KNOWN, id_file
-from lookback.serving.encoding import Vocabulary
+from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.manifest import CandidatesManifest, HistoriesManifest
 
@@ -79,7 +79,7 @@ class ExportedHistories(ExportedDataset):
         """The file of each feature's vocabulary, checked against the size of its table."""
         files = {name: f"{ID_DIRECTORY}/{id_file(name)}" for name in rows}
         for name, file in files.items():
-            known = len(Vocabulary.read(self.directory / file, name))
+            known = len(VocabularyEncoder.read(self.directory / file, name))
             self.require_known(name, file, known, FIRST_KNOWN, rows[name])
         return files
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lookback.serving.encoding import EncodedIds, Encoder, ItemFeatures, Vocabulary
+from lookback.serving.encoding import EncodedIds, Encoder, ItemFeatures, VocabularyEncoder
 from lookback.serving.layouts.candidates import known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
 from lookback.serving.layouts.histories.requests import (
@@ -31,7 +31,9 @@ class HistoryRequestLayout(CandidateRequestLayout):
         encoders: dict[str, Encoder] = {}
         for name in (*manifest.user_features, *manifest.item_features):
             if manifest.ids == "raw":
-                encoders[name] = Vocabulary.read(directory / manifest.vocabularies[name], name)
+                encoders[name] = VocabularyEncoder.read(
+                    directory / manifest.vocabularies[name], name
+                )
             else:
                 encoders[name] = EncodedIds(manifest.cardinalities[name])
         catalogue = None

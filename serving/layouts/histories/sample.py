@@ -12,7 +12,7 @@ from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats.histories import history_files
 from lookback.formats.vocabulary import FIRST_KNOWN
-from lookback.serving.encoding import Vocabulary
+from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.layouts.candidates import CANDIDATES
 from lookback.serving.layouts.histories.requests import HISTORY, TIMESTAMP, HistoryRequestEncoder
 from lookback.serving.manifest import HistoriesManifest, require_same_workflow
@@ -59,7 +59,7 @@ def sample_users(
 
     def decoded(name: str, ids: Any) -> list[Any]:
         vocabulary = encoder.encoders[name]
-        if not isinstance(vocabulary, Vocabulary):
+        if not isinstance(vocabulary, VocabularyEncoder):
             raise ValueError("a bundle of raw ids has vocabularies")
         return vocabulary.decode(ids)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from lookback.formats.vocabulary import FIRST_KNOWN
-from lookback.serving.encoding import ItemFeatures, Vocabulary
+from lookback.serving.encoding import ItemFeatures, VocabularyEncoder
 from lookback.serving.layouts.candidates import CANDIDATES, known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout, best_first
 from lookback.serving.layouts.interactions.requests import (
@@ -36,7 +36,7 @@ class InteractionRequestLayout(CandidateRequestLayout):
         rows = manifest.cardinalities[item_id]
         ids = ItemFeatures.read(directory, [item_id], rows).ids
         users, items = (
-            Vocabulary.read(directory / manifest.vocabularies[name], name)
+            VocabularyEncoder.read(directory / manifest.vocabularies[name], name)
             for name in (user_id, item_id)
         )
         # Null and unknown ids are no items to recommend.

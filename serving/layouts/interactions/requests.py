@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lookback.serving.encoding import Int32, Vocabulary
+from lookback.serving.encoding import Int32, VocabularyEncoder
 from lookback.serving.layouts.candidates import CANDIDATES, check_candidates, encode_lists, padded
 from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys, is_list
 
@@ -43,8 +43,8 @@ class InteractionsRequestEncoder:
 
     user_id: str
     item_id: str
-    users: Vocabulary
-    items: Vocabulary
+    users: VocabularyEncoder
+    items: VocabularyEncoder
     catalogue: Int32
 
     def check(self, index: int, request: Request) -> int:

@@ -29,7 +29,7 @@ class Numbers(Protocol):
         """Encodes ``[n]``; raises ValueError, saying what is wrong with them."""
 
 
-class ShiftedLog:
+class ShiftedLogEncoder:
     """Raw numbers: x -> ln(max(x + 2, 1)), a missing x counting as 0."""
 
     def encode(self, values: Sequence[Any]) -> Float32:

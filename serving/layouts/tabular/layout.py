@@ -16,7 +16,7 @@ from lookback.serving.layouts.tabular.encoding import (
     EncodedNumbers,
     KeyVocabulary,
     Numbers,
-    ShiftedLog,
+    ShiftedLogEncoder,
 )
 from lookback.serving.layouts.tabular.requests import RowEncoder
 from lookback.serving.layouts.tabular.sample import sample_rows
@@ -34,7 +34,7 @@ class TabularRequestLayout(RequestLayout):
         """Maps the vocabularies."""
         numbers: Numbers = EncodedNumbers()
         if manifest.ids == "raw":
-            numbers = ShiftedLog()
+            numbers = ShiftedLogEncoder()
         encoders: dict[str, Encoder] = {}
         for name in manifest.categorical:
             if manifest.ids == "raw":

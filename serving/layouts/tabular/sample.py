@@ -10,7 +10,7 @@ import numpy as np
 
 from lookback.core.errors import UserError
 from lookback.core.manifests import SIZES
-from lookback.serving.layouts.tabular.encoding import KeyVocabulary, ShiftedLog
+from lookback.serving.layouts.tabular.encoding import KeyVocabulary, ShiftedLogEncoder
 from lookback.serving.layouts.tabular.requests import RowEncoder
 from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest, require_same_workflow
 
@@ -75,7 +75,7 @@ def _request(
     if manifest.ids == "encoded":
         return {NUMERICAL: numerical.tolist(), CATEGORICAL: categorical.tolist()}
     numbers = encoder.numbers
-    if not isinstance(numbers, ShiftedLog):
+    if not isinstance(numbers, ShiftedLogEncoder):
         raise ValueError("a bundle of raw values encodes numbers")
     values: list[str | None] = []
     for name, i in zip(manifest.categorical, categorical, strict=True):
@@ -93,9 +93,9 @@ def _request(
 
 
 def _read(data: Any, block: int, row: int) -> tuple[Any, Any]:
-    from lookback.formats.tabular_rows import Rows
+    from lookback.formats.tabular_rows import TabularRows
 
-    one = Rows.empty(1, data.features)
+    one = TabularRows.empty(1, data.features)
     data.read(SPLIT, block, row, one)
     return one.numerical[0], one.categorical[0]
 
