@@ -124,7 +124,7 @@ def test_ranks_load_their_own_users_and_draw_from_everybodys_items(dataset, in_r
 
 def test_what_one_rank_finds_damaged_no_rank_trains_on(dataset, in_ranks, tmp_path):
     """Each file is verified by one of them."""
-    damaged = shutil.copytree(dataset[1], tmp_path / "data")
+    damaged = shutil.copytree(dataset[1], tmp_path / "damaged")
     for name in ("items.parquet", "schema.pbtxt", "histories/part-00001.parquet"):
         content = (damaged / name).read_bytes()
         middle = len(content) // 2
@@ -142,7 +142,7 @@ def test_what_one_rank_finds_damaged_no_rank_trains_on(dataset, in_ranks, tmp_pa
 
 
 def test_digests_alone_may_be_left_out(dataset, tmp_path):
-    damaged = shutil.copytree(dataset[1], tmp_path / "data")
+    damaged = shutil.copytree(dataset[1], tmp_path / "damaged")
     schema = damaged / "schema.pbtxt"
     text = schema.read_text()
     schema.write_text(text.replace("  ", "\t\t", 1))  # the same to whoever reads it
