@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from lookback.core.errors import UserError
 from lookback.core.manifests import WHOLLY, Verification
-from lookback.formats.dataset_info import WORKFLOW_DIRECTORY, is_tabular, read_info
+from lookback.formats.dataset_info import (
+    AGAIN,
+    DATASET_FILE,
+    WORKFLOW_DIRECTORY,
+    is_tabular,
+    read_info,
+)
 from lookback.formats.schema import read_schema
 from lookback.formats.verification import TRUSTED, dataset_digest, verify_dataset
 
@@ -31,6 +39,7 @@ def describe(
     """
     directory = Path(directory)
     metadata = read_info(directory)
+    _require_described(directory, metadata)
     for parts in (None, (WORKFLOW_DIRECTORY,)):
         verify_dataset(directory, verification, parts)
     schema = read_schema(directory)
@@ -44,6 +53,19 @@ def describe(
         console.print(_flat_table("history length (events a user)", metadata["history_length"]))
         console.print(_split_table(metadata))
     console.print(_flat_table("options", metadata["options"]))
+
+
+def _require_described(directory: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuses a dataset.json that reads well and lacks what is printed; ours never does."""
+    tables = ["counts", "options"]
+    tables += [] if is_tabular(directory) else ["history_length", "negative_sampling"]
+    missing = [name for name in tables if not isinstance(metadata.get(name), dict)]
+    missing += [name for name in ("dataset", "content_hash") if name not in metadata]
+    if missing:
+        raise UserError(
+            f"{directory / DATASET_FILE}: expected {', '.join(missing)}, which every workflow "
+            f"writes, found none. {AGAIN}"
+        )
 
 
 def _schema_table(schema: Any) -> Table:

@@ -135,7 +135,7 @@ def test_options_of_neumf_by_world_size_are_those_of_train_py(tmp_path, monkeypa
         lambda command, **_: ran.append(command) or argparse.Namespace(returncode=0),
     )
     (tmp_path / "u.data").touch()
-    monkeypatch.setattr("lookback.workflows.pipeline.run_dataset", lambda *arguments: None)
+    monkeypatch.setattr("lookback.workflows.pipeline.run_dataset", lambda *_, **options: None)
     args = argparse.Namespace(model_type="neumf", input=tmp_path)
     world_size._train(1, {**world_size._training(args, tmp_path), "micro_batches": 4})
     run, _, options = parse(ran[0][2:], command_line())

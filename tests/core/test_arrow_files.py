@@ -139,13 +139,14 @@ def test_histories(
     tmp_path: Path,
     make_histories: Callable[..., Any],
     write_dataset: Callable[..., Path],
+    without_digests: Callable[[Path], Path],
     place: str,
     ranks: int,
 ) -> None:
     from lookback.dataloading.histories.resident import Histories
     from lookback.dataloading.parts import Part
 
-    path = write_dataset(make_histories(), tmp_path / "data")
+    path = without_digests(write_dataset(make_histories(), tmp_path / "data"))
     poison(path / place, "item_id", tmp_path / "ran")
     with pytest.raises(UserError, match="carries a pickled Arrow type"):
         Histories.load(path, Part(0, ranks))

@@ -52,7 +52,7 @@ def outcome(world, work):
     [
         (UserError("the disk is full"), UserError, "rank 1: the disk is full"),
         (OSError("odd"), RuntimeError, "rank 1: OSError: odd"),
-        (PermissionError(13, "x", "/d"), UserError, "rank 1: /d: Permission denied. Mend"),
+        (PermissionError(13, "x", "/d"), UserError, "rank 1: /d: Permission denied (x). Mend"),
         (KeyboardInterrupt(), RuntimeError, "rank 1: KeyboardInterrupt: "),
         (SystemExit(143), RuntimeError, "rank 1: SystemExit: 143"),
     ],

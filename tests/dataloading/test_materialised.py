@@ -264,8 +264,8 @@ def test_missing_parts(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is malformed"),
-        ("[]", "is malformed"),
+        ("{", "is not valid JSON"),
+        ("[]", "expected a JSON object, found a list"),
         ('{"cardinalities": [{"name": "uid"}]}', "is malformed"),
         ('{"cardinalities": [{"name": "uid", "value": "7"}]}', "'uid' has the value '7'"),
         ('{"cardinalities": [{"name": "uid", "value": 0}]}', "positive 32-bit integer"),

@@ -163,7 +163,7 @@ HEAD = "format: lookback-plan\nversion: 1\nranks: 2\n"
         ),
         (
             f"{HEAD.replace('2', '0')}tables: {{a: {{strategy: row_wise, rows: 3, dim: 2}}}}\n",
-            "ShardingPlan.ranks must be at least 1 and at most 65,536, received 0",
+            "Plan.ranks must be at least 1 and at most 65,536, received 0",
         ),
         ("[" * 5000, "nested too deeply"),
         ("a: &a [x]\nb: *a\n", r"aliases \(\*a\) are not read"),

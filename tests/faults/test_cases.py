@@ -27,6 +27,7 @@ from lookback.checkpoints.store import CheckpointStore
 from lookback.core.errors import UserError
 from lookback.core.options import Program
 from lookback.embeddings.plans import load_plan
+from lookback.formats.dataset_info import HISTORIES, read_info, write_info
 from lookback.formats.split_binary import SplitBinaryDataset
 from lookback.formats.tabular_rows import TabularRows
 from lookback.serving.commands import PROGRAM as SERVING
@@ -136,8 +137,18 @@ def histories(
     make_histories: Callable[..., object],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A small dataset of histories."""
-    return write_dataset(make_histories(), tmp_path_factory.mktemp("histories"))
+    """A small dataset of histories, with all that is said of one."""
+    made = make_histories()
+    directory = write_dataset(made, tmp_path_factory.mktemp("histories"))
+    said = {
+        "dataset": "made up",
+        "counts": {"users": made.num_users, "events": made.num_events},
+        "options": {},
+        "history_length": {"min": 2},
+        "negative_sampling": {"distributions": ["uniform"]},
+    }
+    write_info(directory, HISTORIES, {**read_info(directory), **said})
+    return directory
 
 
 def load_split_binary(directory: Path) -> None:
@@ -308,9 +319,11 @@ def test_readonly_disk(small_disk: Path, raw: Path, checkpoint: Path) -> None:
 
 def test_a_refused_run_of_rows_leaves_nothing(small_disk: Path, tmp_path: Path) -> None:
     day = "\t".join(["1", *["5"] * 13, *["68fd1e64"] * 26]) + "\n"
+    raw = tmp_path / "raw"
+    raw.mkdir()
     for number in range(3):
-        (tmp_path / f"day_{number}").write_text(day * 500)
-    words = ["run", "--dataset", "criteo", "--input", tmp_path, "--output", small_disk / "a"]
+        (raw / f"day_{number}").write_text(day * 500)
+    words = ["run", "--dataset", "criteo", "--input", raw, "--output", small_disk / "a"]
     assert "free, but the run needs about" in refused(WORKFLOWS, *words)
     assert not list(small_disk.iterdir())
 

@@ -17,6 +17,7 @@ from lookback.models.neumf import NeuMFBody
 from lookback.models.neumf_config import NeuMFConfig
 
 SMALL = {"factors": 5, "layers": (8, 7, 6), "dropout": 0.5}
+OF_BRANCHES = {"both": SMALL, "mf": {"factors": 5}, "mlp": {"layers": (8, 7, 6), "dropout": 0.5}}
 USERS, ITEMS = 30, 40
 
 
@@ -35,8 +36,13 @@ def batch_of(rows=9, candidates=3, seed=0, shared=False):
     }
 
 
+def small(branches="both", **options):
+    """A small model's options: those that its branches have."""
+    return NeuMFConfig(**{**OF_BRANCHES[branches], **options}, branches=branches)
+
+
 def built(schema, **options):
-    model = MODELS["neumf"](schema, NeuMFConfig(**{**SMALL, **options}))
+    model = MODELS["neumf"](schema, small(**options))
     model(batch_of())
     rng = np.random.default_rng(1)
     for weight in model.trainable_weights:
@@ -88,7 +94,7 @@ def test_scores_are_the_papers(schema, branches, shared, candidates):
     batch = batch_of(candidates=candidates, shared=shared)
     found = model(batch).numpy()
     assert found.dtype == np.float32
-    config = NeuMFConfig(**SMALL, branches=branches)
+    config = small(branches=branches)
     expected = formula(weights_of(model), config, *pairs_of(batch))
     np.testing.assert_allclose(found.reshape(-1), expected, rtol=1e-4, atol=1e-5)
 
@@ -99,7 +105,7 @@ def test_training_scores_and_gradients_are_the_formulas_with_the_same_masks(sche
     batch = batch_of(rows=20)
     batch[SAMPLE_KEY] = tf.range(20, dtype=tf.int64) * 7919
     labels = tf.one_hot(tf.zeros(20, tf.int32), 3)
-    config = NeuMFConfig(**{**SMALL, "dropout": dropout})
+    config = small(dropout=dropout)
     with tf.GradientTape() as tape:
         logits = model(batch, targets=labels, training=True)
         loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits))
@@ -187,7 +193,7 @@ def test_half_precision_stays_close(schema):
 
 def test_tables_are_those_of_the_options(schema):
     def sizes(**options):
-        config = NeuMFConfig(**{**SMALL, **options})
+        config = small(**options)
         return {t.name: (t.rows, t.dim) for t in models.neumf.tables(schema, config)}
 
     mf = {"user_id/mf": (USERS, 5), "item_id/mf": (ITEMS, 5)}
