@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import HISTORIES, read_info, write_info
 from lookback.training.config import RunConfig
 from lookback.training.evaluation.splits import Splits, choose_splits, say_what_is_seen
 from lookback.training.output.logging import read_log
@@ -60,9 +61,8 @@ def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
     """With a validation split, and its counts."""
     histories = make_histories(lengths=[20, 7, 4, 4, 12, 15, 30], items=40, validation=1)
     directory = write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
-    info = directory / "dataset.json"
-    more = '"content_hash": "sha256:0", "counts": {"users": 7, "events": 92}, "split"'
-    info.write_text(info.read_text().replace('"split"', more))
+    counts = {"users": 7, "events": 92}
+    write_info(directory, HISTORIES, {**read_info(directory), "counts": counts})
     return directory
 
 
