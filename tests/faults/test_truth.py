@@ -97,8 +97,6 @@ def trainer(write_dataset, tmp_path) -> Callable[..., Trainer]:
         directory = tmp_path / "dataset"
         if not directory.exists():
             write_dataset(histories, directory)
-            info = directory / "dataset.json"
-            info.write_text(info.read_text().replace('"split"', '"content_hash": "", "split"'))
         return trainer_on(directory, model, **more)
 
     return make
@@ -325,7 +323,7 @@ def test_nobody_to_rank_is_refused_before_training(make_histories, trainer):
 def test_a_k_that_no_model_can_miss_is_refused(trainer, plain):
     items = len(plain.catalogue["item_id"])
     for more, text in [
-        ({"test_negatives": 10, "topk": 11}, r"K below 11, .* 'test' .* received hr@11"),
+        ({"test_negatives": 10, "topk": 11}, r"K below 11, .* 'validation' .* received hr@11"),
         ({"test_negatives": 20, "metrics": ("ndcg@21",)}, r"below 21, .* received ndcg@21"),
         (
             {"test_negatives": 20, "full_catalogue": True, "metrics": ("mrr", f"hr@{items}")},
@@ -334,7 +332,7 @@ def test_a_k_that_no_model_can_miss_is_refused(trainer, plain):
     ]:
         with pytest.raises(UserError, match=text):
             trainer(plain, "neumf", **more)
-    with pytest.raises(UserError, match=rf"below {items}, .* 'test_catalogue' .*hr@{items}"):
+    with pytest.raises(UserError, match=rf"below {items}, .* 'validation_catalogue' .*hr@{items}"):
         trainer(plain, "din", full_catalogue=True, topk=items)
 
 
@@ -407,15 +405,16 @@ def test_a_run_goes_on_where_a_split_has_one_class(samples, tmp_path):
 def test_an_auc_that_cannot_come_is_refused_before_training(samples):
     assert both_classes([(samples / "train" / "part.0.parquet", 0)], "label")
     with pytest.raises(UserError, match="auc_threshold: expected rows of both labels in the test"):
-        trainer_on(samples, "din", global_batch_size=6, auc_threshold=0.6)
+        trainer_on(samples, "din", global_batch_size=6, auc_threshold=0.6, eval_split="test")
 
 
 def test_a_figure_that_is_absent_reaches_no_goal():
     choice = choose([EvaluationPass("test")], ("auc",), grouped=False)
     check_goals({"auc": 0.5}, choice, "test")
     run, *_ = from_values(command_line(), model_type="din", dataset_dir=Path("x"))
-    assert not Milestones(run, 10, {"auc": 0.5}).reached({"test_auc": None})
-    assert Milestones(run, 10, {"auc": 0.5}).reached({"test_auc": 0.5})
+    milestones = Milestones(run, 10, {"auc": 0.5}, watched="test")
+    assert not milestones.reached({"test_auc": None})
+    assert milestones.reached({"test_auc": 0.5})
 
 
 # --- GAUC: each row of a dataset of histories is a user, known or not ---
