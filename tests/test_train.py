@@ -29,6 +29,7 @@ from lookback.formats.dataset_info import (
     read_info,
     write_info,
 )
+from lookback.formats.raw_ids import ID_DIRECTORY
 
 pytestmark = pytest.mark.process
 
@@ -132,16 +133,19 @@ def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_pa
 def test_a_checkpoint_is_not_used_on_ids_of_another_fit(dataset, whole, tmp_path):
     """Nor on another dataset than is trusted; each before a model is built."""
     other = shutil.copytree(dataset, tmp_path / "other")
+    (other / ID_DIRECTORY).mkdir(parents=True)  # all of a workflow that is looked for before
     info = read_info(other)
     content = {**info, VOCABULARIES: {**info[VOCABULARIES], "item_id": "1" * 64}}
     write_info(other, HISTORIES, content)
     loaded = ("--load_checkpoint_path", str(whole / "saved"))
     for more in (
         *(("--mode", mode) for mode in ("evaluate", "inference")),
+        ("--export_dir", str(tmp_path / "export"), "--mode", "evaluate"),
         ("--epochs", "4"),
     ):
         with pytest.raises(UserError, match=r"ids of item_id in .*other stand for other values"):
             cli.train(words(other, tmp_path / "results", *loaded, *more))
+    assert not (tmp_path / "export").exists()
     trusted = ("--trusted_dataset_digest", digest_of(dataset / DATASET_FILE))
     with pytest.raises(UserError, match=r"SHA-256 .*, as trusted_dataset_digest says, found"):
         cli.train(words(other, tmp_path / "results", *trusted))
