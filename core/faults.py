@@ -138,6 +138,7 @@ def naming(path: Path) -> Iterator[None]:
     """Gives the system's errors in a block the path that they are about, where they name none.
 
     An error of writing to an open file, such as that of a full disk, says only what happened.
+    One without an errno is a library's own: its text is all it says, and a name would hide it.
 
     Args:
       path: what the block writes or reads.
@@ -145,7 +146,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.errno is not None and error.filename is None:
             error.filename = os.fspath(path)
         raise
 

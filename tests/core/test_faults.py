@@ -100,6 +100,11 @@ def test_a_full_disk_is_named_by_who_writes(capsys: pytest.CaptureFixture[str]) 
     assert "error: /dev/full: No space left on device. Free" in capsys.readouterr().err
 
 
+def test_what_libraries_say_without_an_errno_is_left_as_it_is() -> None:
+    with pytest.raises(OSError, match=r"^not a whole file$"), naming(Path("/d")):
+        raise OSError("not a whole file")
+
+
 def test_memory_that_ran_out_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
 
