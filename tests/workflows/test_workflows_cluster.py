@@ -135,7 +135,15 @@ def test_the_first_mistake_ends_threads() -> None:
     assert max(done) < 10  # what was not begun is not begun any more
 
 
-def test_ctrl_c_ends_threads() -> None:
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Ctrl-C interrupts. A shell's background jobs ignore it, and the tests may run in one."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_ends_threads(terminal: None) -> None:
     """One that came while the results were taken; the tasks that run are waited for."""
     done = []
     with (
