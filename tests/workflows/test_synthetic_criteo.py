@@ -369,7 +369,10 @@ def test_the_command_line_writes_what_it_says(
         (("--exponents", "many"), "--exponents: expected a number, or several"),
         (("--missing", "0.5"), "--missing: expected a number, 0 or more and below 0.5"),
         (("--threads", "0"), "--threads: expected an integer, 1 or more, or none, received 0"),
-        (("--format", "parquet", "--gzip"), "--gzip is of raw files"),
+        (
+            ("--format", "parquet", "--gzip"),
+            "gzip: expected with --format tsv, received it with --format parquet",
+        ),
         (("--variant", "custom", "--cardinalities", "5,1"), "2 or more and 2147483647 or less"),
     ],
 )

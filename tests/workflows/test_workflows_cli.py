@@ -206,8 +206,8 @@ def test_describe_counts_the_split(tmp_path: Path, make_events: Make, write_revi
     console = Console(record=True, width=120, file=(tmp_path / "log").open("w"))
     describe(tmp_path / "out", console)
     counts = report.metadata["counts"]
-    # Every event but a user's first and last is a training target.
-    assert f"{counts['events'] - 2 * counts['users']:,}" in console.export_text()
+    # Every event but a user's first and last two is a training target.
+    assert f"{counts['events'] - 3 * counts['users']:,}" in console.export_text()
 
 
 def _write_clicks(directory: Path) -> Path:
@@ -272,7 +272,8 @@ def test_mistakes_with_clicks_are_one_line(
 def test_only_tabular_datasets_are_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["export", "--dataset_type", "split_binary", "--input", str(tmp_path)]
+    (tmp_path / "in").mkdir()
+    command = ["export", "--dataset_type", "split_binary", "--input", str(tmp_path / "in")]
     assert main([*command, "--output", str(tmp_path / "out")]) == 2
     assert "is not a dataset" in capsys.readouterr().err
 
