@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lookback.core.errors import UserError
+from lookback.core.manifests import visible_files
 from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
 from lookback.formats.verification import verify_dataset
 from lookback.serving.manifest import Manifest
@@ -74,15 +75,16 @@ class ExportedDataset(abc.ABC):
     def copy_files(self, target: Path, *names: str) -> None:
         """Copies files by name."""
         for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.directory / name, target / name)
 
     def copy_workflow(self, target: Path) -> None:
-        """Copies the saved workflow with its vocabularies."""
-        shutil.copytree(
-            self.directory / WORKFLOW_DIRECTORY,
-            target / WORKFLOW_DIRECTORY,
-            copy_function=shutil.copyfile,
-        )
+        """Copies the saved workflow with its vocabularies.
+
+        File by file: shutil.copytree hides what the system said, such as that the disk is full.
+        """
+        files = visible_files(self.directory / WORKFLOW_DIRECTORY)
+        self.copy_files(target, *(f"{WORKFLOW_DIRECTORY}/{name}" for name in files))
 
     def require_parts(self, *names: str) -> None:
         """Checks that files and directories that encoding needs exist, and are as written.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import tensorflow as tf
 
 from lookback.core.errors import UserError
+from lookback.core.faults import sentence
 from lookback.dataloading.histories.materialised import MaterialisedDataset
 from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
@@ -122,20 +124,28 @@ def test_a_bundle_describes_itself_and_names_no_path(
 
 
 def test_a_failed_export_leaves_nothing_and_keeps_what_was_there(
-    histories: Histories, dataset_dir: Path, tmp_path: Path
+    histories: Histories, dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch = small_din(histories)
-    broken = tmp_path / "broken"
-    shutil.copytree(dataset_dir, broken)
-    os.mkfifo(broken / "workflow" / "pipe")  # cannot be copied
     export = tmp_path / "exports" / "model"
-    with pytest.raises(shutil.Error, match="named pipe"):
-        export_bundle(model, broken, export)
-    assert list(export.parent.iterdir()) == []
+
+    def fail() -> None:
+        def full_disk(source: Path, target: Path) -> None:
+            if target.name == "workflow.pkl":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+            copyfile(source, target)
+
+        copyfile = shutil.copyfile
+        with monkeypatch.context() as patch, pytest.raises(OSError) as failed:
+            patch.setattr(shutil, "copyfile", full_disk)
+            export_bundle(model, dataset_dir, export)
+        assert "No space left on device. Free some" in (sentence(failed.value) or "")
+
+    fail()
+    assert list(tmp_path.iterdir()) == []
     export_bundle(model, dataset_dir, export)
     before = (export / "bundle.json").read_bytes()
-    with pytest.raises(shutil.Error):
-        export_bundle(model, broken, export)
+    fail()
     assert [path.name for path in export.parent.iterdir()] == ["model"]
     assert (export / "bundle.json").read_bytes() == before
     # An earlier bundle is replaced.
