@@ -54,9 +54,9 @@ def encoded(ids: dict[str, int], raw: str | None) -> int:
     return NULL if raw is None else ids.get(raw, UNKNOWN)
 
 
-def small_model(dataset_dir: Path, **options: Any) -> mm.Model:
+def small_model(dataset_dir: Path, options: dict[str, Any] = SMALL) -> mm.Model:
     """NeuMF of random weights, so that every input has a say."""
-    model = MODELS["neumf"](Histories.load(dataset_dir).schema, NeuMFConfig(**{**SMALL, **options}))
+    model = MODELS["neumf"](Histories.load(dataset_dir).schema, NeuMFConfig(**options))
     model({"user_id": tf.constant([3, 4]), "item_id": tf.constant([[3, 4], [5, 6]])})
     random = np.random.default_rng(1)
     for weight in model.variables:
@@ -223,9 +223,13 @@ def test_the_saved_model_is_a_merlin_model_without_optimizer(exported: Exported)
     assert len(weights) == len(model.variables)
 
 
-@pytest.mark.parametrize("branches", ["mf", "mlp"])
-def test_one_branch_scores_alike(branches: str, dataset_dir: Path, tmp_path: Path) -> None:
-    model = small_model(dataset_dir, branches=branches)
+@pytest.mark.parametrize(
+    "options", [{"branches": "mf", "factors": 4}, {"branches": "mlp", "layers": (8, 6, 4)}]
+)
+def test_one_branch_scores_alike(
+    options: dict[str, Any], dataset_dir: Path, tmp_path: Path
+) -> None:
+    model = small_model(dataset_dir, options)
     batch = {"user_id": np.int32([3, 2]), "item_id": np.int32([[3, 4, 5], [6, 2, 7]])}
     expected = model({name: tf.constant(ids) for name, ids in batch.items()}).numpy()
     bundle = Bundle.load(export_bundle(model, dataset_dir, tmp_path / "export"))

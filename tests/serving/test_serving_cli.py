@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(
     good = sample(capsys, sim_bundle, dataset_dir, "--users", 1)[0]
     path.write_text(json.dumps(good) + "\n\n{'user_id': 1}\n")
     code, _, err = run(capsys, *score)
-    assert code == 2 and err.startswith(f"error: {path}, line 3: not valid JSON")
+    assert code == 2 and err.startswith(f"error: {path}, line 3 is not valid JSON")
     path.write_text(json.dumps(good) + '\n\n{"user_id": "U001"}\n')
     code, _, err = run(capsys, *score)
     assert code == 2 and err.startswith(f"error: {path}, line 3: the request: 'history' is missing")
@@ -157,16 +157,16 @@ def test_requests_in_another_encoding_are_refused_by_line(
     path = tmp_path / "requests.jsonl"
     good = json.dumps(sample(capsys, sim_bundle, dataset_dir, "--users", 1)[0])
     score = ("score", "--export_dir", sim_bundle, "--requests", path)
-    for content, says in (
-        (f'{good}\n{{"user_id": "é"}}\n'.encode("latin-1"), "line 2: not UTF-8"),
-        (good.encode("utf-16"), "line 1: not UTF-8"),
-        (gzip.compress(good.encode()), "line 1: not UTF-8"),
-        (b"[" * 100_000, "line 1: nested too deeply"),
+    for content, line, says in (
+        (f'{good}\n{{"user_id": "é"}}\n'.encode("latin-1"), "line 2", "not UTF-8"),
+        (good.encode("utf-16"), "line 1", "UTF-16: convert it to UTF-8"),
+        (gzip.compress(good.encode()), "line 1", "packed by gzip: unpack it"),
+        (b"[" * 100_000, "line 1", "nested too deeply"),
     ):
         path.write_bytes(content)
         code, out, err = run(capsys, *score)
         assert (code, out) == (2, "")
-        assert err.startswith(f"error: {path}, {says}")
+        assert err.startswith(f"error: {path}, {line} is not valid JSON for us: it is {says}")
     path.write_text(good, encoding="utf-8-sig")
     code, out, err = run(capsys, *score)
     assert code == 0, err

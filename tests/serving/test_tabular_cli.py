@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookback.core.manifests import DIGEST
+from lookback.formats.dataset_info import TABULAR, read_tabular_info, write_info
 from lookback.serving.bundle import Bundle
 from lookback.serving.export import export_bundle
 from tests.serving.tabular_data import rows_to_test, small_model, write_dataset
@@ -33,6 +35,8 @@ def encoded(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """The same rows and model without the workflow: dataset and bundle."""
     directory = tmp_path_factory.mktemp("encoded")
     shutil.copytree(dataset, directory / "data", ignore=shutil.ignore_patterns("workflow"))
+    info = {name: said for name, said in read_tabular_info(dataset).items() if name != DIGEST}
+    write_info(directory / "data", TABULAR, info)  # the digests are of the files that are left
     model = small_model(directory / "data")
     return directory / "data", export_bundle(model, directory / "data", directory / "export")
 
