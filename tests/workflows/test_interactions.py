@@ -753,7 +753,7 @@ def test_choice_of_files(tmp_path: Path) -> None:
 def test_no_user_with_enough_different_items(tmp_path: Path) -> None:
     events = pd.DataFrame({"user_id": 1, "item_id": 2, "timestamp": range(START, START + 25)})
     raw = _write(events, tmp_path / "raw.csv")
-    match = "None of the 1 users is left: 1 have 20 or more events.* 2 different items"
+    match = "None of the 1 users is left: 1 have 20 or more events.* 3 different items"
     with pytest.raises(UserError, match=match):
         run_dataset("interactions", raw, tmp_path / "out", duplicates="first")
     report: Report = run_dataset("interactions", raw, tmp_path / "out")
