@@ -212,7 +212,7 @@ def test_plain_lines_where_the_output_is_no_terminal(tmp_path):
     assert printed[-3:] == [
         "epoch 1/3  test_auc 0.7912  test_gauc 0.78",
         "           throughput 9,312 samples/s  latency_p99 12.3 ms  test_rows 7,000",
-        "summary  time_to_train 4.25 s  train_loss not finite",
+        "summary  time_to_train 4.25 s  train_loss none",
     ]
     assert "\x1b" not in output.getvalue()
 

@@ -6,7 +6,7 @@ The file has the format of NVIDIA's DLLogger, one JSON object a line:
 
 `step` is `[epoch, step]` for a step, `[epoch]` for an epoch's end, `[]` for the summary of the run,
 all counted from 0; `data` is {metric: value}. Lines of type METADATA carry a metric's unit. Values
-that are not finite are written as null, since JSON has no word for them.
+that are absent or not finite are written as null.
 
 A fresh run begins a new file, and moves what is there of another run aside; a resumed one appends
 to its own. Steps between the last checkpoint and the crash are then there twice, with equal
@@ -80,7 +80,7 @@ class LogRecord:
 
     Attributes:
       step: (epoch, step), (epoch,), or () for the summary.
-      data: metric -> value; None for what was not finite.
+      data: metric -> value; None for what is absent or not finite.
       elapsed: seconds since the process that wrote it opened the log.
     """
 
@@ -384,7 +384,7 @@ class RunLogger:
     def _metric(self, name: str, value: Any) -> str:
         unit = self._units.get(name)
         if value is None:
-            text = "not finite"
+            text = "none"
         elif isinstance(value, float):
             text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.4g}"
         else:
