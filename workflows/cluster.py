@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import signal
 import sys
 import tempfile
 import warnings
@@ -300,6 +301,8 @@ def prepare_worker() -> None:
     """Prepares a worker process of our own, before its first task."""
     import pyarrow as pa
 
+    # A terminal's Ctrl-C goes to all; this one ends with the process that started it, in silence.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     forgo_tensorflow()
     warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
     pa.set_cpu_count(1)  # the workers are the parallelism
