@@ -64,12 +64,14 @@ class Contract:
         the labels, as a head's loss is.
       lookups: None where the model does not say which ids it looks up, or has several
         collections: it trains, but its ids cannot travel ahead of it.
+      head_weight: of the head's cross entropy in its loss.
     """
 
     tasks: Mapping[str, mm.ModelOutput]
     added_losses: tuple[str, ...] = ()
     loss_counts: Callable[[Inputs, tf.Tensor], dict[str, tf.Tensor]] | None = None
     lookups: Lookups | None = None
+    head_weight: float = 1.0
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -154,7 +156,13 @@ class ClickModel(mm.Model):
             added_losses=body.added_losses,
             loss_counts=body.loss_counts,
             lookups=Lookups(body.embeddings, body.lookups),
+            head_weight=self._head_weight,
         )
+
+    @property
+    def _head_weight(self) -> float:
+        losses = [head.default_loss for head in _tasks(self).values()]
+        return losses[0].weight if len(losses) == 1 and isinstance(losses[0], ClickLoss) else 1.0
 
     def _check_schema_and_inputs_matching(self, inputs: Inputs) -> None:
         # Merlin demands the schema's columns, one by one and no others (models/base.py:1730); a

@@ -206,7 +206,7 @@ def run_on(
         with last_checkpoint_named(run, world):
             export(model, source, run, options, world, exporter)
     finally:
-        report(run, results_dir, outcome, world)
+        report(run, results_dir, outcome, world, model.contract.head_weight)
     print_digests(run, exporter, world)
 
 
@@ -227,7 +227,9 @@ def last_checkpoint_named(run: RunConfig, world: World) -> Iterator[None]:
         raise
 
 
-def report(run: RunConfig, results_dir: Path, outcome: Outcome, world: World) -> None:
+def report(
+    run: RunConfig, results_dir: Path, outcome: Outcome, world: World, head_weight: float
+) -> None:
     """Leaves something to look at. What keeps it from being drawn costs a line, never the run."""
     if world.rank != 0:
         return
@@ -238,6 +240,7 @@ def report(run: RunConfig, results_dir: Path, outcome: Outcome, world: World) ->
             metrics=outcome.summary,
             roc=outcome.roc,
             baselines=outcome.baselines,
+            head_weight=head_weight,
             title=f"{run.model_type} on {run.dataset_dir.resolve().name}, seed {run.seed}\n"
             f"{run.optimizer}, lr {run.lr:g}, batch of {run.update_batch_size:,} rows",
         )

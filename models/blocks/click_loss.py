@@ -16,6 +16,11 @@ class ClickLoss(tf.keras.losses.Loss):
         super().__init__(name=name, **kwargs)
         self._weight = weight
 
+    @property
+    def weight(self) -> float:
+        """The head's share of the model's loss."""
+        return self._weight
+
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """Loss of each candidate ``[B, C]``; Keras reduces it."""
         return self._weight * click_cross_entropy(y_true, y_pred)

@@ -120,8 +120,11 @@ def test_the_short_last_batch_of_an_epoch_is_no_spike():
 
 def test_the_loss_is_the_heads_without_what_the_model_adds():
     data = {"total_loss": 1.5, "classification_loss": 1.0, "auxiliary_loss": 0.5}
-    (losses, *_) = learning_curve([LogRecord((0, s), data, 0.0) for s in range(3)]).axes
+    given = [LogRecord((0, s), data, 0.0) for s in range(3)]
+    (losses, *_) = learning_curve(given).axes
     np.testing.assert_array_equal(losses.lines[0].get_ydata(), [1.0] * 3)
+    (whole, *_) = learning_curve(given, head_weight=0.5).axes  # as SIM's
+    np.testing.assert_array_equal(whole.lines[0].get_ydata(), [2.0] * 3)
     assert labels_of(losses) == ["training, classification loss"]
 
 

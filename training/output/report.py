@@ -55,6 +55,7 @@ def write_report(
     metrics: Mapping[str, Any],
     roc: Mapping[str, RocCurve] | None = None,
     baselines: Mapping[str, float] | None = None,
+    head_weight: float = 1.0,
     title: str = "",
 ) -> Path:
     """Writes the report of a run; each file is whole or not there.
@@ -65,6 +66,7 @@ def write_report(
       metrics: what metrics.json holds under "results", e.g. the summary.
       roc: name ("test", "train") -> curve; without it there is no roc.png.
       baselines: what needs no model, by what it is ("popularity, test") -> AUC.
+      head_weight: of the head's cross entropy in the head's loss.
       title: above the plots; may have several lines.
 
     Returns:
@@ -85,7 +87,7 @@ def write_report(
         text = json.dumps(_finite(content), indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     if any(_TOTAL in record.data for record in steps):
-        figure = learning_curve(records, baselines=baselines, title=title)
+        figure = learning_curve(records, baselines=baselines, head_weight=head_weight, title=title)
         _save(figure, directory / "learning_curve.png")
     else:
         figure = evaluation_plot(metrics, baselines=baselines, title=title)
@@ -99,6 +101,7 @@ def learning_curve(
     records: Sequence[LogRecord],
     *,
     baselines: Mapping[str, float] | None = None,
+    head_weight: float = 1.0,
     title: str = "",
 ) -> Figure:
     """Losses by step, of training and of evaluations on one scale, and evaluated metrics by epoch.
@@ -106,6 +109,7 @@ def learning_curve(
     Args:
       records: of steps and epochs.
       baselines: AUCs of what needs no model.
+      head_weight: of the head's cross entropy in the head's loss, as evaluations have none.
       title: above the plots.
     """
     steps = [record for record in records if len(record.step) == 2]
@@ -120,7 +124,7 @@ def learning_curve(
     figure = _figure((4.8 * (1 + len(panels)), 4.3), title)
     axes: list[Axes] = list(np.atleast_1d(figure.subplots(1, 1 + len(panels))))
     losses = {name: curve for name, curve in evaluated.items() if metric_of(name) == _LOG_LOSS}
-    _plot_losses(axes[0], steps, losses)
+    _plot_losses(axes[0], steps, losses, head_weight)
     for axis, (scale, curves) in zip(axes[1:], panels.items(), strict=True):
         _plot_metrics(axis, scale, curves, baselines or {})
     for axis in axes:
@@ -253,9 +257,16 @@ def training_loss(steps: Sequence[LogRecord], name: str) -> tuple[Curve, NDArray
     return curve, np.array(weights, np.float64)
 
 
-def _plot_losses(axis: Axes, steps: Sequence[LogRecord], evaluated: Mapping[str, Curve]) -> None:
+def _plot_losses(
+    axis: Axes,
+    steps: Sequence[LogRecord],
+    evaluated: Mapping[str, Curve],
+    head_weight: float,
+) -> None:
     name = _head_loss(steps)
     (x, y), rows = training_loss(steps, name)
+    if name != _TOTAL:
+        y = y / head_weight
     per_epoch = _steps_an_epoch(steps)
     label = "training" if name == _TOTAL else f"training, {name.replace('_', ' ')}"
     window = max(1, len(y) // 50)
