@@ -14,12 +14,12 @@ from lookback.checkpoints.manifest import MANIFEST, listed
 from lookback.checkpoints.reshard import reshard, row_wise_plan, tables_of
 from lookback.checkpoints.table_export import export_table
 from lookback.core.digests import digest_of
+from lookback.core.limits import MOST_PARTS
 from lookback.core.options import Command, CommandLine, Program, option, require_one
 from lookback.core.outputs import check_directory, check_file
 from lookback.core.sizes import format_size
 from lookback.embeddings.commands_plan import PLAN
 from lookback.embeddings.plans import load_plan
-from lookback.embeddings.types import MOST_RANKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ReshardOptions:
     scope: ClassVar[str] = "output"
     output: Path = option(help="directory of checkpoints to create")
     ranks: int | None = option(
-        None, help="every table row-wise over so many ranks", at_least=1, at_most=MOST_RANKS
+        None, help="every table row-wise over so many ranks", at_least=1, at_most=MOST_PARTS
     )
     plan: Path | None = option(None, help="each table as this plan (YAML) places it")
 

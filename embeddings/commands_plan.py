@@ -18,7 +18,7 @@ from lookback.embeddings.planners import PLANNERS
 from lookback.embeddings.plans import load_tables, save_plan
 from lookback.embeddings.sharding import STRATEGIES
 from lookback.embeddings.tables import LIST_LENGTH, tables_with_hotness
-from lookback.embeddings.types import MOST_RANKS, OPTIMIZER_STATE, TableSpec, Topology
+from lookback.embeddings.types import OPTIMIZER_STATE, TableSpec, Topology
 from lookback.formats.schema import SCHEMA_FILE, read_schema
 from lookback.formats.verification import verify_dataset
 
@@ -59,7 +59,7 @@ class Ranks:
     """The processes, and what they can hold and send: see `embeddings.types.Topology`."""
 
     scope: ClassVar[str] = "ranks"
-    ranks: int = option(help="processes", at_least=1, at_most=MOST_RANKS)
+    ranks: int = option(help="processes", at_least=1, at_most=MOST_PARTS)
     memory: float | None = option(
         None,
         help="for tables and optimizer state, a rank; none: no limit",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 
 from lookback.core.errors import shown
+from lookback.core.limits import MOST_PARTS
 
 OPTIMIZER_STATE: Mapping[str, tuple[int, int]] = {
     "sgd": (0, 0),
@@ -25,9 +26,6 @@ UPDATES_EVERY_ROW = frozenset({"full_adam"})
 
 MOST_WEIGHTS = 1 << 56
 """Of a table: more than any machine holds, and its bytes still are a 64-bit number."""
-
-MOST_RANKS = 1 << 16
-"""Of a plan, which has something to say of each: more than trains anywhere."""
 
 MOST_IDS = 1 << 31
 """Of a feature in a row of the batch: more than a batch holds of all features together."""
@@ -242,7 +240,7 @@ class ShardingPlan:
 
 
 def _check_ranks(of: str, ranks: int) -> None:
-    if not 1 <= ranks <= MOST_RANKS:
+    if not 1 <= ranks <= MOST_PARTS:
         raise ValueError(
-            f"{of}.ranks must be at least 1 and at most {MOST_RANKS:,}, received {ranks:,}."
+            f"{of}.ranks must be at least 1 and at most {MOST_PARTS:,}, received {ranks:,}."
         )

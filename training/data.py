@@ -18,7 +18,7 @@ from lookback.dataloading.parts import Part
 from lookback.dataloading.sources import BatchSource
 from lookback.formats.dataset_info import VOCABULARIES
 from lookback.formats.features import table_rows
-from lookback.formats.verification import unverified, verify_dataset, vocabularies_of
+from lookback.formats.verification import unverified, verify_dataset
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
 
@@ -95,16 +95,22 @@ def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource)
     return {"model_type": run.model_type, **told, "tables": table_rows(source.schema)}
 
 
-def notes_on_data(run: RunConfig, checkpoint: Checkpoint | None) -> list[str]:
+def notes_on_data(
+    run: RunConfig, vocabularies: Mapping[str, str], checkpoint: Checkpoint | None
+) -> list[str]:
     """What a run cannot know of its data, in a line each.
+
+    Args:
+      run: its options.
+      vocabularies: what the ids of its data stand for.
+      checkpoint: that is loaded, if one is.
 
     Raises:
       UserError: if it is not the data of the checkpoint; see `compare_vocabularies`.
     """
     notes = [unverified(run.dataset_dir, no_verify=run.no_verify)]
     if checkpoint is not None:
-        own = vocabularies_of(run.dataset_dir)
-        notes.append(compare_vocabularies(run.dataset_dir, own, checkpoint))
+        notes.append(compare_vocabularies(run.dataset_dir, vocabularies, checkpoint))
     return [note for note in notes if note is not None]
 
 

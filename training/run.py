@@ -165,7 +165,8 @@ def run_on(
     run, said = resolved(run, data, options, checkpoint, world)
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, options, world)
-    notes = notes_on_data(run, checkpoint)
+    vocabularies = vocabularies_of(run.dataset_dir)
+    notes = notes_on_data(run, vocabularies, checkpoint)
     identity = run_identity(run, data, options, world.size)
     require_same(world, identity)  # each host has its own copy of the data, maybe another one
     entry = MODELS[run.model_type]
@@ -177,7 +178,7 @@ def run_on(
         run,
         model_identity=model_identity(run, plain_options, source),
         run_identity=identity,
-        vocabularies=vocabularies_of(run.dataset_dir),
+        vocabularies=vocabularies,
         goals=data.goals,
         checkpoint=checkpoint,
         world=world,

@@ -18,7 +18,7 @@ class PopularityEvaluator(Evaluator):
     """The AUC of the items' counts in training.
 
     It is the same in every evaluation of a split, whose negatives do not change: it is taken in the
-    first, and later ones cost nothing.
+    first, and later ones only fetch the ids.
 
     Attributes:
       auc: None before `of_all`, and where rows of one class only were collected.

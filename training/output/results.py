@@ -11,6 +11,7 @@ import datetime
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.core.files import require_writable
@@ -106,10 +107,8 @@ def check_results(results_dir: Path, log_filename: str) -> None:
 
 def identity_of(log: Path) -> str | None:
     """What a log says of the run that it belongs to; None if it says nothing."""
-    with log.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline().removeprefix(LOG_PREFIX)
     try:
-        entry = load_object(first, str(log))
+        entry = _first_entry(log)
         identity = entry["metadata"]["identity"] if entry["metric"] == IDENTITY else None
     except (UserError, KeyError, TypeError):
         return None
@@ -128,14 +127,17 @@ def _made(directory: Path, name: str) -> Path:
 
 def _began(log: Path) -> datetime.datetime:
     """When a run began, by its log's first line; else when it was last written."""
-    with log.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline().removeprefix(LOG_PREFIX)
     try:
-        moment = float(load_object(first, str(log))["timestamp"])
+        moment = float(_first_entry(log)["timestamp"])
         return datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
     except (UserError, KeyError, TypeError, ValueError, OverflowError, OSError):
         written = log.stat().st_mtime
     return datetime.datetime.fromtimestamp(written, datetime.timezone.utc)
+
+
+def _first_entry(log: Path) -> dict[str, Any]:
+    with log.open(encoding="utf-8", errors="replace") as file:
+        return load_object(file.readline().removeprefix(LOG_PREFIX), str(log))
 
 
 def _is_log(path: Path) -> bool:
