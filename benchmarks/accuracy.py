@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookback.benchmarks.options import add_movielens, require_movielens
+from lookback.benchmarks.options import PROTOCOL, add_movielens, require_movielens
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         dataset = Path(directory) / "dataset"
-        run_dataset("movielens", args.input, dataset, validation=False)
+        run_dataset("movielens", args.input, dataset, **PROTOCOL)
         for name, protocol in runs:
             model_type, options, target, nvidia = _VARIANTS[name]
             if protocol == "1024":

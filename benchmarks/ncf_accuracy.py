@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookback.benchmarks.accuracy import of_seeds, with_deviation
-from lookback.benchmarks.options import add_movielens, require_movielens
+from lookback.benchmarks.options import PROTOCOL, add_movielens, require_movielens
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         dataset = Path(directory) / "dataset"
-        run_dataset("movielens", args.input, dataset, validation=False)
+        run_dataset("movielens", args.input, dataset, **PROTOCOL)
         for name in args.variants:
             options, target = VARIANTS[name]
             variant = Variant(name, "neumf", options)

@@ -9,6 +9,10 @@ from typing import Any
 
 from lookback.core.errors import UserError
 
+PROTOCOL: dict[str, Any] = {"validation": False, "ties": "item"}
+"""How histories are prepared for figures that are compared with NVIDIA's recipe and with our own of
+earlier: each user's last event is for test, of events of one time that of the largest item id."""
+
 
 def add_timing(parser: argparse.ArgumentParser, sizes: Sequence[int], quick: Sequence[int]) -> None:
     """Adds which batches to time, and how often; `batch_sizes` and `turns` read it.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lookback.benchmarks.options import PROTOCOL
 from lookback.formats.dataset_info import DATASET_FILE
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     root = cached("synthetic", {"preset": preset}, args.cache_dir)
     if not (root / "dataset" / DATASET_FILE).is_file():
         generate_synthetic(PRESETS[preset], root / "raw", overwrite=True)
-        run_dataset("synthetic", root / "raw", root / "dataset", overwrite=True, validation=False)
+        run_dataset("synthetic", root / "raw", root / "dataset", overwrite=True, **PROTOCOL)
     oracle = json.loads((root / "raw" / "oracle.json").read_text())
     result = Variant("sim", "sim").run(
         root / "dataset",

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookback.benchmarks.options import add_movielens, require_movielens
+from lookback.benchmarks.options import PROTOCOL, add_movielens, require_movielens
 
 if TYPE_CHECKING:
     from lookback.benchmarks.harness import BenchmarkReport
@@ -103,7 +103,7 @@ def _training(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     require_movielens(args.input)
     from lookback.workflows.pipeline import run_dataset
 
-    run_dataset("movielens", args.input, directory, validation=False)
+    run_dataset("movielens", args.input, directory, **PROTOCOL)
     if args.model_type == "neumf":
         from lookback.benchmarks.ncf_accuracy import SETTINGS, VARIANTS
 
