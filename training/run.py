@@ -149,6 +149,7 @@ def run_on(
     """
     import tensorflow as tf
 
+    from lookback.models.click_model import contract_of
     from lookback.training.data import model_identity, notes_on_data, open_source, run_identity
     from lookback.training.trainer import Trainer
 
@@ -207,7 +208,7 @@ def run_on(
         with last_checkpoint_named(run, world):
             export(model, source, run, options, world, exporter)
     finally:
-        report(run, results_dir, outcome, world, model.contract.head_weight)
+        report(run, results_dir, outcome, world, contract_of(model).head_weight)
     print_digests(run, exporter, world)
 
 
