@@ -60,6 +60,10 @@ __all__ = [
 ]
 
 
+BEST = "best"
+"""Directory, in a store, of the best checkpoint of a run."""
+
+
 class CheckpointStore:
     """A directory of checkpoints, of which the last few are kept.
 
@@ -75,19 +79,26 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], *, keep: int = 3, world: World = SOLO
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        best: bool = False,
+        world: World = SOLO,
     ) -> None:
         """Names a store; touches nothing on disk.
 
         Args:
           directory: created by the first save. All ranks must see the same one.
           keep: how many of the latest steps to keep.
+          best: whether `keep_best` will keep one more.
           world: the processes that save together.
         """
         if keep < 1:
             raise ValueError(f"keep: expected 1 or more, received {keep}")
         self.directory = Path(directory)
         self.keep = keep
+        self._keeps_best = best
         self._world = world
 
     def begin(self, resumed_from: Checkpoint | None) -> None:
@@ -111,7 +122,8 @@ class CheckpointStore:
                 else:
                     self.refuse_another_run(resumed_from.path, resumed_from.step)
                 require_writable(self.directory, "save_checkpoint_path")
-                clear_up(self.directory, STEP)
+                for directory in (self.directory, self.directory / BEST):
+                    clear_up(directory, STEP)
                 for path in self.directory.glob(".step-probe-*"):
                     with contextlib.suppress(OSError):  # not empty: no probe of a killed run
                         path.rmdir()
@@ -141,7 +153,8 @@ class CheckpointStore:
                 return None
             size, free = sum(map(bytes_of, layouts)), shutil.disk_usage(self.directory).free
             # Before the oldest goes, the newest is whole; some may be there already.
-            needed = max(1, self.keep + 1 - len(self.checkpoints()))
+            there = len(self.checkpoints()) + len(checkpoints_in(self.directory / BEST))
+            needed = max(1, self.keep + self._keeps_best + 1 - there)
             if free >= size * needed:
                 return None
             room = (
@@ -153,7 +166,8 @@ class CheckpointStore:
                     f"save_checkpoint_path: {room}. Free some space, or choose another directory."
                 )
             return (
-                f"{room}; keeping {self.keep}, and one more while it is written, takes "
+                f"{room}; keeping {self.keep}{' and the best' * self._keeps_best}, and one more "
+                f"while it is written, takes "
                 f"{format_size(size * needed)}. Free some space, or lower --keep_checkpoints."
             )
 
@@ -215,6 +229,47 @@ class CheckpointStore:
             agree(world, publish)
         return self.directory / name
 
+    def keep_best(self, step: int) -> Path:
+        """Keeps the checkpoint of a step in `BEST`, whatever becomes of it here; a collective.
+
+        What was there before goes once it is whole. Where the file system has hard links it takes
+        no room before the checkpoint is deleted here.
+
+        Raises:
+          UserError: if the disk is full.
+        """
+
+        def keep() -> str | None:
+            if self._world.rank != 0:
+                return None
+            (source, *_) = [p for p in reversed(self.checkpoints()) if step_of(p)[0] == step]
+            target = self.directory / BEST / source.name
+            target.parent.mkdir(exist_ok=True)
+            if not target.exists():
+                with (
+                    self._room_for(step),
+                    atomic_directory(target, CHECKPOINT, inputs=[source]) as new,
+                ):
+                    for file in source.iterdir():
+                        _link_or_copy(file, new / file.name)
+            for path in checkpoints_in(target.parent):
+                if path != target:
+                    remove_directory(path, CHECKPOINT)
+            return source.name
+
+        return self.directory / BEST / agree(self._world, keep)[0]
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint that `keep_best` kept, or None."""
+        kept = checkpoints_in(self.directory / BEST)
+        return kept[-1] if kept else None
+
+    @property
+    def best_step(self) -> int | None:
+        """Its step; the same on every rank, as rank 0 sees it; a collective."""
+        return agree(self._world, lambda: None if self.best is None else step_of(self.best)[0])[0]
+
     def checkpoints(self) -> list[Path]:
         """The checkpoints that are there, earliest first."""
         return checkpoints_in(self.directory)
@@ -243,8 +298,10 @@ class CheckpointStore:
           UserError: if the store holds checkpoints that are not earlier steps of the run.
         """
         existing = self.checkpoints()
-        if not existing:
+        best = checkpoints_in(self.directory / BEST)
+        if not existing and not best:
             return
+        existing = existing or best
         if resumed_from is None:
             raise UserError(
                 f"{self.directory} already holds the checkpoints of a run (the latest is "
@@ -317,6 +374,14 @@ class CheckpointStore:
         for path in self.checkpoints():
             if path not in kept:
                 remove_directory(path, CHECKPOINT)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Another name of a file that nobody changes, or its copy where file systems have none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def open_checkpoint(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from lookback.core.devices import has_gpu
+from lookback.training.config import RunConfig
 
 
 def amp_policy() -> str:
@@ -37,6 +38,13 @@ class LossScale(tf.Module):
         self._growth_steps, self._dynamic = growth_steps, dynamic
         self.scale = tf.Variable(initial, trainable=False, dtype=tf.float32, name="scale")
         self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
+
+    @classmethod
+    def of(cls, config: RunConfig) -> LossScale:
+        """The one that a run's options describe."""
+        if config.loss_scale is None:
+            return cls()
+        return cls(config.loss_scale, dynamic=False)
 
     @property
     def can_fall(self) -> bool:

@@ -45,7 +45,8 @@ from lookback.training.removed import REMOVED
 if TYPE_CHECKING:
     from lookback.dataloading.sources import BatchSource
     from lookback.models.click_model import ClickModel
-    from lookback.training.trainer import Outcome, Trainer
+    from lookback.training.outcome import Outcome
+    from lookback.training.trainer import Trainer
 
 
 class Exporter(Protocol):
@@ -149,7 +150,6 @@ def run_on(
     """
     import tensorflow as tf
 
-    from lookback.models.click_model import contract_of
     from lookback.training.data import model_identity, notes_on_data, open_source, run_identity
     from lookback.training.trainer import Trainer
 
@@ -208,7 +208,7 @@ def run_on(
         with last_checkpoint_named(run, world):
             export(model, source, run, options, world, exporter)
     finally:
-        report(run, results_dir, outcome, world, contract_of(model).head_weight)
+        report(run, results_dir, outcome, world, model)
     print_digests(run, exporter, world)
 
 
@@ -230,9 +230,11 @@ def last_checkpoint_named(run: RunConfig, world: World) -> Iterator[None]:
 
 
 def report(
-    run: RunConfig, results_dir: Path, outcome: Outcome, world: World, head_weight: float
+    run: RunConfig, results_dir: Path, outcome: Outcome, world: World, model: ClickModel
 ) -> None:
     """Leaves something to look at. What keeps it from being drawn costs a line, never the run."""
+    from lookback.models.click_model import contract_of
+
     if world.rank != 0:
         return
     try:
@@ -242,7 +244,7 @@ def report(
             metrics=outcome.summary,
             roc=outcome.roc,
             baselines=outcome.baselines,
-            head_weight=head_weight,
+            head_weight=contract_of(model).head_weight,
             title=f"{run.model_type} on {run.dataset_dir.resolve().name}, seed {run.seed}\n"
             f"{run.optimizer}, lr {run.lr:g}, batch of {run.update_batch_size:,} rows",
         )
@@ -335,8 +337,8 @@ def execute(
         from lookback.training.data import open_benchmark_sources
 
         sources = open_benchmark_sources(run, data, options, world)
-        return trainer.inference_benchmark(sources, log)
-    outcome, rows = trainer.inference(log)
+        return trainer.inference.benchmark(sources, log)
+    outcome, rows = trainer.inference.score(log)
     if not run.benchmark and world.rank == 0:
         path = write_scores(log.directory / "scores.parquet", rows.columns(), run.dataset_dir)
         log.message(f"scores of the {trainer.splits.scored} split in {path}")

@@ -6,6 +6,8 @@ import dataclasses
 
 import tensorflow as tf
 
+from lookback.training.config import RunConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -36,6 +38,19 @@ class Schedule:
     decay_steps: int = 0
     decay_power: float = 2.0
     decay_end_lr: float = 0.0
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Schedule:
+        """The one that a run's options describe."""
+        return cls(
+            config.lr,
+            config.warmup_steps,
+            config.warmup_factor,
+            config.decay_start_step,
+            config.decay_steps,
+            config.decay_power,
+            config.decay_end_lr,
+        )
 
     @property
     def constant(self) -> bool:

@@ -23,19 +23,21 @@ from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
 from lookback.formats.dataset_info import VOCABULARIES
+from lookback.training.best import BestEvaluation, best_by
 from lookback.training.config import RunConfig
 from lookback.training.config_checks import cutting_options
 from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
 from lookback.training.evaluation.evaluator import EVALUATORS, Evaluator
 from lookback.training.evaluation.metrics import RocCurve
 from lookback.training.evaluation.popularity import PopularityEvaluator
-from lookback.training.evaluation.scored_rows import ScoredRows
 from lookback.training.evaluation.splits import choose_splits, say_what_is_seen
 from lookback.training.evaluation.steps import EvaluationSteps
+from lookback.training.inference import Inference
 from lookback.training.milestones import Milestones, Position
 from lookback.training.optimizers import Optimizer
+from lookback.training.outcome import Outcome
 from lookback.training.output.logging import RunLogger
-from lookback.training.output.performance import PerformanceMeter, combined
+from lookback.training.output.performance import PerformanceMeter
 from lookback.training.output.warnings import LossTrend, warnings_of
 from lookback.training.parallel.gathering import build_variables, use_streams_of
 from lookback.training.precision import LossScale
@@ -43,24 +45,6 @@ from lookback.training.schedule import Schedule
 from lookback.training.signals import TerminatedError, TerminationRequest, catch_termination
 from lookback.training.state import MODEL_PREFIXES, State, model_states, whole
 from lookback.training.steps import Steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a run found.
-
-    Attributes:
-      summary: figures by name, as logged; the same on every rank.
-      roc: ROC curve by split, of the last evaluation; on rank 0.
-      baselines: AUCs that need no model, by what they are, where the data has them.
-      warnings: what a user should know of a run that ended well, a line each.
-    """
-
-    summary: Mapping[str, Any]
-    roc: Mapping[str, RocCurve]
-    baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    warnings: Sequence[str] = ()
-
 
 _ABSENT = {
     "auc": "its rows are all of one class",
@@ -117,13 +101,14 @@ class Trainer:
         passes = self._passes(self.splits.all)
         self._choice = choose(passes, config.metrics, grouped=source.grouped)
         self._said: set[str] = set()
+        self._best: BestEvaluation | None = None
         self._check_evaluations(passes)
         self._build()
         self._optimizer = None
         if config.mode == "train":  # its state is as large as the tables, or twice as large
             self._optimizer = Optimizer(
                 config.optimizer,
-                _schedule(config),
+                Schedule.of(config),
                 config.weight_decay,
                 model,
                 world=world,
@@ -135,7 +120,7 @@ class Trainer:
         # Gradients of a mean over a large batch are too small for half precision as they are.
         computed = tf.keras.mixed_precision.global_policy().compute_dtype
         fp16 = "float16" in (computed, config.wire_dtype, config.gradient_wire_dtype)
-        self._loss_scale = _loss_scale(config) if fp16 else None
+        self._loss_scale = LossScale.of(config) if fp16 else None
         self._steps = Steps(
             model,
             self._optimizer,
@@ -179,7 +164,7 @@ class Trainer:
     def _train(
         self, store: CheckpointStore | None, log: RunLogger, termination: TerminationRequest
     ) -> Outcome:
-        said = say_what_is_seen(self.splits, self._goals or {})
+        said = say_what_is_seen(self._config, self.splits, self._goals or {})
         if said:
             log.message(said)
         # Half of a short epoch still leaves something to measure.
@@ -190,7 +175,8 @@ class Trainer:
         )
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
-        finished = milestones.out_of_steps(self.position)
+        judged = self._judge_again(store, milestones, log, termination)
+        finished = milestones.out_of_steps(self.position) or self._exhausted
         self._losses = LossTrend() if not self.position.total_steps else None
         while self.position.epoch < self._config.epochs and not finished:
             evaluation = self._train_epoch(store, meter, milestones, log, termination)
@@ -204,16 +190,19 @@ class Trainer:
             ended = self.position.step == 0
             if evaluation is None and ended and milestones.evaluation_is_due(self.position):
                 evaluation = self._look(log, termination)
+                self._judge(evaluation, store)
             if evaluation is not None:
                 figures |= evaluation.summary
-                finished = finished or milestones.reached(evaluation.summary)
+                finished = finished or milestones.reached(evaluation.summary) or self._exhausted
             if finished or self.position.epoch >= self._config.epochs:
-                evaluation = self._evaluate_last(evaluation, log, termination)
+                evaluation = self._evaluate_last(evaluation, store, log, termination)
                 figures |= evaluation.summary
             log.epoch(done, figures)
         if evaluation is None:  # a finished run, resumed, had no epoch
-            evaluation = self._evaluate_last(None, log, termination)
+            evaluation = self._evaluate_last(judged, store, log, termination)
         summary = {**figures, **evaluation.summary}
+        if self._best is not None and self._best.step is not None:
+            summary["best_step"] = self._best.step
         warnings = warnings_of(
             summary, self.splits.all, self._source.train_steps(), self._losses, self._config
         )
@@ -226,10 +215,63 @@ class Trainer:
             return None
         return self.evaluate(log, termination, watched)
 
+    @property
+    def _exhausted(self) -> bool:
+        """Whether training ends as nothing better was found for long."""
+        return self._best is not None and self._best.exhausted
+
+    def _judge(self, evaluation: Outcome | None, store: CheckpointStore | None) -> None:
+        """Keeps the checkpoint of the best evaluation so far."""
+        if self._best is None or evaluation is None:
+            return
+        if self._best.add(self.position.total_steps, evaluation.summary) and store is not None:
+            if self._saved != self.position:
+                self._save(store)
+            store.keep_best(self.position.total_steps)
+
+    def _judge_again(
+        self,
+        store: CheckpointStore | None,
+        milestones: Milestones,
+        log: RunLogger,
+        termination: TerminationRequest,
+    ) -> Outcome | None:
+        """Evaluates where a run was saved: a checkpoint is written before its evaluation."""
+        best, step = self._best, self.position.total_steps
+        if best is None:
+            return None
+        if store is not None and best.step not in (None, store.best_step):
+            log.message(f"best/ in {store.directory} does not hold what was the best ({best})")
+            best.forget()
+        within = self.position.step
+        due = milestones.test_is_due if within else milestones.evaluation_is_due
+        if not step or best.knows(step) or not due(self.position):
+            return None
+        evaluation = self._look(log, termination)
+        self._judge(evaluation, store)
+        return evaluation
+
     def _evaluate_last(
-        self, looked: Outcome | None, log: RunLogger, termination: TerminationRequest
+        self,
+        looked: Outcome | None,
+        store: CheckpointStore | None,
+        log: RunLogger,
+        termination: TerminationRequest,
     ) -> Outcome:
-        """Evaluates what was not yet, at the end of training."""
+        """Evaluates what was not yet, at the end of training: what will be exported."""
+        best = self._best
+        if looked is None and best is not None:
+            looked = self._look(log, termination)
+            self._judge(looked, store)
+        if best is not None and (best.exhausted or self._config.export_best):
+            ended = "early stopping: " if best.exhausted else ""
+            log.message(f"{ended}the best {best}")
+        if store is not None and best is not None and self._config.export_best:
+            if best.step is None:
+                log.message("warning: no evaluation had the figure; the last checkpoint counts")
+            elif best.step != self.position.total_steps:
+                self._take_model(store.load(store.best))
+                looked = None
         if looked is None:
             return self.evaluate(log, termination)
         found = self.evaluate(log, termination, self.splits.last, and_train=False)
@@ -268,10 +310,11 @@ class Trainer:
                 # Several processes end together, after their next step.
                 alone = termination if self._world.size == 1 else None
                 evaluation = self._look(log, alone)
+                self._judge(evaluation, store)
             if evaluation is not None:
                 log.step(self.position.epoch, self.position.step - 1, evaluation.summary)
                 meter.resume()
-                if milestones.reached(evaluation.summary):
+                if milestones.reached(evaluation.summary) or self._exhausted:
                     break
             if milestones.out_of_steps(self.position):
                 break
@@ -381,69 +424,10 @@ class Trainer:
             self._popularities[evaluation] = [] if counts is None else [PopularityEvaluator(counts)]
         return self._popularities[evaluation]
 
-    def inference(self, log: RunLogger) -> tuple[Outcome, ScoredRows]:
-        """Scores the evaluation split and reports speed and latency of a batch.
-
-        Without `--benchmark` every row is scored once, after one unmeasured batch; with it, the
-        split is gone over until the configured steps are done.
-
-        Returns:
-          The figures, and the scored rows (of one pass).
-        """
-        self._say_what_is_left_out(log)
-        evaluation = self._passes((self.splits.scored,))[0]
-        rows = ScoredRows(self._source.id_features)
-        if self._config.benchmark:
-            meter = self._benchmark_meter()
-        else:
-            meter = PerformanceMeter()
-            feeds = self._source.eval_feeds(evaluation.name)
-            _scored(self._evaluation_steps, evaluation, next(iter(feeds)))
-        first_pass = True
-        meter.start()
-        while not meter.completed:
-            for step, feed in enumerate(self._source.eval_feeds(evaluation.name)):
-                scored = _scored(self._evaluation_steps, evaluation, feed)
-                if first_pass:
-                    rows.update(*scored)
-                log.step(0, step, {"samples/s": meter.step(int(scored[1].size))})
-                if meter.completed:
-                    break
-            first_pass = False
-            if meter.steps is None:
-                break
-        figures = combined(self._world.gather(meter.results()))
-        return Outcome(figures, {}), rows.of_all(self._world)
-
-    def inference_benchmark(self, sources: Mapping[int, BatchSource], log: RunLogger) -> Outcome:
-        """Measures throughput and latency of batches of several sizes.
-
-        Args:
-          sources: of the evaluation split, by the rows of their batches.
-          log: tells what was found of each.
-
-        Returns:
-          Figures of a `PerformanceMeter` by name, in front of it ``batch_<rows>_``.
-        """
-        figures: dict[str, Any] = {}
-        for size, source in sources.items():
-            steps = EvaluationSteps(self._model, source)
-            meter = PerformanceMeter(
-                self._config.benchmark_warmup_steps, self._config.inference_benchmark_steps
-            )
-            evaluation = source.evaluations(self.splits.scored)[0]
-            meter.start()
-            while not meter.completed:
-                for feed in source.eval_feeds(evaluation.name):
-                    meter.step(int(_scored(steps, evaluation, feed)[1].size))
-                    if meter.completed:
-                        break
-            found = combined(self._world.gather(meter.results()))
-            del found["time"]
-            figures |= {f"batch_{size}_{name}": value for name, value in found.items()}
-            text = "  ".join(f"{name} {value:,.3f}" for name, value in found.items())
-            log.message(f"batches of {size:,} rows (samples/s, ms)  {text}")
-        return Outcome(figures, {})
+    @property
+    def inference(self) -> Inference:
+        """Scores the evaluation split, and measures how fast."""
+        return Inference(self._model, self._source, self._config, self.splits.scored, self._world)
 
     def _warn_of_idle_options(self, log: RunLogger) -> None:
         """Says which options this machine gives no meaning to."""
@@ -485,9 +469,16 @@ class Trainer:
         if trains or config.mode in EVALUATION_MODES:
             check_cutoffs(self._choice)
         watched = self.splits.watched
-        if trains and self._goals and watched is not None:
+        if trains and watched is not None:
             classes = source.both_classes(watched)
-            check_goals(self._goals, self._choice, watched, both_classes=classes)
+            check_goals(self._goals or {}, self._choice, watched, both_classes=classes)
+            self._best = best_by(
+                config.early_stopping,
+                config.patience,
+                self._choice,
+                watched,
+                both_classes=classes,
+            )
 
     def _build(self) -> None:
         """Creates the model's variables; those that all ranks hold are alike."""
@@ -556,6 +547,7 @@ class Trainer:
         store = CheckpointStore(
             self._config.save_checkpoint_path,
             keep=self._config.keep_checkpoints,
+            best=self._best is not None,
             world=self._world,
         )
         store.begin(self._resumed_from)
@@ -603,7 +595,8 @@ class Trainer:
     def meta(self) -> dict[str, Any]:
         """Facts that a checkpoint of now would carry."""
         position = dataclasses.asdict(self.position)
-        return {**self._identity, VOCABULARIES: self._vocabularies, "position": position}
+        best = {} if self._best is None else {"evaluations": self._best.meta}
+        return {**self._identity, VOCABULARIES: self._vocabularies, "position": position, **best}
 
     def pieces(self) -> dict[str, list[RowBlocks]]:
         """What this rank would write of a checkpoint of now, by tensor."""
@@ -633,30 +626,14 @@ class Trainer:
             state.restore(name, checkpoint)
         self.position = Position(**checkpoint.meta["position"])
         self._saved = dataclasses.replace(self.position)
+        if self._best is not None:
+            self._best.restore(checkpoint.meta.get("evaluations", {}))
 
-
-def _schedule(config: RunConfig) -> Schedule:
-    return Schedule(
-        config.lr,
-        config.warmup_steps,
-        config.warmup_factor,
-        config.decay_start_step,
-        config.decay_steps,
-        config.decay_power,
-        config.decay_end_lr,
-    )
-
-
-def _loss_scale(config: RunConfig) -> LossScale:
-    if config.loss_scale is None:
-        return LossScale()
-    return LossScale(config.loss_scale, dynamic=False)
+    def _take_model(self, checkpoint: Checkpoint) -> None:
+        """Restores the model alone, of a checkpoint of this run."""
+        for name, state in model_states(self._model).items():
+            state.restore(name, checkpoint)
 
 
 def _as_numpy(found: tf.Tensor | None) -> Any:
     return None if found is None else found.numpy()
-
-
-def _scored(steps: EvaluationSteps, evaluation: EvaluationPass, feed: Any) -> list[Any]:
-    """Labels, logits and ids of a batch, as `ScoredRows.update` takes them."""
-    return [_as_numpy(found) for found in steps.run(evaluation, feed, [ScoredRows])[0]]

@@ -159,7 +159,7 @@ def test_training_stops_at_the_threshold(dataset, tmp_path):
 
 def test_scores_can_be_written(dataset, tmp_path):
     made = trainer(dataset, mode="inference", random_weights=True)
-    outcome, scores = made.inference(log(tmp_path / "run"))
+    outcome, scores = made.inference.score(log(tmp_path / "run"))
     columns = scores.columns()
     assert list(columns) == ["label", "logit", "user_id", "item_id"]
     assert len(columns["item_id"]) == 10 * 21

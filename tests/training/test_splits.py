@@ -50,10 +50,13 @@ def test_to_stop_by_the_test_split_must_be_asked_for():
     with pytest.raises(UserError, match="test_freq would look at the test split"):
         choose_splits(config(test_freq=5), TEST, {})
     asked = choose_splits(config(eval_split="test"), TEST, {"auc": 0.7})
-    assert "stops by auc of the test split" in (say_what_is_seen(asked, {"auc": 0.7}) or "")
-    assert say_what_is_seen(asked, {}) is None
-    assert "no validation split" in (say_what_is_seen(Splits(None, TEST), {}) or "")
-    assert say_what_is_seen(Splits("validation", TEST), {"auc": 0.7}) is None
+    run = config()
+    assert "auc chooses by the test split" in (say_what_is_seen(run, asked, {"auc": 0.7}) or "")
+    stops = config(early_stopping="mrr")
+    assert "early_stopping chooses by the test" in (say_what_is_seen(stops, asked, {}) or "")
+    assert say_what_is_seen(run, asked, {}) is None
+    assert "no validation split" in (say_what_is_seen(run, Splits(None, TEST), {}) or "")
+    assert say_what_is_seen(run, Splits("validation", TEST), {"auc": 0.7}) is None
 
 
 @pytest.fixture(scope="module")

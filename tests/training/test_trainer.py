@@ -299,7 +299,7 @@ def test_log_holds_steps_epochs_and_every_loss(dataset, tmp_path):
 def test_inference_scores_every_row_once_or_for_the_steps_asked(dataset, tmp_path):
     common = {"mode": "inference", "random_weights": True, "global_batch_size": 4}
     with quiet(tmp_path) as log:
-        outcome, scores = trainer(dataset, **common).inference(log)
+        outcome, scores = trainer(dataset, **common).inference.score(log)
         columns = scores.columns()
         assert list(columns) == ["label", "logit", "user_id", "item_id"]
         np.testing.assert_array_equal(columns["user_id"], np.repeat(range(1, 8), 2))
@@ -310,7 +310,7 @@ def test_inference_scores_every_row_once_or_for_the_steps_asked(dataset, tmp_pat
         measured = trainer(
             dataset, benchmark=True, benchmark_warmup_steps=2, benchmark_steps=9, **common
         )
-        assert measured.inference(log)[0].summary["throughput"] > 0
+        assert measured.inference.score(log)[0].summary["throughput"] > 0
 
 
 def test_amp_trains_to_nearly_the_same_auc(dataset, tmp_path):

@@ -50,7 +50,7 @@ def choose_splits(run: RunConfig, held_out: Sequence[str], goals: Mapping[str, f
         return Splits(None, (run.eval_split or "test",))
     watched = run.eval_split or ("validation" if "validation" in held_out else None)
     if watched is None and not run.benchmark:
-        on_the_way = [*goals, *([] if run.test_freq is None else ["test_freq"])]
+        on_the_way = [*goals, *_given(run, "test_freq", "early_stopping", "export_best")]
         if on_the_way:
             raise UserError(
                 f"eval_split: expected a dataset with a validation split, or --eval_split test, "
@@ -62,11 +62,12 @@ def choose_splits(run: RunConfig, held_out: Sequence[str], goals: Mapping[str, f
     return Splits(watched, ("test",) if last_is_test else ())
 
 
-def say_what_is_seen(splits: Splits, goals: Mapping[str, float]) -> str | None:
+def say_what_is_seen(run: RunConfig, splits: Splits, goals: Mapping[str, float]) -> str | None:
     """What to say of a choice that costs something; None if nothing.
 
     Args:
-      splits: of a run that trains.
+      run: that trains.
+      splits: of the run.
       goals: see `choose_splits`.
     """
     if splits.watched is None:
@@ -74,9 +75,14 @@ def say_what_is_seen(splits: Splits, goals: Mapping[str, float]) -> str | None:
             "the dataset has no validation split: nothing is evaluated before the end of training "
             "(--eval_split test evaluates the test split on the way)"
         )
-    if splits.watched == "test" and goals:
+    choosing = [*goals, *_given(run, "early_stopping", "export_best")]
+    if splits.watched == "test" and choosing:
         return (
-            f"warning: training stops by {next(iter(goals))} of the test split, which then is no "
-            "measure of the model"
+            f"warning: {choosing[0]} chooses by the test split, which then is no measure of the "
+            "model"
         )
     return None
+
+
+def _given(run: RunConfig, *options: str) -> list[str]:
+    return [name for name in options if getattr(run, name)]
