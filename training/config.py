@@ -272,6 +272,23 @@ class RunConfig(LearningOptions):
         continued=True,
         none=(-1,),
     )
+    seeds: int | None = option(
+        None,
+        scope="reproducibility",
+        help="Train so many times, with seeds from --seed (or 0) on, each in a process of its own, "
+        "and sum up how the metrics scatter",
+        at_least=2,
+        none=(0,),
+        needs={**modes.LEARNS, "save_checkpoint_path": UNSET, "export_dir": UNSET},
+        limit=MOST_PARTS,
+    )
+    compare: str | None = option(
+        None,
+        scope="reproducibility",
+        help='Options that a second side of runs has besides, such as "--amp", to compare the two',
+        none=("",),
+        needs={"seeds": SET},
+    )
 
     def __post_init__(self) -> None:
         check_options(self)

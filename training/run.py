@@ -20,6 +20,7 @@ from lookback.checkpoints.store import (
     open_checkpoint,
 )
 from lookback.core.digests import digest_of
+from lookback.core.errors import UserError
 from lookback.core.faults import REPORTS
 from lookback.core.files import held
 from lookback.core.options import CommandLine, idle, parse, save_yaml
@@ -35,10 +36,11 @@ from lookback.training.output.logging import RunLogger, read_log
 from lookback.training.output.report import write_report
 from lookback.training.output.results import check_results, new_results
 from lookback.training.output.scores import write_scores
-from lookback.training.parallel.horovod_world import launched_rank, start_world
+from lookback.training.parallel.horovod_world import launched_rank, launched_size, start_world
 from lookback.training.parallel.sharding import check_placements, choose_sharding
 from lookback.training.process import prepare_environment, set_up_tensorflow
 from lookback.training.removed import REMOVED
+from lookback.training.seeds import ALONE, run_seeds, sides_of
 
 # What needs TensorFlow, which takes seconds to import and reads the environment that
 # `prepare_environment` sets, is imported where it is used: --help and mistakes answer at once.
@@ -82,6 +84,9 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
       prog: how it was called.
     """
     run, data, options = parse(argv, command_line(), prog=prog, description=__doc__)
+    if run.seeds is not None:
+        train_seeds(argv, run)
+        return
     # What is mistyped, not trusted or in the way fails before the long imports.
     loaded: dict[Path, int] = {}
     if run.load_checkpoint_path is not None:
@@ -102,6 +107,27 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
         with world.together():
             set_up_tensorflow(run, world)
             run_on(world, run, data, options, exporter)
+
+
+def train_seeds(argv: Sequence[str], run: RunConfig) -> None:
+    """Runs the same command line with several seeds.
+
+    Raises:
+      UserError: if what is compared makes no sense, or this is one of several processes.
+    """
+    if launched_size() > 1:
+        raise UserError(
+            "seeds: expected in one process, which starts the runs one after another, received "
+            f"{launched_size()} processes. Run them with --seed, one launch each."
+        )
+    line = command_line()
+    for more in sides_of(run.compare).values():  # what is mistyped fails before the first run
+        _, _, options = parse([*argv, *more, *ALONE], line)
+        require_data(options.layout, run.dataset_dir, run.model_type)
+    with contextlib.ExitStack() as stack:
+        results = hold_outputs(run, stack, {}).results_dir
+        assert results is not None
+        run_seeds(argv, run, results)
 
 
 def hold_outputs(

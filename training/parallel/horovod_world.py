@@ -58,6 +58,11 @@ def launched_rank() -> int:
     return max(int(os.environ.get(name, "0")) for name in _RANK_VARIABLES)
 
 
+def launched_size() -> int:
+    """How many processes were launched together with this one; 1 if it is alone."""
+    return max(int(os.environ.get(name, "1")) for name in _SIZE_VARIABLES)
+
+
 def start_world(*, prefetch_ids: bool = False) -> World:
     """The processes that were launched together; SOLO if this one was started alone.
 
@@ -70,7 +75,7 @@ def start_world(*, prefetch_ids: bool = False) -> World:
       UserError: if several processes were launched and Horovod is not there, or does not know
         the launcher.
     """
-    launched = max(int(os.environ.get(name, "1")) for name in _SIZE_VARIABLES)
+    launched = launched_size()
     if launched == 1:
         return SOLO
     try:
