@@ -2,22 +2,42 @@
 
 A dataset's schema describes one row a user: scalar user features, list columns of item features
 and a list of timestamps. A sample derived from it has, for every item feature ``f``: ``f`` (the
-candidates), ``f_history`` and, in training, ``f_negatives``.
+candidates), ``f_history`` and, in training, ``f_negatives``. Features of the context have ``f`` (of
+the target, whichever candidate it is) and ``f_history``; those of events ``f_history`` alone.
+
+In a batch, of B histories with T slots and C candidates:
+
+    feature of          target        history       auxiliary negatives
+    a user              [B]
+    an item             [B, C]        [B, T]        [B, S]
+    the context         [B]           [B, T]
+    an event                          [B, T]
+
+Categories are int32 ids, and numbers float32. Bags have an axis more, their M ids. What is not
+there (slots without an event, places that a bag leaves free) is 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import AGAIN
+from lookback.formats.history_columns import ROLES, Column, Role, role_of
 
 TIME_GAP = "time_gap"
 """Domain (and table) of log-bucketed gaps between an event and the target, see `windows`."""
 
 TIME_GAP_BUCKETS = 34
 """Rows of that table: padding, and floor(log2(1 + seconds)) from 0 to 32, which spans 136 years."""
+
+
+_BAG = "bag"
+"""Property of a column whose values are bags: how many ids one holds at most."""
 
 
 def history_name(feature: str) -> str:
@@ -38,24 +58,43 @@ class HistoryFeatures:
       user: names of the categorical user features.
       item: names of the categorical item features; the item id comes first.
       time: name of the timestamp column, None if the dataset has none.
+      context: names of the categorical context features.
+      event: names of the categorical event features.
+      bags: which of all these are bags of ids, and how many they hold at most (M).
+      numbers: the numerical features, and whose each is.
     """
 
     user: tuple[str, ...]
     item: tuple[str, ...]
     time: str | None
+    context: tuple[str, ...] = ()
+    event: tuple[str, ...] = ()
+    bags: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    numbers: Mapping[str, Role] = dataclasses.field(default_factory=dict)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """What says of whom and of what a row is: of users (where there are any) and items, one."""
         return (*self.user[:1], *self.item[:1])
 
+    def of(self, *roles: Role) -> tuple[str, ...]:
+        """Names of the features of roles: of each its categories and then its numbers."""
+        return tuple(
+            name for role in roles for name in (*getattr(self, role), *self.numbers_of(role))
+        )
+
+    def numbers_of(self, role: Role) -> tuple[str, ...]:
+        """Names of the numerical features of a role."""
+        return tuple(name for name, whose in self.numbers.items() if whose == role)
+
     @classmethod
     def from_schema(cls, schema: Schema) -> HistoryFeatures:
         """Selects columns by tag.
 
         Args:
-          schema: USER or ITEM tells whose feature a CATEGORICAL column is; ITEM_ID marks the item
-            id; TIME the timestamps.
+          schema: CATEGORICAL and CONTINUOUS columns are features. USER, ITEM or CONTEXT tells
+            whose; a SEQUENCE without them is of events. ITEM_ID marks the item id; TIME the
+            timestamps.
 
         Raises:
           UserError: if there is not exactly one ITEM_ID column.
@@ -68,12 +107,18 @@ class HistoryFeatures:
                 f"{item_ids or 'none'}. Write the dataset with `python -m workflows`, or tag its "
                 "schema."
             )
-        others = [n for n in categorical.select_by_tag(Tags.ITEM).column_names if n != item_ids[0]]
         times = schema.select_by_tag(Tags.TIME).column_names
+        of = _by_role(categorical)
+        bags = {column.name: _most(column) for column in categorical if _BAG in column.properties}
+        numbers = _by_role(schema.select_by_tag(Tags.CONTINUOUS))
         return cls(
-            user=tuple(categorical.select_by_tag(Tags.USER).column_names),
-            item=(item_ids[0], *others),
+            user=of["user"],
+            item=(item_ids[0], *(name for name in of["item"] if name != item_ids[0])),
             time=times[0] if times else None,
+            context=of["context"],
+            event=of["event"],
+            bags=bags,
+            numbers={name: role for role, names in numbers.items() for name in names},
         )
 
 
@@ -95,14 +140,15 @@ def sample_schema(
       time_features: whether the batch has time gaps.
 
     Returns:
-      User features and candidates as scalars, histories and negatives as fixed-length lists.
-      Columns keep the dataset's domains, which name the tables they share.
+      What is of users, contexts and candidates as scalars, histories and negatives as fixed-length
+      lists; of bags, lists of M and of M each. Columns keep the dataset's domains, which name the
+      tables they share.
     """
     features = HistoryFeatures.from_schema(schema)
-    columns = [_scalar(schema[name], name) for name in (*features.user, *features.item)]
-    for name in features.item:
+    columns = [_scalar(schema[name], name) for name in features.of("user", "item", "context")]
+    for name in features.of("item", "context", "event"):
         columns.append(_list(schema[name], history_name(name), max_seq_length))
-        if negatives:
+        if negatives and name in features.of("item"):
             columns.append(_list(schema[name], negatives_name(name), short_seq_length))
     if time_features:
         domain = {"min": 0, "max": TIME_GAP_BUCKETS - 1, "name": TIME_GAP}
@@ -113,30 +159,81 @@ def sample_schema(
     return Schema(columns)
 
 
+def dataset_column(column: Column, properties: Mapping[str, Any]) -> ColumnSchema:
+    """A column of a dataset as its schema has it.
+
+    Args:
+      column: to describe.
+      properties: what else the schema says of it; "domain", for ids and the elements of bags:
+        ``min``, ``max`` and ``name``, which names their table.
+    """
+    bag = {} if column.bag is None else {_BAG: column.bag}
+    return ColumnSchema(
+        column.name,
+        dtype=column.dtype,
+        tags=list(column.tags),
+        properties={**properties, **bag},
+        is_list=column.is_list,
+        is_ragged=column.is_list,
+    )
+
+
 def table_rows(schema: Schema) -> dict[str, int]:
     """Rows of the embedding table of each categorical column, by column name."""
     columns = schema.select_by_tag(Tags.CATEGORICAL)
     return {column.name: int(_domain(column)["domain"]["max"]) + 1 for column in columns}
 
 
+def _by_role(columns: Schema) -> dict[Role, tuple[str, ...]]:
+    """Names of features by whose they are; of an event's, only what is a sequence."""
+    of: dict[Role, list[str]] = {role: [] for role in ROLES}
+    for column in columns:
+        role = role_of(tag.value for tag in column.tags)
+        if role != "event" or Tags.SEQUENCE in column.tags:
+            of[role].append(column.name)
+    return {role: tuple(names) for role, names in of.items()}
+
+
+def _most(column: ColumnSchema) -> int:
+    most = column.properties[_BAG]  # a file of protobuf's has floating-point numbers alone
+    if not isinstance(most, int | float) or most < 1 or most != int(most):
+        raise UserError(
+            f"Column {column.name!r}: the schema's property {_BAG!r} must be how many ids a bag "
+            f"holds at most, a whole number of at least 1, found {most!r}. {AGAIN}"
+        )
+    return int(most)
+
+
 def _scalar(column: ColumnSchema, name: str) -> ColumnSchema:
     tags = [tag for tag in column.tags if tag not in (Tags.LIST, Tags.SEQUENCE)]
-    return ColumnSchema(name, tags=tags, dtype="int32", properties=_domain(column))
+    return _sampled(column, name, tags, ())
 
 
 def _list(column: ColumnSchema, name: str, length: int) -> ColumnSchema:
     # The ids' own roles stay with the scalar column: a schema has one USER_ID and one ITEM_ID.
     tags = [tag for tag in column.tags if tag not in (Tags.ITEM_ID, Tags.ID)]
-    return ColumnSchema(
-        name,
-        tags=[*tags, Tags.LIST, Tags.SEQUENCE],
-        dtype="int32",
-        dims=(None, length),
-        properties=_domain(column),
-    )
+    return _sampled(column, name, [*tags, Tags.LIST, Tags.SEQUENCE], (length,))
 
 
-def _domain(column: ColumnSchema) -> dict[str, dict[str, int | str]]:
+def _sampled(
+    column: ColumnSchema, name: str, tags: list[Tags], lengths: tuple[int, ...]
+) -> ColumnSchema:
+    """A column of a batch, with axes of these lengths behind that of the batch."""
+    if Tags.CONTINUOUS in column.tags:
+        dtype, properties = "float32", {}
+    else:
+        dtype, properties = "int32", _domain(column)
+    if _BAG in column.properties:
+        lengths = (*lengths, _most(column))
+        properties[_BAG] = lengths[-1]
+    if lengths:
+        return ColumnSchema(
+            name, tags=tags, dtype=dtype, dims=(None, *lengths), properties=properties
+        )
+    return ColumnSchema(name, tags=tags, dtype=dtype, properties=properties)
+
+
+def _domain(column: ColumnSchema) -> dict[str, Any]:
     domain = column.int_domain
     if domain is None or domain.max is None:
         raise UserError(

@@ -246,20 +246,32 @@ def length_summary(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, fl
     }
 
 
-def write_workflow_schema(schema: Any, columns: Sequence[Column], directory: Path) -> None:
-    """Writes ``schema.pbtxt`` from a fitted workflow's output schema."""
+def write_workflow_schema(
+    schema: Any,
+    columns: Sequence[Column],
+    directory: Path,
+    rows: Mapping[str, int] | None = None,
+) -> None:
+    """Writes ``schema.pbtxt``.
+
+    Args:
+      schema: output of a fitted workflow.
+      columns: of the dataset.
+      directory: likewise.
+      rows: of the tables of categorical columns that the workflow does not have.
+    """
     from merlin.schema import Schema
 
-    fixed = []
-    for column in columns:
-        found = schema[column.name]
-        found = type(found)(
-            column.name,
-            dtype=np.dtype(column.dtype),
-            tags=list(column.tags),
-            properties=found.properties,
-            is_list=column.is_list,
-            is_ragged=column.is_list,
-        )
-        fixed.append(found)
-    write_schema(Schema(fixed), directory)
+    from lookback.formats.features import dataset_column
+
+    def properties(column: Column) -> Mapping[str, Any]:
+        if column.name in schema.column_names:
+            found: Mapping[str, Any] = schema[column.name].properties
+            return found
+        if not column.is_categorical:
+            return {}
+        return {"domain": {"min": 0, "max": (rows or {})[column.name] - 1, "name": column.name}}
+
+    write_schema(
+        Schema([dataset_column(column, properties(column)) for column in columns]), directory
+    )
