@@ -211,8 +211,7 @@ def materialise(
     if directory.exists():
         return directory
     rng = np.random.default_rng(seed)
-    lengths = np.diff(histories.offsets)
-    targets = np.maximum(lengths - 1 - histories.split.held_out, 0)
+    targets = np.maximum(histories.targets["train"][1] - 1, 0)
     users = histories.num_users
     if max_rows is not None:
         users = min(users, int(np.searchsorted(np.cumsum(2 * targets), max_rows)) + 1)
@@ -259,7 +258,7 @@ def _sample_tables(
     """Tables of about `_ROWS_PER_GROUP` rows with the samples of some users, sorted by user."""
     lengths = np.diff(histories.offsets)[users]
     if split == "train":
-        counts = np.maximum(lengths - 1 - histories.split.held_out, 0)
+        counts = np.maximum(histories.targets["train"][1][users] - 1, 0)
         first = np.ones_like(lengths)  # the first event has no history
     else:
         counts, first = np.ones_like(lengths), lengths - 1

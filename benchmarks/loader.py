@@ -302,8 +302,7 @@ def _training_targets(histories: Histories) -> int:
     """Events that are targets of training: all but each user's first and the held-out ones."""
     import numpy as np
 
-    lengths = np.diff(histories.offsets)
-    return int(np.maximum(lengths - 1 - histories.split.held_out, 0).sum())
+    return int(np.maximum(histories.targets["train"][1] - 1, 0).sum())
 
 
 def _digest(histories: Histories) -> str:

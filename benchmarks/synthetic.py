@@ -102,11 +102,7 @@ Batch = dict[str, npt.NDArray[Any]]
 def _popularity(histories: Histories, batch: Batch) -> npt.NDArray[Any]:
     """Scores ``[B, C]``: how often the candidate occurs, held-out events not counted."""
     item = histories.features.item[0]
-    lengths = np.diff(histories.offsets)
-    position = np.arange(histories.num_events) - np.repeat(histories.offsets[:-1], lengths)
-    training = position < np.repeat(lengths - histories.split.held_out, lengths)
-    size = int(histories.item_features[item].max()) + 1
-    counts = np.bincount(histories.item_features[item][training], minlength=size)
+    counts = histories.training_counts()
     scores: npt.NDArray[Any] = counts[batch[item]]
     return scores
 

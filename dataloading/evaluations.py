@@ -22,7 +22,7 @@ class CandidatePieces:
     """How candidates are scored that would need too much memory at once.
 
     Attributes:
-      features: names of those of a batch that are of candidates, ``[B, C]``.
+      features: names of those of a batch that are of candidates: ``[B, C]``, of bags ``[B, C, M]``.
       size: candidates a piece.
     """
 
@@ -60,19 +60,21 @@ class LeftOut:
       repeated_targets: the user had the target before, and only items that the user has never met
         would compete with it: whoever tells the two apart would win.
       without_negatives: the user has met so many items that too few are left to compete.
+      without_history: the user did nothing before the target, which training never asks for.
     """
 
     unknown_targets: int = 0
     repeated_targets: int = 0
     without_negatives: int = 0
+    without_history: int = 0
 
     def __add__(self, other: LeftOut) -> LeftOut:
         return LeftOut(*(a + b for a, b in zip(self.counts, other.counts, strict=True)))
 
     @property
-    def counts(self) -> tuple[int, int, int]:
+    def counts(self) -> tuple[int, ...]:
         """By reason, in order."""
-        return self.unknown_targets, self.repeated_targets, self.without_negatives
+        return tuple(vars(self).values())
 
     @property
     def figures(self) -> dict[str, int]:
@@ -87,6 +89,8 @@ class LeftOut:
             told.append(f"{self.repeated_targets:,} targets are items that the user had before")
         if self.without_negatives:
             told.append(f"{self.without_negatives:,} users have met too many items")
+        if self.without_history:
+            told.append(f"{self.without_history:,} targets have no event before them")
         return ", ".join(told)
 
     @classmethod

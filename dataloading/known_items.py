@@ -15,7 +15,7 @@ class Catalogue:
 
     Attributes:
       ids: int32 ``[I]``, ascending, NumPy.
-      features: int32 ``[I]`` by item feature, ids among them.
+      features: ``[I]`` by item feature, ids among them.
     """
 
     def __init__(self, histories: Histories) -> None:
@@ -60,14 +60,13 @@ class KnownItems:
         events that count.
     """
 
-    def __init__(self, histories: Histories, catalogue: Catalogue, *, held_out: int) -> None:
+    def __init__(self, histories: Histories, catalogue: Catalogue, *, training: bool) -> None:
         """Collects the items.
 
         Args:
           histories: of U users.
           catalogue: I items.
-          held_out: events at the end of each history that do not count, as those of ids that are
-            no item do not.
+          training: whether held-out events do not count, as those of ids that are no item do not.
 
         Raises:
           UserError: if an event's item is not in the catalogue.
@@ -76,8 +75,8 @@ class KnownItems:
         users = histories.num_users
         lengths = np.diff(histories.offsets)
         self.repeated = ids >= FIRST_KNOWN
-        if held_out:
-            self.repeated &= histories.in_training(held_out)
+        if training:
+            self.repeated &= histories.in_training()
         event = np.flatnonzero(self.repeated)
         user = np.repeat(np.arange(users, dtype=np.int64), lengths)[event]
         size = max(len(catalogue), 1)

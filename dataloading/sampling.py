@@ -10,7 +10,7 @@ from lookback.core.options import option
 from lookback.core.options.needs import Needs
 from lookback.dataloading.layout import LayoutOptions
 from lookback.dataloading.modes import EVALUATES, INFERS, TRAINS
-from lookback.formats.description import MATERIALISED
+from lookback.formats.description import IMPRESSIONS, MATERIALISED, WITHOUT_AUXILIARY_LOSS
 
 
 def topk_option(needs: Needs) -> Any:
@@ -20,6 +20,7 @@ def topk_option(needs: Needs) -> Any:
         scope="training",
         help="K of HR@K and NDCG@K where --metrics names none",
         at_least=1,
+        unserved={IMPRESSIONS: "have labels of their own, so that nothing is ranked"},
         limit=MOST_ROWS,
         needs=needs,
     )
@@ -33,20 +34,29 @@ class SamplingOptions(LayoutOptions):
         1,
         help="Negatives for each positive in evaluation",
         at_least=1,
-        unserved={MATERIALISED: "bring their negatives along"},
+        unserved={
+            MATERIALISED: "bring their negatives along",
+            IMPRESSIONS: "have labels of their own, so that no candidates are drawn",
+        },
         needs=(*EVALUATES, INFERS),
         limit=MOST_NEGATIVES,
     )
     full_catalogue: bool = option(
         False,
         help="Rank the held-out item among all items that the user has not met, too (flag)",
-        unserved={MATERIALISED: "hold no catalogue"},
+        unserved={
+            MATERIALISED: "hold no catalogue",
+            IMPRESSIONS: "have labels of their own, so that nothing is ranked",
+        },
         needs=EVALUATES,
     )
     repeatable: bool = option(
         False,
         help="Draw the same training negatives in every epoch, not fresh ones (flag)",
         continued=True,
-        unserved={MATERIALISED: "bring their negatives along"},
+        unserved={
+            MATERIALISED: "bring their negatives along",
+            WITHOUT_AUXILIARY_LOSS: "need no negatives",
+        },
         suits=TRAINS,
     )

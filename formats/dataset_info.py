@@ -7,6 +7,8 @@
     vocabularies             what ids stand for: a digest by column, where there is a workflow
     created_by               versions of the software
     split, history_length    (histories) what is held out; and more, for people
+    labels                   (histories) `SAMPLED`, as where it is absent, or `EXPLICIT`
+    features                 (histories) how each feature of a user's own log was made
     files, sha256            all other files with sizes and digests, and that of all of this
                              (`core.manifests`); absent from datasets of earlier versions
 
@@ -46,11 +48,22 @@ FORMAT_VERSION = 1
 """Of both formats."""
 
 SPLITS = ("train", "validation", "test")
-"""Of a tabular dataset; each a directory."""
+"""Of a tabular dataset, and of impressions; each a directory."""
+
+LEAVE_LAST_OUT, BY_TIME, BY_USERS = "leave_last_out", "time", "users"
+"""Rules of the split of histories: what is held out of each user, from when on, or of whom."""
+
+LABELS = "labels"
+"""Key: what the targets of histories are."""
+SAMPLED = "sampled"
+"""Events, with negatives that are drawn."""
+EXPLICIT = "explicit"
+"""Impressions with labels (`formats.impressions`)."""
 
 AGAIN = "Write the dataset again with `python -m workflows run`."
 """The way out for whoever has a dataset that cannot be read."""
 
+_LABELS = (SAMPLED, EXPLICIT)
 _PACKAGES = ("nvtabular", "merlin-core", "pandas", "pyarrow", "numpy")
 
 
@@ -71,9 +84,16 @@ def read_histories_info(directory: str | Path) -> dict[str, Any]:
       UserError: if the directory is no such dataset of this version.
     """
     info = _read(Path(directory), HISTORIES)
-    split = info.get("split")
+    split, labels = info.get("split"), info.get(LABELS, SAMPLED)
     if not isinstance(split, dict) or not {"test", "validation"} <= set(split):
         raise UserError(f"{Path(directory) / DATASET_FILE} has no split rule. {AGAIN}")
+    rules = (LEAVE_LAST_OUT, BY_TIME, BY_USERS)
+    for key, value, known in (("rule", split.get("rule"), rules), (LABELS, labels, _LABELS)):
+        if value not in known:
+            raise UserError(
+                f"{Path(directory) / DATASET_FILE}: {key!r} must be one of {known}, found "
+                f"{shown(value)}. {AGAIN}"
+            )
     counts = info.get("counts", {})  # absent where somebody writes histories without a workflow
     said = [split["test"], split["validation"]]
     if isinstance(counts, dict):
@@ -86,8 +106,22 @@ def read_histories_info(directory: str | Path) -> dict[str, Any]:
     return info
 
 
+def is_explicit(directory: str | Path) -> bool:
+    """Whether the targets of histories are impressions, with labels of their own.
+
+    Raises:
+      UserError: if the directory is no such dataset of this version.
+    """
+    return bool(read_histories_info(directory).get(LABELS) == EXPLICIT)
+
+
+def impression_count(split: str) -> str:
+    """Key of the counts: how many impressions a split has."""
+    return f"{split}_impressions"
+
+
 def training_events(directory: str | Path, before: int = 0) -> int:
-    """How many events of histories are to train on, as dataset.json says.
+    """How many events of histories, or impressions, are to train on, as dataset.json says.
 
     Args:
       directory: of the dataset.
@@ -97,15 +131,20 @@ def training_events(directory: str | Path, before: int = 0) -> int:
       UserError: if the directory is no such dataset, or does not say.
     """
     info = read_histories_info(directory)
+    counts, split = info.get("counts", {}), info["split"]
     try:
-        users, events = (int(info["counts"][name]) for name in ("users", "events"))
-        left_out = int(info["split"]["test"]) + int(info["split"]["validation"]) + before
+        if info.get(LABELS) == EXPLICIT:
+            return int(counts[impression_count("train")])
+        users, events = (int(counts[name]) for name in ("users", "events"))
+        held_out = int(split["test"]) + int(split["validation"])
+        if split["rule"] == LEAVE_LAST_OUT:
+            held_out *= users
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{Path(directory) / DATASET_FILE} does not say how many users and events there are. "
             f"Give --global_batch_size. {AGAIN}"
         ) from None
-    return max(events - users * left_out, 0)
+    return max(events - held_out - users * before, 0)
 
 
 def read_tabular_info(directory: str | Path) -> dict[str, Any]:

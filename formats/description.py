@@ -24,6 +24,12 @@ MATERIALISED = "materialised samples"
 RESIDENT = "histories"
 """What a directory holds that our workflows made of users' events, in words."""
 
+IMPRESSIONS = "impressions"
+"""What the targets of histories are where labels are explicit, in words."""
+
+WITHOUT_AUXILIARY_LOSS = "impressions, read by a model without an auxiliary loss,"
+"""The same, where nothing is drawn at all."""
+
 
 def is_materialised(directory: str | Path) -> bool:
     """Whether the directory holds materialised samples rather than histories."""

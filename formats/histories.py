@@ -5,6 +5,8 @@
       schema.pbtxt      columns by tag: `formats.schema`, `formats.history_columns`
       histories/part-00000.parquet ...   one row a user, by encoded id; lists oldest event first
       items.parquet     the catalogue: each item that occurs with its features and its `count`
+      bags/             of columns of several categories: `formats.bags`
+      impressions/      of explicit labels: `formats.impressions`
 
 Importing this needs nothing of Merlin.
 """
@@ -125,19 +127,25 @@ def write_catalogue(directory: Path, columns: Mapping[str, npt.NDArray[Any]]) ->
     digest = hashlib.sha256()
     for name, values in columns.items():
         digest.update(name.encode())
-        digest.update(values.astype(f"<i{values.itemsize}", copy=False).tobytes())
+        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
     return digest.hexdigest()
 
 
-def read_catalogue(directory: Path, features: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
+def read_catalogue(directory: Path, features: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     """What the catalogue of a dataset or bundle knows of each item: ``[I]`` by feature.
+
+    Int32 of categories (ids, or numbers of bags), float32 of numbers.
 
     Args:
       directory: with `CATALOGUE_FILE`.
       features: columns to read.
     """
     table = read_parquet(directory / CATALOGUE_FILE, features)
-    return {name: values_of(table[name]).astype(np.int32, copy=False) for name in features}
+    columns = {name: values_of(table[name]) for name in features}
+    return {
+        name: values.astype(np.float32 if values.dtype.kind == "f" else np.int32, copy=False)
+        for name, values in columns.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class Totals:
     events: int
     lengths: np.ndarray[Any, np.dtype[np.int64]]
     item_counts: np.ndarray[Any, np.dtype[np.int64]]
-    item_features: dict[str, np.ndarray[Any, np.dtype[np.int32]]]
+    item_features: dict[str, npt.NDArray[Any]]
     unknown: dict[str, int]
     digests: dict[str, str]
 
@@ -171,13 +179,12 @@ def read_totals(
     The digests are of the values alone, so they do not depend on how rows are spread over files.
     """
     items = cardinalities[names.ITEM_ID]
-    item_features = [
-        column.name
-        for column in columns
-        if column.is_list and column.is_categorical and column.name != names.ITEM_ID
-    ]
     counts = np.zeros(items, dtype=np.int64)
-    features = {name: np.zeros(items, dtype=np.int32) for name in item_features}
+    features = {
+        column.name: np.zeros(items, dtype=column.dtype)
+        for column in columns
+        if column.role == "item" and column.name != names.ITEM_ID
+    }
     digests = {column.name: hashlib.sha256() for column in columns}
     length_digest = hashlib.sha256()
     unknown = {column.name: 0 for column in columns if column.is_categorical}
@@ -190,18 +197,19 @@ def read_totals(
             values = {column.name: values_of(table[column.name]) for column in columns}
             for column in columns:
                 flat = values[column.name]
-                digests[column.name].update(flat.astype(f"<i{flat.itemsize}", copy=False).data)
+                little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
+                digests[column.name].update(little.data)
                 if column.is_categorical:
                     unknown[column.name] += int((flat == OUT_OF_VOCABULARY).sum())
             length_digest.update(length.astype("<i8", copy=False).data)
             lengths.append(length)
             item_ids = values[names.ITEM_ID]
             counts += np.bincount(item_ids, minlength=items)
-            for name in item_features:
-                features[name][item_ids] = values[name]
+            for name, of_items in features.items():
+                of_items[item_ids] = values[name]
     # Many items share the index; which of their features it got would depend on the order.
-    for name in item_features:
-        features[name][OUT_OF_VOCABULARY] = OUT_OF_VOCABULARY
+    for of_items in features.values():
+        of_items[OUT_OF_VOCABULARY] = OUT_OF_VOCABULARY if of_items.dtype.kind == "i" else 0
     all_lengths = np.concatenate(lengths)
     return Totals(
         users=len(all_lengths),
@@ -218,12 +226,29 @@ def read_totals(
 
 
 def content_hash(
-    columns: Sequence[Column], cardinalities: dict[str, int], totals: Totals, items_digest: str
+    columns: Sequence[Column],
+    cardinalities: dict[str, int],
+    totals: Totals,
+    items_digest: str,
+    others: Mapping[str, str] | None = None,
 ) -> str:
-    """``sha256:<hex>`` of schema, histories and catalogue."""
+    """``sha256:<hex>`` of schema, histories and catalogue.
+
+    Args:
+      columns: of the dataset.
+      cardinalities: rows of each table.
+      totals: of the histories.
+      items_digest: of the catalogue.
+      others: digests of bags and impressions, by name, where there are any.
+    """
     content = {
+        **(others or {}),
         "columns": [
-            [column.name, column.dtype, sorted(column.tags), column.is_list] for column in columns
+            [
+                *(column.name, column.dtype, sorted(column.tags), column.is_list),
+                *([] if column.bag is None else [column.bag]),
+            ]
+            for column in columns
         ],
         "cardinalities": cardinalities,
         "histories": totals.digests,

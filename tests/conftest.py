@@ -123,7 +123,8 @@ def make_schema() -> Callable[..., Schema]:
 @pytest.fixture(scope="session")
 def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Histories]:
     """Makes resident histories in memory: skewed popularity, one category an item."""
-    from lookback.dataloading.histories.resident import Histories, Split
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.dataloading.histories.splits import LeaveLastOut
     from lookback.formats.vocabulary import FIRST_KNOWN
 
     def make(
@@ -157,7 +158,7 @@ def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Historie
             item_features={"item_id": item, "category_id": category_of[item]},
             timestamps=np.concatenate(stamps).astype(np.int64) if times else None,
             catalogue={"item_id": distinct, "category_id": category_of[distinct]},
-            split=Split(validation=validation),
+            split=LeaveLastOut(validation=validation),
         )
 
     return make
@@ -166,35 +167,62 @@ def make_histories(make_schema: Callable[..., Schema]) -> Callable[..., Historie
 @pytest.fixture(scope="session")
 def write_dataset() -> Callable[..., Path]:
     """Writes histories as a dataset directory, in the format that `python -m workflows` writes."""
+    from lookback.formats.bags import write_bags
     from lookback.formats.dataset_info import (
         DATASET_FILE,
+        EXPLICIT,
         HISTORIES,
+        LABELS,
         VOCABULARIES,
         write_info,
     )
     from lookback.formats.histories import write_catalogue, write_histories
+    from lookback.formats.impressions import write_impressions
     from lookback.formats.schema import write_schema
 
     def write(
         histories: Histories, directory: Path, *, files: int = 2, info: dict[str, Any] | None = None
     ) -> Path:
-        events = dict(histories.item_features)
+        events = {**histories.item_features, **histories.event_features}
         if histories.timestamps is not None:
             events["timestamp"] = histories.timestamps
-        write_histories(directory, histories.user_features, histories.offsets, events, files)
+        split, users = _split_of(histories)
+        users |= histories.user_features
+        write_histories(directory, users, histories.offsets, events, files)
         write_catalogue(directory, histories.catalogue)
+        for name, bags in histories.bags.items():
+            write_bags(directory, name, (bags > 0).sum(1), bags[bags > 0])
+        for name, shown in (histories.impressions or {}).items():
+            own = {"user": shown.users.astype(np.int64), "position": shown.positions}
+            own |= {"timestamp": shown.timestamps, "label": shown.labels}
+            write_impressions(directory, name, {**own, **shown.features})
         write_schema(histories.schema, directory)
         if info is None:
-            split = {"rule": "leave_last_out", **dataclasses.asdict(histories.split)}
             # As a workflow would say what its ids stand for.
             vocabularies = dict.fromkeys(histories.catalogue, "0" * 64)
             content = {"content_hash": "sha256:0", "split": split, VOCABULARIES: vocabularies}
+            if histories.impressions is not None:
+                content[LABELS] = EXPLICIT
             write_info(directory, HISTORIES, content)
         else:
             (directory / DATASET_FILE).write_text(json.dumps(info))
         return directory
 
     return write
+
+
+def _split_of(histories: Histories) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What dataset.json says of a split, and the columns of users that it needs."""
+    from lookback.dataloading.histories.splits import ByTime, LeaveLastOut
+
+    if isinstance(histories.split, LeaveLastOut):
+        return {"rule": "leave_last_out", **dataclasses.asdict(histories.split)}, {}
+    targets = histories.targets.items()
+    counts = {name: int((ends - begins).sum()) for name, (begins, ends) in targets}
+    del counts["train"]
+    if isinstance(histories.split, ByTime):
+        return {"rule": "time", **dataclasses.asdict(histories.split), **counts}, {}
+    return {"rule": "users", **counts, "column": "split"}, {"split": histories.split.parts}
 
 
 @pytest.fixture(scope="session")

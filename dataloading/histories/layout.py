@@ -1,6 +1,7 @@
 """The layout "histories": candidates with a user's history before them, one label a candidate.
 
-Histories are resident, and samples are drawn from them; or somebody else materialised the samples.
+Histories are resident, and samples are drawn from them, or impressions with labels stand beside
+them; or somebody else materialised the samples.
 """
 
 from __future__ import annotations
@@ -16,8 +17,19 @@ from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
 from lookback.dataloading.modes import TRAINS
 from lookback.dataloading.sampling import SamplingOptions, topk_option
-from lookback.formats.dataset_info import is_histories, read_histories_info, training_events
-from lookback.formats.description import MATERIALISED, RESIDENT, is_materialised
+from lookback.formats.dataset_info import (
+    is_explicit,
+    is_histories,
+    read_histories_info,
+    training_events,
+)
+from lookback.formats.description import (
+    IMPRESSIONS,
+    MATERIALISED,
+    RESIDENT,
+    WITHOUT_AUXILIARY_LOSS,
+    is_materialised,
+)
 
 if TYPE_CHECKING:
     from lookback.dataloading.histories.materialised import MaterialisedDataset
@@ -33,7 +45,10 @@ class HistoriesOptions(SamplingOptions, ClickOptions):
         "popularity",
         help="Distribution from which negative items are drawn",
         continued=True,
-        unserved={MATERIALISED: "bring their negatives along"},
+        unserved={
+            MATERIALISED: "bring their negatives along",
+            WITHOUT_AUXILIARY_LOSS: "need none",
+        },
     )
     topk: int = topk_option({"metrics": UNSET, "full_catalogue": SET})
     number_of_user_features: int = option(
@@ -105,14 +120,16 @@ class HistoriesLayout(Layout):
     def training_rows(
         self, directory: Path, options: HistoriesOptions, model: HistoryModelOptions
     ) -> int:
-        """Rows of materialised samples; of histories each event with one before it, and a negative.
+        """Rows of materialised samples, and impressions.
+
+        Of other histories each event with one before it, and a negative.
 
         Raises:
           UserError: as the contract says.
         """
         if self.found_in(directory) == MATERIALISED:
             return _materialised(directory, options, model).num_rows("train")
-        return 2 * training_events(directory, before=1)
+        return (1 if is_explicit(directory) else 2) * training_events(directory, before=1)
 
     def identity(self, directory: Path, options: HistoriesOptions, ranks: int) -> dict[str, Any]:
         """The content; and how many processes divide the users, if they do."""
@@ -162,13 +179,18 @@ def _open_resident(
     from lookback.dataloading.histories.windows import WindowConfig
     from lookback.dataloading.parts import WHOLE
 
+    explicit = is_explicit(directory)
     refuse_unserved(RESIDENT, options, model)
+    if explicit:
+        refuse_unserved(IMPRESSIONS, options, model)
+        if not model.auxiliary_negatives:
+            refuse_unserved(WITHOUT_AUXILIARY_LOSS, options, model)
     if options.shard_histories and (batches.micro_batches or 0) * world.size > 1:
         raise UserError(
             "shard_histories: expected without --micro_batches and --grads_accumulated, which cut "
             "batches that all processes share. Remove one of them."
         )
-    if batches.batch_size % 2:
+    if batches.batch_size % 2 and not explicit:
         raise UserError(
             "global_batch_size: expected an even number of at least 2 (each training sample is a "
             f"positive row and a negative one), received {batches.batch_size}."

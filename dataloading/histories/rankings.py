@@ -53,9 +53,11 @@ class CatalogueRankings:
         """
         self._windows = windows
         self._catalogue = Catalogue(histories)
-        self._met = KnownItems(histories, self._catalogue, held_out=0)
+        self._met = KnownItems(histories, self._catalogue, training=False)
         self._ids = tf.constant(self._catalogue.ids)
-        self._features = {n: tf.constant(v) for n, v in self._catalogue.features.items()}
+        self._features = windows.expanded(
+            {n: tf.constant(v) for n, v in self._catalogue.features.items()}
+        )  # [I], of bags [I, M]
         self._item = histories.features.item[0]
         self.items = len(self._catalogue)
         self.users = ranks * max(1, _SCORES_AT_A_TIME // max(1, self.items))
@@ -75,7 +77,7 @@ class CatalogueRankings:
         known = np.zeros(len(event), np.bool_)  # the windows have left the others out
         ranked, left_out = LeftOut.among(known, self._met.repeated[event], self._met.free[user] < 1)
         self._ranked[split] = tf.constant(ranked, tf.int64)
-        return len(ranked), LeftOut(self._windows.unknown_targets(split)) + left_out
+        return len(ranked), self._windows.left_out(split) + left_out
 
     def batch(self, split: str, places: tf.Tensor) -> tuple[FeatureTensors, tf.Tensor, tf.Tensor]:
         """The whole catalogue for each of some samples.
@@ -92,5 +94,6 @@ class CatalogueRankings:
         labels = tf.cast(self._ids == positive, tf.float32)  # [B, I]
         free = self._met.mask(user, self.items)
         for name, values in self._features.items():
-            features[name] = tf.zeros_like(positive) + values  # [B, I]
+            shape = tf.concat([tf.shape(positive)[:1], tf.shape(values)], 0)
+            features[name] = tf.broadcast_to(values, shape)  # [B, I], of bags [B, I, M]
         return features, labels, tf.maximum(free, labels)

@@ -1,11 +1,14 @@
-"""Resident histories: every user's interactions as flat arrays and offsets, loaded once."""
+"""Resident histories: every user's interactions as flat arrays and offsets, loaded once.
+
+A feature costs four bytes an event, whatever its kind: see `formats.features`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,35 +18,31 @@ from merlin.schema import Schema
 from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.core.errors import UserError
 from lookback.core.manifests import WHOLLY, Verification
+from lookback.dataloading.histories.columns import FeatureChecks, Int32, Values
+from lookback.dataloading.histories.impressions import Impressions
+from lookback.dataloading.histories.splits import (
+    Int64,
+    LeaveLastOut,
+    Ranges,
+    Split,
+    read_split,
+)
 from lookback.dataloading.parts import WHOLE, Part
-from lookback.formats.dataset_info import AGAIN, read_histories_info
+from lookback.formats.dataset_info import (
+    AGAIN,
+    BY_USERS,
+    EXPLICIT,
+    LABELS,
+    read_histories_info,
+)
 from lookback.formats.features import HistoryFeatures, table_rows
 from lookback.formats.histories import history_files, lengths_of, read_catalogue, values_of
+from lookback.formats.history_columns import SPLIT
 from lookback.formats.schema import read_schema
 from lookback.formats.verification import verify_dataset
 
 _USERS_AT_A_TIME = 1 << 14
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """How many of a user's last interactions are held out.
-
-    Attributes:
-      test: 1, the last interaction.
-      validation: 1 if the one before is held out too, else 0.
-    """
-
-    test: int = 1
-    validation: int = 0
-
-    @property
-    def held_out(self) -> int:
-        """Interactions at the end of a history that training never targets."""
-        return self.test + self.validation
+_LAST_OUT = LeaveLastOut()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +62,34 @@ class ItemCounts:
 class Histories:
     """Users' interactions, oldest first, in U users and N events.
 
+    Features are int32 where they are categories (ids, or numbers of bags), and float32 where they
+    are numbers.
+
     Attributes:
       schema: of the dataset (one row a user).
-      user_features: int32 ``[U]`` by name.
+      user_features: ``[U]`` by name.
       offsets: int64 ``[U + 1]``; user u's events are ``offsets[u]`` up to ``offsets[u + 1]``.
-      item_features: int32 ``[N]`` by name.
+      item_features: ``[N]`` by name.
       timestamps: int64 ``[N]`` seconds, None if the dataset has none.
-      catalogue: int32 ``[I]`` by item feature, one entry for each distinct item.
+      catalogue: ``[I]`` by item feature, one entry for each distinct item.
       split: what is held out.
       part: whose users these are; all if it is the whole.
+      event_features: ``[N]`` by feature of the context and of events.
+      bags: int32 ``[R, M]`` by feature: the ids in each bag by number, padded with 0.
+      impressions: the targets by split, where labels are explicit; None: events are.
     """
 
     schema: Schema
-    user_features: Mapping[str, Int32]
+    user_features: Mapping[str, Values]
     offsets: Int64
-    item_features: Mapping[str, Int32]
+    item_features: Mapping[str, Values]
     timestamps: Int64 | None
-    catalogue: Mapping[str, Int32]
-    split: Split = Split()
+    catalogue: Mapping[str, Values]
+    split: Split = _LAST_OUT
     part: Part = WHOLE
+    event_features: Mapping[str, Values] = dataclasses.field(default_factory=dict)
+    bags: Mapping[str, Int32] = dataclasses.field(default_factory=dict)
+    impressions: Mapping[str, Impressions] | None = None
 
     @property
     def num_users(self) -> int:
@@ -98,12 +106,19 @@ class Histories:
         """The feature columns by role."""
         return HistoryFeatures.from_schema(self.schema)
 
+    @functools.cached_property
+    def targets(self) -> Ranges:
+        """Begin and end of the positions of targets, ``[U]`` each, by split."""
+        return self.split.targets(self.offsets, self.timestamps)
+
     def require_targets(self) -> None:
-        """Refuses users of whom nothing is left in front of what is held out.
+        """Refuses users of whom nothing is left in front of their last ones, held out of each.
 
         Raises:
           UserError: with the shortest history.
         """
+        if not isinstance(self.split, LeaveLastOut) or self.impressions is not None:
+            return
         held_out = self.split.held_out
         shortest = int(np.diff(self.offsets).min(initial=held_out + 1))
         if shortest <= held_out:
@@ -112,20 +127,19 @@ class Histories:
                 f"least {held_out + 1}. Run the workflow with a larger --min_interactions."
             )
 
-    def in_training(self, held_out: int) -> npt.NDArray[np.bool_]:
-        """Which events ``[N]`` are not among the last `held_out` of their user."""
-        lengths = np.diff(self.offsets)
-        number = np.arange(self.num_events) - np.repeat(self.offsets[:-1], lengths)
-        return number < np.repeat(lengths - held_out, lengths)
+    def in_training(self) -> npt.NDArray[np.bool_]:
+        """Which events ``[N]`` are of training: not held out."""
+        lengths, training = np.diff(self.offsets), self.targets["train"][1]
+        pieces = np.stack([training, lengths - training], 1)  # [U, 2]
+        return np.repeat(np.tile([True, False], self.num_users), pieces.ravel())
 
     def item_counts(self) -> ItemCounts:
         """Occurrences of each item of the catalogue among these events."""
         item = self.features.item[0]
         rows = int(self.catalogue[item].max(initial=0)) + 1
-        every = np.bincount(self.item_features[item], minlength=rows)
-        held_out = [self.offsets[1:] - 1 - back for back in range(self.split.held_out)]
-        last = self.item_features[item][np.concatenate([np.zeros(0, np.int64), *held_out])]
-        training = every - np.bincount(last, minlength=rows)
+        ids = self.item_features[item]
+        every = np.bincount(ids, minlength=rows)
+        training = every - np.bincount(ids[~self.in_training()], minlength=rows)
         return ItemCounts(training[self.catalogue[item]], every[self.catalogue[item]])
 
     def training_counts(self, counts: ItemCounts | None = None) -> Int64:
@@ -161,40 +175,42 @@ class Histories:
         verify_dataset(directory, verification)
         schema = read_schema(directory)
         features = HistoryFeatures.from_schema(schema)
-        files = history_files(directory)
-        lists = [*features.item, *([features.time] if features.time else [])]
+        lists = [*features.of("item", "context", "event"), *filter(None, [features.time])]
+        split = [SPLIT] if info["split"]["rule"] == BY_USERS else []
         try:
-            table, users = _read_users(files, [*features.user, *lists], part)
-            items = read_catalogue(directory, features.item)
+            table, users = _read_users(
+                history_files(directory), [*features.of("user"), *split, *lists], part
+            )
+            items = read_catalogue(directory, features.of("item"))
         except (pa.ArrowException, OSError, KeyError) as error:
             raise UserError(
                 f"{directory} cannot be read ({error}). The dataset is damaged or incomplete: run "
                 "the workflow again."
             ) from error
         offsets = _offsets(table, lists, directory)
+        columns = {name: values_of(table[name]) for name in table.column_names}
+        checks = FeatureChecks.of(directory, schema)
+        times = columns[features.time].astype(np.int64, copy=False) if features.time else None
         found = {"users": users, "items": len(items[features.item[0]])}
         if part == WHOLE:
             found["events"] = int(offsets[-1])
+        impressions = None
+        if info.get(LABELS) == EXPLICIT:
+            impressions, counts = Impressions.load(checks, offsets, times, users, part)
+            found |= counts
         _check_counts(found, info.get("counts", {}), directory)
-        split = info["split"]
-        rows = table_rows(schema)
-
-        def ids(values: npt.NDArray[Any], name: str) -> Int32:
-            return _ids(values, name, largest=rows[name] - 1, directory=directory)
-
         return cls(
             schema=schema,
-            user_features={n: ids(values_of(table[n]), n) for n in features.user},
+            user_features=checks.checked(columns, features.of("user")),
             offsets=offsets,
-            item_features={n: ids(values_of(table[n]), n) for n in features.item},
-            timestamps=(
-                values_of(table[features.time]).astype(np.int64, copy=False)
-                if features.time
-                else None
-            ),
-            catalogue={n: ids(items[n], n) for n in features.item},
-            split=Split(test=int(split["test"]), validation=int(split["validation"])),
+            item_features=checks.checked(columns, features.of("item")),
+            timestamps=times,
+            catalogue=checks.checked(items, features.of("item")),
+            split=read_split(info, columns.get(SPLIT) if split else None, directory),
             part=part,
+            event_features=checks.checked(columns, features.of("context", "event")),
+            bags=checks.bags,
+            impressions=impressions,
         )
 
 
@@ -235,14 +251,3 @@ def _offsets(table: pa.Table, lists: list[str], directory: Path) -> Int64:
             )
         offsets = found
     return offsets
-
-
-def _ids(values: npt.NDArray[Any], name: str, *, largest: int, directory: Path) -> Int32:
-    ids = values.astype(np.int32, copy=False)
-    if len(ids) and not 0 < int(ids.min()) <= int(ids.max()) <= largest:
-        raise UserError(
-            f"{directory}: ids of {name!r} must lie in [1, {largest}] (0 is padding), found "
-            f"[{ids.min()}, {ids.max()}]. Schema and data do not belong together; run the workflow "
-            "again."
-        )
-    return ids

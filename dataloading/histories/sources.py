@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from lookback.formats.materialised import SPLITS
 
 
 class ResidentSource(NumberedSource):
-    """Windows over resident histories."""
+    """Windows over resident histories, with drawn negatives or with impressions' own labels."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class ResidentSource(NumberedSource):
           batch_size: rows.
           eval_batch_size: rows in evaluation; None: as many.
           eval_seed: of evaluation's negatives; not the run's, so that runs compare on the same.
-          test_negatives: for each positive of evaluation.
+          test_negatives: for each positive of evaluation; of explicit labels there are none.
           full_catalogue: rank the positives among all items that the user has not met as well.
           topk: K of the rankings' default figures.
           drop_remainder: leave out a last training batch that is not full.
@@ -71,31 +72,32 @@ class ResidentSource(NumberedSource):
           gather: what all processes say, so that they agree on the steps.
         """
         self.schema = histories.schema
-        self._items = histories.features.item
+        self._items = histories.features.of("item")
         self._windows = WindowBuilder(histories, config, counts)
         self._count_items = functools.partial(histories.training_counts, counts)
         self._seed, self._eval_seed = seed, eval_seed
         self._test_negatives, self._topk = test_negatives, topk
         self._part, self._gather = part, gather
-        self._has_validation = bool(histories.split.validation)
         self._micro_batches = micro_batches
         self._eval_steps: dict[str, int] = {}
         self._eval_samples: dict[str, int] = {}  # this process's
         if histories.part != WHOLE:
-            if batch_size // 2 < part.ranks:
+            rows = self._windows.rows
+            if batch_size // rows < part.ranks:
                 raise UserError(
-                    f"global_batch_size: expected at least {2 * part.ranks} rows, a positive and "
-                    f"its negative for each process, received {batch_size}."
+                    f"global_batch_size: expected at least {rows * part.ranks} rows, "
+                    f"{'a positive and its negative' if rows > 1 else 'one'} for each process, "
+                    f"received {batch_size}."
                 )
-            begin, end = part.bounds(batch_size // 2)
-            batch_size, self._part = 2 * (end - begin), WHOLE
+            begin, end = part.bounds(batch_size // rows)
+            batch_size, self._part = rows * (end - begin), WHOLE
             if eval_batch_size is not None:
                 eval_batch_size = -(-eval_batch_size // part.ranks)
         self._batch_size = batch_size
         self._eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self._steps = self._agreed_steps(drop_remainder)
-        unknown = sum(gather(self._windows.unknown_targets("train")))
-        self._left_out = {"train": LeftOut(unknown)}
+        told = gather(self._windows.left_out("train").counts)
+        self._left_out = {"train": LeftOut(*map(sum, zip(*told, strict=True)))}
         self._repeat_count = repeat_count
         self._catalogue = None
         if full_catalogue:
@@ -145,11 +147,20 @@ class ResidentSource(NumberedSource):
 
     @property
     def held_out(self) -> Sequence[str]:
-        """The users' last events, and where the workflow kept them those before."""
-        return ("validation", "test") if self._has_validation else ("test",)
+        """What the workflow held out."""
+        return self._windows.held_out
+
+    def both_classes(self, split: str) -> bool:
+        """Whether impressions, where they are the targets, have labels of both."""
+        return len(set(itertools.chain(*self._gather(self._windows.classes(split))))) == 2
 
     def evaluations(self, split: str) -> list[EvaluationPass]:
-        """The split among sampled candidates, and if wanted among the whole catalogue."""
+        """The split among sampled candidates, and if wanted among the whole catalogue.
+
+        Explicit labels are of one candidate each, so that nothing is ranked.
+        """
+        if self._windows.explicit:
+            return [EvaluationPass(split)]
         sampled = EvaluationPass(
             split, ("binary", "ranking"), self._topk, candidates=1 + self._test_negatives
         )
@@ -168,7 +179,7 @@ class ResidentSource(NumberedSource):
                 steps = -(-samples // self._catalogue.users)
             else:
                 samples = self._windows.num_samples(split)
-                left_out = LeftOut(self._windows.unknown_targets(split))
+                left_out = self._windows.left_out(split)
                 steps = self._windows.eval_steps(split, self._eval_batch_size, self._test_negatives)
             told = zip(*self._gather([steps, samples, *left_out.counts]), strict=True)
             of_rank, total, *reasons = told
@@ -182,8 +193,8 @@ class ResidentSource(NumberedSource):
         part = self._part_of(feed)
         return self._windows.train_batch(self._seed, feed[0], feed[1], self._batch_size, part)
 
-    def eval_batch(self, split: str, feed: tf.Tensor) -> WeightedBatch:
-        """The batch of a step, and which candidates compete where it is ranked."""
+    def eval_batch(self, split: str, feed: tf.Tensor) -> Batch | WeightedBatch:
+        """The batch of a step, and where it is ranked, which candidates compete."""
         if self._catalogue is not None and split.endswith(CATALOGUE):
             samples = self._eval_samples[split]
             places = self._part.of_batch(feed, self._catalogue.users, samples)
@@ -191,6 +202,8 @@ class ResidentSource(NumberedSource):
         features, labels = self._windows.eval_batch(
             split, self._eval_seed, feed, self._eval_batch_size, self._test_negatives, self._part
         )
+        if self._windows.explicit:
+            return features, labels
         return features, labels, competing(features[self._items[0]])
 
     def describe(self, feed: tf.Tensor) -> dict[str, list[Any]]:

@@ -9,23 +9,43 @@ generator, so that any batch can be rebuilt from (seed, epoch, step) alone.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.errors import UserError
-from lookback.dataloading.draws import Without, draw_below, shuffled
+from lookback.dataloading.draws import Key, Without, draw_below, shuffled
+from lookback.dataloading.evaluations import LeftOut
 from lookback.dataloading.histories.resident import Histories, ItemCounts
+from lookback.dataloading.histories.splits import Int64, LeaveLastOut
+from lookback.dataloading.histories.targets import (
+    EventTargets,
+    ImpressionTargets,
+    Located,
+    Targets,
+    UnknownEvents,
+)
 from lookback.dataloading.parts import WHOLE, Part
+from lookback.formats.dataset_info import AGAIN, SPLITS
 from lookback.formats.features import TIME_GAP, TIME_GAP_BUCKETS, history_name, negatives_name
 from lookback.formats.vocabulary import FIRST_KNOWN
 
 NEGATIVES = ("popularity", "uniform")
-SPLITS = ("train", "validation", "test")
 
 FeatureTensors = dict[str, tf.Tensor]
-Int64 = npt.NDArray[np.int64]
+
+
+class Draws(NamedTuple):
+    """What negatives are drawn by.
+
+    Attributes:
+      key: what they are for.
+      numbers: of the samples among all processes', int64 ``[B]``.
+    """
+
+    key: Key
+    numbers: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +103,11 @@ class WindowBuilder:
     that a model computes what depends on the history alone once for both.
 
     The rows of ids that are no item (below `FIRST_KNOWN`: missing, rare, unknown) stay in histories
-    as context, and are neither targets nor negatives: they stand for many items at once.
+    as context, and are neither targets nor negatives: they stand for many items at once. Explicit
+    labels are of whatever was shown, so there they are targets.
+
+    Attributes:
+      explicit: whether labels come with the targets, so that no candidates are drawn (C = 1).
     """
 
     def __init__(
@@ -98,61 +122,83 @@ class WindowBuilder:
             the histories are not everybody's.
 
         Raises:
-          UserError: if time features are wanted from a dataset without timestamps.
+          UserError: if time features are wanted from a dataset without timestamps, or there is
+            nothing to draw negatives from.
         """
         if config.time_features and histories.timestamps is None:
             raise UserError(
                 "--time_features needs timestamps, and the dataset has no column tagged TIME."
             )
-        self._config = config
-        self._split = histories.split
-        self._features = histories.features
-        item = histories.features.item[0]
-        lengths = np.diff(histories.offsets)
-        held_out = histories.split.held_out
         histories.require_targets()
-        # Targets of training: positions min_history .. length - 1 - held_out of each user.
-        targets = np.maximum(lengths - held_out - config.min_history, 0)
-        begins = np.cumsum(targets) - targets
-        self._longest = int(lengths.max(initial=0))
-        self._sample_ends = tf.constant(np.cumsum(targets), tf.int64)
-        self._sample_begins = tf.constant(begins, tf.int64)
+        self._config = config
+        self._features = histories.features
+        self._split, self._shard = histories.split, histories.part
+        self.explicit = histories.impressions is not None
+        self._longest = int(np.diff(histories.offsets).max(initial=0))
         self._offsets = tf.constant(histories.offsets, tf.int64)
         self._users = {n: tf.constant(v) for n, v in histories.user_features.items()}
         self._items = {n: tf.constant(v) for n, v in histories.item_features.items()}
+        others = {n: tf.constant(v) for n, v in histories.event_features.items()}
+        self._events = {**self._items, **others}
         self._times = tf.constant(histories.timestamps) if config.time_features else None
-        unknown = np.flatnonzero(histories.item_features[item] < FIRST_KNOWN)
-        user = np.searchsorted(histories.offsets, unknown, "right") - 1
-        position = unknown - histories.offsets[user]
-        in_training = position < (lengths - held_out)[user]
-        target = in_training & (position >= config.min_history)
-        self._samples = Without((begins[user] + position - config.min_history)[target])
-        # Users whose held-out item is one, by split.
-        self._judged: dict[str, tf.Tensor] = {}
-        for split, back in (("validation", held_out), ("test", 1)):
-            ids = histories.item_features[item][histories.offsets[1:] - back]
-            self._judged[split] = tf.constant(np.flatnonzero(ids >= FIRST_KNOWN), tf.int64)
-        self._left_out = {n: histories.num_users - len(u) for n, u in self._judged.items()}
-        self._left_out["train"] = self._samples.count
-        self._num_samples = {split: len(users) for split, users in self._judged.items()}
-        self._num_samples["train"] = int(targets.sum()) - self._samples.count
+        self._bags = {n: tf.constant(v) for n, v in histories.bags.items()}
+        unknown = UnknownEvents(histories)
+        self._targets = self._targets_of(histories, unknown)
+        self._place_pool(histories, unknown, counts)
+
+    def _targets_of(self, histories: Histories, unknown: UnknownEvents) -> dict[str, Targets]:
+        """Impressions, or else events, of the splits that there are."""
+        if histories.impressions is not None:
+            times = self._config.time_features
+            return {n: ImpressionTargets(i, times) for n, i in histories.impressions.items()}
+        begins, ends = histories.targets["train"]
+        # Training asks for a history, so that what has none is no target that it leaves out.
+        ranges = {**histories.targets, "train": (begins + self._config.min_history, ends)}
+        return {
+            split: EventTargets(of, unknown, self._offsets, self._events, self._times)
+            for split, of in ranges.items()
+            if split != "validation" or histories.split.has_validation
+        }
+
+    def _place_pool(
+        self, histories: Histories, unknown: UnknownEvents, counts: ItemCounts | None
+    ) -> None:
+        """Places what negatives are drawn from on the device."""
         # Drawing an event uniformly draws an item by popularity, its other features with it.
         self._pool = self._items
-        self._events = Without(unknown)
+        self._pool_events = Without(unknown.events)
         # Events of training are numbered user by user, held-out ones left out.
-        self._training_events = Without((unknown - held_out * user)[in_training])
-        self._training_ends = tf.constant(np.cumsum(lengths - held_out), tf.int64)
-        self._shard = histories.part
+        training = histories.targets["train"]
+        ends = np.cumsum(training[1])
+        shift = histories.offsets[:-1] - (ends - training[1])
+        self._training_events = Without(
+            (unknown.events - shift[unknown.users])[unknown.among(*training)]
+        )
+        self._training_ends = tf.constant(ends, tf.int64)
+        self._training_shift = tf.constant(shift, tf.int64)
         self._item_ends: dict[str, tf.Tensor] = {}
-        if config.negatives == "uniform" or counts is not None:
-            known = histories.catalogue[item] >= FIRST_KNOWN
+        self._drawn_from = int(ends[-1]) - self._training_events.count if len(ends) else 0
+        known = histories.catalogue[self._features.item[0]] >= FIRST_KNOWN
+        if self._config.negatives == "uniform" or counts is not None:
             self._pool = {n: tf.constant(v[known]) for n, v in histories.catalogue.items()}
-        if config.negatives == "popularity" and counts is not None:
+            self._drawn_from = int(known.sum())
+        if self._config.negatives == "popularity" and counts is not None:
             for purpose, occurrences in (("train", counts.training), ("evaluate", counts.all)):
                 self._item_ends[purpose] = tf.constant(np.cumsum(occurrences[known]), tf.int64)
+            self._drawn_from = int(counts.training[known].sum())
+
+    @property
+    def rows(self) -> int:
+        """Of a training batch, for each target: itself, and the negative that is drawn for it."""
+        return 1 if self.explicit else 2
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The splits that there are but for training."""
+        return tuple(split for split in SPLITS[1:] if split in self._targets)
 
     def num_samples(self, split: str) -> int:
-        """Number of positives (targets) of a split.
+        """Number of targets of a split.
 
         Args:
           split: "train", "validation" or "test".
@@ -160,11 +206,10 @@ class WindowBuilder:
         Raises:
           UserError: if the split is unknown, or the dataset was written without it.
         """
-        self._require(split)
-        return self._num_samples[split]
+        return self._of(split).count
 
-    def unknown_targets(self, split: str) -> int:
-        """How many targets of a split are left out because they are no item.
+    def left_out(self, split: str) -> LeftOut:
+        """How many targets of a split are left out, and why.
 
         Args:
           split: as of `num_samples`.
@@ -172,8 +217,12 @@ class WindowBuilder:
         Raises:
           UserError: likewise.
         """
-        self._require(split)
-        return self._left_out[split]
+        return self._of(split).left_out
+
+    def classes(self, split: str) -> list[int]:
+        """Which labels a split has; as of `left_out`."""
+        labels = self._of(split).labels
+        return [0, 1] if labels is None else np.unique(labels).tolist()
 
     def target_events(self, split: str) -> tuple[Int64, Int64]:
         """Of all samples of a split, whose they are and which event is the target.
@@ -184,30 +233,35 @@ class WindowBuilder:
         Returns:
           Places of users and numbers of events, ``[N]`` each.
         """
-        numbers = tf.range(self.num_samples(split), dtype=tf.int64)
-        user, position = self._targets(split, numbers)
-        return user.numpy(), (tf.gather(self._offsets, user) + position).numpy()
+        located = self._of(split).at(tf.range(self.num_samples(split), dtype=tf.int64))
+        return located.user.numpy(), located.place.numpy()
 
     def train_steps(self, batch_size: int, drop_remainder: bool = False) -> int:
         """Steps of one epoch.
 
         Args:
-          batch_size: rows of a batch, even.
+          batch_size: rows of a batch, even where negatives are drawn.
           drop_remainder: leave out a last batch that is not full.
 
         Raises:
           UserError: if the batch size is odd or below 2, or larger than the dataset while
             `drop_remainder` leaves nothing; or if no user has a sample.
         """
-        pairs = _pairs(batch_size)
+        batch = self._of_batch(batch_size)
         samples = self.num_samples("train")
         if not samples:
             raise self._nothing_to_train_on()
-        steps = samples // pairs if drop_remainder else -(-samples // pairs)
+        if self._config.auxiliary_negatives and not self._drawn_from:
+            raise UserError(
+                "The model's auxiliary loss draws negatives from the events of training, and there "
+                f"is none of a known item. Train a model without it, or hold out less: {AGAIN}"
+            )
+        steps = samples // batch if drop_remainder else -(-samples // batch)
         if not steps:
             raise UserError(
-                f"The training set has {2 * samples} rows, fewer than one batch of {batch_size}"
-                f"{' (--drop_remainder)' if drop_remainder else ''}. Reduce --global_batch_size."
+                f"The training set has {self.rows * samples} rows, fewer than one batch of "
+                f"{batch_size}{' (--drop_remainder)' if drop_remainder else ''}. Reduce "
+                "--global_batch_size."
             )
         return steps
 
@@ -225,17 +279,20 @@ class WindowBuilder:
           seed: of the run.
           epoch: integer scalar; each has its own permutation and negatives.
           step: integer scalar within the epoch; the last batch may be smaller.
-          batch_size: rows, even: half as many histories with two candidates each.
+          batch_size: rows; where negatives are drawn even: half as many histories with two
+            candidates each.
           part: of the batch.
 
         Returns:
           The features (see `formats.features.sample_schema`; B = batch_size / 2, C = 2) and
-          float32 labels ``[B, 2]``: column 0 the positive, column 1 the negative.
+          float32 labels ``[B, 2]``: column 0 the positive, column 1 the negative. Of explicit
+          labels B = batch_size, C = 1.
         """
         numbers = self.train_numbers(seed, epoch, step, batch_size, part)
-        user, position = self._train_targets(numbers)
+        located = self._targets["train"].at(numbers)
         drawn_in = tf.constant(0, tf.int64) if self._config.repeatable else tf.cast(epoch, tf.int64)
-        return self._batch(user, position, numbers, (seed, "train", drawn_in), candidates=2)
+        draws = Draws((seed, "train", drawn_in), self._shard.global_numbers(numbers))
+        return self._batch("train", located, draws, candidates=self.rows)
 
     def train_numbers(
         self,
@@ -247,12 +304,12 @@ class WindowBuilder:
     ) -> tf.Tensor:
         """Numbers ``[B]`` (int64) of the samples in a part of the batch of (seed, epoch, step)."""
         samples = self.num_samples("train")
-        index = part.of_batch(step, _pairs(batch_size), samples)
+        index = part.of_batch(step, self._of_batch(batch_size), samples)
         return shuffled(seed, epoch, index, samples)
 
     def eval_steps(self, split: str, batch_size: int, negatives: int = 1) -> int:
         """Steps that cover a split once, `negatives` sampled for each positive."""
-        return -(-self.num_samples(split) // _histories(batch_size, negatives))
+        return -(-self.num_samples(split) // self._histories(batch_size, negatives))
 
     def eval_batch(
         self,
@@ -270,18 +327,21 @@ class WindowBuilder:
           seed: of the negatives.
           step: integer scalar.
           batch_size: rows; at least one history is taken.
-          negatives: candidates beside the positive.
+          negatives: candidates beside the positive; of explicit labels there are none.
           part: of the batch.
 
         Returns:
           The features (C = 1 + negatives, no auxiliary negatives) and float32 labels ``[B, C]``.
         """
         numbers = self.eval_numbers(split, step, batch_size, negatives, part)
-        user, position = self._targets(split, numbers)
-        key = (seed, f"evaluate/{split}", tf.constant(0, tf.int64))
-        # By user, where each has one: who else is left out changes nobody's negatives.
-        drawn_by = numbers if split == "train" else user
-        return self._batch(user, position, drawn_by, key, candidates=1 + negatives, auxiliary=False)
+        targets, key = self._of(split), (seed, f"evaluate/{split}", tf.constant(0, tf.int64))
+        located = targets.at(numbers)
+        if not isinstance(targets, EventTargets):
+            return self._batch(split, located, None, candidates=1)
+        numbers = self._shard.global_numbers(numbers if split == "train" else located.user)
+        if split != "train":
+            numbers = targets.draw_numbers(located, numbers)
+        return self._batch(split, located, Draws(key, numbers), candidates=1 + negatives)
 
     def eval_numbers(
         self,
@@ -292,11 +352,12 @@ class WindowBuilder:
         part: Part = WHOLE,
     ) -> tf.Tensor:
         """Numbers ``[B]`` (int64) of the samples in what `eval_batch` returns."""
-        return part.of_batch(step, _histories(batch_size, negatives), self.num_samples(split))
+        batch = self._histories(batch_size, negatives)
+        return part.of_batch(step, batch, self.num_samples(split))
 
     def users(self, split: str, numbers: tf.Tensor) -> tf.Tensor:
         """Whose samples ``[B]`` of a split are: numbers of users, everybody's counted."""
-        return self._shard.global_numbers(self._targets(split, numbers)[0])
+        return self._shard.global_numbers(self._of(split).at(numbers).user)
 
     def positives(self, split: str, numbers: tf.Tensor) -> tuple[tf.Tensor, FeatureTensors]:
         """Samples ``[B]`` of a split by number, without negatives.
@@ -304,73 +365,76 @@ class WindowBuilder:
         Returns:
           Whose they are (``[B]``, places of users), and the features, C = 1.
         """
-        user, position = self._targets(split, numbers)
-        key = (0, f"evaluate/{split}", tf.constant(0, tf.int64))
-        features, _ = self._batch(user, position, numbers, key, candidates=1, auxiliary=False)
-        return user, features
+        located = self._of(split).at(numbers)
+        return located.user, self._batch(split, located, None, candidates=1)[0]
 
     def describe(self, numbers: tf.Tensor) -> dict[str, list[int]]:
         """Says which training samples ``[B]`` are: number, user features and position of each."""
-        user, position = self._train_targets(numbers)
-        columns = {name: tf.gather(values, user) for name, values in self._users.items()}
-        columns = {"sample": numbers, **columns, "position": position}
+        located = self._targets["train"].at(numbers)
+        columns = {name: tf.gather(v, located.user) for name, v in self._users.items()}
+        columns = {"sample": numbers, **columns, "position": located.position}
         return {name: column.numpy().tolist() for name, column in columns.items()}
 
-    def _targets(self, split: str, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """User ``[B]`` and position ``[B]`` in the user's history of a split's samples."""
-        if split == "train":
-            return self._train_targets(numbers)
-        user = tf.gather(self._judged[split], numbers)
-        length = tf.gather(self._offsets, user + 1) - tf.gather(self._offsets, user)
-        return user, length - (self._split.held_out if split == "validation" else 1)
-
-    def _train_targets(self, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """User ``[B]`` and position ``[B]`` in the user's history of training samples."""
-        numbers = self._samples.nth(numbers)
-        user = tf.searchsorted(self._sample_ends, numbers, side="right", out_type=tf.int64)
-        return user, numbers - tf.gather(self._sample_begins, user) + self._config.min_history
+    def expanded(self, features: FeatureTensors) -> FeatureTensors:
+        """Features with the ids of their bags ``[..., M]`` in place of the bags' numbers."""
+        found = dict(features)
+        for name, bags in self._bags.items():
+            for column in (name, history_name(name), negatives_name(name)):
+                if column in found:
+                    found[column] = tf.gather(bags, found[column])
+        return found
 
     def _batch(
-        self,
-        user: tf.Tensor,
-        position: tf.Tensor,
-        numbers: tf.Tensor,
-        key: tuple[int, str, tf.Tensor],
-        candidates: int,
-        auxiliary: bool = True,
+        self, split: str, located: Located, draws: Draws | None, candidates: int
     ) -> tuple[FeatureTensors, tf.Tensor]:
-        T, S = self._config.max_seq_length, self._config.short_seq_length
+        T, targets = self._config.max_seq_length, self._targets[split]
+        user, position, place = located
         begin = tf.gather(self._offsets, user)  # [B]
-        target = begin + position  # [B]
-        slots = tf.expand_dims(target, 1) + tf.range(-T, 0, dtype=tf.int64)  # [B, T]
+        slots = tf.expand_dims(begin + position, 1) + tf.range(-T, 0, dtype=tf.int64)  # [B, T]
         valid = slots >= tf.expand_dims(begin, 1)  # [B, T]
         slots = tf.maximum(slots, 0)
-        drawn = self._draw_rows(key, "candidates", numbers, candidates - 1)  # [B, C - 1]
         features: FeatureTensors = {name: tf.gather(v, user) for name, v in self._users.items()}
-        for name, values in self._items.items():
-            positive = tf.expand_dims(tf.gather(values, target), 1)  # [B, 1]
-            features[name] = tf.concat([positive, tf.gather(self._pool[name], drawn)], 1)  # [B, C]
-            features[history_name(name)] = tf.where(valid, tf.gather(values, slots), 0)  # [B, T]
-        if auxiliary and self._config.auxiliary_negatives:
-            drawn = self._draw_rows(key, "auxiliary", numbers, S)  # [B, S]
-            unknown = features[history_name(self._features.item[0])][:, T - S :] < FIRST_KNOWN
+        for name in self._features.of("context"):
+            features[name] = tf.gather(targets.features[name], place)  # [B]
+        for name in self._items:
+            features[name] = tf.expand_dims(tf.gather(targets.features[name], place), 1)  # [B, 1]
+        if draws is not None and candidates > 1:
+            drawn = self._draw_rows(draws, "candidates", candidates - 1)  # [B, C - 1]
             for name, values in self._pool.items():
-                negative = tf.where(valid[:, T - S :], tf.gather(values, drawn), 0)  # [B, S]
-                if self._events.count:  # what is no item is set against itself: it teaches nothing
-                    short = features[history_name(name)][:, T - S :]
-                    negative = tf.where(unknown, short, negative)
-                features[negatives_name(name)] = negative
+                features[name] = tf.concat([features[name], tf.gather(values, drawn)], 1)  # [B, C]
+        for name, values in self._events.items():
+            features[history_name(name)] = _where(valid, tf.gather(values, slots))  # [B, T]
+        if draws is not None and draws.key[1] == "train" and self._config.auxiliary_negatives:
+            features |= self._auxiliary(features, draws, valid)
         if self._times is not None:
-            gaps = tf.expand_dims(tf.gather(self._times, target), 1) - tf.gather(self._times, slots)
-            features[history_name(TIME_GAP)] = tf.where(valid, time_gap_bucket(gaps), 0)  # [B, T]
-        labels = tf.one_hot(tf.zeros_like(user, tf.int32), candidates)  # [B, C]
-        return features, labels
+            now = tf.expand_dims(tf.gather(targets.times, place), 1)  # [B, 1]
+            gaps = now - tf.gather(self._times, slots)
+            features[history_name(TIME_GAP)] = _where(valid, time_gap_bucket(gaps))  # [B, T]
+        if targets.labels is None:
+            labels = tf.one_hot(tf.zeros_like(user, tf.int32), candidates)  # [B, C]
+        else:
+            labels = tf.cast(tf.gather(targets.labels, place), tf.float32)[:, tf.newaxis]  # [B, 1]
+        return self.expanded(features), labels
 
-    def _draw_rows(
-        self, key: tuple[int, str, tf.Tensor], stream: str, numbers: tf.Tensor, width: int
-    ) -> tf.Tensor:
+    def _auxiliary(
+        self, features: FeatureTensors, draws: Draws, valid: tf.Tensor
+    ) -> FeatureTensors:
+        """Negatives ``[B, S]`` of the short slots, of which `valid` ``[B, T]`` says who exists."""
+        S = self._config.short_seq_length
+        drawn = self._draw_rows(draws, "auxiliary", S)  # [B, S]
+        valid = valid[:, -S:]
+        unknown = features[history_name(self._features.item[0])][:, -S:] < FIRST_KNOWN
+        found = {}
+        for name, values in self._pool.items():
+            negative = _where(valid, tf.gather(values, drawn))  # [B, S]
+            if self._pool_events.count:  # what is no item is set against itself: it teaches nothing
+                negative = tf.where(unknown, features[history_name(name)][:, -S:], negative)
+            found[negatives_name(name)] = negative
+        return found
+
+    def _draw_rows(self, draws: Draws, stream: str, width: int) -> tf.Tensor:
         """Draws rows ``[B, width]`` of the pool of negatives."""
-        numbers = self._shard.global_numbers(numbers)  # or processes would all draw alike
+        key, numbers = draws
         if self._item_ends:
             # An event among everybody's, which are not here: items take the place of their events.
             ends = self._item_ends[key[1].partition("/")[0]]
@@ -381,31 +445,56 @@ class WindowBuilder:
         if self._config.negatives == "uniform":
             return draw_below(key, stream, numbers, width, rows)
         if key[1] != "train":
-            drawn = draw_below(key, stream, numbers, width, rows - self._events.count)
-            return self._events.nth(drawn)
+            drawn = draw_below(key, stream, numbers, width, rows - self._pool_events.count)
+            return self._pool_events.nth(drawn)
         bound = self._training_ends[-1] - self._training_events.count
         drawn = self._training_events.nth(draw_below(key, stream, numbers, width, bound))
         flat = tf.reshape(drawn, [-1])
         user = tf.searchsorted(self._training_ends, flat, side="right", out_type=tf.int64)
-        return tf.reshape(flat + user * self._split.held_out, tf.shape(drawn))
+        return tf.reshape(flat + tf.gather(self._training_shift, user), tf.shape(drawn))
 
-    def _require(self, split: str) -> None:
+    def _of(self, split: str) -> Targets:
         if split not in SPLITS:
             raise UserError(f"split must be one of {SPLITS}, received {split!r}.")
-        if split == "validation" and not self._split.validation:
+        if split not in self._targets:
             raise UserError(
-                "The dataset has no validation split. Run the workflow again, without "
-                "--no_validation."
+                f"The dataset has no {split} split. Run the workflow again, "
+                f"{'without --no_validation' if split == 'validation' else 'with one'}."
             )
+        return self._targets[split]
+
+    def _of_batch(self, batch_size: int) -> int:
+        """Targets of a training batch."""
+        if batch_size < self.rows or batch_size % self.rows:
+            raise UserError(
+                f"global_batch_size must be {'even and ' if self.rows > 1 else ''}at least "
+                f"{self.rows}{' (each positive comes with its negative)' if self.rows > 1 else ''},"
+                f" received {batch_size}."
+            )
+        return batch_size // self.rows
+
+    def _histories(self, batch_size: int, negatives: int) -> int:
+        """Targets of an evaluation batch."""
+        if negatives < 1:
+            raise UserError(f"test_negatives must be at least 1, received {negatives}.")
+        return max(1, batch_size if self.explicit else batch_size // (1 + negatives))
 
     def _nothing_to_train_on(self) -> UserError:
-        least = self._config.min_history + 1 + self._split.held_out
-        if self._left_out["train"]:
+        if self.explicit:
+            return UserError(f"The training set has no impressions. {AGAIN}")
+        unknown = self.left_out("train").unknown_targets
+        if unknown:
             return UserError(
-                f"The training set has no samples: all {self._left_out['train']} events that could "
-                "be targets are unknown ids. Run the workflow with a lower --frequency_threshold, "
-                "or on the data that its ids come from."
+                f"The training set has no samples: all {unknown} events that could be targets are "
+                "unknown ids. Run the workflow with a lower --frequency_threshold, or on the data "
+                "that its ids come from."
             )
+        if not isinstance(self._split, LeaveLastOut):
+            return UserError(
+                "The training set has no samples: no user has an event that is not held out with "
+                f"{self._config.min_history} before it. Hold out less: {AGAIN}"
+            )
+        least = self._config.min_history + 1 + self._split.held_out
         return UserError(
             f"The training set has no samples: they need users with {least} interactions or more "
             f"({self._split.held_out} held out, one to train on and {self._config.min_history} "
@@ -428,16 +517,6 @@ def time_gap_bucket(seconds: tf.Tensor) -> tf.Tensor:
     return tf.minimum(bucket, TIME_GAP_BUCKETS - 1)
 
 
-def _pairs(batch_size: int) -> int:
-    if batch_size < 2 or batch_size % 2:
-        raise UserError(
-            "global_batch_size must be even and at least 2 (each positive comes with its "
-            f"negative), received {batch_size}."
-        )
-    return batch_size // 2
-
-
-def _histories(batch_size: int, negatives: int) -> int:
-    if negatives < 1:
-        raise UserError(f"test_negatives must be at least 1, received {negatives}.")
-    return max(1, batch_size // (1 + negatives))
+def _where(valid: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Values where there is an event, elsewhere 0."""
+    return tf.where(valid, values, tf.zeros([], values.dtype))

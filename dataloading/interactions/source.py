@@ -26,6 +26,7 @@ from lookback.dataloading.evaluations import (
     require_samples,
 )
 from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.histories.splits import LeaveLastOut
 from lookback.dataloading.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, NumberedSource
@@ -97,7 +98,8 @@ class InteractionSource(NumberedSource):
 
         Raises:
           UserError: if a batch is too small for one sample, a user has too few interactions, or
-            has met so many items that negatives for training are missing.
+            has met so many items that negatives for training are missing; or if it is not the
+            users' last events that are held out.
         """
         self.schema = histories.schema
         self._features = InteractionFeatures.from_schema(histories.schema)
@@ -111,13 +113,14 @@ class InteractionSource(NumberedSource):
         self._repeat_count = repeat_count
         eval_size = batch_size if eval_batch_size is None else eval_batch_size
         self._batch = _samples("global_batch_size", batch_size, 1 + negative_samples)
+        _require_last_out(histories)
         histories.require_targets()
         self._place_positives(histories)
         self._user_ids = tf.constant(histories.user_features[self._features.user])
         self._item_ids = tf.constant(self._catalogue.ids)
         self._known = None
         if exact_negatives:
-            self._known = KnownItems(histories, self._catalogue, held_out=histories.split.held_out)
+            self._known = KnownItems(histories, self._catalogue, training=True)
             _require_free(self._known, len(self._catalogue))
             self._free = tf.constant(self._known.free, tf.int64)
         self._steps = self._positives // self._batch
@@ -133,7 +136,7 @@ class InteractionSource(NumberedSource):
         least = max(eval_size, _CATALOGUE_SCORES)  # of a batch, or small batches would take long
         self._catalogue_users = max(1, least // max(1, len(self._catalogue)))
         # All items that users have met, the held-out ones too.
-        self._met = KnownItems(histories, self._catalogue, held_out=0)
+        self._met = KnownItems(histories, self._catalogue, training=False)
         self._ranked: dict[str, _Ranked] = {}
 
     def _place_positives(self, histories: Histories) -> None:
@@ -142,7 +145,7 @@ class InteractionSource(NumberedSource):
         Raises:
           UserError: if none is.
         """
-        in_training = histories.in_training(histories.split.held_out)
+        in_training = histories.in_training()
         item = histories.item_features[self._features.item]
         positive = in_training & (item >= FIRST_KNOWN)
         places = np.arange(histories.num_users, dtype=np.int32)
@@ -202,7 +205,7 @@ class InteractionSource(NumberedSource):
     @property
     def held_out(self) -> Sequence[str]:
         """The users' last items, and where the workflow kept them those before."""
-        return ("validation", "test") if self._histories.split.validation else ("test",)
+        return ("validation", "test") if self._histories.split.has_validation else ("test",)
 
     def evaluations(self, split: str) -> list[EvaluationPass]:
         """The split among sampled negatives, and if wanted among the whole catalogue.
@@ -274,11 +277,11 @@ class InteractionSource(NumberedSource):
         """Places ``[B]`` of this process's part of a batch among those who are ranked."""
         return self._part.of_batch(feed, self._users_of(split), len(self._ranked[split].users))
 
-    def _position(self, split: str) -> int:
-        """How far from the end of a history the held-out event of a split lies.
+    def _events(self, split: str) -> npt.NDArray[np.int64]:
+        """Numbers ``[U]`` of the users' events that a split holds out.
 
         Raises:
-          UserError: if the split holds nothing out.
+          UserError: if it holds nothing out.
         """
         name = split.removesuffix(CATALOGUE)
         if name == "train":
@@ -286,12 +289,12 @@ class InteractionSource(NumberedSource):
                 "eval_train: models of users and items are ranked by what is held out. Leave "
                 "--eval_train out."
             )
-        if name == "validation" and not self._histories.split.validation:
+        if name == "validation" and not self._histories.split.has_validation:
             raise UserError(
                 "The dataset has no validation split. Run the workflow again, without "
                 "--no_validation."
             )
-        return self._histories.split.held_out if name == "validation" else 1
+        return self._histories.offsets[:-1] + self._histories.targets[name][0]
 
     def _rank(self, split: str) -> _Ranked:
         """Who is ranked, and among what.
@@ -299,7 +302,7 @@ class InteractionSource(NumberedSource):
         Raises:
           UserError: if the split is not there, or nobody can be ranked.
         """
-        events = self._histories.offsets[1:] - self._position(split)
+        events = self._events(split)
         item = self._histories.item_features[self._features.item][events]  # [U]
         wanted = 1 if split.endswith(CATALOGUE) else self._test_negatives
         unknown, repeated = item < FIRST_KNOWN, self._met.repeated[events]
@@ -354,6 +357,19 @@ def _samples(option: str, rows: int, candidates: int) -> int:
             f"received {rows}."
         )
     return rows // candidates
+
+
+def _require_last_out(histories: Histories) -> None:
+    """Refuses data of which a user's held-out event is none, or not one."""
+    if histories.impressions is not None or not isinstance(histories.split, LeaveLastOut):
+        found = "a split by time or by users"
+        if histories.impressions is not None:
+            found = "explicit labels"
+        raise UserError(
+            "dataset_dir: models of users and items are ranked by each user's last event, expected "
+            f"to be held out, and this dataset has {found}. Choose a model over histories, or run "
+            "the workflow with sampled labels and a split by last."
+        )
 
 
 def _require_free(known: KnownItems, items: int) -> None:

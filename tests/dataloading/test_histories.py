@@ -12,7 +12,8 @@ import pytest
 
 import lookback.dataloading.histories.resident
 from lookback.core.errors import UserError
-from lookback.dataloading.histories.resident import Histories, Split
+from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.histories.splits import LeaveLastOut
 from lookback.dataloading.parts import WHOLE, Part
 
 
@@ -45,7 +46,7 @@ def test_load_gives_what_was_written(
     read = Histories.load(write_dataset(written, tmp_path / "data", files=files))
     assert read.num_users == 5
     assert read.num_events == 45
-    assert read.split == Split(test=1, validation=validation)
+    assert read.split == LeaveLastOut(test=1, validation=validation)
     assert read.split.held_out == 1 + validation
     assert read.features == written.features
     for field in ("user_features", "item_features", "catalogue"):
@@ -274,4 +275,4 @@ def test_a_list_that_is_null_is_refused(dataset):
 
 def test_histories_are_frozen(make_histories):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        make_histories().split = Split(validation=1)
+        make_histories().split = LeaveLastOut(validation=1)

@@ -156,7 +156,7 @@ def test_batches_count_rows_and_may_drop_the_last(histories):
 def test_free_items_are_those_a_user_has_not_met(histories):
     catalogue = Catalogue(histories)
     for held_out in (0, 1):
-        known = KnownItems(histories, catalogue, held_out=held_out)
+        known = KnownItems(histories, catalogue, training=bool(held_out))
         for place, user in enumerate(histories.user_features["user_id"]):
             mine = set(events_of(histories, user, held_out=held_out))
             expected = [i for i, item in enumerate(catalogue.ids) if item not in mine]

@@ -10,7 +10,8 @@ import scipy.stats
 import tensorflow as tf
 
 from lookback.core.errors import UserError
-from lookback.dataloading.histories.resident import Histories, Split
+from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.histories.splits import LeaveLastOut
 from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig, time_gap_bucket
 from lookback.dataloading.parts import Part
 
@@ -694,5 +695,5 @@ def test_describe_names_user_and_position(make_histories):
 
 
 def test_split_counts():
-    assert Split().held_out == 1
-    assert Split(validation=1).held_out == 2
+    assert LeaveLastOut().held_out == 1
+    assert LeaveLastOut(validation=1).held_out == 2

@@ -195,7 +195,7 @@ HISTORIES_INFO = {
     "format_version": 1,
     "dataset": "movielens",
     "content_hash": "sha256:00",
-    "split": {"rule": "leave-last", "test": 1, "validation": 0},
+    "split": {"rule": "leave_last_out", "test": 1, "validation": 0},
     "counts": {"users": 3, "events": 12, "bad_lines": {"a": 1}},
     "cardinalities": {"item_id": 5},
     "history_length": {"min": 3, "max": 5, "mean": 4.0},

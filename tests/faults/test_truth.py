@@ -132,7 +132,7 @@ def test_neumf_trains_on_items_only(rare):
     users = np.concatenate([features["user_id"] for features in batches])
     items = np.concatenate([features["item_id"] for features in batches])
     assert items.min() > UNKNOWN
-    inside = rare.in_training(2)
+    inside = rare.in_training()
     positive = inside & (rare.item_features["item_id"] > UNKNOWN)
     user = np.repeat(rare.user_features["user_id"], LENGTHS)
     expected = zip(user[positive], rare.item_features["item_id"][positive], strict=True)
@@ -192,7 +192,7 @@ def test_windows_have_items_as_targets_and_negatives_only(rare, negatives, shard
     assert sorted(found) == sorted(expected)
     assert builder.num_samples("train") == len(expected)
     inside = sum(length - 3 for length in LENGTHS)
-    assert builder.unknown_targets("train") == inside - len(expected)
+    assert builder.left_out("train").unknown_targets == inside - len(expected)
     assert set(np.concatenate(drawn)) <= set(item[item > UNKNOWN])
     numbers = builder.train_numbers(7, 0, 0, 10)
     told = builder.describe(numbers)
@@ -210,9 +210,9 @@ def test_popular_negatives_are_known_events_each_as_likely(rare, training):
     """The draw of each event, by brute force over all numbers that can be drawn."""
     builder = WindowBuilder(rare, WINDOWS)
     events = np.flatnonzero(
-        (rare.item_features["item_id"] > UNKNOWN) & (rare.in_training(2) | (not training))
+        (rare.item_features["item_id"] > UNKNOWN) & (rare.in_training() | (not training))
     )
-    skipping = builder._training_events if training else builder._events
+    skipping = builder._training_events if training else builder._pool_events
     places = skipping.nth(tf.range(len(events), dtype=tf.int64)).numpy()
     if training:
         user = np.searchsorted(builder._training_ends, places, side="right")
@@ -241,7 +241,7 @@ def test_what_is_left_out_is_said_and_a_figure(rare, trainer, tmp_path):
     assert figures["test_unknown_targets"] == 2
     assert figures["test_rankings"] == 4
     assert "left out of test: 2 targets are unknown ids" in told
-    gone = int((rare.in_training(2) & (rare.item_features["item_id"] == UNKNOWN)).sum())
+    gone = int((rare.in_training() & (rare.item_features["item_id"] == UNKNOWN)).sum())
     assert f"left out of train: {gone} targets are unknown ids" in told
     assert "repeated" not in str(figures)
 

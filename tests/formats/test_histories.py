@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.formats import histories
-from lookback.formats.history_columns import history_columns
+from lookback.formats.history_columns import category, history_columns, number, typed_columns
 
 COLUMNS = history_columns((), ("brand",))
 SIZES = {"user_id": 7, "item_id": 9, "brand": 5}
@@ -86,3 +87,45 @@ def test_a_slice_has_its_own_lengths_and_values() -> None:
     column = pa.chunked_array([pa.array([[1], [2, 3], [], [4]]).slice(1)])
     assert histories.lengths_of(column).tolist() == [2, 0, 1]
     assert histories.values_of(column).tolist() == [2, 3, 4]
+
+
+def test_totals_and_hash_of_typed_columns(tmp_path: Path) -> None:
+    """Numbers and bags of items are in the catalogue; what is of events is not."""
+    columns = typed_columns(
+        [
+            *(category("genres", "item", 2), number("price", "item")),
+            *(category("device", "context"), number("dwell", "event")),
+        ]
+    )
+    sizes = {"user_id": 7, "item_id": 9, "genres": 5, "device": 4}
+    events = {
+        "item_id": EVENTS["item_id"],
+        "genres": np.array([4, 3, 4, 5, 3, 2], np.int32),
+        "price": np.array([0.5, -1, 0.5, 7, -1, 2], np.float32),
+        "device": np.array([3, 3, 2, 1, 3, 3], np.int32),
+        "dwell": np.array([1, 2, 3, 4, 5, 6], np.float32),
+        "timestamp": EVENTS["timestamp"],
+    }
+    histories.write_histories(tmp_path, USERS, OFFSETS, events)
+    totals = histories.read_totals(histories.history_files(tmp_path), columns, sizes)
+    assert totals.digests["price"] == sha256(events["price"])
+    assert totals.unknown == {"user_id": 0, "item_id": 1, "genres": 1, "device": 1}
+    catalogue = totals.catalogue
+    assert {name: values.tolist() for name, values in catalogue.items()} == {
+        "item_id": [2, 3, 5, 8],
+        "genres": [2, 4, 2, 3],  # of item 2, out of the vocabulary, any
+        "price": [0, 0.5, 2, -1],
+        "count": [1, 2, 1, 2],
+    }
+    histories.write_catalogue(tmp_path, catalogue)
+    read = histories.read_catalogue(tmp_path, ["genres", "price"])
+    assert [values.dtype for values in read.values()] == [np.int32, np.float32]
+    np.testing.assert_array_equal(read["price"], catalogue["price"])
+
+    def hashed(columns, **others):
+        return histories.content_hash(columns, sizes, totals, "abc", others)
+
+    smaller = [dataclasses.replace(c, bag=c.bag and 1) for c in columns]
+    found = {hashed(columns), hashed(smaller), hashed(columns, bags="1"), hashed(columns, bags="2")}
+    assert len(found) == 4
+    assert hashed(columns) == histories.content_hash(columns, sizes, totals, "abc")

@@ -37,3 +37,39 @@ def test_tags_are_merlin_tags() -> None:
 def test_repeated_names_are_refused() -> None:
     with pytest.raises(ValueError, match="repeated: item_id"):
         columns.history_columns((), ("item_id",))
+
+
+TYPED = (
+    columns.number("dwell", "event"),
+    columns.category("device", "context"),
+    columns.category("genres", "item", 4),
+    columns.number("age", "user"),
+    columns.category("rating", "event"),
+    columns.number("price", "item"),
+)
+
+
+def test_typed_columns_are_in_the_order_of_their_roles() -> None:
+    found = columns.typed_columns(TYPED, split=True)
+    assert [(c.name, c.dtype, c.is_list, c.bag, c.role) for c in found] == [
+        ("user_id", "int32", False, None, "user"),
+        ("age", "float32", False, None, "user"),
+        ("split", "int8", False, None, None),
+        ("item_id", "int32", True, None, "item"),
+        ("genres", "int32", True, 4, "item"),
+        ("price", "float32", True, None, "item"),
+        ("device", "int32", True, None, "context"),
+        ("dwell", "float32", True, None, "event"),
+        ("rating", "int32", True, None, "event"),
+        ("timestamp", "int64", True, None, None),
+    ]
+    known = {tag.value for tag in Tags}
+    assert all(set(column.tags) <= known for column in found)
+    assert columns.categorical_names(found) == ("user_id", "item_id", "genres", "device", "rating")
+
+
+def test_a_feature_named_as_the_users_split_is_refused_where_there_is_one() -> None:
+    split = columns.category("split", "user")
+    assert len(columns.typed_columns([split])) == 4
+    with pytest.raises(ValueError, match="repeated: split"):
+        columns.typed_columns([split], split=True)

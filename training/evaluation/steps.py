@@ -66,12 +66,15 @@ class EvaluationSteps:
         """Logits ``[B, C]``: of all candidates at once, or of a piece of them after another."""
         if pieces is None:
             return self._model(features, training=False)
-        rows, candidates = tf.unstack(tf.shape(features[pieces.features[0]]))
+        rows, candidates = tf.unstack(tf.shape(features[pieces.features[0]])[:2])
         count = -(-candidates // pieces.size)
 
-        def cut(values: tf.Tensor) -> tf.Tensor:
-            filled = tf.pad(values, [[0, 0], [0, count * pieces.size - candidates]])
-            return tf.transpose(tf.reshape(filled, [rows, count, pieces.size]), [1, 0, 2])
+        def cut(values: tf.Tensor) -> tf.Tensor:  # [B, C] or, of bags, [B, C, M]
+            bags = values.shape[2:]
+            zeros = [[0, 0]] * len(bags)
+            filled = tf.pad(values, [[0, 0], [0, count * pieces.size - candidates], *zeros])
+            parts = tf.reshape(filled, [rows, count, pieces.size, *bags])
+            return tf.transpose(parts, [1, 0, 2, *range(3, 3 + len(bags))])
 
         def score(piece: dict[str, tf.Tensor]) -> tf.Tensor:
             return tf.cast(self._model({**features, **piece}, training=False), tf.float32)

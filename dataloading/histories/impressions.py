@@ -1,0 +1,119 @@
+"""Resident impressions: the targets of histories with explicit labels, as flat arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lookback.core.errors import UserError
+from lookback.dataloading.histories.columns import FeatureChecks, Int32, Values
+from lookback.dataloading.histories.splits import Int64, ascending
+from lookback.dataloading.parts import Part
+from lookback.formats.dataset_info import AGAIN, SPLITS, impression_count
+from lookback.formats.history_columns import TIMESTAMP
+from lookback.formats.impressions import LABEL, POSITION, USER, read_impressions
+
+_CHECKED_AT_A_TIME = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Impressions:
+    """What users were shown, in N impressions of a split.
+
+    Attributes:
+      users: int32 ``[N]``, places of users in the histories.
+      positions: int32 ``[N]``, how many of the user's events came before.
+      features: ``[N]`` by feature of items and of the context, as in the histories.
+      timestamps: int64 ``[N]`` seconds.
+      labels: int8 ``[N]``, 0 or 1.
+    """
+
+    users: Int32
+    positions: Int32
+    features: Mapping[str, Values]
+    timestamps: Int64
+    labels: npt.NDArray[np.int8]
+
+    @classmethod
+    def load(
+        cls,
+        checks: FeatureChecks,
+        offsets: Int64,
+        timestamps: Int64 | None,
+        users: int,
+        part: Part,
+    ) -> tuple[dict[str, Impressions], dict[str, int]]:
+        """Reads all splits of a dataset.
+
+        Args:
+          checks: of its features.
+          offsets: ``[U + 1]``, of the histories of this part's users.
+          timestamps: ``[N]``, of their events.
+          users: how many all processes have.
+          part: whose users' impressions to keep.
+
+        Returns:
+          The impressions by split, and how many there are of all users, by the key of the counts.
+
+        Raises:
+          UserError: if they do not belong to these histories, or what is at or after an
+            impression would be taken for its history.
+        """
+        times = ascending(offsets, timestamps)
+        names = checks.features.of("item", "context")
+        found, counts = {}, {}
+        for split in SPLITS:
+            columns = read_impressions(checks.directory, split, names)
+            counts[impression_count(split)] = len(columns.get(USER, ()))
+            if columns:
+                _require(_below(columns[USER], users), checks.directory, split, USER)
+                _require(_below(columns[LABEL], 2), checks.directory, split, LABEL)
+                own = columns[USER] % part.ranks == part.rank
+                if part.ranks > 1:
+                    columns = {name: values[own] for name, values in columns.items()}
+                found[split] = cls(
+                    users=(columns[USER] // part.ranks).astype(np.int32),
+                    positions=columns[POSITION].astype(np.int32, copy=False),
+                    features=checks.checked(columns, names),
+                    timestamps=columns[TIMESTAMP].astype(np.int64, copy=False),
+                    labels=columns[LABEL].astype(np.int8, copy=False),
+                )
+                before = found[split]._strictly_before(offsets, times)
+                _require(before, checks.directory, split, POSITION)
+        return found, counts
+
+    def _strictly_before(self, offsets: Int64, times: Int64) -> bool:
+        """Whether each position is how many of the user's events are before the impression."""
+        for begin in range(0, len(self.users), _CHECKED_AT_A_TIME):
+            rows = slice(begin, begin + _CHECKED_AT_A_TIME)
+            user, position, time = self.users[rows], self.positions[rows], self.timestamps[rows]
+            first, length = offsets[user], np.diff(offsets)[user]
+            if not np.all((position >= 0) & (position <= length)):
+                return False
+            some, more = position > 0, position < length
+            last, following = (first + position - 1)[some], (first + position)[more]
+            if np.any(times[last] >= time[some]) or np.any(times[following] < time[more]):
+                return False
+        return True
+
+
+def _below(values: npt.NDArray[Any], bound: int) -> bool:
+    return not len(values) or bool(values.min() >= 0 and values.max() < bound)
+
+
+def _require(holds: bool, directory: Path, split: str, column: str) -> None:
+    expected = {
+        USER: "numbers of rows of the histories",
+        LABEL: "0 or 1",
+        POSITION: "how many of the user's events are strictly before the impression",
+    }
+    if not holds:
+        raise UserError(
+            f"{directory}: {column!r} of the impressions of {split!r} must be {expected[column]}, "
+            f"and is not. {AGAIN}"
+        )
