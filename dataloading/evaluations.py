@@ -123,7 +123,8 @@ def require_samples(name: str, samples: int, left_out: LeftOut) -> None:
     """
     if not samples:
         raise UserError(
-            f"eval_split: expected samples to evaluate in {name!r}, and none is left: {left_out}. "
-            "Run the workflow with a lower --frequency_threshold if ids are unknown, with "
+            f"eval_split: expected samples to evaluate in {name!r}, and "
+            f"{f'none is left: {left_out}' if left_out.figures else 'there are none'}. Run the "
+            "workflow with a lower --frequency_threshold if ids are unknown, with "
             "--duplicates first if targets repeat, or on more items; or evaluate another split."
         )

@@ -77,8 +77,7 @@ class Column:
 def role_of(tags: Iterable[str]) -> Role:
     """Whose a feature with these tags is."""
     tags = set(tags)
-    own: tuple[Role, ...] = (USER, ITEM, CONTEXT)
-    return next((role for role in own if role in tags), "event")
+    return next((role for role in ROLES if role in tags), "event")
 
 
 def category(name: str, role: Role, bag: int | None = None) -> Column:

@@ -15,19 +15,17 @@ events is not among the events before it, which are strictly before.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import read_parquet
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import AGAIN
-from lookback.formats.histories import part_name, values_of
+from lookback.formats.histories import values_of
 from lookback.formats.history_columns import TIMESTAMP, Column
 
 IMPRESSIONS_DIRECTORY = "impressions"
@@ -56,24 +54,6 @@ def impression_columns(columns: Sequence[Column]) -> list[str]:
 def impression_files(directory: Path, split: str) -> list[Path]:
     """The parts of a split's impressions, in order; none where there is no such split."""
     return sorted((directory / IMPRESSIONS_DIRECTORY / split).glob("*.parquet"))
-
-
-def write_impressions(directory: Path, split: str, columns: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Writes the impressions of a split; gives their digest, for `histories.content_hash`.
-
-    Args:
-      directory: of the dataset.
-      split: of which.
-      columns: ``[N]`` each, by the names of `impression_columns`.
-    """
-    place = directory / IMPRESSIONS_DIRECTORY / split
-    place.mkdir(parents=True)
-    pq.write_table(pa.table(dict(columns)), place / part_name(0), compression="zstd")
-    digest = hashlib.sha256()
-    for name, values in columns.items():
-        digest.update(name.encode())
-        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest()
 
 
 def read_impressions(

@@ -177,8 +177,8 @@ def write_dataset() -> Callable[..., Path]:
         write_info,
     )
     from lookback.formats.histories import write_catalogue, write_histories
-    from lookback.formats.impressions import write_impressions
     from lookback.formats.schema import write_schema
+    from tests.typed_data import write_impressions
 
     def write(
         histories: Histories, directory: Path, *, files: int = 2, info: dict[str, Any] | None = None
@@ -193,9 +193,7 @@ def write_dataset() -> Callable[..., Path]:
         for name, bags in histories.bags.items():
             write_bags(directory, name, (bags > 0).sum(1), bags[bags > 0])
         for name, shown in (histories.impressions or {}).items():
-            own = {"user": shown.users.astype(np.int64), "position": shown.positions}
-            own |= {"timestamp": shown.timestamps, "label": shown.labels}
-            write_impressions(directory, name, {**own, **shown.features})
+            write_impressions(directory, name, shown)
         write_schema(histories.schema, directory)
         if info is None:
             # As a workflow would say what its ids stand for.

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from merlin.schema import Schema
 
 from lookback.dataloading.histories.impressions import Impressions
@@ -15,7 +18,9 @@ from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.histories.splits import LeaveLastOut, Split
 from lookback.formats.dataset_info import SPLITS
 from lookback.formats.features import HistoryFeatures, dataset_column
+from lookback.formats.histories import part_name
 from lookback.formats.history_columns import Role, category, number, typed_columns
+from lookback.formats.impressions import IMPRESSIONS_DIRECTORY
 from lookback.formats.vocabulary import FIRST_KNOWN
 
 ROWS = {"user_id": 30, "item_id": 40, "country": 5, "category_id": 6}
@@ -112,6 +117,15 @@ def typed_histories(
         bags={name: _bags(rng, ROWS[name], most) for name, most in features.bags.items()},
         impressions=shown,
     )
+
+
+def write_impressions(directory: Path, split: str, shown: Impressions) -> None:
+    """Writes the impressions of a split into the directory of a dataset, a file."""
+    own = {"user": shown.users.astype(np.int64), "position": shown.positions}
+    own |= {"timestamp": shown.timestamps, "label": shown.labels}
+    place = directory / IMPRESSIONS_DIRECTORY / split
+    place.mkdir(parents=True)
+    pq.write_table(pa.table({**own, **shown.features}), place / part_name(0))
 
 
 def _bags(rng: np.random.Generator, rows: int, most: int) -> np.ndarray:

@@ -198,6 +198,7 @@ class Histories:
         if info.get(LABELS) == EXPLICIT:
             impressions, counts = Impressions.load(checks, offsets, times, users, part)
             found |= counts
+            del found["items"]  # the catalogue has those that were shown and never chosen, too
         _check_counts(found, info.get("counts", {}), directory)
         return cls(
             schema=schema,

@@ -75,8 +75,8 @@ class LeaveLastOut(Split):
         """All but the last ones, the one before the last (or none), and the last."""
         del timestamps
         length = np.diff(offsets)
-        ends = [np.maximum(length - n, 0) for n in (self.held_out, self.test, 0)]
-        return _ranges(*ends)
+        train, validation = (np.maximum(length - n, 0) for n in (self.held_out, self.test))
+        return _ranges(train, validation, length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,8 @@ class ByTime(Split):
         """
         times = ascending(offsets, timestamps)
         first = self.test_from if self.validation_from is None else self.validation_from
-        ends = (events_before(offsets, times, instant) for instant in (first, self.test_from))
-        return _ranges(*ends, np.diff(offsets))
+        train, validation = (_before(offsets, times, time) for time in (first, self.test_from))
+        return _ranges(train, validation, np.diff(offsets))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,12 +158,6 @@ def read_split(info: Mapping[str, Any], parts: npt.NDArray[Any] | None, director
     return LeaveLastOut(said["test"], said["validation"])
 
 
-def events_before(offsets: Int64, times: Int64, instant: int) -> Int64:
-    """How many events ``[U]`` of each user are before an instant; times ascend in each user."""
-    before = np.concatenate([[0], np.cumsum(times < instant)])
-    return before[offsets[1:]] - before[offsets[:-1]]
-
-
 def ascending(offsets: Int64, timestamps: Int64 | None) -> Int64:
     """Times ``[N]`` of which each user's ascend, so that a time cuts a history in two.
 
@@ -178,6 +172,13 @@ def ascending(offsets: Int64, timestamps: Int64 | None) -> Int64:
     if not np.isin(falls, offsets).all():
         raise UserError(f"A user's events must ascend in time, and do not. {AGAIN}")
     return timestamps
+
+
+def _before(offsets: Int64, times: Int64, instant: int) -> Int64:
+    """How many events ``[U]`` of each user are before an instant; times ascend in each user."""
+    before = np.concatenate([[0], np.cumsum(times < instant)])
+    found: Int64 = before[offsets[1:]] - before[offsets[:-1]]
+    return found
 
 
 def _ranges(train: Int64, validation: Int64, test: Int64) -> Ranges:

@@ -17,6 +17,7 @@ from lookback.formats.dataset_info import (
     read_histories_info,
     read_info,
     read_tabular_info,
+    training_events,
     write_info,
 )
 
@@ -76,6 +77,8 @@ def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         (HISTORIES, {}, "has no split rule"),
         (HISTORIES, {"split": ["test"]}, "has no split rule"),
         (HISTORIES, {"split": 3}, "has no split rule"),
+        (HISTORIES, {"split": {"test": 1, "validation": 0}}, "'rule' must be one of"),
+        (HISTORIES, SPLIT | {"labels": ["clicks"]}, "'labels' must be one of"),
         (TABULAR, {"counts": {"train": 1}}, "'cardinalities' must hold whole numbers"),
         (TABULAR, ROWS | {"counts": {"train": "many"}}, "'counts' must hold whole numbers"),
         (TABULAR, ROWS | {"counts": [3]}, "'counts' must hold whole numbers"),
@@ -93,3 +96,29 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     write_info(tmp_path, TABULAR, ROWS)
     with pytest.raises(UserError, match="expected format 'lookback-histories' version 1, found"):
         read_histories_info(tmp_path)
+
+
+COUNTS = {"users": 10, "events": 100, "train_impressions": 55}
+
+
+@pytest.mark.parametrize(
+    ("said", "before", "expected"),
+    [
+        ({"split": {"rule": "leave_last_out", "test": 1, "validation": 1}}, 0, 100 - 10 * 2),
+        ({"split": {"rule": "leave_last_out", "test": 1, "validation": 0}}, 1, 100 - 10 * 2),
+        ({"split": {"rule": "time", "test": 7, "validation": 5}}, 0, 100 - 12),
+        ({"split": {"rule": "users", "test": 7, "validation": 5}}, 1, 100 - 12 - 10),
+        ({"split": {"rule": "time", "test": 99, "validation": 0}}, 1, 0),
+        ({"labels": "explicit", "split": {"rule": "time", "test": 7, "validation": 5}}, 1, 55),
+    ],
+)
+def test_events_to_train_on_follow_from_split_and_labels(tmp_path, said, before, expected) -> None:
+    write_info(tmp_path, HISTORIES, {"counts": COUNTS, **said})
+    assert training_events(tmp_path, before) == expected
+
+
+def test_datasets_that_do_not_say_how_much_there_is_ask_for_the_batch(tmp_path: Path) -> None:
+    for said in (SPLIT, {**SPLIT, "labels": "explicit", "counts": {"users": 1, "events": 2}}):
+        write_info(tmp_path, HISTORIES, said)
+        with pytest.raises(UserError, match="Give --global_batch_size"):
+            training_events(tmp_path)
