@@ -9,9 +9,10 @@ generator, so that any batch can be rebuilt from (seed, epoch, step) alone.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.errors import UserError
@@ -137,10 +138,11 @@ class WindowBuilder:
         self._longest = int(np.diff(histories.offsets).max(initial=0))
         self._offsets = tf.constant(histories.offsets, tf.int64)
         self._users = {n: tf.constant(v) for n, v in histories.user_features.items()}
-        self._items = {n: tf.constant(v) for n, v in histories.item_features.items()}
-        others = {n: tf.constant(v) for n, v in histories.event_features.items()}
+        self._items = {n: _events(v) for n, v in histories.item_features.items()}
+        others = {n: _events(v) for n, v in histories.event_features.items()}
         self._events = {**self._items, **others}
-        self._times = tf.constant(histories.timestamps) if config.time_features else None
+        times = histories.timestamps if config.time_features else None
+        self._times = None if times is None else _events(times)
         self._bags = {n: tf.constant(v) for n, v in histories.bags.items()}
         unknown = UnknownEvents(histories)
         self._targets = self._targets_of(histories, unknown)
@@ -457,9 +459,10 @@ class WindowBuilder:
         if split not in SPLITS:
             raise UserError(f"split must be one of {SPLITS}, received {split!r}.")
         if split not in self._targets:
+            by_last = split == "validation" and isinstance(self._split, LeaveLastOut)
             raise UserError(
                 f"The dataset has no {split} split. Run the workflow again, "
-                f"{'without --no_validation' if split == 'validation' else 'with one'}."
+                f"{'without --no_validation' if by_last else 'with one'}."
             )
         return self._targets[split]
 
@@ -515,6 +518,11 @@ def time_gap_bucket(seconds: tf.Tensor) -> tf.Tensor:
     gap = tf.cast(tf.maximum(seconds, 0), tf.float64)
     bucket = tf.cast(tf.math.log1p(gap) / np.log(2.0), tf.int32) + 1
     return tf.minimum(bucket, TIME_GAP_BUCKETS - 1)
+
+
+def _events(values: npt.NDArray[Any]) -> tf.Tensor:
+    """Values ``[N]`` of events; where nobody has one, one that no slot takes: a gather needs it."""
+    return tf.constant(values if len(values) else np.zeros(1, values.dtype))
 
 
 def _where(valid: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

@@ -347,6 +347,17 @@ def test_without_events_to_draw_from_only_the_auxiliary_loss_is_refused():
     assert WindowBuilder(histories, config(auxiliary_negatives=False)).train_steps(4) == 15
 
 
+def test_users_who_did_nothing_have_empty_histories():
+    """All of them, as may be of a process's few."""
+    histories = typed_histories((0, 0), split=ByTime(500, 800), impressions=(6, 0, 3))
+    options = config(time_features=True, auxiliary_negatives=False)
+    features, labels = WindowBuilder(histories, options).train_batch(SEED, 0, 0, 6)
+    for name, values in features.items():
+        if name.endswith("_history"):
+            assert values.shape[:2] == (6, T) and not values.numpy().any(), name
+    assert features["item_id"].numpy().all() and labels.shape == (6, 1)
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_each_impression_is_with_its_users_process(write_dataset, tmp_path, ranks):
     whole = impressions_of()

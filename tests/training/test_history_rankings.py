@@ -194,3 +194,40 @@ def test_an_empty_part_has_an_empty_batch(dataset):
 def test_a_catalogue_without_a_metric_of_rankings_is_refused(dataset):
     with pytest.raises(UserError, match="for the evaluation 'validation_catalogue', received auc"):
         trainer(dataset, "din", metrics=("auc",), full_catalogue=True)
+
+
+def test_the_catalogue_competes_with_every_kind_of_feature():
+    """At once, and in pieces that do not divide it; bags have an axis more."""
+    import tensorflow as tf
+
+    from lookback.dataloading.evaluations import CandidatePieces
+    from lookback.dataloading.histories.sources import ResidentSource
+    from lookback.dataloading.histories.windows import WindowConfig
+    from lookback.training.evaluation.steps import EvaluationSteps
+    from tests.typed_data import typed_histories
+
+    histories = typed_histories((9, 4, 6))
+    source = ResidentSource(
+        histories, WindowConfig(5, 3), seed=3, batch_size=4, full_catalogue=True
+    )
+    (_, found) = source.evaluations("test")
+    assert source.eval_steps(found.name) == 1
+    features, labels, weights = source.eval_batch(found.name, tf.constant(0, tf.int64))
+    ids = np.sort(histories.catalogue["item_id"])
+    place = np.searchsorted(histories.catalogue["item_id"], ids)
+    for name, values in histories.catalogue.items():
+        expected = histories.bags[name][values] if name in histories.bags else values
+        for row in features[name].numpy():
+            np.testing.assert_array_equal(row, expected[place])
+    assert weights.shape == labels.shape == (len(labels), len(ids))
+    names = CandidatePieces(("item_id", "category_id", "genres", "price"), size=7)
+
+    def model(batch, training):
+        assert not training
+        genres = tf.reduce_sum(batch["genres"] * [1, 10], -1)  # [B, C]
+        ids = tf.cast(batch["item_id"] + batch["category_id"] + genres, tf.float32)
+        return ids + batch["price"] + batch["hour"][:, tf.newaxis]
+
+    steps = EvaluationSteps(model, source)
+    whole, cut = (steps._logits(features, pieces) for pieces in (None, names))
+    np.testing.assert_array_equal(cut, whole)
