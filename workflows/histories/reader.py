@@ -7,7 +7,7 @@ All else is common to all datasets: see `pipeline`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from lookback.core.options import option
 from lookback.formats.history_columns import Column, history_columns
 from lookback.workflows.cluster import Runner
+from lookback.workflows.histories.feature_specs import FeatureSpec
 from lookback.workflows.histories.ingest import KnownFeatures, Selection, Ties
 from lookback.workflows.options import WHERE, DatasetOptions
 from lookback.workflows.passed_over import files_not_read
@@ -69,7 +70,10 @@ class Reader(abc.ABC):
 
         Returns:
           a table of `user_id`, `item_id` (string or int64) and `timestamp` (see
-          `workflows.times.read_numbers`), without nulls, and the bad lines.
+          `workflows.times.read_numbers`), without nulls, and the bad lines. With them come the raw
+          columns of the features of events, of which null is missing: numbers as float64,
+          categories as string or int64, lists of them as `formats.transforms.canonical` text; and
+          where labels are explicit `label`, int8: 1 of a click, else 0.
         """
 
     @abc.abstractmethod
@@ -100,6 +104,16 @@ class Reader(abc.ABC):
     def columns(self) -> tuple[Column, ...]:
         """Columns of the dataset."""
         return history_columns(self.user_features, self.item_features)
+
+    @property
+    def feature_specs(self) -> Mapping[str, FeatureSpec]:
+        """What is asked for of each feature beside the ids; empty: all are vocabularies."""
+        return {}
+
+    @property
+    def explicit(self) -> bool:
+        """Whether events are impressions with labels, rather than positives alone."""
+        return False
 
 
 @dataclass(frozen=True)
