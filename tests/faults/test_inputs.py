@@ -21,7 +21,7 @@ from lookback.workflows.datasets.amazon import AmazonReader
 from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.datasets.movielens import MovieLensReader
 from lookback.workflows.histories import csv_events
-from lookback.workflows.histories.ingest import exact_repeats, held_out_ties
+from lookback.workflows.histories.gather import exact_repeats, held_out_ties
 from lookback.workflows.pipeline import run_dataset, transform_dataset
 from lookback.workflows.times import read_number, read_numbers, read_text, read_word
 
@@ -242,7 +242,7 @@ def test_exact_repeats_of_arrays() -> None:
     history = np.array([0, 0, 0, 0, 1, 1, 1])
     time = np.array([1, 1, 1, 2, 2, 2, 2])
     items = pa.chunked_array([["a", "b", "a", "a"], ["a", "a", "a"]])
-    found = exact_repeats(history, time, items)
+    found = exact_repeats(history, time, pa.table({"item": items}))
     assert found.tolist() == [False, False, True, False, False, True, True]
 
 

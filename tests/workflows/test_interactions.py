@@ -22,7 +22,7 @@ from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.histories import csv_events as interactions_csv
 from lookback.workflows.histories import ops
 from lookback.workflows.histories import parquet_events as interactions_parquet
-from lookback.workflows.histories.ingest import first_events
+from lookback.workflows.histories.gather import first_events
 from lookback.workflows.histories.reader import HistoryOptions
 from lookback.workflows.order import Report
 from lookback.workflows.pipeline import run_dataset, transform_dataset

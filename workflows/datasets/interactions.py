@@ -22,7 +22,7 @@ from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories import csv_events as csv_files
 from lookback.workflows.histories import parquet_events as parquet_files
-from lookback.workflows.histories.ingest import KnownFeatures
+from lookback.workflows.histories.gather import KnownFeatures
 from lookback.workflows.histories.reader import Reader
 from lookback.workflows.passed_over import columns_not_read, labels_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, estimate_lines

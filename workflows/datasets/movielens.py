@@ -32,7 +32,7 @@ from lookback.core.errors import UserError
 from lookback.core.options import check_options, option
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
-from lookback.workflows.histories.ingest import KnownFeatures, first_of_each
+from lookback.workflows.histories.gather import KnownFeatures, first_of_each
 from lookback.workflows.histories.reader import Reader
 from lookback.workflows.text import (
     EXCERPT,

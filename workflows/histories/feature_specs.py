@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lookback.core.errors import UserError
+from lookback.formats.history_columns import Column, Role, category, number
+from lookback.formats.transforms import Bag, Hashed, Transform, Vocabulary
 
-FeatureOf = Literal["user", "item", "context", "event"]
 FeatureType = Literal["category", "categories", "number", "buckets", "hash"]
 
 MOST_ELEMENTS = 8
@@ -41,7 +42,7 @@ class FeatureSpec:
       most: (categories) elements that are kept.
     """
 
-    of: FeatureOf
+    of: Role
     type: FeatureType
     min_count: int | None = None
     buckets: int | None = None
@@ -72,3 +73,17 @@ class FeatureSpec:
     def is_bag(self) -> bool:
         """Whether a raw value is a list of categories."""
         return self.type == "categories"
+
+    @property
+    def unfitted(self) -> Transform | None:
+        """The transformation, where nothing but a vocabulary is fitted of it; else None."""
+        if self.is_numeric:
+            return None
+        values = Vocabulary() if self.buckets is None else Hashed(self.buckets)
+        return Bag(self.most, self.separator, values) if self.is_bag else values
+
+    def column(self, name: str) -> Column:
+        """The feature's column in a dataset."""
+        if self.type == "number":
+            return number(name, self.of)
+        return category(name, self.of, self.most if self.is_bag else None)

@@ -22,60 +22,28 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lookback.core.arrow_files import open_parquet, read_parquet
+from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
+from lookback.workflows.histories.gather import (
+    COMPRESSION,
+    Gathered,
+    KnownFeatures,
+    Selection,
+    encode_column,
+    gather_partition,
+    hash_ids,
+    store_features,
+)
+from lookback.workflows.histories.rare_items import frequent_items
 from lookback.workflows.text import READ_HERE, BadLineCounter, Block, Parsed, Parser
-
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Ties = Literal["file", "item"]
-
-COMPRESSION = "lz4"  # of files that live for minutes: speed before size
-
-
-@dataclass(frozen=True)
-class KnownFeatures:
-    """What is known of users or of items beside their ids.
-
-    Attributes:
-      key: the id column.
-      defaults: for each feature the value where nothing is known.
-      table: the id column and the features, one row an id; None if nothing is known of any.
-    """
-
-    key: str
-    defaults: Mapping[str, str]
-    table: pa.Table | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which events are kept, in which order.
-
-    Attributes:
-      min_interactions: fewest events of a user who is kept; only counted with, none is left out.
-      fewest_items: likewise; see `workflows.histories.ops.build_workflow`.
-      exact_repeats: whether to keep events of which user, item and time are those of another one.
-      ties: order of a user's events of equal time: that of the input, or of the raw item ids.
-      held_out: events at the end of a history that are not for training.
-      ticks: units of the parsed times in one of the time that is written.
-    """
-
-    min_interactions: int
-    fewest_items: int | None = None
-    exact_repeats: bool = False
-    ties: Ties = "file"
-    held_out: int = 1
-    ticks: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +69,12 @@ class Events:
       users_short: users who have `min_interactions` events or more, but of too few items.
       longest: length of the longest history.
       without_features: events whose id the feature table does not have, by feature.
+      rare_events: events of items that have too few.
+      people_kept: (typed) users who are kept; of them each may have several sessions, and then
+        what is said of users is said of these.
+      missing: (typed) events of the kept users without a value, by feature.
+      parts: (typed) these users' events by part of the split; of explicit labels the clicks.
+      impressions: likewise all events, where labels are explicit.
       counts: what the parser counted.
     """
 
@@ -117,6 +91,11 @@ class Events:
     users_short: int
     longest: int
     without_features: dict[str, int] = field(default_factory=dict)
+    rare_events: int = 0
+    people_kept: int = 0
+    missing: dict[str, int] = field(default_factory=dict)
+    parts: tuple[int, ...] = ()
+    impressions: tuple[int, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -126,22 +105,6 @@ class _Split:
     parsed: Parsed  # without its table
     file: Path
     rows: tuple[int, ...]  # of each partition; partitions with none have no row group
-
-
-@dataclass(frozen=True)
-class _Gathered:
-    file: Path
-    events: int
-    users: int
-    users_with_one_event: int
-    users_kept: int
-    events_kept: int
-    exact_repeats: int
-    events_repeated: int
-    held_out_ties: int
-    users_short: int
-    longest: int
-    without_features: dict[str, int]
 
 
 def ingest(
@@ -165,7 +128,7 @@ def ingest(
       parser: for a block; gives `user_id` and `item_id` (string or int64) and `timestamp` (int64
         or float64; what is less than a tick counts for the order and is then cut off).
       features: of users and of items.
-      columns: names of the columns to write, in order, without `history_id`.
+      columns: names of the columns to write, in order, without those that only the pipeline needs.
       directory: an existing, empty directory.
       runner: where the tasks run.
       partitions: how many.
@@ -191,127 +154,30 @@ def ingest(
         raise _no_events(paths, {**bad_lines.reasons, **_summed(s.parsed.counts for s in found)})
     found = _of_one_type(found, runner, partitions)
     sources = _row_groups(found, partitions)
+    tasks = [(number, source) for number, source in enumerate(sources) if source]
+    typed = selection.typed
+    if typed is not None and typed.rules.min_events_per_item:
+        items = frequent_items(tasks, selection, typed.rules, directory, runner)
+        typed = dataclasses.replace(typed, items=items)
     gather = functools.partial(
-        _gather_partition,
-        features=_store(features, directory),
+        gather_partition,
+        features=store_features(features, directory),
         columns=tuple(columns),
         directory=directory,
-        selection=selection,
+        selection=dataclasses.replace(selection, typed=typed),
     )
-    tasks = [(number, source) for number, source in enumerate(sources) if source]
     parts = list(runner.map(gather, tasks, label="sorting", total=len(tasks)))
     for part in found:
         part.file.unlink()
     return Events(
         files=tuple(part.file for part in parts if part.users_kept),
         schema=open_parquet(parts[0].file).schema_arrow,
-        events=sum(part.events for part in parts),
-        users=sum(part.users for part in parts),
-        users_with_one_event=sum(part.users_with_one_event for part in parts),
-        users_kept=sum(part.users_kept for part in parts),
-        events_kept=sum(part.events_kept for part in parts),
-        exact_repeats=sum(part.exact_repeats for part in parts),
-        held_out_ties=sum(part.held_out_ties for part in parts),
-        events_repeated=sum(part.events_repeated for part in parts),
-        users_short=sum(part.users_short for part in parts),
         longest=max(part.longest for part in parts),
-        without_features=_summed(part.without_features for part in parts),
         counts=_summed(part.parsed.counts for part in found),
+        without_features=_summed(part.without_features for part in parts),
+        missing=_summed(part.missing for part in parts),
+        **_totals(parts),
     )
-
-
-def hash_ids(ids: pa.Array) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """A 64-bit hash of each id, the same on every run and machine.
-
-    Args:
-      ids: strings or integers, without nulls. [N]
-
-    Returns:
-      [N]
-    """
-    from pandas.util import hash_array
-
-    values = ids.to_numpy(zero_copy_only=False)
-    return hash_array(values, categorize=False)
-
-
-def first_of_each(table: pa.Table, key: str) -> tuple[pa.Table, int]:
-    """The first row of each value of `key`, and how many further rows there were."""
-    codes = encode_column(table[key]).indices.to_numpy()
-    first = np.unique(codes, return_index=True)[1]
-    return table.take(pa.array(np.sort(first))), len(table) - len(first)
-
-
-def first_events(
-    history: Ints, time: np.ndarray[Any, Any], item: Ints
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which events are the first in time of their history with their item.
-
-    Args:
-      history: number of each event's history. [N]
-      time: [N]
-      item: a number for each item, from 0 on. [N]
-
-    Returns:
-      [N]
-    """
-    from pandas import Series
-
-    key = history * (int(item.max(initial=0)) + 1) + item
-    same = history[1:] == history[:-1]
-    in_order = (history[1:] >= history[:-1]) & ~(same & (time[1:] < time[:-1]))
-    if in_order.all():  # as ingest leaves them
-        return ~Series(key).duplicated().to_numpy()
-    order = np.lexsort((time, history))
-    first = np.empty(len(key), dtype=np.bool_)
-    first[order] = ~Series(key[order]).duplicated().to_numpy()
-    return first
-
-
-def exact_repeats(history: Ints, time: np.ndarray[Any, Any], items: pa.ChunkedArray) -> Bools:
-    """Which events have history, time and item of an earlier one.
-
-    Args:
-      history: number of each event's history, in order. [N]
-      time: in order within a history. [N]
-      items: [N]
-
-    Returns:
-      [N]
-    """
-    from pandas import Series
-
-    repeated = np.zeros(len(history), dtype=np.bool_)
-    same = _as_before(history, time)
-    if same.any():  # in most logs few events are tied, and only they are compared
-        tied = np.flatnonzero(same | np.r_[same[1:], False])
-        item = encode_column(items.take(pa.array(tied))).indices.to_numpy().astype(np.int64)
-        moment = np.cumsum(~same)[tied]
-        repeated[tied] = Series(moment * (int(item.max()) + 1) + item).duplicated().to_numpy()
-    return repeated
-
-
-def held_out_ties(history: Ints, time: np.ndarray[Any, Any], held_out: int) -> int:
-    """How many of the last events of each history have the time of the event before them.
-
-    Args:
-      history: number of each event's history, in order. [N]
-      time: in order within a history. [N]
-      held_out: number of last events.
-    """
-    if not len(history):
-        return 0
-    tied = _as_before(history, time)
-    from_last = np.flatnonzero(np.r_[history[1:] != history[:-1], True])
-    first = np.r_[0, from_last[:-1] + 1]
-    places = from_last[:, np.newaxis] - np.arange(held_out)
-    return int((tied[places] & (places > first[:, np.newaxis])).sum())
-
-
-def _as_before(history: Ints, time: np.ndarray[Any, Any]) -> Bools:
-    """Which events have history and time of the one before them, [N]."""
-    same = (history[1:] == history[:-1]) & (time[1:] == time[:-1])
-    return np.r_[np.zeros(min(len(history), 1), np.bool_), same]
 
 
 def _no_events(paths: Sequence[Path], left_out: Mapping[str, int]) -> UserError:
@@ -328,6 +194,19 @@ def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
         for name, count in part.items():
             total[name] = total.get(name, 0) + count
     return total
+
+
+def _totals(parts: Sequence[Gathered]) -> dict[str, Any]:
+    """What all partitions add up to, but for what they count by name."""
+    of_each_part = ("parts", "impressions")
+    totals: dict[str, Any] = {
+        name: tuple(np.sum([getattr(part, name) for part in parts], axis=0).tolist())
+        for name in of_each_part
+    }
+    for counter in dataclasses.fields(Gathered):
+        if counter.type == "int" and counter.name != "longest":
+            totals[counter.name] = sum(getattr(part, counter.name) for part in parts)
+    return totals
 
 
 def _split_block(block: Block, parser: Parser, directory: Path, partitions: int) -> _Split:
@@ -363,11 +242,11 @@ def _split_again(split: _Split, schema: pa.Schema, partitions: int) -> _Split:
 
 
 def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
-    """The type that holds all values: text over int64, float64 over int64."""
+    """The type that holds all values: text over int64, float64 over int64, any over null."""
     for wider in (pa.string(), pa.float64()):
         if wider in types:
             return wider
-    return types[0]
+    return next((kind for kind in types if not pa.types.is_null(kind)), types[0])
 
 
 def _write_split(table: pa.Table, file: Path, partitions: int) -> tuple[int, ...]:
@@ -404,139 +283,3 @@ def _row_groups(splits: Sequence[_Split], partitions: int) -> list[list[tuple[Pa
                 sources[number].append((split.file, group))
                 group += 1
     return sources
-
-
-def _gather_partition(
-    task: tuple[int, list[tuple[Path, int]]],
-    features: Sequence[tuple[str, Mapping[str, str], Path | None]],
-    columns: Sequence[str],
-    directory: Path,
-    selection: Selection,
-) -> _Gathered:
-    """Task of the second pass."""
-    number, source = task
-    table = pa.concat_tables([open_parquet(file).read_row_group(group) for file, group in source])
-    read = len(table)
-    table = _sort_events(table, selection)
-    history, time = table[names.HISTORY_ID].to_numpy(), table[names.TIMESTAMP].to_numpy()
-    lengths = left = np.bincount(history)
-    kept = enough = lengths >= selection.min_interactions
-    first = np.ones(len(table), np.bool_)
-    if selection.fewest_items is not None:
-        items = encode_column(table[names.ITEM_ID]).indices.to_numpy()
-        first = first_events(history, time, items)
-        left = np.bincount(history[first], minlength=len(lengths))
-        kept = enough & (left >= selection.fewest_items)
-    stay = kept[history] & first
-    ties = held_out_ties(history[stay], time[stay], selection.held_out)
-    table = _in_ticks(table, time, selection.ticks)
-    without = {}
-    for key, defaults, path in features:
-        table, missing = _join(table, key, defaults, path)
-        if path is not None:
-            without.update(dict.fromkeys(defaults, missing))
-    table = table.select([names.HISTORY_ID, *columns])
-    file = directory / f"events-{number:05d}.parquet"
-    pq.write_table(table, file, compression=COMPRESSION)
-    return _Gathered(
-        file=file,
-        events=read,
-        users=len(lengths),
-        users_with_one_event=int((lengths == 1).sum()),
-        users_kept=int(kept.sum()),
-        events_kept=int(left[kept].sum()),
-        exact_repeats=read - len(table),
-        events_repeated=int((lengths - left)[kept].sum()),
-        held_out_ties=ties,
-        users_short=int((enough & ~kept).sum()),
-        longest=int(lengths.max()),
-        without_features=without,
-    )
-
-
-def _sort_events(table: pa.Table, selection: Selection) -> pa.Table:
-    """Sorts by user and time; numbers the histories; leaves exact repeats out."""
-    users = encode_column(table[names.USER_ID])
-    user_rank = np.lexsort((_ranks(users.dictionary), hash_ids(users.dictionary)))
-    history = _inverse(user_rank)[users.indices.to_numpy()]
-    keys = [table[names.TIMESTAMP].to_numpy(), history]  # the last is the first to sort by
-    if selection.ties == "item":
-        items = encode_column(table[names.ITEM_ID])
-        keys.insert(0, _ranks(items.dictionary)[items.indices.to_numpy()])
-    order = np.lexsort(keys)  # stable
-    table = table.append_column(names.HISTORY_ID, pa.array(history, pa.int64()))
-    table = table.take(pa.array(order))
-    if selection.exact_repeats:
-        return table
-    time = table[names.TIMESTAMP].to_numpy()
-    repeated = exact_repeats(history[order], time, table[names.ITEM_ID])
-    return table.filter(pa.array(~repeated)) if repeated.any() else table
-
-
-def _in_ticks(table: pa.Table, time: np.ndarray[Any, Any], ticks: int) -> pa.Table:
-    """Whole ticks in place of the times."""
-    whole = np.floor(time).astype(np.int64) if time.dtype.kind == "f" else time
-    place = table.column_names.index(names.TIMESTAMP)
-    return table.set_column(place, names.TIMESTAMP, pa.array(whole // ticks))
-
-
-def _join(
-    table: pa.Table, key: str, defaults: Mapping[str, str], path: Path | None
-) -> tuple[pa.Table, int]:
-    """Adds the features of each row's id; also gives the number of rows whose id has none."""
-    ids = encode_column(table[key])
-    known = None if path is None else _read_features(path, path.stat().st_mtime_ns)
-    missing = 0
-    if known is not None:
-        found = pc.index_in(ids.dictionary, value_set=known[key].combine_chunks())
-        missing = int(pc.sum(found.is_null().take(ids.indices)).as_py() or 0)
-    for name, default in defaults.items():
-        if known is None:
-            values = pa.array([default] * len(ids.dictionary), pa.string())
-        else:
-            values = known[name].combine_chunks().take(found).fill_null(default)
-        table = table.append_column(name, values.take(ids.indices))
-    return table, missing
-
-
-def _store(
-    features: Sequence[KnownFeatures], directory: Path
-) -> list[tuple[str, Mapping[str, str], Path | None]]:
-    """Writes the feature tables for the tasks to read."""
-    stored: list[tuple[str, Mapping[str, str], Path | None]] = []
-    for feature in features:
-        path = None
-        if feature.table is not None and len(feature.table):
-            path = directory / f"features-{feature.key}.parquet"
-            pq.write_table(feature.table.combine_chunks(), path, compression=COMPRESSION)
-        stored.append((feature.key, dict(feature.defaults), path))
-    return stored
-
-
-@functools.lru_cache(maxsize=2)
-def _read_features(path: Path, modified: int) -> pa.Table:
-    """`modified` is part of the cache's key: the next run to an output has files of these names."""
-    return read_parquet(path).combine_chunks()
-
-
-def encode_column(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """Indices into the distinct values of a column."""
-    encoded = column.dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = (
-            encoded.chunk(0)
-            if encoded.num_chunks
-            else pa.array([], column.type).dictionary_encode()
-        )
-    return encoded
-
-
-def _ranks(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The place of each of some distinct values in their order (strings: by UTF-8 bytes)."""
-    return _inverse(pc.array_sort_indices(values).to_numpy().astype(np.int64))
-
-
-def _inverse(order: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    places = np.empty(len(order), dtype=np.int64)
-    places[order] = np.arange(len(order))
-    return places

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,13 @@ from lookback.formats.vocabulary import (
     ids_digest,
     read_ids,
 )
-from lookback.workflows.histories.ingest import encode_column, first_events
+from lookback.workflows.histories.gather import encode_column, first_events
+from lookback.workflows.histories.value_counts import COUNT, VALUE, count_values, merge_counts
 from lookback.workflows.saved import write_options, write_workflow
 
 COUNTS_MERGED_AT_ONCE = 8  # NVTabular's own `split_every`
+_NO_COUNTS = pa.table({VALUE: pa.array([], pa.string()), COUNT: pa.array([], pa.int64())})
+
 ENCODER_DIRECTORY = "encoder"
 VOCABULARY_DIRECTORY = "categories"  # as NVTabular calls it
 
@@ -83,7 +87,7 @@ class Vocabulary(ops.Categorify):
         while len(level) > 1:
             step = COUNTS_MERGED_AT_ONCE
             level = [merge(level[i : i + step]) for i in range(0, len(level), step)]
-        return dask.delayed(_write_vocabularies)(level[0], self.out_path, self.freq_threshold)
+        return dask.delayed(write_vocabularies)(level[0], self.out_path, self.freq_threshold)
 
     def fit_finalize(self, categories: dict[str, str]) -> None:
         """Takes the paths of the vocabulary files, in the canonical order."""
@@ -183,11 +187,16 @@ class HistoryLists(ops.Groupby):
     Args:
       user_columns: columns of which a history keeps its first value.
       list_columns: columns of which a history keeps all values.
+      label: column of which events are 1 that belong to the lists (on CPU alone); None: all do. A
+        history without such events has empty lists.
     """
 
-    def __init__(self, user_columns: Sequence[str], list_columns: Sequence[str]) -> None:
+    def __init__(
+        self, user_columns: Sequence[str], list_columns: Sequence[str], label: str | None = None
+    ) -> None:
         self.user_columns = list(user_columns)
         self.list_columns = list(list_columns)
+        self.label_column = label
         super().__init__(
             groupby_cols=[names.HISTORY_ID],
             sort_cols=[names.TIMESTAMP],
@@ -226,6 +235,9 @@ class HistoryLists(ops.Groupby):
         histories = {}
         for name in self.user_columns:
             histories[name] = df[name].to_numpy()[order[starts]]
+        if self.label_column is not None:
+            listed = df[self.label_column].to_numpy()[order] == 1
+            order, bounds = order[listed], np.r_[0, np.cumsum(listed)][bounds]
         for name in self.list_columns:
             histories[name] = _cut(df[name].to_numpy()[order], bounds)
         return pd.DataFrame(histories)
@@ -267,6 +279,21 @@ class TagColumns(ops.AddMetadata):
         return col_schema.with_tags(self.column_tags[col_schema.name])
 
 
+@dataclass(frozen=True)
+class TypedColumns:
+    """What a workflow needs to know of typed features.
+
+    Attributes:
+      encoded: columns that come encoded.
+      min_counts: fewest events of a value with an id of its own, of columns that have their own.
+      label: see `HistoryLists`.
+    """
+
+    encoded: tuple[str, ...] = ()
+    min_counts: Mapping[str, int] = field(default_factory=dict)
+    label: str | None = None
+
+
 def build_workflow(
     columns: Sequence[Column],
     *,
@@ -274,6 +301,7 @@ def build_workflow(
     fewest_items: int | None = None,
     frequency_threshold: int,
     vocabulary_directory: str | os.PathLike[str],
+    typed: TypedColumns = TypedColumns(),
 ) -> nvt.Workflow:
     """The workflow from partitioned raw events to encoded, tagged histories.
 
@@ -288,26 +316,34 @@ def build_workflow(
       frequency_threshold: fewest events of an item (or value of an item feature) that gets an
         index of its own. Users are not subject to it: `min_interactions` is their threshold.
       vocabulary_directory: where fitting writes the vocabularies.
+      typed: which of the columns come as they are to be, and what else is known of them.
     """
-    categorical = list(names.categorical_names(columns))
     thresholds = {
-        column.name: frequency_threshold if column.is_list else 0
+        column.name: typed.min_counts.get(column.name, frequency_threshold if column.is_list else 0)
         for column in columns
-        if column.is_categorical
+        if column.is_categorical and column.name not in typed.encoded
     }
-    events = [names.HISTORY_ID, *categorical, names.TIMESTAMP]
+    categorical = list(thresholds)
+    others = [*typed.encoded, *([typed.label] if typed.label else [])]
+    events = [names.HISTORY_ID, *categorical, *others, names.TIMESTAMP]
     kept = events >> ops.Filter(f=_filter(min_interactions, fewest_items))
     encoded = kept[categorical] >> Vocabulary(thresholds, vocabulary_directory)
-    rest = kept[[names.HISTORY_ID, names.TIMESTAMP]]
+    rest = kept[[names.HISTORY_ID, *others, names.TIMESTAMP]]
     # `a + b` changes `a` where `a` is a sum itself (merlin/dag/node.py); `encoded` is not.
     histories = (encoded + rest) >> HistoryLists(
         [column.name for column in columns if not column.is_list],
         [column.name for column in columns if column.is_list],
+        typed.label,
     )
     return nvt.Workflow(histories >> TagColumns(columns))
 
 
-def save_workflow(workflow: nvt.Workflow, directory: Path, options: dict[str, Any]) -> None:
+def save_workflow(
+    workflow: nvt.Workflow,
+    directory: Path,
+    options: dict[str, Any],
+    beside: Callable[[Path], None] = lambda directory: None,
+) -> None:
     """Saves a fitted workflow, its options, and an encoder of raw ids.
 
     ``directory/encoder`` is a second saved workflow, of `nvtabular.ops.Categorify` alone: it maps
@@ -317,12 +353,14 @@ def save_workflow(workflow: nvt.Workflow, directory: Path, options: dict[str, An
       workflow: fitted.
       directory: is created.
       options: see `workflows.saved.write_options`.
+      beside: writes what else belongs to it there.
     """
     write_workflow(workflow, directory)
+    beside(directory)
     vocabulary = vocabulary_of(workflow)
     encoder = ops.Categorify(dtype=np.dtype(np.int32), out_path=vocabulary.out_path)
     _take_vocabularies(encoder, vocabulary.categories)
-    raw = Schema([workflow.input_schema[name] for name in vocabulary.categories])
+    raw = Schema([_raw_column(workflow, name) for name in vocabulary.categories])
     encoding = nvt.Workflow(list(vocabulary.categories) >> encoder).fit_schema(raw)
     write_workflow(encoding, directory / ENCODER_DIRECTORY)
     write_options(options, directory)
@@ -335,6 +373,7 @@ def restore_workflow(
     min_interactions: int,
     fewest_items: int | None,
     frequency_threshold: int,
+    typed: TypedColumns = TypedColumns(),
 ) -> nvt.Workflow:
     """A fitted workflow from saved vocabularies: what `save_workflow` pickled, without the pickle.
 
@@ -344,6 +383,7 @@ def restore_workflow(
       min_interactions: see `build_workflow`; need not be the fit's.
       fewest_items: see `build_workflow`; need not be the fit's.
       frequency_threshold: of the fit; the vocabularies have it in them.
+      typed: see `build_workflow`.
     """
     workflow = build_workflow(
         columns,
@@ -351,33 +391,44 @@ def restore_workflow(
         fewest_items=fewest_items,
         frequency_threshold=frequency_threshold,
         vocabulary_directory=vocabularies[names.USER_ID].parent.parent,
+        typed=typed,
     )
     paths = {name: str(path) for name, path in vocabularies.items()}
     _take_vocabularies(vocabulary_of(workflow), paths)
+    dtypes = {column.name: md.dtype(column.dtype) for column in columns}
     types = {
         names.HISTORY_ID: md.int64,
         **{name: _raw_type(path, name) for name, path in vocabularies.items()},
+        **{name: dtypes[name] for name in typed.encoded},
+        **({typed.label: md.int8} if typed.label else {}),
         names.TIMESTAMP: md.int64,
     }
     raw = [ColumnSchema(name, dtype=kind, dims=(None,)) for name, kind in types.items()]
     return workflow.fit_schema(Schema(raw))
 
 
-def saved_vocabularies(directory: Path, columns: Sequence[Column]) -> dict[str, Path]:
-    """The vocabulary files of a saved workflow, by categorical column.
+def add_vocabularies(workflow: nvt.Workflow, files: Mapping[str, Path]) -> None:
+    """Makes vocabularies part of a fitted workflow, beside those that it fitted itself."""
+    operator = vocabulary_of(workflow)
+    paths = {name: str(path) for name, path in files.items()}
+    _take_vocabularies(operator, {**operator.categories, **paths})
+
+
+def saved_vocabularies(directory: Path, columns: Sequence[str]) -> dict[str, Path]:
+    """The vocabulary files of a saved workflow, by column.
 
     Raises:
       UserError: if one is not there, or is none.
     """
     paths = {}
-    for name in names.categorical_names(columns):
+    for name in columns:
         path = _vocabulary_file(directory / VOCABULARY_DIRECTORY, name)
         read_ids(path, name)
         paths[name] = path
     return paths
 
 
-def vocabulary_digests(directory: Path, columns: Sequence[Column]) -> dict[str, str]:
+def vocabulary_digests(directory: Path, columns: Sequence[str]) -> dict[str, str]:
     """What the ids of columns stand for, by the vocabularies of a saved workflow."""
     paths = saved_vocabularies(directory, columns)
     return {name: ids_digest(path, name) for name, path in paths.items()}
@@ -420,39 +471,30 @@ def _cut(
 
 
 def _count_values(df: pd.DataFrame, columns: list[str]) -> dict[str, pa.Table]:
-    """Counts of the values of each column, as tables of value and count; nulls are not values."""
+    """Counts of the values of each column; nulls are not values."""
     counts = {}
     for name in columns:
         values = pa.array(df[name], from_pandas=True)
-        if isinstance(values, pa.ChunkedArray):
-            values = values.combine_chunks()
-        if not len(df) and pa.types.is_null(values.type):
-            continue  # an empty object column has no type of its own
-        found = values.drop_null().value_counts()
-        counts[name] = pa.table({"value": found.field("values"), "count": found.field("counts")})
+        if pa.types.is_null(values.type):
+            continue  # an object column of no values has no type of its own
+        counts[name] = count_values(values)
     return counts
 
 
 def _merge_counts(parts: list[dict[str, pa.Table]]) -> dict[str, pa.Table]:
-    merged = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        table = pa.concat_tables([part[name] for part in parts if name in part])
-        values = encode_column(table["value"])
-        # Sums of float64 are exact below 2^53. (Arrow's own group_by warns on each table that
-        # came from another process that its buffers are not aligned.)
-        sums = np.bincount(values.indices.to_numpy(), weights=table["count"].to_numpy())
-        merged[name] = pa.table({"value": values.dictionary, "count": sums.astype(np.int64)})
-    return merged
+    found = dict.fromkeys(name for part in parts for name in part)
+    return {name: merge_counts([part[name] for part in parts if name in part]) for name in found}
 
 
-def _write_vocabularies(
-    counts: dict[str, pa.Table], out_path: str, thresholds: dict[str, int]
+def write_vocabularies(
+    counts: Mapping[str, pa.Table], out_path: str | os.PathLike[str], thresholds: Mapping[str, int]
 ) -> dict[str, str]:
     """Writes the files that `nvtabular.ops.Categorify` reads; returns their paths by column."""
     directory = Path(out_path) / VOCABULARY_DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for name, table in counts.items():
+    for name in thresholds:
+        table = counts.get(name, _NO_COUNTS)
         kept = table.filter(pc.greater_equal(table["count"], thresholds[name]))
         left_out = pc.sum(table["count"]).as_py() or 0
         left_out -= pc.sum(kept["count"]).as_py() or 0
@@ -473,6 +515,19 @@ def _write_vocabularies(
         ).to_parquet(directory / f"meta.{name}.parquet")
         paths[name] = str(path)
     return paths
+
+
+def _raw_column(workflow: nvt.Workflow, name: str) -> ColumnSchema:
+    """What the encoder takes: raw values, of bags lists of elements."""
+    if name in vocabulary_columns(workflow):
+        return workflow.input_schema[name]
+    return ColumnSchema(name, dtype=md.object_, is_list=True, is_ragged=True)
+
+
+def vocabulary_columns(workflow: nvt.Workflow) -> list[str]:
+    """Names of the columns that the workflow itself encodes."""
+    (node,) = Graph.get_nodes_by_op_type([workflow.output_node], ops.Categorify)
+    return list(node.input_columns.names)
 
 
 def _vocabulary_file(directory: Path, name: str) -> Path:

@@ -5,29 +5,49 @@ from __future__ import annotations
 import functools
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lookback.core.arrow_files import read_parquet
 from lookback.core.errors import UserError
 from lookback.core.files import require_readable
 from lookback.formats import histories
 from lookback.formats import history_columns as names
+from lookback.formats.bags import write_bags
 from lookback.formats.dataset_info import (
     HISTORIES,
+    SPLITS,
     VOCABULARIES,
     WORKFLOW_DIRECTORY,
     write_info,
 )
+from lookback.formats.impressions import (
+    EXPLICIT,
+    IMPRESSIONS_DIRECTORY,
+    read_impressions_totals,
+)
+from lookback.formats.transforms import Transform
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.workflows.cluster import ResourcePlan, Runner, make_plan, open_runner
+from lookback.workflows.histories.gather import PART, Selection
 from lookback.workflows.histories.ingest import Events, ingest
-from lookback.workflows.histories.reader import TEST_EVENTS, HistoryOptions, Reader
+from lookback.workflows.histories.reader import HistoryOptions, Reader
+from lookback.workflows.histories.rules import TRAIN, LeaveLast
 from lookback.workflows.order import Report, WorkflowOrder
 from lookback.workflows.saved import saved_workflow
 from lookback.workflows.text import BadLineCounter
+
+if TYPE_CHECKING:
+    from lookback.workflows.histories.fitted import FittedFeatures
+    from lookback.workflows.histories.typed import Encoding
+    from lookback.workflows.histories.write import Encoded
 
 WORKING_DIRECTORY = ".ingest"
 
@@ -37,16 +57,16 @@ HistoriesOrder = WorkflowOrder[Reader, HistoryOptions]
 def run(order: HistoriesOrder) -> Report:
     """Raw data to dataset: ingest, fit, transform, write."""
     with _prepared(order) as job:
-        workflow = _fit(job)
-        _save(job, workflow, job.output / WORKFLOW_DIRECTORY)
-        return _transform(job, workflow)
+        workflow, features = _fit(job)
+        _save(job, workflow, features, job.output / WORKFLOW_DIRECTORY)
+        return _transform(job, workflow, features)
 
 
 def fit(order: HistoriesOrder) -> Report:
     """Raw data to saved workflow, which is the output itself."""
     with _prepared(order) as job:
-        workflow = _fit(job)
-        _save(job, workflow, job.output)
+        workflow, features = _fit(job)
+        _save(job, workflow, features, job.output)
         shutil.rmtree(job.working)  # nothing else follows
         return Report(order.output.path, job.plan, {"counts": job.counts()})
 
@@ -56,20 +76,30 @@ def transform(order: HistoriesOrder, workflow_directory: Path) -> Report:
 
     Each user keeps a history of their own, whether the workflow knows them or not.
     """
-    from lookback.workflows.histories import ops
+    from lookback.workflows.histories import fitted, ops, typed
 
-    columns, options = order.reader.columns, order.options
-    vocabularies = ops.saved_vocabularies(saved_workflow(workflow_directory), columns)
+    columns, specs, saved = (
+        order.reader.columns,
+        order.reader.feature_specs,
+        saved_workflow(workflow_directory),
+    )
+    transforms = typed.read_features(saved, specs) if specs else {}
+    vocabularies = ops.saved_vocabularies(saved, fitted.vocabulary_names(columns, transforms))
     with _prepared(order) as job:
-        workflow = ops.restore_workflow(
+        features = fitted.restore_features(
+            job.events.files,
+            specs,
+            job.selection,
+            transforms,
             vocabularies,
-            columns,
-            min_interactions=options.min_interactions,
-            fewest_items=options.fewest_items,
-            frequency_threshold=options.frequency_threshold,
+            job.working,
+            job.runner,
         )
-        _save(job, workflow, job.output / WORKFLOW_DIRECTORY)
-        return _transform(job, workflow)
+        workflow = ops.restore_workflow(
+            vocabularies, columns, **_workflow_options(job, features.transforms)
+        )
+        _save(job, workflow, features, job.output / WORKFLOW_DIRECTORY)
+        return _transform(job, workflow, features)
 
 
 @dataclass(frozen=True)
@@ -81,6 +111,7 @@ class _Job:
     plan: ResourcePlan
     runner: Runner
     events: Events
+    selection: Selection
     bad_lines: BadLineCounter
     extra_counts: dict[str, int]
 
@@ -104,15 +135,33 @@ class _Job:
             "users_read": events.users,
             "events_read": events.events,
             "users_dropped": events.users - events.users_kept,
-            "events_dropped": dropped - events.exact_repeats,
+            "events_dropped": dropped - events.exact_repeats - events.rare_events,
             "exact_repeats": events.exact_repeats,
             **(repeated if self.order.options.duplicates == "first" else {}),
             "users_with_one_event": events.users_with_one_event,
             "held_out_ties": events.held_out_ties,
             "bad_lines": dict(sorted(self.bad_lines.reasons.items())),
             "events_without_features": dict(sorted(events.without_features.items())),
+            **self._typed_counts(),
             **events.counts,
             **self.extra_counts,
+        }
+
+    def _typed_counts(self) -> dict[str, Any]:
+        """What is counted of typed events alone."""
+        events, typed = self.events, self.selection.typed
+        if typed is None:
+            return {}
+        rules = typed.rules
+        return {
+            **({"events_of_rare_items": events.rare_events} if rules.min_events_per_item else {}),
+            **({"users_of_sessions": events.people_kept} if rules.session_gap is not None else {}),
+            **({"missing_values": dict(events.missing)} if events.missing else {}),
+            **(
+                {"impressions": dict(zip(SPLITS, events.impressions, strict=True))}
+                if typed.explicit
+                else {}
+            ),
         }
 
 
@@ -122,7 +171,7 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
     reader, options, directory = order.reader, order.options, order.input
     require_readable(directory, "--input", takes_file=reader.takes_file)
     order.output.check()
-    columns = reader.columns
+    columns, selection = reader.columns, options.selection(reader)
     paths = reader.event_files(directory)
     remarks = reader.passed_over(directory, paths)
     lines = reader.count_events(paths)
@@ -154,26 +203,28 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
                 reader.blocks,
                 functools.partial(reader.parse_block, unit=options.time_unit),
                 features,
-                [column.name for column in columns],
+                [column.name for column in columns if column.name != names.SPLIT],
                 working,
                 runner,
                 partitions=plan.partitions,
-                selection=options.selection,
+                selection=selection,
                 bad_lines=bad_lines,
             )
-            _check_users(events, options)
-            yield _Job(order, output, plan, runner, events, bad_lines, counts)
+            _check_users(events, options, selection)
+            yield _Job(order, output, plan, runner, events, selection, bad_lines, counts)
 
 
-def _check_users(events: Events, options: HistoryOptions) -> None:
+def _check_users(events: Events, options: HistoryOptions, selection: Selection) -> None:
     if events.users_kept:
+        if selection.typed is not None:
+            _check_parts(events, selection)
         return
     if events.users_short:
         raise UserError(
             f"None of the {events.users:,} users is left: {events.users_short:,} have "
             f"{options.min_interactions} or more events, but none of them events with "
-            f"{options.fewest_items} different items, the fewest to split. Pass --duplicates keep "
-            "to keep repeated ones."
+            f"{selection.fewest_items} different items, the fewest to split. Pass --duplicates "
+            "keep to keep repeated ones."
         )
     raise UserError(
         f"None of the {events.users:,} users has {options.min_interactions} or more events; the "
@@ -181,55 +232,119 @@ def _check_users(events: Events, options: HistoryOptions) -> None:
     )
 
 
-def _events_dataset(job: _Job) -> Any:
-    """The intermediate events as NVTabular takes them; a partition is a file."""
+def _check_parts(events: Events, selection: Selection) -> None:
+    """Refuses a split that leaves a part without anything."""
+    counts = events.impressions if any(events.impressions) else events.parts
+    empty = [name for name in selection.split.expected if not counts[SPLITS.index(name)]]
+    if empty:
+        raise UserError(
+            f"Split: expected something in each part, received nothing for {empty[0]} "
+            f"({', '.join(f'{name} {n:,}' for name, n in zip(SPLITS, counts, strict=True))}) with "
+            f"{selection.split}. Choose it otherwise."
+        )
+
+
+def _events_dataset(job: _Job, features: FittedFeatures, *, training: bool = False) -> Any:
+    """The intermediate events as NVTabular takes them; a partition is a file.
+
+    Args:
+      job: whose events.
+      features: encode them.
+      training: whether to take those of the training part alone.
+    """
     import dask.dataframe as dd
     import nvtabular as nvt
 
     from lookback.workflows.cluster import has_gpu_frames
 
-    meta = job.events.schema.empty_table().to_pandas()
-    frame = dd.from_map(_read_events, list(job.events.files), meta=meta)
-    return nvt.Dataset(frame, cpu=not has_gpu_frames())
+    read = functools.partial(
+        _read_events,
+        encoding=features.encoding,
+        training=training,
+        split=any(column.name == names.SPLIT for column in job.order.reader.columns),
+    )
+    empty = job.working / "empty.parquet"
+    pq.write_table(job.events.schema.empty_table(), empty)
+    frame = dd.from_map(read, list(job.events.files), meta=read(empty))
+    explicit = job.selection.typed is not None and job.selection.typed.explicit
+    return nvt.Dataset(frame, cpu=explicit or not has_gpu_frames())
 
 
-def _read_events(file: Path) -> Any:
-    from lookback.core.arrow_files import read_parquet
+def _read_events(file: Path, encoding: Encoding | None, training: bool, split: bool) -> Any:
+    table = read_parquet(file)
+    if encoding is None:
+        return table.to_pandas()
+    if training:
+        table = table.filter(pc.equal(table[PART], TRAIN))
+    table = encoding.encode(table)
+    if split:
+        table = table.append_column(names.SPLIT, table[PART])
+    return table.drop([PART]).to_pandas(integer_object_nulls=True)
 
-    return read_parquet(file).to_pandas()
+
+def _workflow_options(job: _Job, transforms: Mapping[str, Transform]) -> dict[str, Any]:
+    """What a workflow is made with; of typed events those that are kept are chosen already."""
+    from lookback.workflows.histories.fitted import typed_columns
+
+    selection, reader = job.selection, job.order.reader
+    threshold = job.order.options.frequency_threshold
+    is_typed = selection.typed is not None
+    return {
+        "min_interactions": 1 if is_typed else selection.min_interactions,
+        "fewest_items": None if is_typed else selection.fewest_items,
+        "frequency_threshold": threshold,
+        "typed": typed_columns(
+            reader.columns, reader.feature_specs, transforms, selection, threshold
+        ),
+    }
 
 
-def _fit(job: _Job) -> Any:
+def _fit(job: _Job) -> tuple[Any, FittedFeatures]:
     from lookback.workflows.histories import ops
+    from lookback.workflows.histories.fitted import fit_features
 
-    options = job.order.options
+    threshold = job.order.options.frequency_threshold
+    job.order.log("fitting the vocabularies")
+    features = fit_features(
+        job.events.files,
+        job.order.reader.feature_specs,
+        job.selection,
+        threshold,
+        job.working,
+        job.runner,
+    )
     workflow = ops.build_workflow(
         job.order.reader.columns,
-        min_interactions=options.min_interactions,
-        fewest_items=options.fewest_items,
-        frequency_threshold=options.frequency_threshold,
         vocabulary_directory=job.working,
+        **_workflow_options(job, features.transforms),
     )
-    job.order.log("fitting the vocabularies")
-    workflow.fit(_events_dataset(job))
+    training = not isinstance(job.selection.split, LeaveLast)
+    workflow.fit(_events_dataset(job, features, training=training))
+    ops.add_vocabularies(workflow, features.elements)
     sizes = ops.vocabulary_sizes(workflow)
     if not sizes[names.ITEM_ID]:
         raise UserError(
-            f"No item has {options.frequency_threshold} or more events: every one would be "
-            "out of the vocabulary. Pass a smaller --frequency_threshold."
+            f"No item has {threshold} or more events: every one would be out of the vocabulary. "
+            "Pass a smaller --frequency_threshold."
         )
-    return workflow
+    return workflow, features
 
 
-def _save(job: _Job, workflow: Any, directory: Path) -> None:
-    from lookback.workflows.histories import ops
+def _save(job: _Job, workflow: Any, features: FittedFeatures, directory: Path) -> None:
+    from lookback.workflows.histories import ops, typed
+
+    specs = job.order.reader.feature_specs
+
+    def beside(directory: Path) -> None:
+        if specs:
+            typed.save_features(features.transforms, specs, directory)
 
     ops.save_workflow(
-        workflow, directory, {"dataset": job.order.dataset, "options": job.saved_options}
+        workflow, directory, {"dataset": job.order.dataset, "options": job.saved_options}, beside
     )
 
 
-def _transform(job: _Job, workflow: Any) -> Report:
+def _transform(job: _Job, workflow: Any, features: FittedFeatures) -> Report:
     from dask import delayed
 
     from lookback.workflows.histories import ops, write
@@ -237,7 +352,7 @@ def _transform(job: _Job, workflow: Any) -> Report:
     columns = job.order.reader.columns
     ranges = write.user_ranges(ops.user_event_counts(workflow))
     encode = delayed(functools.partial(write.write_encoded, columns=columns, ranges=ranges))
-    frames = workflow.transform(_events_dataset(job)).to_ddf().to_delayed()
+    frames = workflow.transform(_events_dataset(job, features)).to_ddf().to_delayed()
     files = [job.working / f"encoded-{number:05d}.parquet" for number in range(len(frames))]
     tasks = [encode(frame, file) for frame, file in zip(frames, files, strict=True)]
     encoded = list(job.runner.compute(tasks, label="encoding"))
@@ -245,14 +360,84 @@ def _transform(job: _Job, workflow: Any) -> Report:
     directory.mkdir()
     parts = write.part_tasks(encoded, directory)
     written = list(job.runner.map(write.write_part, parts, label="writing", total=len(parts)))
+    impressions = _write_impressions(job, workflow, features, encoded, written)
     shutil.rmtree(job.working)
+    return Report(
+        job.order.output.path,
+        job.plan,
+        write_info(job.output, HISTORIES, _content(job, workflow, features, written, impressions)),
+    )
 
-    sizes = ops.vocabulary_sizes(workflow)
-    cardinalities = {column: size + FIRST_KNOWN for column, size in sizes.items()}
+
+def _write_impressions(
+    job: _Job,
+    workflow: Any,
+    features: FittedFeatures,
+    encoded: Sequence[Encoded],
+    written: Sequence[Path],
+) -> list[Path]:
+    """The files of impressions, where labels are explicit."""
+    from lookback.workflows.histories import ops, write
+
+    if job.selection.typed is None or not job.selection.typed.explicit:
+        return []
+    assert features.encoding is not None
+    from lookback.workflows.histories.impressions import ImpressionEncoder, write_impressions
+
+    users = job.working / "users.npy"
+    ids = [read_parquet(file, [names.USER_ID])[names.USER_ID].to_numpy() for file in written]
+    np.save(users, np.concatenate(ids))
+    encoder = ImpressionEncoder(
+        columns=job.order.reader.columns,
+        encoding=features.encoding,
+        vocabulary=ops.vocabulary_of(workflow),
+        vocabulary_columns=tuple(ops.vocabulary_columns(workflow)),
+        ranges=write.user_ranges(ops.user_event_counts(workflow)),
+        users=users,
+        directory=job.working,
+    )
+    return write_impressions(job.events.files, encoded, encoder, job.output, job.runner)
+
+
+def _content(
+    job: _Job,
+    workflow: Any,
+    features: FittedFeatures,
+    written: Sequence[Path],
+    impressions: Sequence[Path],
+) -> dict[str, Any]:
+    """What dataset.json says; writes what else of the dataset follows from all of it."""
+    from lookback.workflows.histories import ops, typed
+    from lookback.workflows.histories.fitted import vocabulary_names
+
+    columns, specs = job.order.reader.columns, job.order.reader.feature_specs
+    rows = features.rows()
+    rows |= {name: size + FIRST_KNOWN for name, size in ops.vocabulary_sizes(workflow).items()}
+    cardinalities = {name: rows[name] for name in names.categorical_names(columns)}
     totals = histories.read_totals(written, columns, cardinalities)
+    others: dict[str, Any] = {
+        f"bags/{name}": write_bags(job.output, name, bags.lengths, bags.ids)
+        for name, bags in features.bags.items()
+    }
+    if impressions:
+        digest, shown, known = read_impressions_totals(
+            impressions, columns, cardinalities[names.ITEM_ID]
+        )
+        others[IMPRESSIONS_DIRECTORY] = digest
+        totals = totals.with_shown(shown, known)
     items_digest = histories.write_catalogue(job.output, totals.catalogue)
-    histories.write_workflow_schema(workflow.output_schema, columns, job.output)
-    content = {
+    schema = workflow.output_schema.select_by_name(
+        [*ops.vocabulary_columns(workflow), names.TIMESTAMP]
+    )
+    histories.write_workflow_schema(schema, columns, job.output, cardinalities)
+    said: dict[str, Any] = {}
+    if specs:
+        said["features"] = others["features"] = typed.features_json(features.transforms, specs)
+    if impressions:
+        said["labels"] = EXPLICIT
+    cut = {name: bags.cut for name, bags in features.bags.items()}
+    events = np.array(job.events.parts)
+    return {
         "dataset": job.order.dataset,
         "options": job.saved_options,
         "counts": {
@@ -260,20 +445,22 @@ def _transform(job: _Job, workflow: Any) -> Report:
             "events": totals.events,
             "items": int((totals.item_counts > 0).sum()),
             **job.counts(),
+            **({"bags_cut": cut} if cut else {}),
             "unknown_ids": totals.unknown,
         },
         "cardinalities": cardinalities,
+        **said,
         "history_length": histories.length_summary(totals.lengths),
-        "split": {
-            "rule": "leave_last_out",
-            "test": TEST_EVENTS,
-            "validation": int(job.order.options.validation),
-        },
+        "split": job.selection.split.to_json(events),
         "negative_sampling": {
             "distributions": ["popularity", "uniform"],
             "popularity": "counts in items.parquet; training leaves held-out events out",
         },
-        "content_hash": histories.content_hash(columns, cardinalities, totals, items_digest),
-        VOCABULARIES: ops.vocabulary_digests(job.output / WORKFLOW_DIRECTORY, columns),
+        "content_hash": histories.content_hash(
+            columns, cardinalities, totals, items_digest, others
+        ),
+        VOCABULARIES: ops.vocabulary_digests(
+            job.output / WORKFLOW_DIRECTORY,
+            vocabulary_names(columns, features.transforms),
+        ),
     }
-    return Report(job.order.output.path, job.plan, write_info(job.output, HISTORIES, content))

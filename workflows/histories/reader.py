@@ -12,18 +12,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from lookback.core.errors import UserError
 from lookback.core.options import option
-from lookback.formats.history_columns import Column, history_columns
+from lookback.formats import history_columns as names
+from lookback.formats.history_columns import Column, category, typed_columns
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories.feature_specs import FeatureSpec
-from lookback.workflows.histories.ingest import KnownFeatures, Selection, Ties
+from lookback.workflows.histories.gather import (
+    LABEL,
+    PART,
+    KnownFeatures,
+    Selection,
+    Ties,
+    TypedSelection,
+)
+from lookback.workflows.histories.rules import ByUsers, EventRules, LeaveLast
 from lookback.workflows.options import WHERE, DatasetOptions
 from lookback.workflows.passed_over import files_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
 from lookback.workflows.times import NANOSECONDS, STEPS, TimeUnit
 
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
-TEST_EVENTS = 1  # of each user, the last
+
+RESERVED = (
+    names.USER_ID,
+    names.ITEM_ID,
+    names.TIMESTAMP,
+    names.HISTORY_ID,
+    names.SPLIT,
+    LABEL,
+    PART,
+    "user",
+    "position",
+    "count",
+)
+"""Columns of the pipeline and of its files that are no features."""
 
 Duplicates = Literal["keep", "first", "all"]
 
@@ -103,7 +126,11 @@ class Reader(abc.ABC):
     @property
     def columns(self) -> tuple[Column, ...]:
         """Columns of the dataset."""
-        return history_columns(self.user_features, self.item_features)
+        features = [spec.column(name) for name, spec in self.feature_specs.items()] or [
+            *(category(name, "user") for name in self.user_features),
+            *(category(name, "item") for name in self.item_features),
+        ]
+        return typed_columns(features, split=isinstance(self.rules.split, ByUsers))
 
     @property
     def feature_specs(self) -> Mapping[str, FeatureSpec]:
@@ -114,6 +141,11 @@ class Reader(abc.ABC):
     def explicit(self) -> bool:
         """Whether events are impressions with labels, rather than positives alone."""
         return False
+
+    @property
+    def rules(self) -> EventRules:
+        """Sessions, rare items and the split, as far as `HistoryOptions` do not say."""
+        return EventRules()
 
 
 @dataclass(frozen=True)
@@ -155,26 +187,57 @@ class HistoryOptions(DatasetOptions):
         scope=WHERE,
     )
 
-    @property
-    def fewest_items(self) -> int | None:
-        """Fewest different items of a user who is kept; None where repeated ones are kept."""
-        return 1 + self._held_out if self.duplicates == "first" else None
+    def selection(self, reader: Reader) -> Selection:
+        """Which events of a reader's are kept, in which order.
 
-    @property
-    def selection(self) -> Selection:
-        """Which events are kept, in which order."""
+        Raises:
+          UserError: if the reader asks for what the options exclude.
+        """
+        rules = reader.rules
+        self._check(reader)
+        split = LeaveLast(self.validation) if rules.split is None else rules.split
+        specs, typed = reader.feature_specs, None
+        if specs or reader.explicit or rules != EventRules():
+            typed = TypedSelection(
+                rules=rules,
+                features=tuple(specs),
+                explicit=reader.explicit,
+                of_events=tuple(name for name, spec in specs.items() if spec.of == "event"),
+            )
         return Selection(
             min_interactions=self.min_interactions,
-            fewest_items=self.fewest_items,
+            fewest_items=1 + split.held_out if self.duplicates == "first" else None,
             exact_repeats=self.duplicates == "all",
             ties=self.ties,
-            held_out=self._held_out,
+            split=split,
             ticks=1 if self.time_unit == STEPS else NANOSECONDS,
+            typed=typed,
         )
 
-    @property
-    def _held_out(self) -> int:
-        return TEST_EVENTS + self.validation
+    def _check(self, reader: Reader) -> None:
+        if reader.rules.split is not None and not self.validation:
+            raise UserError(
+                "--no_validation: expected with a split that leaves the last events out, received "
+                f"it with {reader.rules.split}, which says itself what is for validation. Leave "
+                "it out."
+            )
+        if reader.explicit and reader.rules.split is None:
+            raise UserError(
+                "Explicit labels: expected a split by time or by users, as impressions shown "
+                "together belong to one part, received one that leaves the last events out. Add "
+                "the split."
+            )
+        if reader.explicit and self.duplicates == "first":
+            raise UserError(
+                "--duplicates first: expected keep or all where labels are explicit, as an item "
+                "may be shown again, received first. Leave it out."
+            )
+        reserved = sorted(set(RESERVED) & set(reader.feature_specs))
+        if reserved:
+            raise UserError(
+                f"Feature {reserved[0]!r}: expected a name that is not one of ours "
+                f"({', '.join(RESERVED)}). Name it otherwise."
+            )
 
     @property
     def content(self) -> dict[str, Any]:

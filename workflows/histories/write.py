@@ -64,28 +64,43 @@ def write_encoded(
     users = table[names.USER_ID].to_numpy()
     group = np.searchsorted(np.asarray(ranges), users, side="right")
     order = np.lexsort((np.where(group > 0, users, 0), group))  # stable where out of vocabulary
-    rows = np.bincount(group, minlength=len(ranges) + 1)
-    table = _take_rows(table, order)
+    return write_groups(_take_rows(table, order), group, len(ranges) + 1, file)
+
+
+def write_groups(table: pa.Table, group: np.ndarray[Any, Any], groups: int, file: Path) -> Encoded:
+    """Writes a row group for each group that has rows.
+
+    Args:
+      table: rows by group. ``[N]``
+      group: of each row, in any order. ``[N]``
+      groups: how many there are.
+      file: to write.
+    """
+    rows = np.bincount(group, minlength=groups).tolist()
     start = 0
     with pq.ParquetWriter(file, table.schema, compression="lz4") as writer:
-        for count in rows.tolist():
+        for count in rows:
             if count:
                 writer.write_table(table.slice(start, count), row_group_size=count)
             start += count
-    return Encoded(file, tuple(rows.tolist()))
+    return Encoded(file, tuple(rows))
 
 
 def write_part(task: tuple[list[tuple[Path, int]], Path]) -> Path:
-    """Task: puts one file of the dataset together, by user id."""
+    """Task: puts one file of the histories together, by user id."""
     sources, file = task
+    write_users(read_groups(sources, names.USER_ID), file)
+    return file
+
+
+def read_groups(sources: Sequence[tuple[Path, int]], key: str) -> pa.Table:
+    """Rows of files and their row groups, each in the order of a column, in that order."""
     table = pa.concat_tables(
         [open_parquet(source).read_row_group(group) for source, group in sources]
     ).combine_chunks()
-    if len(sources) > 1:  # one source is in order
-        order = np.argsort(table[names.USER_ID].to_numpy(), kind="stable")
-        table = _take_rows(table, order)
-    write_users(table, file)
-    return file
+    if len(sources) == 1:
+        return table
+    return _take_rows(table, np.argsort(table[key].to_numpy(), kind="stable"))
 
 
 def part_tasks(
@@ -113,7 +128,7 @@ def part_tasks(
 
 
 def _to_arrow(values: np.ndarray[Any, Any], column: Column) -> pa.Array:
-    dtype = pa.int32() if column.dtype == "int32" else pa.int64()
+    dtype = pa.from_numpy_dtype(column.dtype)
     if not column.is_list:
         return pa.array(values.astype(column.dtype), dtype)
     offsets = np.zeros(len(values) + 1, dtype=np.int32)

@@ -1,0 +1,321 @@
+"""Logs with features of every type, splits and labels: each number against plain pandas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from sklearn.preprocessing import StandardScaler
+
+from lookback.core.errors import UserError
+from lookback.formats.features import HistoryFeatures, table_rows
+from lookback.formats.schema import read_schema
+from lookback.formats.transforms import Hashed, canonical
+from lookback.formats.vocabulary import HASHED, hashed_key
+from lookback.workflows.describe import describe
+from lookback.workflows.histories import pipeline
+from lookback.workflows.histories.feature_specs import FeatureSpec
+from lookback.workflows.histories.rules import ByTime, ByUsers, EventRules
+from lookback.workflows.summaries import print_histories
+from tests.workflows.typed_log import (
+    NANOSECONDS,
+    SPECS,
+    START,
+    make_log,
+    order_of,
+    run_log,
+    write_log,
+)
+
+KEYS = ["user_id", "item_id", "timestamp"]
+BY_TIME = ByTime(START + 70 * 3600, START + 50 * 3600)
+BY_USERS = ByUsers(0.2, 0.15, seed=3)
+Frames = Mapping[str, pd.DataFrame]
+
+
+def _joined(frames: Frames, minimum: int = 4, label: bool = False) -> pd.DataFrame:
+    """Events with all features, by user, time and order of the log; seconds."""
+    keys = [*KEYS, "label"] if label else KEYS
+    events = frames["events"].drop_duplicates(keys)
+    events = events[events.groupby("user_id")["user_id"].transform("size") >= minimum]
+    events = events.merge(frames["users"], "left", "user_id").merge(
+        frames["items"], "left", "item_id"
+    )
+    events["timestamp"] //= NANOSECONDS
+    return events.sort_values(["user_id", "timestamp"], kind="stable").reset_index(drop=True)
+
+
+def _last(events: pd.DataFrame) -> pd.Series:
+    left = events.groupby("user_id").cumcount(ascending=False)
+    return left.map({0: 2, 1: 1}).fillna(0).astype(int)
+
+
+def _time(events: pd.DataFrame) -> pd.Series:
+    return (events["timestamp"] >= BY_TIME.validation_from).astype(int) + (
+        events["timestamp"] >= BY_TIME.test_from
+    )
+
+
+def _users(events: pd.DataFrame) -> pd.Series:
+    def part(user: str) -> int:
+        text = f"{BY_USERS.seed}:{user}".encode()
+        drawn = (hashed_key(text, 0, len(text), int) - HASHED) / HASHED
+        return 2 if drawn < 0.2 else 1 if drawn < 0.35 else 0
+
+    return events["user_id"].map(part)
+
+
+def _codes(values: pd.Series, fitted: pd.Series, least: int = 0) -> pd.Series:
+    """Ids as documented: by falling count, then by value, from 3 on; 1 missing, 2 unknown."""
+    counts = fitted.value_counts()
+    known = sorted(counts.index[counts >= least], key=lambda value: (-counts[value], value))
+    ids = values.map({value: number for number, value in enumerate(known, 3)})
+    return ids.fillna(2).where(values.notna(), 1).astype(int)
+
+
+def _bags(values: pd.Series, fitted: pd.Series, spec: FeatureSpec) -> list[list[int] | int]:
+    """What each event's bag holds, or the number of an empty one."""
+    lists = values.map(json.loads, na_action="ignore")
+    if spec.buckets is None:
+        elements = fitted.map(json.loads, na_action="ignore").explode()
+        distinct = lists.explode()
+        ids = dict(zip(distinct, _codes(distinct, elements, spec.min_count or 0), strict=True))
+    else:
+        words = sorted({word for words in lists.dropna() for word in words})
+        ids = dict(zip(words, Hashed(spec.buckets).encode(pa.array(words)).tolist(), strict=True))
+    found: list[list[int] | int] = []
+    for words in lists:
+        if not isinstance(words, list) or not words:
+            found.append(1)
+            continue
+        known = sorted({ids[word] for word in words if ids[word] > 2})[: spec.most]
+        found.append(known or 2)
+    return found
+
+
+def _numbers(values: pd.Series, rows: pd.Series, spec: FeatureSpec) -> np.ndarray[Any, Any]:
+    raw = values.astype(float)
+    low, high = spec.clip or (None, None)
+    clipped = raw.clip(low, high)
+    fill = clipped[rows].mean() if spec.fill is None else spec.fill
+    filled = raw.fillna(fill).clip(low, high)
+    spread = np.sign(filled) * np.log1p(filled.abs()) if spec.log else filled
+    if not spec.standardise:
+        return spread.to_numpy()
+    scaler = StandardScaler().fit(spread[rows].to_numpy()[:, None])
+    return scaler.transform(spread.to_numpy()[:, None])[:, 0]
+
+
+def _encoded(
+    events: pd.DataFrame, part: pd.Series, everywhere: bool, clicked: pd.Series | None = None
+) -> dict[str, Any]:
+    """Every column of the events, encoded."""
+    training = part == 0
+    happened = pd.Series(True, events.index) if clicked is None else clicked
+    columns: dict[str, Any] = {"timestamp": events["timestamp"].tolist()}
+    for name in ("user_id", "item_id"):
+        columns[name] = _codes(events[name], events[name][everywhere | training]).tolist()
+    for name, spec in SPECS.items():
+        values = events[name]
+        if spec.of == "event":
+            values = values.where(happened)
+        rows = training & (happened if spec.of == "event" else True)
+        fitted = values[everywhere | rows]
+        if spec.type == "category":
+            columns[name] = _codes(values, fitted, spec.min_count or 0).tolist()
+        elif spec.type == "hash":
+            columns[name] = (
+                Hashed(5).encode(pa.array(values, pa.string(), from_pandas=True)).tolist()
+            )
+        elif spec.type == "categories":
+            columns[name] = _bags(values, fitted, spec)
+        elif spec.type == "number":
+            columns[name] = _numbers(values, rows, spec)
+        else:
+            edges = spec.boundaries
+            if edges is None:
+                cuts = np.arange(1, spec.quantiles) / spec.quantiles
+                there = values[rows].dropna()
+                edges = np.unique(np.quantile(there, cuts, method="inverted_cdf"))
+                edges = edges[edges > there.min()]
+            found = np.searchsorted(edges, values.astype(float), side="right") + 3
+            columns[name] = np.where(values.isna(), 1, found).tolist()
+    return columns
+
+
+def _table(directory: Path, below: str) -> pa.Table:
+    files = sorted((directory / below).glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(file) for file in files])
+
+
+def _assert_values(directory: Path, name: str, found: Any, expected: Any) -> None:
+    """Compares a column of events; of bags what they hold, and how they are numbered."""
+    spec = SPECS.get(name)
+    if spec is not None and spec.type == "number":
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6, err_msg=name)
+    elif spec is not None and spec.is_bag:
+        bags = pq.read_table(directory / f"bags/{name}.parquet")["ids"].to_pylist()
+        assert bags[:3] == [[], [], []] and len({*map(tuple, bags[3:])}) == len(bags) - 3
+        assert [n if n < 3 else bags[n] for n in found] == list(expected), name
+    else:
+        assert list(found) == list(expected), name
+
+
+def _assert_histories(
+    directory: Path, columns: dict[str, Any], key: pd.Series, kept: pd.Series | None = None
+) -> pa.Table:
+    """Compares histories with encoded events of which `key` tells the history."""
+    table = _table(directory, "histories")
+    frame = pd.DataFrame({"key": key, "user_id": columns["user_id"]})
+    kept = pd.Series(True, key.index) if kept is None else kept
+    firsts = frame[~frame["key"].duplicated()]
+    assert sorted(table["user_id"].to_pylist()) == sorted(firsts["user_id"])
+    # Users out of the vocabulary share an id, so rows are matched by what they hold.
+    expected = {}
+    for of, rows in frame.groupby("key").groups.items():
+        chosen = [row for row in rows if kept[row]]
+        expected[of] = (
+            columns["user_id"][rows[0]],
+            tuple(columns["timestamp"][row] for row in chosen),
+            tuple(columns["item_id"][row] for row in chosen),
+        )
+    found = list(
+        zip(
+            table["user_id"].to_pylist(),
+            map(tuple, table["timestamp"].to_pylist()),
+            map(tuple, table["item_id"].to_pylist()),
+            strict=True,
+        )
+    )
+    assert sorted(found) == sorted(expected.values())
+    assert [user for user, _, _ in found] == sorted(user for user, _, _ in found)
+    row_of = {content: row for row, content in enumerate(found)}
+    order = sorted(expected, key=lambda of: row_of[expected[of]])
+    groups = frame.groupby("key").groups
+    flat = [row for of in order for row in groups[of] if kept[row]]
+    first = [groups[of][0] for of in order]
+    for name in table.column_names:
+        if name == "split":
+            continue
+        is_list = pa.types.is_list(table[name].type)
+        values = table[name].combine_chunks()
+        values = (values.flatten() if is_list else values).to_pylist()
+        expected_values = [columns[name][row] for row in (flat if is_list else first)]
+        _assert_values(directory, name, values, expected_values)
+    return table
+
+
+CASES: list[tuple[EventRules, Callable[[pd.DataFrame], pd.Series], bool]] = [
+    (EventRules(), _last, True),
+    (EventRules(split=BY_TIME), _time, False),
+    (EventRules(split=BY_USERS), _users, False),
+]
+
+
+@pytest.mark.parametrize(("rules", "part_of", "everywhere"), CASES)
+def test_every_type_equals_pandas(
+    tmp_path: Path, rules: EventRules, part_of: Callable[[Any], pd.Series], everywhere: bool
+) -> None:
+    frames = make_log()
+    raw = write_log(frames, tmp_path / "raw")
+    out = tmp_path / "out"
+    report = run_log(raw, out, rules=rules)
+    events = _joined(frames)
+    part = part_of(events)
+    columns = _encoded(events, part, everywhere)
+    table = _assert_histories(out, columns, events["user_id"])
+
+    said, counts = report.metadata, report.metadata["counts"]
+    assert counts["missing_values"] == {name: int(events[name].isna().sum()) for name in SPECS}
+    assert set(counts["bags_cut"]) == {name for name, spec in SPECS.items() if spec.is_bag}
+    likes = events["likes"].dropna().map(json.loads)
+    known = set(events["likes"][everywhere | (part == 0)].dropna().map(json.loads).explode())
+    longer = likes.map(lambda words: len(known & set(words)) > 2)
+    assert counts["bags_cut"]["likes"] == longer.sum() > 0
+    assert list(said["features"]) == list(SPECS)
+    assert said["features"]["brand"] == {"of": "item", "type": "hash", "buckets": 5}
+    assert said["features"]["genres"] == {
+        "of": "item",
+        "type": "vocabulary",
+        "bag": {"most": 2, "separator": "|"},
+    }
+    assert said["features"]["age"]["fill"] == pytest.approx(
+        events["age"][part == 0].clip(18, 90).mean(), rel=1e-15
+    )
+    assert "labels" not in said
+    sizes = {int(n): int((part == n).sum()) for n in (0, 1, 2)}
+    if rules.split is None:
+        assert said["split"] == {"rule": "leave_last_out", "test": 1, "validation": 1}
+    else:
+        assert said["split"]["validation"] == sizes[1] > 0
+        assert said["split"]["test"] == sizes[2] > 0
+    assert (rules.split == BY_USERS) == ("split" in table.column_names)
+    if rules.split == BY_USERS:
+        assert np.bincount(table["split"]).tolist() == (
+            np.bincount(part[~events["user_id"].duplicated()]).tolist()
+        )
+
+    few = run_log(raw, tmp_path / "few", rules=rules, partition_events=400)
+    assert few.plan.partitions == 4
+    assert few.metadata["content_hash"] == said["content_hash"]
+    assert few.metadata["features"] == said["features"]
+    assert few.metadata["counts"] == counts
+
+
+def test_bags_are_numbered_by_falling_count(tmp_path: Path) -> None:
+    frames = make_log()
+    run_log(write_log(frames, tmp_path / "raw"), tmp_path / "out")
+    table = _table(tmp_path / "out", "histories")
+    for name in ("genres", "words"):
+        bags = pq.read_table(tmp_path / f"out/bags/{name}.parquet")["ids"].to_pylist()
+        counts = np.bincount(table[name].combine_chunks().flatten(), minlength=len(bags))
+        order = sorted(range(3, len(bags)), key=lambda n: (-counts[n], bags[n]))
+        assert order == list(range(3, len(bags)))
+        assert counts[3:].min() > 0
+    schema = read_schema(tmp_path / "out")
+    features = HistoryFeatures.from_schema(schema)
+    assert features.bags == {"likes": 2, "genres": 2, "words": 3}
+    assert features.context == ("device", "hour", "words") and features.event == ("rating",)
+    assert features.numbers == {"age": "user", "price": "item", "dwell": "event", "seen": "event"}
+    rows = table_rows(schema)
+    assert (rows["brand"], rows["hour"], rows["words"]) == (3 + 5, 3 + 4, 3 + 9)
+    assert rows["genres"] == 3 + 5 and max(map(max, filter(None, bags))) < rows["words"]
+
+
+def test_a_saved_workflow_encodes_new_data(tmp_path: Path) -> None:
+    frames = make_log()
+    raw = write_log(frames, tmp_path / "raw")
+    fitted = run_log(raw, tmp_path / "out")
+    assert (tmp_path / "out/workflow/features.json").is_file()
+    same = pipeline.transform(order_of(raw, tmp_path / "same"), tmp_path / "out")
+    assert same.metadata["content_hash"] == fitted.metadata["content_hash"]
+    pipeline.fit(order_of(raw, tmp_path / "workflow"))
+    again = pipeline.transform(order_of(raw, tmp_path / "again"), tmp_path / "workflow")
+    assert again.metadata["content_hash"] == fitted.metadata["content_hash"]
+
+    new = {name: frame.copy() for name, frame in frames.items()}
+    combinations = [canonical("PQ"), canonical("SX"), canonical("X"), "[]", None]
+    new["items"]["genres"] = [combinations[n % 5] for n in range(len(new["items"]))]
+    new["users"]["age"] = 55.5
+    write_log(new, tmp_path / "new")
+    pipeline.transform(order_of(tmp_path / "new", tmp_path / "encoded"), tmp_path / "out")
+    table = _table(tmp_path / "encoded", "histories")
+    bags = pq.read_table(tmp_path / "encoded/bags/genres.parquet")["ids"].to_pylist()
+    ids = pd.read_parquet(tmp_path / "out/workflow/categories/unique.genres.parquet")["genres"]
+    known = {word: number for number, word in enumerate(ids, 3)}
+    expected = [sorted(known[w] for w in ws if w in known) for ws in ("PQ", "SX")]
+    assert sorted(bags[3:]) == sorted(bag for bag in expected if bag)
+    numbers = set(table["genres"].combine_chunks().flatten().to_pylist())
+    assert numbers == {1, 2, *range(3, len(bags))}  # a bag of X alone is unknown, [] is missing
+    age = fitted.metadata["features"]["age"]
+    known_ages = np.float32((55.5 - age["mean"]) / age["scale"])
+    filled = np.float32((age["fill"] - age["mean"]) / age["scale"])
+    assert set(table["age"].to_pylist()) == {known_ages, filled}
