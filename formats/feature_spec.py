@@ -50,7 +50,7 @@ class SplitFiles(NamedTuple):
     rows: int
 
 
-class FeatureSpec:
+class SplitBinarySpec:
     """What a feature_spec.yaml says, checked.
 
     Args:

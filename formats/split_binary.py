@@ -18,7 +18,7 @@ from merlin.schema import Schema
 from lookback.core.errors import UserError
 from lookback.core.manifests import WHOLLY, Verification
 from lookback.formats.description import FEATURE_SPEC_FILE
-from lookback.formats.feature_spec import LABEL_FILE, NUMERICAL_FILE, FeatureSpec, id_type
+from lookback.formats.feature_spec import LABEL_FILE, NUMERICAL_FILE, SplitBinarySpec, id_type
 from lookback.formats.tabular_files import ROW_GROUP
 from lookback.formats.tabular_rows import (
     Array,
@@ -55,7 +55,7 @@ class SplitBinaryDataset:
 
     def __init__(self, path: str | Path, verification: Verification = WHOLLY) -> None:
         self._path = Path(path)
-        spec = FeatureSpec(self._path / FEATURE_SPEC_FILE)
+        spec = SplitBinarySpec(self._path / FEATURE_SPEC_FILE)
         compare(self._path / FEATURE_SPEC_FILE, spec.said, verification)
         self.cardinalities = {_name(name): spec.rows(name) for name in spec.categorical}
         self.schema: Schema = tabular_schema(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ from lookback.core.manifests import WHOLLY, Verification
 from lookback.formats.dataset_info import (
     AGAIN,
     DATASET_FILE,
+    EXPLICIT,
+    LABELS,
+    SPLITS,
     WORKFLOW_DIRECTORY,
+    impression_count,
     is_tabular,
     read_info,
 )
@@ -48,6 +52,8 @@ def describe(
     name, digest = dataset_digest(directory)
     console.print(f"digest: {digest} (of {name}, for --{TRUSTED})", soft_wrap=True)
     console.print(_schema_table(schema))
+    if "features" in metadata:
+        console.print(_features_table(metadata))
     console.print(_flat_table("counts", metadata["counts"]))
     if not is_tabular(directory):
         console.print(_flat_table("history length (events a user)", metadata["history_length"]))
@@ -90,24 +96,76 @@ def _flat_table(title: str, values: dict[str, Any]) -> Table:
     return table
 
 
+def _features_table(metadata: dict[str, Any]) -> Table:
+    """How raw values become what the columns hold, and how many there are not."""
+    counts, rows = metadata["counts"], metadata["cardinalities"]
+    explicit = metadata.get(LABELS) == EXPLICIT
+    clicks = counts["events"]
+    shown = sum(counts[impression_count(part)] for part in SPLITS) if explicit else clicks
+    table = Table(
+        "feature", "of", "type", "rows", "missing", "cut", title="features", title_justify="left"
+    )
+    for name, said in metadata["features"].items():
+        every = clicks if said["of"] == "event" else shown
+        missing = counts["missing_values"][name]
+        bag = said.get("bag")
+        table.add_row(
+            name,
+            said["of"],
+            said["type"] if bag is None else f"up to {bag['most']} of a {said['type']}",
+            f"{rows[name]:,}" if name in rows else "",
+            f"{missing:,} ({missing / max(every, 1):.1%})",
+            "" if bag is None else f"{counts['bags_cut'][name]:,}",
+        )
+    return table
+
+
 def _split_table(metadata: dict[str, Any]) -> Table:
     split = metadata["split"]
-    users = metadata["counts"]["users"]
-    events = metadata["counts"]["events"]
-    held_out = split["test"] + split["validation"]
-    # A user's first event has no history, so it is nobody's target; a history as long as what is
-    # held out has no training target left.
     table = Table("part", "targets", "which", title=f"split: {split['rule']}", title_justify="left")
-    short = "" if metadata["history_length"]["min"] > held_out else " (at most)"
-    training = max(events - users * (1 + held_out), 0)
-    table.add_row("train", f"{training:,}{short}", "each earlier event with a history")
-    if split["validation"]:
-        table.add_row("validation", f"{users:,}", "the event before the last of each user")
-    table.add_row("test", f"{users:,}", "the last event of each user")
+    for row in _parts(metadata):
+        table.add_row(*row)
     negatives = metadata["negative_sampling"]
     table.add_section()
-    table.add_row("negatives", "", f"{' or '.join(negatives['distributions'])}")
+    drawn = "none is drawn: impressions have labels" if metadata.get(LABELS) == EXPLICIT else ""
+    table.add_row("negatives", "", drawn or f"{' or '.join(negatives['distributions'])}")
     return table
+
+
+def _parts(metadata: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, number of targets and what they are, of each part of the split."""
+    split, counts = metadata["split"], metadata["counts"]
+    users, events = counts["users"], counts["events"]
+    which = {
+        "time": {
+            "train": "before that",
+            "validation": f"from time {split.get('validation_from')}",
+            "test": f"from time {split.get('test_from')}",
+        },
+        "users": {
+            "train": "of the other users",
+            "validation": "of users held out for validation",
+            "test": "of users held out for the test",
+        },
+    }.get(split["rule"])
+    if which is None:
+        # A user's first event has no history, so it is nobody's target; a history as long as what
+        # is held out has no training target left.
+        held_out = split["test"] + split["validation"]
+        short = "" if metadata["history_length"]["min"] > held_out else " (at most)"
+        training = max(events - users * (1 + held_out), 0)
+        yield "train", f"{training:,}{short}", "each earlier event with a history"
+        if split["validation"]:
+            yield "validation", f"{users:,}", "the event before the last of each user"
+        yield "test", f"{users:,}", "the last event of each user"
+        return
+    explicit = metadata.get(LABELS) == EXPLICIT
+    held_out = {part: split[part] for part in SPLITS[1:]}
+    clicks = {SPLITS[0]: events - sum(held_out.values()), **held_out}
+    for part in SPLITS:
+        count = counts[impression_count(part)] if explicit else clicks[part]
+        if count:
+            yield part, f"{count:,}", f"{'impressions' if explicit else 'events'} {which[part]}"
 
 
 def _number(value: Any) -> str:

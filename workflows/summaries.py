@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from lookback.formats.dataset_info import EXPLICIT, LABELS, SPLITS, impression_count
 from lookback.formats.verification import TRUSTED, dataset_digest
 from lookback.workflows.order import Report
 from lookback.workflows.times import TIMES_WITHOUT_ZONE
@@ -57,6 +59,8 @@ def print_histories(report: Report) -> None:
         )
     if counts["held_out_ties"]:
         print(_ties(report))
+    for line in _typed(report):
+        print(line)
     if bad:
         print(f"left out {bad:,} bad lines: {counts['bad_lines']}")
     if counts.get(TIMES_WITHOUT_ZONE):
@@ -75,6 +79,34 @@ def print_histories(report: Report) -> None:
             print(f"{count:,} of the events read have no {name}: their id has no metadata")
     print(f"content hash: {report.metadata['content_hash']}")
     print_digest(report.directory)
+
+
+def _typed(report: Report) -> Iterator[str]:
+    """What there is to say of rules, labels and typed features."""
+    counts, split = report.metadata["counts"], report.metadata["split"]
+    if "events_of_rare_items" in counts:
+        yield f"left out {counts['events_of_rare_items']:,} events of items that have too few"
+    if "users_of_sessions" in counts:
+        yield f"each history is a session, of {counts['users_of_sessions']:,} users"
+    if split["rule"] != "leave_last_out":
+        yield (
+            f"split by {split['rule']}: of the events {split['validation']:,} are for validation, "
+            f"{split['test']:,} for the test; vocabularies and all that is fitted know the others "
+            "alone"
+        )
+    if report.metadata.get(LABELS) == EXPLICIT:
+        shown = ", ".join(f"{name} {counts[impression_count(name)]:,}" for name in SPLITS)
+        yield f"impressions: {shown}; the events of the histories are the clicks"
+    missing = {name: count for name, count in counts.get("missing_values", {}).items() if count}
+    if missing:
+        yield f"missing values: {missing}"
+    for name, cut in counts.get("bags_cut", {}).items():
+        if cut:
+            most = report.metadata["features"][name]["bag"]["most"]
+            yield (
+                f"{name}: {cut:,} events have more than {most}, of which those first in the "
+                "vocabulary are kept"
+            )
 
 
 def _ties(report: Report) -> str:

@@ -17,7 +17,7 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_tabular_info
-from lookback.formats.history_columns import history_columns
+from lookback.formats.history_columns import categorical_names, history_columns
 from lookback.workflows.histories import ops
 from lookback.workflows.pipeline import fit_dataset, run_dataset, transform_dataset
 from lookback.workflows.saved import OPTIONS_FILE
@@ -119,7 +119,7 @@ def test_restored_histories_equal_what_nvtabular_loads(
     fitted = ops.build_workflow(columns, **limits, vocabulary_directory=tmp_path / "fit")
     fitted.fit(nvt.Dataset(events[events["user_id"] < "U040"], cpu=True))
     ops.save_workflow(fitted, tmp_path / "saved", {})
-    vocabularies = ops.saved_vocabularies(tmp_path / "saved", columns)
+    vocabularies = ops.saved_vocabularies(tmp_path / "saved", categorical_names(columns))
     restored = ops.restore_workflow(vocabularies, columns, **limits)
     loaded = nvt.Workflow.load(str(tmp_path / "saved"))
     expected = loaded.transform(events)

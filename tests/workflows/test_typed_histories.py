@@ -319,3 +319,186 @@ def test_a_saved_workflow_encodes_new_data(tmp_path: Path) -> None:
     known_ages = np.float32((55.5 - age["mean"]) / age["scale"])
     filled = np.float32((age["fill"] - age["mean"]) / age["scale"])
     assert set(table["age"].to_pylist()) == {known_ages, filled}
+
+
+@pytest.mark.parametrize("iterate", [False, True])
+def test_rare_items_are_left_out(tmp_path: Path, iterate: bool) -> None:
+    frames = make_log(users=60, items=80, events=900, seed=5)
+    raw = write_log(frames, tmp_path / "raw")
+    rules = EventRules(min_events_per_item=9, iterate=iterate)
+    reports = [
+        run_log(raw, tmp_path / name, specs={}, rules=rules, min_interactions=6, **options)
+        for name, options in (("one", {}), ("few", {"partition_events": 300}))
+    ]
+    events = frames["events"].drop_duplicates(KEYS)
+    for _ in range(99 if iterate else 1):
+        before = len(events)
+        events = events[events.groupby("item_id")["item_id"].transform("size") >= 9]
+        events = events[events.groupby("user_id")["user_id"].transform("size") >= 6]
+        if len(events) == before:
+            break
+    if iterate:  # once is not enough, so the test can fail
+        assert reports[0].metadata["counts"]["events"] == len(events) < before + 1
+        assert events["item_id"].value_counts().min() >= 9
+    counts = reports[0].metadata["counts"]
+    assert counts["users"] == events["user_id"].nunique()
+    assert counts["items"] == events["item_id"].nunique()
+    distinct = len(frames["events"].drop_duplicates(KEYS))
+    assert counts["events_of_rare_items"] + counts["events_dropped"] == distinct - len(events)
+    assert reports[1].metadata["counts"] == counts
+    assert reports[1].metadata["content_hash"] == reports[0].metadata["content_hash"]
+    table = _table(tmp_path / "one", "histories")
+    lengths = sorted(map(len, table["item_id"].to_pylist()))
+    assert lengths == sorted(events["user_id"].value_counts())
+
+
+def test_too_many_rare_items_are_refused(tmp_path: Path) -> None:
+    raw = write_log(make_log(events=200), tmp_path / "raw")
+    with pytest.raises(UserError, match="none has 999 or more events"):
+        run_log(raw, tmp_path / "out", specs={}, rules=EventRules(min_events_per_item=999))
+
+
+def test_sessions_are_histories(tmp_path: Path) -> None:
+    frames = make_log()
+    raw = write_log(frames, tmp_path / "raw")
+    specs = {name: SPECS[name] for name in ("device", "dwell")}
+    rules = EventRules(session_gap=2 * 3600)
+    report = run_log(raw, tmp_path / "out", specs=specs, rules=rules, min_interactions=3)
+    few = run_log(
+        raw, tmp_path / "few", specs=specs, rules=rules, min_interactions=3, partition_events=400
+    )
+    assert few.metadata["content_hash"] == report.metadata["content_hash"]
+    events = _joined(frames, minimum=1)
+    pause = events.groupby("user_id")["timestamp"].diff().fillna(10**9) > 2 * 3600
+    events["session"] = pause.cumsum()
+    events = events[events.groupby("session")["session"].transform("size") >= 3]
+    table = _table(tmp_path / "out", "histories")
+    expected = events.groupby("session").agg({"user_id": "first", "timestamp": list})
+    codes = _codes(expected["user_id"], events["user_id"])
+    assert sorted(
+        zip(table["user_id"].to_pylist(), table["timestamp"].to_pylist(), strict=True)
+    ) == (sorted(zip(codes, expected["timestamp"], strict=True)))
+    counts = report.metadata["counts"]
+    assert counts["users"] == len(expected) > counts["users_of_sessions"]
+    assert counts["users_of_sessions"] == events["user_id"].nunique()
+
+
+@pytest.mark.parametrize(("rules", "part_of"), [(CASES[1][0], _time), (CASES[2][0], _users)])
+def test_impressions_equal_pandas(
+    tmp_path: Path, rules: EventRules, part_of: Callable[[Any], pd.Series]
+) -> None:
+    frames = make_log(users=50, seed=2)
+    log = frames["events"]
+    other = log.iloc[:20].assign(label=1 - log["label"])  # shown, and clicked at the same time
+    log = frames["events"] = pd.concat([log, other], ignore_index=True)
+    log.loc[log["user_id"] == "u07", "label"] = 0  # a user without clicks
+    raw = write_log(frames, tmp_path / "raw", label=True)
+    out = tmp_path / "out"
+    report = run_log(raw, out, rules=rules, explicit=True)
+    few = run_log(raw, tmp_path / "few", rules=rules, explicit=True, partition_events=400)
+    assert few.metadata["content_hash"] == report.metadata["content_hash"]
+    assert few.metadata["counts"] == report.metadata["counts"]
+
+    events = _joined(frames, minimum=1, label=True)
+    part, clicked = part_of(events), events["label"] == 1
+    columns = _encoded(events, part, False, clicked)
+    table = _assert_histories(out, columns, events["user_id"], clicked)
+    assert 0 in map(len, table["item_id"].to_pylist())
+
+    # The row of each user: known ones by id; others by what their histories hold.
+    rows = list(
+        zip(table["user_id"].to_pylist(), map(tuple, table["timestamp"].to_pylist()), strict=True)
+    )
+    names = ["user", "position", "item_id", "category", "genres", "price", "year", "brand"]
+    names += ["device", "hour", "words", "timestamp", "label"]
+    position = [
+        int((clicked & (events["user_id"] == user) & (events["timestamp"] < time)).sum())
+        for user, time in zip(events["user_id"], events["timestamp"], strict=True)
+    ]
+    for number, name in enumerate(("train", "validation", "test")):
+        shown = _table(out, f"impressions/{name}")
+        assert shown.column_names == names
+        assert shown.schema.field("user").type == pa.int64()
+        assert shown.schema.field("position").type == pa.int32()
+        assert shown.schema.field("label").type == pa.int8()
+        chosen = events.index[part == number]
+        assert report.metadata["counts"][f"{name}_impressions"] == len(chosen) == len(shown) > 0
+        user = shown["user"].to_pylist()
+        assert user == sorted(user)
+        found = pd.DataFrame({n: shown[n].to_numpy() for n in names})
+        times = events["timestamp"].where(clicked).groupby(events["user_id"])
+        history = {of: tuple(int(t) for t in rows if t == t) for of, rows in times}
+        wanted = pd.DataFrame(
+            {
+                "user": [
+                    rows.index((columns["user_id"][n], history[events["user_id"][n]]))
+                    for n in chosen
+                ],
+                "position": [position[n] for n in chosen],
+                "timestamp": events["timestamp"][chosen].to_numpy(),
+                "label": events["label"][chosen].to_numpy(),
+                "event": chosen,
+            }
+        ).sort_values(["user", "event"], kind="stable")
+        for key in ("user", "position", "timestamp", "label"):
+            assert found[key].tolist() == wanted[key].tolist(), key
+        for key in names[2:-2]:
+            _assert_values(
+                out, key, found[key].tolist(), [columns[key][n] for n in wanted["event"]]
+            )
+
+    said = report.metadata
+    assert said["labels"] == "explicit"
+    assert said["counts"]["events"] == clicked.sum()
+    assert [said["split"]["validation"], said["split"]["test"]] == [
+        int((clicked & (part == number)).sum()) for number in (1, 2)
+    ]
+    catalogue = pq.read_table(out / "items.parquet").to_pandas().set_index("item_id")
+    assert set(catalogue.index) == set(columns["item_id"])
+    clicks = pd.Series(columns["item_id"])[clicked.to_numpy()].value_counts()
+    assert (catalogue["count"] == clicks.reindex(catalogue.index).fillna(0)).all()
+
+
+def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
+    raw = write_log(make_log(events=200), tmp_path / "raw", label=True)
+
+    def refused(match: str, **asked: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            run_log(raw, tmp_path / "out", **asked)
+
+    by_time = EventRules(split=BY_TIME)
+    refused("a split by time or by users", explicit=True)
+    refused("keep or all where labels", explicit=True, rules=by_time, duplicates="first")
+    refused("--no_validation", rules=by_time, validation=False)
+    refused("none of ours|one of ours", specs={"part": FeatureSpec(of="item", type="category")})
+    late = EventRules(split=ByTime(START + 10**6))
+    refused(r"received nothing for test \(train [0-9]+, validation 0, test 0\)", rules=late)
+    early = EventRules(split=ByTime(START - 10**6))
+    refused("received nothing for train", rules=early)
+    with pytest.raises(UserError, match="validation_from before test_from"):
+        ByTime(5, 5)
+    with pytest.raises(UserError, match="both together below 1"):
+        ByUsers(0.5, 0.5)
+    with pytest.raises(UserError, match="either boundaries or quantiles"):
+        FeatureSpec(of="item", type="buckets")
+    with pytest.raises(UserError, match="expected buckets, received none"):
+        FeatureSpec(of="item", type="hash")
+    large = {"events": make_log(events=200)["events"].assign(seen=1e200)}
+    write_log(large, tmp_path / "raw")
+    refused("Feature seen: expected numbers within", specs={"seen": SPECS["seen"]})
+
+
+def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = write_log(make_log(), tmp_path / "raw", label=True)
+    report = run_log(raw, tmp_path / "out", rules=EventRules(split=BY_TIME), explicit=True)
+    print_histories(report)
+    printed = capsys.readouterr().out
+    console = Console(record=True, width=200)
+    describe(tmp_path / "out", console)
+    described = console.export_text()
+    counts = report.metadata["counts"]
+    for text in (printed, described):
+        assert f"{counts['train_impressions']:,}" in text
+        assert f"{counts['test_impressions']:,}" in text
+    assert "features" in described and "buckets" in described
+    assert f"{counts['missing_values']['dwell']:,}" in described

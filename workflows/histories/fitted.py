@@ -9,12 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from lookback.formats.history_columns import SPLIT, Column
+from lookback.formats.impressions import LABEL
 from lookback.formats.transforms import Bag, Transform, Vocabulary
 from lookback.formats.vocabulary import read_ids
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories import ops
 from lookback.workflows.histories.feature_specs import FeatureSpec
-from lookback.workflows.histories.gather import LABEL, Selection
+from lookback.workflows.histories.gather import Selection
 from lookback.workflows.histories.rules import LeaveLast
 from lookback.workflows.histories.typed import (
     Bags,

@@ -20,14 +20,12 @@ import pyarrow.parquet as pq
 from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.formats import history_columns as names
 from lookback.formats.dataset_info import SPLITS
+from lookback.formats.impressions import LABEL
 from lookback.workflows.histories.rules import EventRules, LeaveLast, Split
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Ties = Literal["file", "item"]
-
-LABEL = "label"
-"""Of explicit labels: 1 of a click, else 0."""
 
 PART = "part"
 """Of events with typed features: to which part of the split one belongs."""

@@ -7,6 +7,7 @@ tell the number of each user's row.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ import nvtabular as nvt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lookback.core.arrow_files import read_parquet
+from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.formats import history_columns as names
 from lookback.formats.dataset_info import SPLITS
+from lookback.formats.histories import COUNT, Totals
 from lookback.formats.history_columns import Column
 from lookback.formats.impressions import (
     IMPRESSIONS_DIRECTORY,
@@ -74,7 +76,7 @@ class ImpressionEncoder:
         """
         file, unknown_before = task
         table = self.encoding.encode(read_parquet(file))
-        chosen = [column.name for column in impression_columns(self.columns)]
+        chosen = impression_columns(self.columns)[2:-2]
         encoded = [n for n in self.vocabulary_columns if n in (names.USER_ID, *chosen)]
         frame = table.select(encoded).to_pandas(integer_object_nulls=True)
         frame = self.vocabulary.transform(nvt.ColumnSelector(encoded), frame)
@@ -160,6 +162,46 @@ def write_impressions(
             directory.mkdir(parents=True)
         files += list(runner.map(_write_part, parts, label="writing", total=len(parts)))
     return files
+
+
+def describe_impressions(
+    files: Sequence[Path], columns: Sequence[Column], totals: Totals
+) -> tuple[str, dict[str, npt.NDArray[Any]]]:
+    """What the impressions of a dataset add up to, in one pass over them.
+
+    Args:
+      files: the parts, in order.
+      columns: of the dataset.
+      totals: of its histories.
+
+    Returns:
+      A digest of their values, which does not depend on how rows are spread over files; and the
+      catalogue of the items that occur in them or in histories, `COUNT` being of the histories.
+    """
+    digests = {name: hashlib.sha256() for name in impression_columns(columns)}
+    features = {name: values.copy() for name, values in totals.item_features.items()}
+    shown = totals.item_counts > 0
+    for file in files:
+        with open_parquet(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group)
+                for name, digest in digests.items():
+                    values = table[name].to_numpy()
+                    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+                    digest.update(little.data)
+                item = table[names.ITEM_ID].to_numpy()
+                shown[item] = True
+                known = item != OUT_OF_VOCABULARY
+                for name, of_items in features.items():
+                    of_items[item[known]] = table[name].to_numpy()[known]
+    text = ",".join(f"{name}={digest.hexdigest()}" for name, digest in digests.items())
+    seen = np.flatnonzero(shown)
+    catalogue = {
+        names.ITEM_ID: seen.astype(np.int32),
+        **{name: of_items[seen] for name, of_items in features.items()},
+        COUNT: totals.item_counts[seen],
+    }
+    return hashlib.sha256(text.encode()).hexdigest(), catalogue
 
 
 def _write_part(task: tuple[list[tuple[Path, int]], Path]) -> Path:

@@ -50,7 +50,7 @@ ENCODER_DIRECTORY = "encoder"
 VOCABULARY_DIRECTORY = "categories"  # as NVTabular calls it
 
 
-class Vocabulary(ops.Categorify):
+class VocabularyEncoder(ops.Categorify):
     """`nvtabular.ops.Categorify`, fitted and applied with Arrow on CPU.
 
     The files it writes and the ids it gives are Categorify's: 0 padding, 1 null, 2 out of
@@ -125,6 +125,10 @@ class Vocabulary(ops.Categorify):
         return indices
 
 
+Vocabulary = VocabularyEncoder
+"""The name in pickles that earlier versions saved."""
+
+
 class MinInteractions:
     """Keeps the events of the users who have enough of them; the callable of a `Filter`.
 
@@ -190,6 +194,8 @@ class HistoryLists(ops.Groupby):
       label: column of which events are 1 that belong to the lists (on CPU alone); None: all do. A
         history without such events has empty lists.
     """
+
+    label_column: str | None = None  # of a pickle of an earlier version
 
     def __init__(
         self, user_columns: Sequence[str], list_columns: Sequence[str], label: str | None = None
@@ -327,7 +333,7 @@ def build_workflow(
     others = [*typed.encoded, *([typed.label] if typed.label else [])]
     events = [names.HISTORY_ID, *categorical, *others, names.TIMESTAMP]
     kept = events >> ops.Filter(f=_filter(min_interactions, fewest_items))
-    encoded = kept[categorical] >> Vocabulary(thresholds, vocabulary_directory)
+    encoded = kept[categorical] >> VocabularyEncoder(thresholds, vocabulary_directory)
     rest = kept[[names.HISTORY_ID, *others, names.TIMESTAMP]]
     # `a + b` changes `a` where `a` is a sum itself (merlin/dag/node.py); `encoded` is not.
     histories = (encoded + rest) >> HistoryLists(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,17 +23,16 @@ from lookback.formats import histories
 from lookback.formats import history_columns as names
 from lookback.formats.bags import write_bags
 from lookback.formats.dataset_info import (
+    EXPLICIT,
     HISTORIES,
+    LABELS,
     SPLITS,
     VOCABULARIES,
     WORKFLOW_DIRECTORY,
+    impression_count,
     write_info,
 )
-from lookback.formats.impressions import (
-    EXPLICIT,
-    IMPRESSIONS_DIRECTORY,
-    read_impressions_totals,
-)
+from lookback.formats.impressions import IMPRESSIONS_DIRECTORY
 from lookback.formats.transforms import Transform
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.workflows.cluster import ResourcePlan, Runner, make_plan, open_runner
@@ -158,7 +158,7 @@ class _Job:
             **({"users_of_sessions": events.people_kept} if rules.session_gap is not None else {}),
             **({"missing_values": dict(events.missing)} if events.missing else {}),
             **(
-                {"impressions": dict(zip(SPLITS, events.impressions, strict=True))}
+                dict(zip(map(impression_count, SPLITS), events.impressions, strict=True))
                 if typed.explicit
                 else {}
             ),
@@ -415,26 +415,28 @@ def _content(
     rows |= {name: size + FIRST_KNOWN for name, size in ops.vocabulary_sizes(workflow).items()}
     cardinalities = {name: rows[name] for name in names.categorical_names(columns)}
     totals = histories.read_totals(written, columns, cardinalities)
-    others: dict[str, Any] = {
+    others = {
         f"bags/{name}": write_bags(job.output, name, bags.lengths, bags.ids)
         for name, bags in features.bags.items()
     }
+    catalogue = totals.catalogue
     if impressions:
-        digest, shown, known = read_impressions_totals(
-            impressions, columns, cardinalities[names.ITEM_ID]
+        from lookback.workflows.histories.impressions import describe_impressions
+
+        others[IMPRESSIONS_DIRECTORY], catalogue = describe_impressions(
+            impressions, columns, totals
         )
-        others[IMPRESSIONS_DIRECTORY] = digest
-        totals = totals.with_shown(shown, known)
-    items_digest = histories.write_catalogue(job.output, totals.catalogue)
+    items_digest = histories.write_catalogue(job.output, catalogue)
     schema = workflow.output_schema.select_by_name(
         [*ops.vocabulary_columns(workflow), names.TIMESTAMP]
     )
     histories.write_workflow_schema(schema, columns, job.output, cardinalities)
     said: dict[str, Any] = {}
     if specs:
-        said["features"] = others["features"] = typed.features_json(features.transforms, specs)
+        said["features"] = typed.features_json(features.transforms, specs)
+        others["features"] = json.dumps(said["features"])
     if impressions:
-        said["labels"] = EXPLICIT
+        said[LABELS] = EXPLICIT
     cut = {name: bags.cut for name, bags in features.bags.items()}
     events = np.array(job.events.parts)
     return {

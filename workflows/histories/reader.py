@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Literal
 from lookback.core.errors import UserError
 from lookback.core.options import option
 from lookback.formats import history_columns as names
+from lookback.formats.histories import COUNT
 from lookback.formats.history_columns import Column, category, typed_columns
+from lookback.formats.impressions import LABEL, POSITION, USER
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories.feature_specs import FeatureSpec
 from lookback.workflows.histories.gather import (
-    LABEL,
     PART,
     KnownFeatures,
     Selection,
@@ -42,9 +43,9 @@ RESERVED = (
     names.SPLIT,
     LABEL,
     PART,
-    "user",
-    "position",
-    "count",
+    USER,
+    POSITION,
+    COUNT,
 )
 """Columns of the pipeline and of its files that are no features."""
 

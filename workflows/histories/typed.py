@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from lookback.core.arrow_files import read_parquet
 from lookback.core.errors import UserError
 from lookback.core.json_files import read_json
+from lookback.formats.impressions import LABEL
 from lookback.formats.transforms import (
     OF,
     Bag,
@@ -38,7 +39,7 @@ from lookback.formats.transforms import (
 from lookback.formats.vocabulary import FIRST_KNOWN, NULL, OUT_OF_VOCABULARY, together
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories.feature_specs import FeatureSpec
-from lookback.workflows.histories.gather import LABEL, PART, encode_column
+from lookback.workflows.histories.gather import PART, encode_column
 from lookback.workflows.histories.rules import TRAIN
 from lookback.workflows.histories.value_counts import COUNT, VALUE, count_where, merge_counts
 
