@@ -35,6 +35,9 @@ BYTES_PER_EVENT = 1_000
 """Peak memory of a partition's tasks for each of its events: three Python strings with their
 pointers, a sorted copy, and the Arrow tables (measured, rounded up)."""
 
+BYTES_PER_FEATURE = 60
+"""The same for each typed feature beside: raw, joined and encoded (measured, rounded up)."""
+
 BYTES_PER_PROCESS = 400 << 20
 """A worker before it has any data: interpreter, pandas, Arrow, NVTabular, vocabulary."""
 
@@ -76,6 +79,7 @@ def make_plan(
     workers: int | None = None,
     memory: int | None = None,
     partition_events: int | None = None,
+    features: int = 0,
 ) -> ResourcePlan:
     """Chooses workers and partition size.
 
@@ -84,6 +88,7 @@ def make_plan(
       workers: as asked for; None chooses.
       memory: bytes, as asked for; None takes what is free.
       partition_events: as asked for; None follows from the memory.
+      features: typed ones of an event.
 
     Raises:
       UserError: if the memory does not suffice for the workers.
@@ -94,10 +99,11 @@ def make_plan(
         workers = min(cores(), affordable) if lines > LINES_WORTH_A_CLUSTER else 0
         workers = workers if workers > 1 else 0
     budget = int(memory * MEMORY_SHARE) - (workers + 1) * BYTES_PER_PROCESS
-    fits = budget // (max(workers, 1) * BYTES_PER_EVENT)
+    event_bytes = BYTES_PER_EVENT + BYTES_PER_FEATURE * features
+    fits = budget // (max(workers, 1) * event_bytes)
     if fits < MIN_PARTITION_EVENTS and partition_events is None:
         needed = (workers + 1) * BYTES_PER_PROCESS
-        needed += max(workers, 1) * BYTES_PER_EVENT * MIN_PARTITION_EVENTS
+        needed += max(workers, 1) * event_bytes * MIN_PARTITION_EVENTS
         raise UserError(
             f"{memory >> 20} MiB of memory is too little for {workers or 1} worker(s): about "
             f"{int(needed / MEMORY_SHARE) >> 20} MiB are needed. Free memory, or lower --workers."

@@ -180,6 +180,7 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
         workers=options.workers,
         memory=options.memory_limit,
         partition_events=options.partition_events,
+        features=len(reader.feature_specs),
     )
     with order.output.create() as output, warnings.catch_warnings():
         # It calls its CPU mode experimental each time; that mode is what the tests compare here.
