@@ -228,7 +228,7 @@ def transform_of(said: Mapping[str, Any]) -> Transform:
         known = {field.name for field in dataclasses.fields(_KINDS[kind])}
         if set(given) - known:
             raise ValueError(f"key {shown(min(set(given) - known))}")
-        made = _KINDS[kind](**{key: _READ[key](value) for key, value in given.items()})
+        made: Transform = _KINDS[kind](**{key: _READ[key](value) for key, value in given.items()})
         return made if bag is None else _bag(made, bag)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
@@ -298,7 +298,12 @@ def _ascending(value: Any) -> tuple[float, ...]:
 
 
 _ENDS = (-math.inf, math.inf)
-_KINDS: dict[Any, type[Any]] = {made.kind: made for made in (Number, Buckets, Hashed, Vocabulary)}
+_KINDS: dict[Any, Any] = {
+    Number.kind: Number,
+    Buckets.kind: Buckets,
+    Hashed.kind: Hashed,
+    Vocabulary.kind: Vocabulary,
+}
 _READ: dict[str, Callable[[Any], Any]] = {
     "fill": _finite,
     "log": _flag,

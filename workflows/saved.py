@@ -2,6 +2,7 @@
 
     DIR/
       options.json    dataset and options; all other files with sizes and digests
+      features.json   (typed histories) the transformation of each feature, with what was fitted
       categories/     (histories) unique.NAME.parquet, the known values in the order of their ids
       encoder/        (histories) NVTabular's Categorify alone, as a workflow of its own
       vocabulary/     (rows) NAME.arrow, the known values by key, with their ids

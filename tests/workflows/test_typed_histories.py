@@ -321,6 +321,20 @@ def test_a_saved_workflow_encodes_new_data(tmp_path: Path) -> None:
     assert set(table["age"].to_pylist()) == {known_ages, filled}
 
 
+def test_new_data_may_be_of_one_part_alone(tmp_path: Path) -> None:
+    frames = make_log(events=600)
+    specs = {"dwell": SPECS["dwell"]}
+    rules = EventRules(split=BY_TIME)
+    raw = write_log(frames, tmp_path / "raw")
+    fitted = run_log(raw, tmp_path / "out", specs=specs, rules=rules)
+    later = frames["events"].assign(timestamp=lambda log: log["timestamp"] + 10**6 * NANOSECONDS)
+    write_log({**frames, "events": later}, raw)
+    order = order_of(raw, tmp_path / "later", specs=specs, rules=rules)
+    new = pipeline.transform(order, tmp_path / "out").metadata
+    assert new["split"]["test"] == new["counts"]["events"] == fitted.metadata["counts"]["events"]
+    assert new["features"] == fitted.metadata["features"]
+
+
 @pytest.mark.parametrize("iterate", [False, True])
 def test_rare_items_are_left_out(tmp_path: Path, iterate: bool) -> None:
     frames = make_log(users=60, items=80, events=900, seed=5)

@@ -79,7 +79,9 @@ class FeatureSpec:
         """The transformation, where nothing but a vocabulary is fitted of it; else None."""
         if self.is_numeric:
             return None
-        values = Vocabulary() if self.buckets is None else Hashed(self.buckets)
+        values: Vocabulary | Hashed = Vocabulary()
+        if self.buckets is not None:
+            values = Hashed(self.buckets)
         return Bag(self.most, self.separator, values) if self.is_bag else values
 
     def column(self, name: str) -> Column:

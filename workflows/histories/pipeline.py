@@ -217,8 +217,6 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
 
 def _check_users(events: Events, options: HistoryOptions, selection: Selection) -> None:
     if events.users_kept:
-        if selection.typed is not None:
-            _check_parts(events, selection)
         return
     if events.users_short:
         raise UserError(
@@ -234,7 +232,10 @@ def _check_users(events: Events, options: HistoryOptions, selection: Selection) 
 
 
 def _check_parts(events: Events, selection: Selection) -> None:
-    """Refuses a split that leaves a part without anything."""
+    """Refuses a split that leaves a part without anything, so that nothing can be fitted to it.
+
+    New data that a saved workflow encodes may well be of one part alone.
+    """
     counts = events.impressions if any(events.impressions) else events.parts
     empty = [name for name in selection.split.expected if not counts[SPLITS.index(name)]]
     if empty:
@@ -305,6 +306,7 @@ def _fit(job: _Job) -> tuple[Any, FittedFeatures]:
     from lookback.workflows.histories.fitted import fit_features
 
     threshold = job.order.options.frequency_threshold
+    _check_parts(job.events, job.selection)
     job.order.log("fitting the vocabularies")
     features = fit_features(
         job.events.files,
