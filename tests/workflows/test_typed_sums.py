@@ -81,12 +81,12 @@ def test_bags_are_numbered_by_count_and_cut(tmp_path: Path) -> None:
         {VALUE: [canonical(words) for words in lists], COUNT: counts, FITTED: counts}
     )
     bags = number_bags(combinations, Bag(2), known, tmp_path / "bags.parquet")
-    # [3, 5] is of 17 events, [4] of 7, [3] of 5.
-    assert bags.lengths.tolist() == [0, 0, 0, 2, 1, 1]
+    # [3, 5] is of 17 events, [4] of 7, [3] of 5, and [] of 1.
+    assert bags.lengths.tolist() == [0, 0, 0, 2, 1, 1, 0]
     assert bags.ids.tolist() == [3, 5, 4, 3]
     assert bags.cut == 9
     numbers = pq.read_table(tmp_path / "bags.parquet").to_pydict()
-    assert numbers[NUMBER] == [5, 4, 4, 3, 2, 1, 3]
+    assert numbers[NUMBER] == [5, 4, 4, 3, 2, 6, 3]
     hashed = Bag(2, None, Hashed(3))
     again = number_bags(combinations, hashed, None, tmp_path / "hashed.parquet")
     ids = dict(zip("abcdx", Hashed(3).encode(pa.array(list("abcdx"))).tolist(), strict=True))
@@ -94,7 +94,6 @@ def test_bags_are_numbered_by_count_and_cut(tmp_path: Path) -> None:
     for words, count in zip(lists, counts, strict=True):
         bag = tuple(sorted({ids[word] for word in words})[:2])
         totals[bag] = totals.get(bag, 0) + count
-    del totals[()]
     order = sorted(totals, key=lambda bag: (-totals[bag], bag))
     assert again.ids.tolist() == [value for bag in order for value in bag]
     assert json.loads(combinations[VALUE][1].as_py()) == ["b", "x"]

@@ -263,6 +263,8 @@ class Bags:
 def number_bags(combinations: pa.Table, bag: Bag, known: pa.Array | None, file: Path) -> Bags:
     """Numbers the bags by falling count of events, those of equal count by their ids.
 
+    An empty list is a bag as others are. One of which no element is known is an unknown one.
+
     Args:
       combinations: see `count_combinations`.
       bag: the transformation.
@@ -283,18 +285,18 @@ def number_bags(combinations: pa.Table, bag: Bag, known: pa.Array | None, file: 
     kept, bounds = bag.keep(ids, offsets)
     edges = bounds.tolist()
     values = kept.tolist()
-    contents = [tuple(values[a:b]) for a, b in itertools.pairwise(edges)]
+    unknown = (np.diff(offsets) > 0) & (np.diff(bounds) == 0)
+    contents = [
+        None if none else tuple(values[begin:end])
+        for none, (begin, end) in zip(unknown.tolist(), itertools.pairwise(edges), strict=True)
+    ]
     totals: dict[tuple[int, ...], int] = {}
     for content, count in zip(contents, counts.tolist(), strict=True):
-        totals[content] = totals.get(content, 0) + count
-    totals.pop((), None)
+        if content is not None:
+            totals[content] = totals.get(content, 0) + count
     order = sorted(totals, key=lambda content: (-totals[content], content))
     place = {content: number for number, content in enumerate(order, FIRST_KNOWN)}
-    empty = np.diff(offsets) == 0
-    numbers = [
-        place.get(content, NULL if none else OUT_OF_VOCABULARY)
-        for content, none in zip(contents, empty.tolist(), strict=True)
-    ]
+    numbers = [OUT_OF_VOCABULARY if content is None else place[content] for content in contents]
     pq.write_table(
         pa.table({VALUE: combinations[VALUE], NUMBER: pa.array(numbers, pa.int32())}), file
     )
