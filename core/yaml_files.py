@@ -9,6 +9,7 @@ that it meets twice so.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from lookback.core.utf8 import decode
 
 MOST_BYTES = 1 << 20
 """Of a file; what people write is far smaller."""
+
+Place = tuple[str | int, ...]
+"""Keys, and numbers of list entries from 0 on, that lead to a value."""
 
 MOST_LEVELS = 100
 """Of brackets in each other, whose reading takes a time that grows with their square."""
@@ -140,6 +144,30 @@ def load_yaml(text: str, source: str, *, shared_lists: bool = False) -> Any:
         raise UserError(f"{source} is not valid YAML: {str(error)[:_SHOWN]}.") from None
 
 
+def yaml_lines(text: str) -> Mapping[Place, int]:
+    """The line, from 1 on, of each value of a text that `load_yaml` reads: that of its key.
+
+    Args:
+      text: of the file.
+    """
+    loader = _StrictLoader(text)
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+    finally:
+        loader.dispose()
+    return {} if node is None else dict(_lines(node, (), node.start_mark.line + 1))
+
+
+def _lines(node: yaml.Node, place: Place, line: int) -> Iterator[tuple[Place, int]]:
+    yield place, line
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _lines(value, (*place, str(key.value)), key.start_mark.line + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _lines(value, (*place, number), value.start_mark.line + 1)
+
+
 def read_yaml(path: str | Path, source: str | None = None, *, shared_lists: bool = False) -> Any:
     """What a YAML file holds; see `load_yaml`.
 
@@ -152,6 +180,11 @@ def read_yaml(path: str | Path, source: str | None = None, *, shared_lists: bool
       UserError: if it cannot be read, is larger than `MOST_BYTES`, or is not YAML.
     """
     source = source or str(path)
+    return load_yaml(read_text(path, source), source, shared_lists=shared_lists)
+
+
+def read_text(path: str | Path, source: str) -> str:
+    """The text of a YAML file, for `load_yaml` and `yaml_lines`; see `read_yaml`."""
     try:
         with Path(path).open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -160,7 +193,6 @@ def read_yaml(path: str | Path, source: str | None = None, *, shared_lists: bool
                 f"{source}: expected a YAML file of at most {MOST_BYTES:,} bytes, as people write, "
                 "received a larger one."
             )
-        text = decode(content)
+        return decode(content)
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: expected a YAML file, but {error}.") from None
-    return load_yaml(text, source, shared_lists=shared_lists)

@@ -21,7 +21,7 @@ from lookback.core.options.command_line import (
 )
 from lookback.core.options.completion import bash_completion
 from lookback.core.options.help import help_text, parameter_table
-from lookback.core.options.line import CommandLine
+from lookback.core.options.line import CommandLine, ConfigFile
 from lookback.core.options.needs import SET, UNSET
 from lookback.core.options.option import (
     Option,
@@ -40,6 +40,7 @@ __all__ = [
     "UNSET",
     "Command",
     "CommandLine",
+    "ConfigFile",
     "Door",
     "Option",
     "Program",

@@ -9,6 +9,7 @@ import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,9 +17,9 @@ import yaml
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.options.help import help_text
-from lookback.core.options.line import CommandLine
+from lookback.core.options.line import CommandLine, ConfigFile
 from lookback.core.options.option import Option, options_of
-from lookback.core.yaml_files import StrictDumper, read_yaml
+from lookback.core.yaml_files import StrictDumper, load_yaml, read_text
 
 
 def parse(
@@ -45,7 +46,6 @@ def parse(
       UserError: unknown, mistyped, missing or invalid options.
       SystemExit: with status 0, after printing what `--help` or `--help-all` asks for.
     """
-    shared = line.shared()
     asked = next((word for word in argv if word in ("-h", "--help", "--help-all")), None)
     if asked is not None:
         chosen, recipe = None, None
@@ -53,10 +53,10 @@ def parse(
             chosen, recipe = (_for_help(argv, n, line) for n in (line.chooser, line.recipe))
         print(help_text(line, chosen, prog, description, recipe), end="")
         raise SystemExit(0)
-    chosen, recipe = (_choice(argv, name, shared) for name in (line.chooser, line.recipe))
+    chosen, recipe = (_choice(argv, name, line) for name in (line.chooser, line.recipe))
     options = line.options(chosen, recipe)
     foreign = {} if chosen is None else _foreign(line, chosen, options)
-    return line.instances(chosen, _values(argv, options, line.removed, foreign), recipe)
+    return line.instances(chosen, _values(argv, options, line, foreign), recipe)
 
 
 def from_values(line: CommandLine, **values: Any) -> tuple[Any, ...]:
@@ -138,23 +138,22 @@ def _for_help(argv: Sequence[str], name: str | None, line: CommandLine) -> str |
     if name is None:
         return None
     words = [word for word in argv if word not in ("-h", "--help", "--help-all")]
-    shared = line.shared()
     try:
-        return _choice(words, name, shared)
+        return _choice(words, name, line)
     except UserError:
-        default = shared[name].default
+        default = line.shared()[name].default
         return None if default is dataclasses.MISSING or default is None else str(default)
 
 
-def _choice(argv: Sequence[str], name: str | None, shared: Mapping[str, Option]) -> str | None:
+def _choice(argv: Sequence[str], name: str | None, line: CommandLine) -> str | None:
     """The value of an option that brings in others, or their defaults; None without one."""
     if name is None:
         return None
-    chooser = shared[name]
+    chooser = line.shared()[name]
     written, _ = _read_argv(argv, {name: chooser})
     chosen = chooser.default
     if "config" in written:
-        in_file = _read_config(written["config"])
+        in_file = _read_config(written["config"], line)
         if name in in_file:
             chosen = chooser.read(in_file[name], f"{name} in {written['config']}")
     if name in written:
@@ -207,10 +206,11 @@ def _foreign(line: CommandLine, chosen: str, known: Mapping[str, Option]) -> dic
 def _values(
     argv: Sequence[str],
     options: Mapping[str, Option],
-    removed: Mapping[str, str],
+    line: CommandLine,
     foreign: Mapping[str, _Foreign],
 ) -> dict[str, Any]:
     """The value of every option: as written, as in the file, or its default."""
+    removed = line.removed
     written, unknown = _read_argv(argv, options)
     if unknown:
         word = unknown[0].split("=")[0]
@@ -226,7 +226,7 @@ def _values(
     values = {}
     if "config" in written:
         path, left_out = written.pop("config"), []
-        for key, raw in _read_config(path).items():
+        for key, raw in _read_config(path, line).items():
             if key not in options:
                 # A run's config.yaml of before layouts had options of their own holds those of all.
                 if key in foreign and foreign[key].is_default(raw):
@@ -338,7 +338,12 @@ def _read_argv(
             )
         (written["config"],) = written["config"]
     for option in options.values():
-        if option.positional:
+        if option.positional and option.is_tuple:
+            given = [word for word in rest if not word.startswith("-")]
+            rest = [word for word in rest if word not in given]
+            if given or words:
+                written[option.name], words = [*given, *words], []
+        elif option.positional:
             word = next((word for word in rest if not word.startswith("-")), None)
             if word is not None:
                 rest.remove(word)
@@ -348,13 +353,18 @@ def _read_argv(
     return written, [*rest, *words]
 
 
-def _read_config(path: str) -> dict[str, Any]:
-    content = read_yaml(path, f"--config {path}")
+def _read_config(path: str, line: CommandLine) -> Mapping[str, Any]:
+    source = f"--config {path}"
+    text = read_text(path, source)
+    content = load_yaml(text, source)
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(
-            f"--config {path}: expected lines of the form 'name: value', received a "
+            f"{source}: expected lines of the form 'name: value', received a "
             f"{type(content).__name__}."
         )
-    return content
+    if line.document is None:
+        return content
+    known = {*line.shared(), *(name for variant in line.variants for name in line.own(variant))}
+    return line.document(ConfigFile(Path(path), text, content, known))

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lookback.core.options.needs import unmet
 from lookback.core.options.option import Option, options_of, refuse_idle
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """A file of --config.
+
+    Attributes:
+      path: of it.
+      text: of it.
+      content: what it maps to what.
+      known: the options that it may have.
+    """
+
+    path: Path
+    text: str
+    content: Mapping[str, Any]
+    known: Collection[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +46,8 @@ class CommandLine:
       choices: option -> allowed values, for choices that only the caller knows (a registry).
       removed: names that users of older versions may still write -> the sentence that says what
         replaces them.
+      document: makes options of a file of --config that describes something, and gives others'
+        content as it is; None: all files are lines of options.
     """
 
     configs: tuple[type, ...]
@@ -37,6 +57,7 @@ class CommandLine:
     must_choose: bool = False
     choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    document: Callable[[ConfigFile], Mapping[str, Any]] | None = None
 
     def shared(self) -> dict[str, Option]:
         """The options that every use has, by name."""

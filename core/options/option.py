@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import difflib
 import math
@@ -9,7 +10,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _SCALARS: dict[type, tuple[str, str]] = {  # type -> (name in --help, words in a
     str: ("TEXT", "text"),
     Path: ("PATH", "a path"),
 }
+_PARTS = ("YAML", "a mapping, in a file of --config")
 _SIZE = ("SIZE", "a size like 80GB, 40GiB or 1000000")
 _INTEGER = re.compile(r"[-+]?\d{1,30}")  # not all that int() takes: 1_0 is a mistake
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # s3://, gs://, hdfs:///, file:/
@@ -31,10 +33,40 @@ _SHOWN = 80  # characters of a wrong value
 _PATH_MAX, _NAME_MAX = 4096, 255  # bytes, of Linux' limits.h; the first with a closing zero
 
 
+class Structure(abc.ABC):
+    """A value of several parts, for which a command line is too narrow: `--config` alone gives it.
+
+    See `core.options.nested`.
+    """
+
+    @classmethod
+    @abc.abstractmethod
+    def read(cls, raw: object, source: str) -> Any:
+        """The value that `raw` describes: what YAML or JSON made of a file, or the value itself.
+
+        Raises:
+          UserError: naming `source` and all that is wrong with it.
+        """
+
+    @abc.abstractmethod
+    def content(self) -> Any:
+        """What `read` makes the value of, as JSON has it."""
+
+    @classmethod
+    @abc.abstractmethod
+    def schema(cls, definitions: dict[str, Any]) -> dict[str, Any]:
+        """The JSON Schema of what `read` takes.
+
+        Args:
+          definitions: takes the schemas of classes that this one refers to, by name.
+        """
+
+
 def option(
     default: Any = dataclasses.MISSING,
     *,
     help: str,
+    factory: Callable[[], Any] | None = None,
     scope: str | None = None,
     unit: str | None = None,
     none: tuple[Any, ...] = (),
@@ -56,11 +88,12 @@ def option(
     """A field of a config dataclass that is an option.
 
     Its annotation may be bool, int, float, str, Path, a Literal of strings, tuple[int|float|str,
-    ...], and any of them ``| None``, where None means absent.
+    ...], a `Structure`, and any of them ``| None``, where None means absent.
 
     Args:
       default: its value where none is given; required without one.
       help: one line for `--help` and the documents.
+      factory: makes the default, where that is a mapping.
       scope: the group under which it is listed; None: that of its class.
       unit: of a number: "bytes" is read and shown as a size (80GB), others are only shown.
       none: written values that mean None, for the sentinels of older command lines: with (-1,)
@@ -102,6 +135,8 @@ def option(
         "suits": suits,
         "storage": storage,
     }
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=given)
     return dataclasses.field(default=default, metadata=given)
 
 
@@ -208,6 +243,8 @@ class Option:
                 "cp`, `hdfs dfs -get`), or mount it, and give the path; likewise for what is "
                 "written."
             )
+        if issubclass(self.kind, Structure):
+            return self.kind.read(raw, source)
         try:
             value = self._convert(raw, source)
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -230,7 +267,8 @@ class Option:
         Raises:
           UserError: naming what is expected.
         """
-        if value is None or (self.kind is bool and not self.choices):
+        plain = self.kind is bool or issubclass(self.kind, Structure)
+        if value is None or (plain and not self.choices):
             return
         if self.nonempty and value in ((), ""):
             raise UserError(f"{source}: expected {self.expected}, received nothing.")
@@ -260,6 +298,8 @@ class Option:
         """The value as YAML can hold it: tuples become lists, paths text."""
         if isinstance(value, tuple):
             return [self.write(element) for element in value]
+        if isinstance(value, Structure):
+            return value.content()
         return str(value) if isinstance(value, Path) else value
 
     def show(self, value: Any) -> str:
@@ -274,6 +314,8 @@ class Option:
 
     @property
     def _words(self) -> tuple[str, str]:
+        if issubclass(self.kind, Structure):
+            return _PARTS
         return _SIZE if self.unit == "bytes" else _SCALARS[self.kind]
 
     def _within_bounds(self, element: Any) -> bool:
@@ -329,40 +371,58 @@ def options_of(
     """
     hints = typing.get_type_hints(config_class)
     group = str(scope or getattr(config_class, "scope", config_class.__name__))
-    options = {}
-    for field in dataclasses.fields(config_class):
-        if not field.init:
-            continue
-        kind, is_tuple, is_optional, literal = _annotation(config_class, field.name, hints)
-        said = field.metadata
-        allowed = (choices or {}).get(field.name, said.get("choices") or literal)
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        bounds = ("at_least", "above", "at_most", "below")
-        options[field.name] = Option(
-            name=field.name,
-            kind=kind,
-            is_tuple=is_tuple,
-            is_optional=is_optional,
-            choices=tuple(allowed) if allowed is not None else None,
-            default=default,
-            help=said.get("help", ""),
-            scope=str(said.get("scope") or group),
-            none=tuple(said.get("none", ())),
-            unit=said.get("unit"),
-            limit=said.get("limit", MOST_INTEGER),
-            bounds=tuple((b, said[b]) for b in bounds if said.get(b) is not None),
-            nonempty=said.get("nonempty", False),
-            continued=said.get("continued", False),
-            positional=said.get("positional", False),
-            repeatable=said.get("repeatable", False),
-            unserved=said.get("unserved") or {},
-            needs=alternatives(said.get("needs")),
-            suits=alternatives(said.get("suits")),
-            storage=said.get("storage", False),
-        )
-    return options
+    return {
+        field.name: option_of(config_class, field, hints, group, (choices or {}).get(field.name))
+        for field in dataclasses.fields(config_class)
+        if field.init
+    }
+
+
+def option_of(
+    config_class: type,
+    field: dataclasses.Field[Any],
+    hints: Mapping[str, Any],
+    group: str,
+    choices: Sequence[str] | None = None,
+) -> Option:
+    """The option that one field is; see `options_of`.
+
+    Args:
+      config_class: the field's class.
+      field: one of its fields.
+      hints: annotations of all of them.
+      group: its scope if it names none.
+      choices: the allowed values, if the caller knows better.
+    """
+    kind, is_tuple, is_optional, literal = _annotation(config_class, field.name, hints)
+    said = field.metadata
+    allowed = said.get("choices") or literal if choices is None else choices
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    bounds = ("at_least", "above", "at_most", "below")
+    return Option(
+        name=field.name,
+        kind=kind,
+        is_tuple=is_tuple,
+        is_optional=is_optional,
+        choices=tuple(allowed) if allowed is not None else None,
+        default=default,
+        help=said.get("help", ""),
+        scope=str(said.get("scope") or group),
+        none=tuple(said.get("none", ())),
+        unit=said.get("unit"),
+        limit=said.get("limit", MOST_INTEGER),
+        bounds=tuple((b, said[b]) for b in bounds if said.get(b) is not None),
+        nonempty=said.get("nonempty", False),
+        continued=said.get("continued", False),
+        positional=said.get("positional", False),
+        repeatable=said.get("repeatable", False),
+        unserved=said.get("unserved") or {},
+        needs=alternatives(said.get("needs")),
+        suits=alternatives(said.get("suits")),
+        storage=said.get("storage", False),
+    )
 
 
 def check_options(config: Any) -> None:
@@ -476,7 +536,7 @@ def _annotation(
             return elements[0], True, is_optional, None
     if hint is bool:
         return bool, False, is_optional, None
-    if hint in _SCALARS:
+    if hint in _SCALARS or (isinstance(hint, type) and issubclass(hint, Structure)):
         return hint, False, is_optional, None
     raise TypeError(
         f"{config_class.__name__}.{name}: an option cannot have the type {hints[name]}; `option` "
