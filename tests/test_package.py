@@ -22,7 +22,11 @@ from tests.test_architecture import DOORS, FLOORS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DATA = {"kernels/dot_interaction.cc", "training/parallel/start_rank.sh"}
+DATA = {
+    "kernels/dot_interaction.cc",
+    "training/parallel/start_rank.sh",
+    "workflows/log/schema.json",
+}
 """What the product needs beside its modules."""
 
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from lookback.workflows.datasets.amazon import AmazonReader
 from lookback.workflows.datasets.criteo import CriteoReader
 from lookback.workflows.datasets.interactions import InteractionsReader
+from lookback.workflows.datasets.log import LogReader
 from lookback.workflows.datasets.movielens import MovieLensReader
 from lookback.workflows.generators import synthetic, synthetic_criteo
 from lookback.workflows.histories.reader import Reader
@@ -21,6 +22,7 @@ from lookback.workflows.tabular.reader import TabularReader
 DATASETS: dict[str, type[Reader]] = {
     "amazon": AmazonReader,
     "interactions": InteractionsReader,
+    "log": LogReader,
     "movielens": MovieLensReader,
     "synthetic": AmazonReader,  # its generator writes files of the same format
 }

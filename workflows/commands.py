@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lookback.core.files import atomic_file
 from lookback.core.options import Command, CommandLine, Program, changed, changes, option, without
 from lookback.formats.verification import TRUSTED, DatasetChecks
 from lookback.workflows import GENERATORS, TABULAR_DATASETS
+from lookback.workflows.log.document import described
+from lookback.workflows.log.schema import SCHEMA
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.order import Report
 from lookback.workflows.pipeline import (
@@ -43,7 +46,9 @@ class InputOptions:
 
     scope = "what to read"
 
-    input: Path = option(help="directory of raw files (of interactions also a single one)")
+    input: Path = option(
+        help="directory of raw files (of interactions also a single one; of a log that of its YAML)"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,20 @@ class DatasetExportOptions:
 
     dataset_type: str = option(help="layout to write")
     input: Path = option(help="a tabular dataset")
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """Files of a log that nobody has described."""
+
+    scope = "what to read"
+
+    files: tuple[str, ...] = option(
+        help="files of a log: CSV, JSON lines or parquet; events, items, users",
+        positional=True,
+        nonempty=True,
+    )
+    output: Path | None = option(None, help="YAML file to write; none: print it")
 
 
 @dataclass(frozen=True)
@@ -180,6 +199,28 @@ def _describe(asked: DescribeOptions, checks: DatasetChecks) -> None:
     describe(asked.directory, verification=checks.verification)
 
 
+def _init(asked: InitOptions) -> None:
+    from lookback.workflows.log.propose import propose
+
+    paths = [Path(name) for name in asked.files]
+    proposal = propose(paths, Path() if asked.output is None else asked.output.parent)
+    if asked.output is None:
+        print(proposal.text, end="")
+    else:
+        with atomic_file(asked.output, inputs=paths) as temporary:
+            temporary.write_text(proposal.text, encoding="utf-8")
+    written = "" if asked.output is None else f"; proposed {asked.output}"
+    _log(f"looked at {proposal.rows:,} rows of {len(paths)} file(s){written}")
+    for key, choices in proposal.open.items():
+        _log(f"set {key} ({choices})")
+    if proposal.open:
+        _log("Until that is done the description does not load.")
+
+
+def _schema() -> None:
+    print(SCHEMA.read_text(encoding="utf-8"), end="")
+
+
 def _say(note: str | None) -> None:
     if note is not None:
         _log(note)
@@ -195,21 +236,22 @@ def _log(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-_OF_RAW_DATA = CommandLine(
+OF_RAW_DATA = CommandLine(
     (DatasetChoice, InputOptions, OutputOptions),
     chooser="dataset",
     variants={
         name: (kind.options, reader) for kind in KINDS for name, reader in kind.readers.items()
     },
     must_choose=True,
+    document=described,
 )
 
 PROGRAM = Program(
     "python -m workflows",
     "Turns raw data into datasets that train.py reads.",
     {
-        "run": Command("ingest, fit and transform: raw data to dataset", _OF_RAW_DATA, _run),
-        "fit": Command("raw data to saved workflow, and nothing else", _OF_RAW_DATA, _fit),
+        "run": Command("ingest, fit and transform: raw data to dataset", OF_RAW_DATA, _run),
+        "fit": Command("raw data to saved workflow, and nothing else", OF_RAW_DATA, _fit),
         "transform": Command(
             "new raw data to dataset with a saved workflow",
             CommandLine(
@@ -230,6 +272,12 @@ PROGRAM = Program(
                 choices={"dataset_type": sorted(DATASET_TYPES)},
             ),
             _export,
+        ),
+        "init": Command(
+            "propose the YAML that describes the files of a log", CommandLine((InitOptions,)), _init
+        ),
+        "schema": Command(
+            "print the JSON Schema of the YAML that describes a log", CommandLine(()), _schema
         ),
         "describe": Command(
             "print what a dataset holds", CommandLine((DescribeOptions, DatasetChecks)), _describe

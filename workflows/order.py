@@ -43,9 +43,9 @@ class WorkflowOrder(Generic[ReaderT, OptionsT]):
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The reader's options that are not at their defaults."""
+        """The reader's options that are not at their defaults, as JSON has them."""
         return {
-            name: value
+            name: option.write(value)
             for name, option in options_of(type(self.reader)).items()
             if (value := getattr(self.reader, name)) != option.default
         }

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -239,4 +240,6 @@ def _order(
 ) -> WorkflowOrder[Any, Any]:
     """The order; its input is the first thing that the output keeps apart from."""
     reader, options = kind.read(name, given)
-    return WorkflowOrder(name, reader, options, target.inputs[0], target, log, progress)
+    source, *others = target.inputs
+    apart = dataclasses.replace(target, inputs=(*reader.inputs(source), *others))
+    return WorkflowOrder(name, reader, options, source, apart, log, progress)

@@ -7,6 +7,8 @@ fixed piece of the file whatever the number of workers, and lines are numbered f
 
 from __future__ import annotations
 
+import codecs
+import functools
 import gzip
 import queue
 import threading
@@ -160,21 +162,29 @@ def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
         yield Block(path, start, min(start + block_bytes, size), first=start == 0)
 
 
-def record_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+def record_blocks(
+    path: Path, block_bytes: int = BLOCK_BYTES, quote: bytes = b'"'
+) -> Iterator[Block]:
     """Like `blocks`, but no cut is inside a quoted field of CSV, which may hold line feeds.
 
     Whether a line feed is quoted follows from the number of quotes before it, so this process
     reads all of the file.
 
+    Args:
+      path: the file.
+      block_bytes: of a block, about.
+      quote: what quoted fields begin and end with, one byte.
+
     Raises:
       UserError: if a gzip file is damaged or ends too early.
     """
+    end_of_records = functools.partial(_end_of_records, quote=quote)
     if path.suffix == ".gz":
-        yield from _prefetched(_gzip_blocks(path, block_bytes, _end_of_records))
+        yield from _prefetched(_gzip_blocks(path, block_bytes, end_of_records))
         return
     start = 0
     with path.open("rb") as file:
-        for data in _pieces(file, block_bytes, _end_of_records):
+        for data in _pieces(file, block_bytes, end_of_records):
             yield Block(path, start, start + len(data), first=start == 0)
             start += len(data)
 
@@ -232,8 +242,12 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def first_line(path: Path) -> str:
+def first_line(path: Path, encoding: str = "utf-8") -> str:
     """A file's first line, without its end and without the mark that Excel begins files with.
+
+    Args:
+      path: the file.
+      encoding: of its text.
 
     Raises:
       UserError: if it is damaged, or of bytes that are no text.
@@ -253,7 +267,8 @@ def first_line(path: Path) -> str:
             f"{path}:1: the first line has no end within {FIRST_LINE_BYTES >> 20} MiB. Check that "
             "this is the file that is meant, and that its lines end in line feeds."
         )
-    text = line.decode("utf-8-sig", "backslashreplace").removesuffix("\n").removesuffix("\r")
+    text = line.removeprefix(codecs.BOM_UTF8).decode(encoding, "backslashreplace")
+    text = text.removesuffix("\n").removesuffix("\r")
     if "\r" in text:
         raise UserError(
             f"{path}:1: its lines end in carriage returns alone, as Excel for Mac writes them. "
@@ -331,17 +346,17 @@ def _end_of_lines(data: bytes) -> int:
     return data.rfind(b"\n") + 1
 
 
-def _end_of_records(data: bytes) -> int:
+def _end_of_records(data: bytes, quote: bytes) -> int:
     """End of the last line that does not end in a quoted field; `data` begins in none.
 
     Where there is no such line, the quote is one that opens no field (as of ``7" vinyl``), which
     whoever parses the lines can tell: then it is the end of the last line.
     """
     end = _end_of_lines(data)
-    quotes = data.count(b'"', 0, end)
+    quotes = data.count(quote, 0, end)
     while end and quotes % 2:
         start = data.rfind(b"\n", 0, end - 1) + 1
-        quotes -= data.count(b'"', start, end)
+        quotes -= data.count(quote, start, end)
         end = start
     return end or _end_of_lines(data)
 

@@ -24,6 +24,8 @@ from lookback.workflows.text import BadLineError
 TimeUnit = Literal["s", "ms", "us", "ns", "yyyymmdd", "yymmddhh", "steps"]
 SECONDS: TimeUnit = "s"
 STEPS: TimeUnit = "steps"
+ISO = "iso"
+"""In place of a unit: times are text of ISO 8601 alone."""
 
 NANOSECONDS = 10**9
 TIMES_WITHOUT_ZONE = "times_without_zone"  # in the counts: taken as UTC
@@ -114,12 +116,40 @@ def problem(value: int | float, unit: str, name: str) -> str:
     )
 
 
+def known_zone(zone: str) -> bool:
+    """Whether there is a time zone of this name."""
+    import pytz
+
+    return zone in pytz.all_timezones_set
+
+
+def in_zone(times: Array, zone: str) -> tuple[Array, int]:
+    """Times of clocks on a wall in UTC, and how many of them the clock shows twice, or never.
+
+    Of those that it shows twice the first is meant; one that it leaves out is the next that it has.
+
+    Args:
+      times: nanoseconds since 1970 as the clock counts them. [N]
+      zone: where the clock is.
+    """
+    from pandas import DatetimeIndex
+
+    walls = DatetimeIndex(times)
+    first, second = (
+        walls.tz_localize(zone, ambiguous=np.full(len(times), summer), nonexistent="shift_forward")
+        for summer in (True, False)
+    )
+    found = first.asi8
+    gone = first.tz_localize(None).asi8 != times
+    return found, int(((found != second.asi8) | gone).sum())
+
+
 def read_text(values: pa.ChunkedArray, unit: str) -> tuple[Array, int] | None:
     """Times of text, numbers or ISO 8601, all at once.
 
     Args:
       values: strings, without nulls. [N]
-      unit: of numbers.
+      unit: of numbers; `ISO`: there are none.
 
     Returns:
       times as `read_numbers` has them [N], and how many of them name no zone; None where any
@@ -130,6 +160,8 @@ def read_text(values: pa.ChunkedArray, unit: str) -> tuple[Array, int] | None:
             numbers = values.cast(dtype).to_numpy()
         except pa.ArrowInvalid:
             continue
+        if unit == ISO:
+            return None
         times, good = read_numbers(numbers, unit)
         return (times, 0) if good.all() else None
     if unit == STEPS:
@@ -154,6 +186,8 @@ def read_word(text: str, unit: str, name: str) -> tuple[int | float, bool]:
       BadLineError: if it is none.
     """
     if _NUMBER.fullmatch(text):
+        if unit == ISO:
+            raise BadLineError(f"{name} is a number, not a time of ISO 8601")
         number = int(text) if _INTEGER.fullmatch(text) else float(text)
         return read_number(number, unit, name), False
     found = _ISO.fullmatch(text)

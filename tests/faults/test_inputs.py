@@ -20,8 +20,8 @@ from lookback.workflows.commands import PROGRAM
 from lookback.workflows.datasets.amazon import AmazonReader
 from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.datasets.movielens import MovieLensReader
-from lookback.workflows.histories import csv_events
 from lookback.workflows.histories.gather import exact_repeats, held_out_ties
+from lookback.workflows.log import csv_records
 from lookback.workflows.pipeline import run_dataset, transform_dataset
 from lookback.workflows.times import read_number, read_numbers, read_text, read_word
 
@@ -204,7 +204,7 @@ def test_ties_stay_in_the_order_of_the_input(
         path = tmp_path / f"raw/{number}.{kind}"
         path.parent.mkdir(exist_ok=True)
         part.to_csv(path, index=False) if kind == "csv" else part.to_parquet(path, index=False)
-    monkeypatch.setattr(csv_events.csv_blocks, "__defaults__", (100,))
+    monkeypatch.setattr(csv_records.csv_blocks, "__defaults__", (100,))
     stable = frame.sort_values(["user_id", "timestamp"], kind="stable")
     by_item = frame.sort_values(["user_id", "timestamp", "item_id"])
     tied = 2 * 12  # the last two of each user's three events of the last day

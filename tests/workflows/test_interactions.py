@@ -19,19 +19,19 @@ from lookback.core.errors import UserError
 from lookback.dataloading.histories.resident import Histories
 from lookback.workflows.commands import PROGRAM
 from lookback.workflows.datasets.interactions import InteractionsReader
-from lookback.workflows.histories import csv_events as interactions_csv
 from lookback.workflows.histories import ops
-from lookback.workflows.histories import parquet_events as interactions_parquet
 from lookback.workflows.histories.gather import first_events
 from lookback.workflows.histories.reader import HistoryOptions
+from lookback.workflows.log import csv_records, parquet_records
+from lookback.workflows.log.description import CsvFormat
+from lookback.workflows.log.records import Wanted
 from lookback.workflows.order import Report
 from lookback.workflows.pipeline import run_dataset, transform_dataset
-from lookback.workflows.times import read_text
 from tests.metadata import of_data
 
 main = PROGRAM.main
 COLUMNS = ["user_id", "item_id", "timestamp"]
-NAMES = ("user_id", "item_id", "timestamp")
+WANTED = Wanted(("user_id", "item_id", "timestamp"))
 START = 1_400_000_000  # a second of 2014
 Ids = Callable[[np.ndarray[Any, Any]], list[Any]]
 
@@ -180,9 +180,9 @@ def test_files_and_blocks_have_no_say(tmp_path: Path, monkeypatch: pytest.Monkey
     tables = tmp_path / "tables"
     _write(parts[0], tables / "0.parquet")
     _write(parts[1][renamed], tables / "1.parquet")
-    monkeypatch.setattr(interactions_csv.csv_blocks, "__defaults__", (300,))
-    monkeypatch.setattr(interactions_parquet.row_blocks, "__defaults__", (70,))
-    assert len(list(interactions_csv.csv_blocks(tmp_path / "raw/a.csv", NAMES))) > 20
+    monkeypatch.setattr(csv_records.csv_blocks, "__defaults__", (300,))
+    monkeypatch.setattr(parquet_records.row_blocks, "__defaults__", (70,))
+    assert len(list(csv_records.csv_blocks(tmp_path / "raw/a.csv", WANTED, CsvFormat()))) > 20
     hashes = set()
     for raw in ("raw", "tables"):
         for size in (None, 100):
@@ -210,7 +210,7 @@ def test_ids_are_integers_only_if_all_are(
     events = pd.concat([events, events[events["user_id"] == 5].assign(item_id=1)])
     text = events.astype({"user_id": str, "item_id": str})
     text.iloc[-1, 1] = late
-    monkeypatch.setattr(interactions_csv.csv_blocks, "__defaults__", (2000,))
+    monkeypatch.setattr(csv_records.csv_blocks, "__defaults__", (2000,))
     run_dataset(
         "interactions",
         _write(text, tmp_path / "raw.csv"),
@@ -232,7 +232,7 @@ def test_users_who_are_text_late_stay_whole(
     text = events.astype({"user_id": str})
     other = text[text["user_id"] == "5"].assign(user_id="five", timestamp=START + 100)
     text = pd.concat([text, other])
-    monkeypatch.setattr(interactions_csv.csv_blocks, "__defaults__", (2000,))
+    monkeypatch.setattr(csv_records.csv_blocks, "__defaults__", (2000,))
     raw = _write(text, tmp_path / "raw.csv")
     run_dataset("interactions", raw, tmp_path / "out", partition_events=100)
     _assert_equal(tmp_path / "out", _oracle(text))
@@ -550,7 +550,7 @@ def test_a_quoted_field_without_an_end(tmp_path: Path) -> None:
 def test_quotes_that_open_no_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = "".join(f'{n}" vinyl,{n},2,3\n' for n in range(1, 102))
     path = _csv(tmp_path, HEADER + lines + 'a "b" c,200,2,3\n')
-    monkeypatch.setattr(interactions_csv.csv_blocks, "__defaults__", (50,))
+    monkeypatch.setattr(csv_records.csv_blocks, "__defaults__", (50,))
     parsed = _parse(path)
     assert len(parsed) > 10
     assert not any(part.reasons for part in parsed)
@@ -576,19 +576,12 @@ def test_both_ways_of_parsing_agree(tmp_path: Path) -> None:
     rows[10] = ""
     rows[20] = ""
     text = HEADER + "\n".join(rows) + "\n"
-    columns = interactions_csv.find_columns(_csv(tmp_path, text), NAMES)
-    body = text[len(HEADER) :].encode()
-    quick = interactions_csv._parse_quickly(memoryview(body), 2, columns)
-    careful, times, _, bad, _ = interactions_csv._parse_carefully(
-        text.encode(), True, columns, "steps"
-    )
-    assert quick is not None and not bad
-    assert quick.drop(["timestamp"]).to_pydict() == careful.to_pydict()
-    assert len(quick) == 297
-    assert times.to_pylist() == [float(time) for time in quick["timestamp"].to_pylist()]
-    found = read_text(quick["timestamp"], "steps")
-    assert found is not None
-    assert found[0].tolist() == times.to_pylist()
+    (block,) = csv_records.csv_blocks(_csv(tmp_path, text), WANTED, CsvFormat())
+    quick, careful = block.quick(), block.careful()
+    assert quick is not None and not careful.bad.reasons
+    assert quick.table.to_pydict() == careful.table.to_pydict()
+    assert quick.lines == careful.lines == text.count("\n")
+    assert len(quick.table) == 297
 
 
 def test_bad_lines_are_left_out_and_counted(tmp_path: Path) -> None:

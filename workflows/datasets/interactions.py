@@ -20,15 +20,17 @@ from lookback.core.errors import UserError
 from lookback.core.options import check_options, option
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
-from lookback.workflows.histories import csv_events as csv_files
-from lookback.workflows.histories import parquet_events as parquet_files
 from lookback.workflows.histories.gather import KnownFeatures
 from lookback.workflows.histories.reader import Reader
+from lookback.workflows.log.description import CsvFormat, FileFormat
+from lookback.workflows.log.parquet_records import count_rows
+from lookback.workflows.log.parse import Plan, RawColumn, blocks_of, check_file, parse
+from lookback.workflows.log.records import RecordBlock
 from lookback.workflows.passed_over import columns_not_read, labels_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, estimate_lines
-from lookback.workflows.times import SECONDS, TimeUnit
+from lookback.workflows.times import TimeUnit
 
-ENDINGS = (".csv", ".csv.gz", ".parquet")
+ENDINGS: dict[str, FileFormat] = {".csv": "csv", ".csv.gz": "csv", ".parquet": "parquet"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,31 +68,24 @@ class InteractionsReader(Reader):
         """The columns that are not read; checks those that are."""
         others: list[str] = []
         for path in paths:
-            if _is_parquet(path):
-                others += parquet_files.check_columns(path, self._columns)
-            else:
-                others += csv_files.find_columns(path, self._columns).others
+            others += check_file(path, self._plan, _format(path), CsvFormat())
         return [*columns_not_read(others), *labels_not_read(others)]
 
     def count_events(self, paths: list[Path]) -> int:
         """Rows of parquet files, or about the lines of CSV files."""
-        if _is_parquet(paths[0]):
-            return sum(parquet_files.count_rows(path) for path in paths)
+        if _format(paths[0]) == "parquet":
+            return sum(count_rows(path) for path in paths)
         return estimate_lines(paths)
 
     def blocks(self, path: Path) -> Iterator[Block]:
         """Blocks that know their columns."""
-        if _is_parquet(path):
-            return parquet_files.row_blocks(path, self._columns)
-        return csv_files.csv_blocks(path, self._columns)
+        return blocks_of(path, self._plan, _format(path), CsvFormat())
 
     def parse_block(self, block: Block, unit: TimeUnit | None = None) -> Parsed:
         """Interactions of a block; without a unit their times are seconds."""
-        if isinstance(block, parquet_files.RowBlock):
-            return parquet_files.parse(block, unit or SECONDS)
-        if isinstance(block, csv_files.CsvBlock):
-            return csv_files.parse(block, unit or SECONDS)
-        raise TypeError(f"{block} is not one that `blocks` gave")
+        if not isinstance(block, RecordBlock):
+            raise TypeError(f"{block} is not one that `blocks` gave")
+        return parse(block, self._plan, unit)
 
     def features(
         self, directory: Path, runner: Runner, bad_lines: BadLineCounter
@@ -101,6 +96,18 @@ class InteractionsReader(Reader):
     @property
     def _columns(self) -> tuple[str, str, str]:
         return self.user_column, self.item_column, self.time_column
+
+    @property
+    def _plan(self) -> Plan:
+        user, item, time = self._columns
+        return Plan(
+            (
+                RawColumn(names.USER_ID, user, "id"),
+                RawColumn(names.ITEM_ID, item, "id"),
+                RawColumn(names.TIMESTAMP, time, "time"),
+            ),
+            remedy="Name the ones to read with --user_column, --item_column and --time_column.",
+        )
 
 
 def _files(directory: Path) -> list[Path]:
@@ -115,7 +122,7 @@ def _files(directory: Path) -> list[Path]:
             f"{directory} holds no file of interactions: none of the names in it ends in "
             f"{_listed()}. Check --input."
         )
-    parquet = [path for path in paths if _is_parquet(path)]
+    parquet = [path for path in paths if _format(path) == "parquet"]
     if parquet and len(parquet) < len(paths):
         other = next(path for path in paths if path not in parquet)
         raise UserError(
@@ -136,9 +143,10 @@ def _ending(path: Path) -> str | None:
     return next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
 
 
-def _is_parquet(path: Path) -> bool:
-    return _ending(path) == ".parquet"
+def _format(path: Path) -> FileFormat:
+    return ENDINGS[_ending(path) or ".csv"]
 
 
 def _listed() -> str:
-    return f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+    *others, last = ENDINGS
+    return f"{', '.join(others)} or {last}"

@@ -76,6 +76,10 @@ class Reader(abc.ABC):
           UserError: if there are none, or it is not clear which.
         """
 
+    def inputs(self, directory: Path) -> tuple[Path, ...]:
+        """What the output must keep apart from."""
+        return (directory,)
+
     def count_events(self, paths: list[Path]) -> int:
         """About how many events the files hold."""
         return estimate_lines(paths)

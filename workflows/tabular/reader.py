@@ -58,6 +58,10 @@ class TabularReader(abc.ABC):
           UserError: if there are none, some are missing, or it is not clear which.
         """
 
+    def inputs(self, directory: Path) -> tuple[Path, ...]:
+        """What the output must keep apart from."""
+        return (directory,)
+
 
 @dataclass(frozen=True)
 class TabularDatasetOptions(DatasetOptions):

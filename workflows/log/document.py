@@ -1,0 +1,94 @@
+"""A description of a log → the options of ``workflows run`` that it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lookback.core.errors import UserError, shown
+from lookback.core.options import ConfigFile
+from lookback.core.options.nested import Problems, parts_of, read_nested, unknown_key
+from lookback.core.yaml_files import load_yaml, read_text, yaml_lines
+from lookback.workflows.log.description import LogFile, SplitRule
+
+DATASET = "log"
+_MARKS = ("version", "events")
+"""Keys that tell a description from lines of options."""
+
+
+def described(file: ConfigFile) -> Mapping[str, Any]:
+    """The options that a file of --config stands for, by name.
+
+    A description may have options beside its keys; what is not a description is given as it is.
+
+    Raises:
+      UserError: naming all that is wrong with a description, with paths and lines.
+    """
+    if not any(mark in file.content for mark in _MARKS):
+        return file.content
+    log = log_of(file)
+    rest = {key: value for key, value in file.content.items() if key not in _keys()}
+    return {"input": str(file.path.parent), **options_of_log(log), **rest, "dataset": DATASET}
+
+
+def read_description(path: Path) -> LogFile:
+    """A description of a file that has nothing beside it; see `options_of_log`.
+
+    Raises:
+      UserError: as `log_of`, or if the file cannot be read.
+    """
+    text = read_text(path, str(path))
+    content = load_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a description of a log, received {shown(content)}.")
+    return log_of(ConfigFile(path, text, content, ()))
+
+
+def log_of(file: ConfigFile) -> LogFile:
+    """The description in a file.
+
+    Raises:
+      UserError: naming all that is wrong with it, with paths and lines.
+    """
+    problems = Problems(str(file.path), yaml_lines(file.text))
+    for key in file.content:
+        if key not in _keys() and key not in file.known:
+            problems.add((str(key),), unknown_key(key, dict.fromkeys([*_keys(), *file.known])))
+    if file.content.get("dataset", DATASET) != DATASET:
+        wrong = f"a log is of dataset {DATASET}, received {shown(file.content['dataset'])}."
+        problems.add(("dataset",), wrong)
+    own = {key: value for key, value in file.content.items() if key in _keys()}
+    log = read_nested(LogFile, own, problems)
+    problems.raise_any()
+    if log is None:
+        raise TypeError("what is wrong with a description is told")
+    return log
+
+
+def options_of_log(log: LogFile) -> dict[str, Any]:
+    """The options of the reader and the pipeline that a description stands for, by name."""
+    unit = log.events.time.unit
+    options: dict[str, Any] = {
+        "events": log.events,
+        "items": log.items,
+        "users": log.users,
+        "labels": log.labels,
+        "filters": dataclasses.replace(log.filters, min_events_per_user=None),
+        "sessions": log.sessions,
+        "split": SplitRule() if log.split.rule is None else log.split,
+    }
+    last = log.split.validation if log.split.by == "last" else None
+    chosen: dict[str, Any] = {
+        "duplicates": log.duplicates,
+        "ties": log.ties,
+        "time_unit": None if unit == "iso" else unit,
+        "min_interactions": log.filters.min_events_per_user,
+        "validation": None if last is None else bool(last.value),
+    }
+    return {**options, **{name: value for name, value in chosen.items() if value is not None}}
+
+
+def _keys() -> list[str]:
+    return [part.key for part in parts_of(LogFile)]
