@@ -26,6 +26,7 @@ DATA = {
     "kernels/dot_interaction.cc",
     "training/parallel/start_rank.sh",
     "workflows/log/schema.json",
+    *(f"workflows/recipes/{path.name}" for path in (ROOT / "workflows/recipes").glob("*.yaml")),
 }
 """What the product needs beside its modules."""
 

@@ -13,6 +13,7 @@ from lookback.core.options import Command, CommandLine, Program, changed, change
 from lookback.formats.verification import TRUSTED, DatasetChecks
 from lookback.workflows import GENERATORS, TABULAR_DATASETS
 from lookback.workflows.log.document import described
+from lookback.workflows.log.recipes import list_recipes, recipe_of
 from lookback.workflows.log.schema import SCHEMA
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.order import Report
@@ -105,6 +106,16 @@ class InitOptions:
         positional=True,
         nonempty=True,
     )
+    output: Path | None = option(None, help="YAML file to write; none: print it")
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Which description of a public log."""
+
+    scope = "what to read"
+
+    name: str | None = option(None, help="which one; none: list them", positional=True)
     output: Path | None = option(None, help="YAML file to write; none: print it")
 
 
@@ -217,6 +228,19 @@ def _init(asked: InitOptions) -> None:
         _log("Until that is done the description does not load.")
 
 
+def _recipes(asked: RecipeOptions) -> None:
+    if asked.name is None:
+        for name, said in list_recipes().items():
+            print(f"{name:16} {said}")
+        return
+    text = recipe_of(asked.name).read_text(encoding="utf-8")
+    if asked.output is None:
+        print(text, end="")
+        return
+    with atomic_file(asked.output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _schema() -> None:
     print(SCHEMA.read_text(encoding="utf-8"), end="")
 
@@ -275,6 +299,11 @@ PROGRAM = Program(
         ),
         "init": Command(
             "propose the YAML that describes the files of a log", CommandLine((InitOptions,)), _init
+        ),
+        "recipes": Command(
+            "list YAMLs of public logs as their publishers ship them, or print one",
+            CommandLine((RecipeOptions,)),
+            _recipes,
         ),
         "schema": Command(
             "print the JSON Schema of the YAML that describes a log", CommandLine(()), _schema

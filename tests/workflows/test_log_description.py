@@ -253,6 +253,23 @@ BROKEN: dict[str, tuple[str, str]] = {
         f"{SMALL}  where: {{column: c, present: true}}\n",
         r"events\.where \(line 7\): expected a list",
     ),
+    "labels of last": (
+        f"{SMALL}  label: {{column: c}}\nlabels: explicit\n",
+        r"split \(line 1\): of explicit labels, expected by: time or users, received last",
+    ),
+    "flags": (
+        f"{SMALL}  features: {{x: {{type: categories, flags: [a, b], separator: ';'}}}}\n",
+        r"x\.flags \(line 7\): in place of column and separator, received both",
+    ),
+    "days of steps": (
+        SMALL.replace("time: t", "time: {column: t, unit: steps}")
+        + "split: {by: time, test_from: 2024-01-01}\n",
+        r"split\.test_from \(line 7\): times are steps, so expected a number of steps",
+    ),
+    "minutes of steps": (
+        SMALL.replace("time: t", "time: {column: t, unit: steps}") + "sessions: {gap: 30min}\n",
+        r"sessions\.gap \(line 7\): times are steps, so expected a number of steps",
+    ),
     "gap": (f"{SMALL}sessions: {{gap: soon}}\n", r"sessions\.gap \(line 7\): .* received 'soon'"),
     "fraction": (
         f"{SMALL}split: {{by: users, test: 1.5}}\n",

@@ -236,7 +236,8 @@ def test_labels(
     else:
         log.to_parquet(tmp_path / "a.parquet", index=False)
         name = "a.parquet"
-    made = _reader({"files": [name], **reader}, labels="explicit")
+    split = {"by": "users", "test": 0.2}
+    made = _reader({"files": [name], **reader}, labels="explicit", split=split)
     assert made.explicit
     (parsed,) = _parsed(made, tmp_path)
     assert parsed.table["label"].to_pylist() == expected
@@ -419,6 +420,28 @@ def test_labels_that_nobody_reads_are_named(tmp_path: Path) -> None:
 
 HEADER = "who,what,ts\n"
 ROW = "1,2,1500000000\n"
+
+
+def test_flags_are_a_list_of_categories(tmp_path: Path) -> None:
+    flags = pd.DataFrame(
+        {"Drama": [1, 0, 1, 0], "Sci-Fi": ["1", "", "0", "0"], "Bad": [0, 0, 0, 1]}
+    )
+    log = pd.concat([_log(4), flags], axis=1)
+    feature = {"type": "categories", "flags": ["Sci-Fi", "Drama", "Bad"]}
+    expected = ['["Drama","Sci-Fi"]', "[]", '["Drama"]', '["Bad"]']
+    log.to_csv(tmp_path / "a.csv", index=False)
+    log.to_parquet(tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        reader = _reader({"files": [name], "features": {"genres": feature}})
+        (parsed,) = _parsed(reader, tmp_path)
+        assert parsed.table["genres"].to_pylist() == expected
+        said = reader.passed_over(tmp_path, [tmp_path / name])
+        assert said == ["events: columns that are not read: kind, device, dwell, tags, note"]
+    log.assign(Bad=[0, 0, 2, 0]).to_csv(tmp_path / "a.csv", index=False)
+    (parsed,) = _parsed(_reader({"files": ["a.csv"], "features": {"genres": feature}}), tmp_path)
+    assert parsed.reasons == {"Bad is neither 0 nor 1": 1}
+
+
 FILES: dict[str, tuple[dict[str, bytes | str], dict[str, Any], str]] = {
     "none": (
         {},

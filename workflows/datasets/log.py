@@ -120,18 +120,18 @@ class LogReader(Reader):
         for part, files, paths in self._keyed(directory):
             plan = plan_of_keyed(files, KEYS[part])
             cut = (b for path in paths for b in blocks_of(path, plan, files.kind, _csv(files)))
-            tables = []
-            for path, parsed in runner.map(
-                functools.partial(_parse_keyed, plan=plan),
+            tables, repeated = [], 0
+            for path, parsed, again in runner.map(
+                functools.partial(_parse_keyed, plan=plan, key=KEYS[part]),
                 cut,
                 label=part,
                 carries_data=any(path.suffix in (".gz", ".parquet") for path in paths),
             ):
                 bad_lines.add(path, parsed)
                 tables.append(parsed.table)
-            table = _joined(tables, plan)
-            table, repeated = first_of_each(table, KEYS[part])
-            counts[f"duplicate_{part[:-1]}_metadata"] = repeated
+                repeated += again
+            table, again = first_of_each(_joined(tables, plan), KEYS[part])
+            counts[f"duplicate_{part[:-1]}_metadata"] = repeated + again
             counts[f"{part}_in_metadata"] = len(table)
             known.append(KnownFeatures(KEYS[part], dict.fromkeys(files.features), table))
         return known, counts
@@ -208,9 +208,11 @@ class LogReader(Reader):
         return said
 
 
-def _parse_keyed(block: Block, plan: Plan) -> tuple[Path, Parsed]:
-    """Task: what a block of a file of items or users holds."""
-    return block.path, parse(_record_block(block), plan)
+def _parse_keyed(block: Block, plan: Plan, key: str) -> tuple[Path, Parsed, int]:
+    """Task: what a block of a file of items or users holds, and how many ids it repeats."""
+    parsed = parse(_record_block(block), plan)
+    parsed.table, repeated = first_of_each(parsed.table, key)
+    return block.path, parsed, repeated
 
 
 def _record_block(block: Block) -> RecordBlock:

@@ -32,6 +32,7 @@ from lookback.workflows.times import (
 TIMES_AT_CLOCK_CHANGES = "times_at_clock_changes"
 
 _LARGEST_EXACT = 2.0**53
+_YES, _NO = ("1", "true"), ("0", "false")
 
 
 @dataclass
@@ -173,6 +174,25 @@ def bags(column: pa.ChunkedArray, name: str, separator: str | None) -> Typed:
     else:
         values, wrong = _each(column, _json_list, f"{name} is not a list in JSON", pa.string())
     return Typed(_one(values), missing, wrong)
+
+
+def flags(columns: Sequence[pa.ChunkedArray], names: Sequence[str]) -> Typed:
+    """Lists of those categories of which a column has 1, as `formats.transforms.canonical` text.
+
+    Args:
+      columns: one a category, of 0 and 1; what is missing is 0. [F] of [N]
+      names: the categories. [F]
+    """
+    wrong: dict[str, Mask] = {}
+    held = np.zeros((len(columns[0]), len(columns)), np.bool_)
+    for place, (column, name) in enumerate(zip(map(plain, columns), names, strict=True)):
+        held[:, place] = words_of(column, _YES.__contains__)
+        no = words_of(column, _NO.__contains__) | missing_of(column)
+        wrong |= _not_any(f"{name} is neither 0 nor 1", ~(held[:, place] | no))
+    combinations, places = np.unique(held, axis=0, return_inverse=True)
+    texts = [canonical([n for n, on in zip(names, row, strict=True) if on]) for row in combinations]
+    values = pa.array(texts, pa.string()).take(pa.array(places.reshape(-1)))
+    return Typed(values, np.zeros(len(held), np.bool_), wrong)
 
 
 def labels(column: pa.ChunkedArray, positive: Values) -> Typed:

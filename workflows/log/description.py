@@ -141,6 +141,12 @@ class Feature(Nested):
         nonempty=True,
         needs={"type": ("categories",)},
     )
+    flags: tuple[str, ...] | None = option(
+        None,
+        help="instead of column: columns of 0 and 1 that say which categories a row has",
+        nonempty=True,
+        needs={"type": ("categories",)},
+    )
     most: int = option(
         MOST_ELEMENTS,
         help="categories of one value that are kept, those of most events",
@@ -156,6 +162,8 @@ class Feature(Nested):
         if self.type == "buckets" and (self.boundaries is None) == (self.quantiles is None):
             both = "neither" if self.quantiles is None else "both"
             yield ("type",), f"of buckets, expected boundaries or quantiles, received {both}."
+        if self.flags is not None and (self.column is not None or self.separator is not None):
+            yield ("flags",), "in place of column and separator, received both. Remove one."
         ends = self.boundaries or ()
         if any(low >= high for low, high in itertools.pairwise(ends)):
             yield ("boundaries",), f"expected ascending numbers, received {list(ends)}."

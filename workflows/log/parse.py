@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ LABEL = "label"
 LEFT_OUT = "rows_left_out_by_"
 """Begins the counts of rows that a condition on a column does not hold for."""
 
-Kind = Literal["id", "time", "label", "category", "number", "bag"]
+Kind = Literal["id", "time", "label", "category", "number", "bag", "flags"]
 _NEEDED = ("id", "time", "label")
 _KINDS: Mapping[str, Kind] = {
     "category": "category",
@@ -52,15 +53,22 @@ class RawColumn:
 
     Attributes:
       name: its name there.
-      column: where it stands in the files.
+      column: where it stands in the files; the first, of several.
       kind: what is read.
       separator: between the elements of a bag.
+      flags: columns that say of each element whether it is in a bag.
     """
 
     name: str
     column: str
     kind: Kind
     separator: str | None = None
+    flags: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that it stands in."""
+        return self.flags or (self.column,)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class Plan:
         """The columns that are read of a file."""
         kinds: dict[str, set[str]] = {}
         for output in self.outputs:
-            kinds.setdefault(output.column, set()).add(output.kind)
+            for column in output.columns:
+                kinds.setdefault(column, set()).add(output.kind)
         for condition in self.where:
             kinds.setdefault(condition.column, set()).add("condition")
         numbers = frozenset(column for column, kind in kinds.items() if kind == {"number"})
@@ -100,7 +109,8 @@ class Plan:
     @property
     def schema(self) -> pa.Schema:
         """Of a raw table without rows."""
-        types = {"number": pa.float64(), "bag": pa.string(), "label": pa.int8()}
+        types = {"number": pa.float64(), "label": pa.int8()}
+        types |= {"bag": pa.string(), "flags": pa.string()}
         return pa.schema([(o.name, types.get(o.kind, pa.int64())) for o in self.outputs])
 
 
@@ -138,7 +148,8 @@ def check_file(path: Path, plan: Plan, kind: FileFormat, form: CsvFormat) -> lis
         return find_keys(path, plan.wanted, plan.needed)[0]
     types, others = find_types(path, plan.wanted)
     for output in plan.outputs:
-        _check_type(path, output, types[output.column], plan)
+        for column in output.columns:
+            _check_type(path, dataclasses.replace(output, column=column), types[column])
     return others
 
 
@@ -221,6 +232,8 @@ def _column(rows: pa.Table, output: RawColumn, plan: Plan, block: RecordBlock, u
         return typed.labels(column, plan.label.positive)
     if output.kind == "number":
         return typed.numbers(column, name)
+    if output.kind == "flags":
+        return typed.flags([rows[flag] for flag in output.flags], output.flags)
     if output.kind == "bag":
         return typed.bags(column, name, output.separator)
     read = typed.ids if output.kind == "id" else typed.categories
@@ -260,7 +273,7 @@ def _conditions(records: Records, plan: Plan) -> tuple[Mask, dict[str, int], dic
     return keep, counts, wrong
 
 
-def _check_type(path: Path, output: RawColumn, dtype: pa.DataType, plan: Plan) -> None:
+def _check_type(path: Path, output: RawColumn, dtype: pa.DataType) -> None:
     """Refuses a column of parquet whose type is not what is read of it."""
     dtype, name = typed.value_type(dtype), output.column
     text, number = typed.is_text(dtype), typed.is_number(dtype)
@@ -283,6 +296,8 @@ def _check_type(path: Path, output: RawColumn, dtype: pa.DataType, plan: Plan) -
         raise UserError(f"{words}a number or buckets need numbers. Say another type of feature.")
     if output.kind == "bag" and not (text or pa.types.is_list(dtype)):
         raise UserError(f"{words}categories need lists or text. Say another type of feature.")
+    if output.kind == "flags" and not (number or text or pa.types.is_boolean(dtype)):
+        raise UserError(f"{words}flags need 0 and 1. Name other columns.")
     if output.kind in ("category", "label") and pa.types.is_nested(dtype):
         hint = "categories" if pa.types.is_list(dtype) else f"or a column in it, {name}.NAME"
         raise UserError(f"{words}expected a single value. Say type: {hint}.")
@@ -291,6 +306,8 @@ def _check_type(path: Path, output: RawColumn, dtype: pa.DataType, plan: Plan) -
 def _outputs(features: Mapping[str, Feature]) -> list[RawColumn]:
     return [
         RawColumn(name, feature.column or name, _KINDS[feature.type], feature.separator)
+        if feature.flags is None
+        else RawColumn(name, feature.flags[0], "flags", flags=feature.flags)
         for name, feature in features.items()
     ]
 
