@@ -12,6 +12,7 @@ from lookback.core.files import atomic_file
 from lookback.core.options import Command, CommandLine, Program, changed, changes, option, without
 from lookback.formats.verification import TRUSTED, DatasetChecks
 from lookback.workflows import GENERATORS, TABULAR_DATASETS
+from lookback.workflows.datasets.log import LogReader
 from lookback.workflows.log.document import described
 from lookback.workflows.log.recipes import list_recipes, recipe_of
 from lookback.workflows.log.schema import SCHEMA
@@ -285,7 +286,9 @@ PROGRAM = Program(
                         changes(without(kind.options, *fixed_by_fit(kind.options)), "as at the fit")
                         for kind in KINDS
                     ),
-                )
+                    changes(LogReader, "as at the fit"),
+                ),
+                document=described,
             ),
             _transform,
         ),

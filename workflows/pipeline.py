@@ -17,7 +17,7 @@ from lookback.core.errors import UserError, shown
 from lookback.core.options import options_of
 from lookback.core.outputs import OutputKind as OutputKind
 from lookback.workflows import DATASETS, TABULAR_DATASETS
-from lookback.workflows.histories.reader import HistoryOptions
+from lookback.workflows.histories.reader import HistoryOptions, Reader
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.order import Log, Report, WorkflowOrder
 from lookback.workflows.output import DATASET, WORKFLOW, Output
@@ -210,8 +210,10 @@ def transform_dataset(
         raise UserError(f"{fixed[0]} is fixed by the fit; fit a new workflow to change it.")
     target = _output(output_dir, DATASET, overwrite, input_dir, workflow_dir)
     file = saved_workflow(workflow_dir) / OPTIONS_FILE
-    given = {**kind.saved(name, saved["options"], file), **options}
-    order = _order(kind, name, given, target, log, progress)
+    fitted = kind.saved(name, saved["options"], file)
+    order = _order(kind, name, {**fitted, **options}, target, log, progress)
+    if isinstance(order.reader, Reader):
+        _check_features(order.reader, kind.read(name, fitted)[0])
     report: Report = kind.does().transform(order, Path(workflow_dir))
     return report
 
@@ -224,6 +226,18 @@ def fixed_by_fit(*configs: type) -> set[str]:
         for name, option in options_of(config).items()
         if option.continued
     }
+
+
+def _check_features(reader: Reader, fitted: Reader) -> None:
+    """Refuses other features than those of the fit."""
+    new, old = reader.feature_specs, fitted.feature_specs
+    differ = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    if differ or reader.explicit != fitted.explicit:
+        what = f"feature {differ[0]!r}" if differ else "labels"
+        raise UserError(
+            f"{what} is another than at the fit. A saved workflow takes other files and columns of "
+            "the same features; describe them as at the fit, or fit a new workflow."
+        )
 
 
 def _output(path: str | Path, kind: OutputKind, overwrite: bool, *inputs: str | Path) -> Output:

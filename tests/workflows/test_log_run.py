@@ -71,7 +71,9 @@ def _metadata(directory: Path) -> dict[str, Any]:
     return found
 
 
-def test_every_format_gives_the_same_dataset_and_so_does_a_saved_workflow(tmp_path: Path) -> None:
+def test_every_format_gives_the_same_dataset_and_so_does_a_saved_workflow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw, hashes = tmp_path / "raw", set()
     events = _write(raw)
     for ending in ("csv", "jsonl", "parquet"):
@@ -109,6 +111,20 @@ def test_every_format_gives_the_same_dataset_and_so_does_a_saved_workflow(tmp_pa
     )
     assert _metadata(tmp_path / "again")["content_hash"] in hashes
     assert _metadata(tmp_path / "again")["options"]["events"] == metadata["options"]["events"]
+
+    # Tomorrow's files have other names and columns.
+    table = pq.read_table(raw / "events.parquet").rename_columns(["w", "x", "y", "device", "z"])
+    pq.write_table(table, raw / "new.parquet")
+    new = YAML.format(ending="parquet").replace("events.parquet", "new.parquet")
+    for old, name in (("user: who", "user: w"), ("item: what", "item: x"), ("time: ts", "time: y")):
+        new = new.replace(old, name)
+    (raw / "new.yaml").write_text(new.replace("dwell: {", "dwell: {column: z, "))
+    words = ["--workflow", out, "--config", raw / "new.yaml", "--output"]
+    _run("transform", *words, tmp_path / "new")
+    assert _metadata(tmp_path / "new")["content_hash"] in hashes
+    (raw / "new.yaml").write_text(new.replace("most: 2", "most: 3"))
+    assert PROGRAM.main([*map(str, ["transform", *words, tmp_path / "no"])]) == 2
+    assert "feature 'genres' is another than at the fit" in capsys.readouterr().err
 
 
 def test_a_log_without_features_is_that_of_interactions(tmp_path: Path) -> None:

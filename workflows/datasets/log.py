@@ -55,8 +55,8 @@ class LogReader(Reader):
     scope = "options of log (in the YAML of --config: `workflows schema`)"
 
     events: EventFiles | None = option(None, help="files with one event a row")
-    items: KeyedFiles | None = option(None, help="files with one item a row; none: there are none")
-    users: KeyedFiles | None = option(None, help="files with one user a row; none: there are none")
+    items: KeyedFiles | None = option(None, help="files with one item a row")
+    users: KeyedFiles | None = option(None, help="files with one user a row")
     labels: Labels = option(
         "sampled",
         help="`sampled`: every row is a positive, negatives are drawn; `explicit`: rows are "
@@ -65,9 +65,7 @@ class LogReader(Reader):
     filters: Filters = option(
         Filters(), help="rare items to leave out (of users: --min_interactions)"
     )
-    sessions: Sessions | None = option(
-        None, help="cut histories where nothing happens for a while; none: they are whole"
-    )
+    sessions: Sessions | None = option(None, help="cut histories where nothing happens for a while")
     split: SplitRule = option(
         SplitRule(), help="what is held out: the last events of each user, by time, or by users"
     )

@@ -22,6 +22,7 @@ def described(file: ConfigFile) -> Mapping[str, Any]:
     """The options that a file of --config stands for, by name.
 
     A description may have options beside its keys; what is not a description is given as it is.
+    That it is of dataset log, a command that has no such option knows.
 
     Raises:
       UserError: naming all that is wrong with a description, with paths and lines.
@@ -30,7 +31,8 @@ def described(file: ConfigFile) -> Mapping[str, Any]:
         return file.content
     log = log_of(file)
     rest = {key: value for key, value in file.content.items() if key not in _keys()}
-    return {"input": str(file.path.parent), **options_of_log(log), **rest, "dataset": DATASET}
+    chosen = {"input": str(file.path.parent), **options_of_log(log), **rest}
+    return {**chosen, "dataset": DATASET} if "dataset" in file.known else chosen
 
 
 def read_description(path: Path) -> LogFile:
