@@ -12,15 +12,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from sklearn.preprocessing import StandardScaler
 
+from lookback.core.errors import UserError
 from lookback.formats.features import HistoryFeatures, table_rows
 from lookback.formats.schema import read_schema
 from lookback.formats.transforms import Hashed, canonical
 from lookback.formats.vocabulary import HASHED, hashed_key
+from lookback.workflows.describe import describe
 from lookback.workflows.histories import pipeline
 from lookback.workflows.histories.feature_specs import FeatureSpec
 from lookback.workflows.histories.rules import ByTime, ByUsers, EventRules
+from lookback.workflows.summaries import print_histories
 from tests.workflows.typed_log import (
     NANOSECONDS,
     SPECS,
