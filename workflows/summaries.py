@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lookback.formats.dataset_info import EXPLICIT, LABELS, SPLITS, impression_count
 from lookback.formats.verification import TRUSTED, dataset_digest
+from lookback.workflows.log.columns import TIMES_AT_CLOCK_CHANGES
+from lookback.workflows.log.parse import LEFT_OUT
 from lookback.workflows.order import Report
 from lookback.workflows.times import TIMES_WITHOUT_ZONE
 
@@ -67,8 +69,18 @@ def print_histories(report: Report) -> None:
         print(f"{counts[TIMES_WITHOUT_ZONE]:,} times name no zone: taken as UTC")
     if unknown:
         print(f"out of vocabulary: {unknown}")
-    if counts.get("duplicate_item_metadata"):
-        print(f"{counts['duplicate_item_metadata']:,} repeated items in the metadata: first counts")
+    if counts.get(TIMES_AT_CLOCK_CHANGES):
+        print(
+            f"{counts[TIMES_AT_CLOCK_CHANGES]:,} times are of an hour that clocks there show twice "
+            "(taken as the first) or never (taken as the next)"
+        )
+    for name, count in counts.items():
+        if name.startswith(LEFT_OUT) and count:
+            print(f"left out {count:,} rows by the condition on {name.removeprefix(LEFT_OUT)}")
+    for kind in ("item", "user"):
+        if counts.get(f"duplicate_{kind}_metadata"):
+            repeated = counts[f"duplicate_{kind}_metadata"]
+            print(f"{repeated:,} repeated {kind}s in the metadata: first counts")
     if counts.get("items_without_category"):
         print(
             f"WARNING: {counts['items_without_category']:,} of {counts['items_in_metadata']:,} "

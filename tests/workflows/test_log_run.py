@@ -141,6 +141,33 @@ def test_a_log_without_features_is_that_of_interactions(tmp_path: Path) -> None:
     assert _metadata(tmp_path / "log")["content_hash"] == report.metadata["content_hash"]
 
 
+def test_ids_that_are_numbers_in_one_file_and_text_in_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = _write(tmp_path / "raw")
+    events["what"] = events["what"].astype(str).replace("7", "x7")
+    events.to_csv(tmp_path / "raw/events.csv", index=False)
+    config = tmp_path / "raw/my.yaml"
+    where = "  where: [{column: device, in: [pc]}]\n  features:\n    device"
+    text = YAML.format(ending="csv").replace("  features:\n    device", where)
+    config.write_text(text)
+    _run("run", "--config", config, "--output", tmp_path / "out")
+    counts = _metadata(tmp_path / "out")["counts"]
+    kept = events[events["device"] == "pc"]
+    assert counts["events_read"] == len(kept)
+    assert f"left out {len(events) - len(kept)} rows by the condition on device" in (
+        capsys.readouterr().out
+    )
+    kept = kept.groupby("who").filter(lambda rows: len(rows) >= 4)
+    known = {str(n) for n in range(1, 39)}
+    assert counts["events_without_features"]["genres"] == int(
+        (~kept["what"].isin(known)).sum()
+    ) or (
+        counts["events_without_features"]["genres"]
+        == int((~events[events["device"] == "pc"]["what"].isin(known)).sum())
+    )
+
+
 def test_impressions_with_clicks(tmp_path: Path) -> None:
     _write(tmp_path / "raw")
     events = pd.read_csv(tmp_path / "raw/events.csv")

@@ -367,7 +367,10 @@ def _join(
     known = None if path is None else _read_features(path, path.stat().st_mtime_ns)
     missing = 0
     if known is not None:
-        found = pc.index_in(ids.dictionary, value_set=known[key].combine_chunks())
+        asked, values = ids.dictionary, known[key].combine_chunks()
+        if asked.type != values.type:  # whole numbers of one file are text of another
+            asked, values = asked.cast(pa.string()), values.cast(pa.string())
+        found = pc.index_in(asked, value_set=values)
         missing = int(pc.sum(found.is_null().take(ids.indices)).as_py() or 0)
     for name, default in defaults.items():
         if known is None:
