@@ -16,7 +16,8 @@ class Outcome:
     Attributes:
       summary: figures by name, as logged; the same on every rank.
       roc: ROC curve by split, of the last evaluation; on rank 0.
-      baselines: AUCs that need no model, by what they are, where the data has them.
+      baselines: figures of a ranking by the items' counts in training, by the name of the figure
+        that they compare with, where the data has counts.
       warnings: what a user should know of a run that ended well, a line each.
     """
 

@@ -380,6 +380,10 @@ class Trainer:
             for figure, reason in _ABSENT.items():
                 if value is None and name.endswith(f"_{figure}"):
                     self._say(log, f"{name} is absent: {reason}")
+        known = {name: value for name, value in self._baselines.items() if name in figures}
+        if known:
+            told = "  ".join(f"{name} {value:.4f}" for name, value in known.items())
+            self._say(log, f"ranking by the items' popularity in training gives  {told}")
         return Outcome(figures, roc, dict(self._baselines))
 
     def evaluated(
@@ -411,17 +415,16 @@ class Trainer:
                 if termination is not None:
                     termination.check()
         for evaluator in popularity:
-            area = evaluator.of_all(self._world).auc
-            if area is not None:
-                self._baselines[f"popularity, {name}"] = area
+            found = evaluator.of_all(self._world).result()
+            self._baselines |= {f"{name}_{figure}": value for figure, value in found.items()}
         return [evaluator.of_all(self._world) for evaluator in evaluators]
 
     def _popularity(self, evaluation: EvaluationPass) -> list[PopularityEvaluator]:
-        """The evaluator of item counts, for a pass over labels and scores of items."""
+        """The evaluator of item counts, for a pass over items that have them."""
         if evaluation not in self._popularities:
-            binary = "binary" in self._choice[evaluation]
-            counts = self._source.item_counts() if binary else None
-            self._popularities[evaluation] = [] if counts is None else [PopularityEvaluator(counts)]
+            self._popularities[evaluation] = PopularityEvaluator.of_counts(
+                self._source.item_counts(), self._choice[evaluation]
+            )
         return self._popularities[evaluation]
 
     @property

@@ -287,16 +287,24 @@ def test_popularity_is_what_a_model_should_beat():
 
     from lookback.training.evaluation.popularity import PopularityEvaluator
 
-    counts = np.array([0, 5, 1, 9, 2])
-    items = np.array([[3, 1], [2, 4], [4, 1]])  # of each row the first was met
-    labels = np.array([[1, 0], [1, 0], [1, 0]], np.float32)
-    evaluator = PopularityEvaluator(counts)
-    evaluator.update(labels[:2], items[:2])
-    evaluator.update(labels[2:], items[2:])
-    expected = roc_auc_score(labels.ravel(), counts[items].ravel())
-    assert evaluator.of_all(SOLO).auc == pytest.approx(expected)
-    evaluator.update(1 - labels, items)  # a later evaluation, of the same rows, changes nothing
-    assert evaluator.of_all(SOLO).auc == pytest.approx(expected)
-    one_class = PopularityEvaluator(counts)
+    counts = np.array([0, 5, 1, (1 << 24) + 1, 1 << 24])  # the last two are one float32
+    items = np.array([[3, 4, 4], [2, 4, 2], [4, 1, 3]])  # of each row the first was met
+    labels = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0]], np.float32)
+    weights = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 0]], np.float32)
+    choice = {"binary": ("auc", "log_loss"), "ranking": ("hr@1", "hr@3", "mrr")}
+    (evaluator,) = PopularityEvaluator.of_counts(counts, choice)
+    evaluator.update(labels[:2], items[:2], None, weights[:2])
+    evaluator.update(labels[2:], items[2:], None, weights[2:])
+    # Ranks 0; 2, as a tie counts against it; and 0, as the more popular one does not compete.
+    expected = {
+        "auc": pytest.approx(roc_auc_score(labels.ravel(), counts[items].ravel())),
+        **{"hr@1": 2 / 3, "hr@3": 1.0, "mrr": pytest.approx((1 + 1 / 3 + 1) / 3)},
+    }
+    assert evaluator.of_all(SOLO).result() == expected
+    evaluator.update(1 - labels, items, None, weights)  # a later evaluation, of the same rows
+    assert evaluator.of_all(SOLO).result() == expected
+    (one_class,) = PopularityEvaluator.of_counts(counts, {"binary": ("auc",)})
     one_class.update(np.ones_like(labels), items)
-    assert one_class.of_all(SOLO).auc is None
+    assert one_class.of_all(SOLO).result() == {}
+    assert PopularityEvaluator.of_counts(counts, {"binary": ("log_loss",)}) == []
+    assert PopularityEvaluator.of_counts(None, choice) == []

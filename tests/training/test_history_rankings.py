@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,34 @@ def batches(made: Any, split: str) -> Any:
     return [source.eval_batch(split, feed)[0] for feed in source.eval_feeds(split)]
 
 
-def sampled_ranks(made: Any, split: str) -> list[int]:
+def training_counts(histories: Any) -> dict[int, int]:
+    """How often items are among the events before the two that are held out of each history."""
+    ids = histories.item_features["item_id"]
+    ends = zip(histories.offsets[:-1], histories.offsets[1:], strict=True)
+    return Counter(int(item) for begin, end in ends for item in ids[begin : end - 2])
+
+
+def scores_of(made: Any, features: Any, counts: dict[int, int] | None) -> Any:
+    """The model's logits ``[B, C]``; with counts the items' popularity."""
+    if counts is None:
+        return made.model(features).numpy()
+    return np.vectorize(lambda item: counts.get(item, 0))(features["item_id"])
+
+
+def sampled_ranks(made: Any, split: str, counts: dict[int, int] | None = None) -> list[int]:
     """Of each draw: whether it is another item, an item at all, and scores as much or more."""
     ranks = []
     for features in batches(made, split):
-        logits, items = made.model(features).numpy(), features["item_id"].numpy()
+        logits, items = scores_of(made, features, counts), features["item_id"].numpy()
         for scores, ids in zip(logits, items, strict=True):
             others = [s for s, i in zip(scores, ids, strict=True) if i >= 3 and i != ids[0]]
             ranks.append(sum(score >= scores[0] for score in others))
     return ranks
 
 
-def catalogue_ranks(made: Any, split: str, histories: Any) -> list[int]:
+def catalogue_ranks(
+    made: Any, split: str, histories: Any, counts: dict[int, int] | None = None
+) -> list[int]:
     """Each user's history with one item after another: all that the user has not met."""
     ranks, user = [], 0
     columns = [histories.catalogue[name] for name in ("item_id", "category_id")]
@@ -108,7 +125,7 @@ def catalogue_ranks(made: Any, split: str, histories: Any) -> list[int]:
             items = np.array([positive, *others], np.int32)[:, None]  # one candidate a row
             one = {name: np.repeat(v[row : row + 1], len(items), 0) for name, v in features.items()}
             one |= {"item_id": items, "category_id": np.vectorize(category_of.get)(items)}
-            scores = made.model(one).numpy()[:, 0]
+            scores = scores_of(made, one, counts)[:, 0]
             ranks.append(int((scores[1:] >= scores[0]).sum()))
             user += 1
     return ranks
@@ -117,7 +134,8 @@ def catalogue_ranks(made: Any, split: str, histories: Any) -> list[int]:
 @pytest.mark.parametrize("model", ["sim", "din"])  # DIEN: the next test
 def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_path, model):
     made = trainer(dataset, model, full_catalogue=True)
-    found = made.evaluate(log(tmp_path)).summary
+    outcome = made.evaluate(log(tmp_path))
+    found = outcome.summary
     for name, ranks in {
         "test": sampled_ranks(made, "test"),
         "test_catalogue": catalogue_ranks(made, "test", histories),
@@ -125,6 +143,12 @@ def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_p
         assert len(ranks) == len(LENGTHS)
         for figure, value in figures_of(ranks, name).items():
             assert found[figure] == pytest.approx(value, abs=1e-12), figure
+    counts = training_counts(histories)
+    ranked = sampled_ranks(made, "test", counts), catalogue_ranks(made, "test", histories, counts)
+    for name, ranks in zip(("test", "test_catalogue"), ranked, strict=True):
+        for figure, value in figures_of(ranks, name).items():
+            if not figure.endswith("rankings"):
+                assert outcome.baselines[figure] == pytest.approx(value, abs=1e-12), figure
     plain = trainer(dataset, model, metrics=None).evaluate(log(tmp_path)).summary
     assert found["test_auc"] == plain["test_auc"]  # of the same draws, repeated positives too
     assert not any("@" in name or "catalogue" in name for name in plain)

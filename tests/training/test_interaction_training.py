@@ -75,9 +75,10 @@ def assert_same(one: Any, other: Any, tolerance: float) -> None:
 def test_figures_are_those_of_scores_sorted_one_by_one(dataset, tmp_path):
     made = trainer(dataset, full_catalogue=True, topk=5)
     made.train(log(tmp_path / "run"))
-    found = made.evaluate(log(tmp_path / "run")).summary
+    outcome = made.evaluate(log(tmp_path / "run"))
+    found, popular = outcome.summary, made.source.item_counts()
     for name in ("test", "test_catalogue"):
-        hits, gains = [], []
+        hits, gains, popular_hits = [], [], []
         for feed in made.source.eval_feeds(name):
             features, labels, *weights = made.source.eval_batch(name, feed)
             logits = made.model(features).numpy()
@@ -89,8 +90,15 @@ def test_figures_are_those_of_scores_sorted_one_by_one(dataset, tmp_path):
                 )
                 hits.append(rank < 5)
                 gains.append(1 / math.log2(rank + 2) if rank < 5 else 0)
+            items = np.broadcast_to(features["item_id"], logits.shape)
+            for ids, label, weight in zip(items, labels.numpy(), counts, strict=True):
+                place = int(label.argmax())
+                others = [i for i in range(len(ids)) if i != place and weight[i]]
+                beats = sum(popular[ids[i]] >= popular[ids[place]] for i in others)
+                popular_hits.append(beats < 5)
         assert len(hits) == found[f"{name}_rankings"] == 10
         assert found[f"{name}_hr@5"] == pytest.approx(np.mean(hits))
+        assert outcome.baselines[f"{name}_hr@5"] == pytest.approx(np.mean(popular_hits))
         assert found[f"{name}_ndcg@5"] == pytest.approx(np.mean(gains))
 
 

@@ -57,7 +57,7 @@ def test_the_report_has_plots_and_figures(tmp_path):
         *(tmp_path, records()),
         metrics=metrics,
         roc=roc,
-        baselines={"popularity, test": 0.6},
+        baselines={"test_auc": 0.6},
         title="sim on synthetic",
     )
     assert directory == tmp_path / "report"
@@ -70,7 +70,7 @@ def test_the_report_has_plots_and_figures(tmp_path):
     assert content["epochs"][1]["test_auc"] == pytest.approx(0.758)
     assert content["steps"] == 600
     assert content["roc_auc"] == {name: curve.auc for name, curve in roc.items()}
-    assert content["baselines_auc"] == {"popularity, test": 0.6}
+    assert content["popularity"] == {"test_auc": 0.6}
     for name in ("learning_curve.png", "roc.png"):
         pixels = image.imread(directory / name)
         assert 0.02 < np.mean(pixels[..., :3] < 0.9) < 0.5  # something is drawn
@@ -82,7 +82,7 @@ def labels_of(axis) -> list[str]:
 
 def test_the_learning_curve_draws_what_was_logged():
     given = records(steps=20)
-    figure = learning_curve(given, baselines={"popularity, test": 0.6})
+    figure = learning_curve(given, baselines={"test_auc": 0.6, "test_catalogue_hr@10": 0.1})
     losses, aucs, rankings = figure.axes
     steps = [record for record in given if len(record.step) == 2]
     training, evaluated = losses.lines
@@ -92,11 +92,15 @@ def test_the_learning_curve_draws_what_was_logged():
     assert labels_of(losses) == ["training", "test log loss (last 0.5160)"]
     assert (losses.get_xlabel(), losses.get_ylabel()) == ("Training step", "Loss (nats)")
     assert labels_of(aucs) == [
-        *("test AUC (last 0.7892)", "test GAUC (last 0.7708)", "train AUC (last 0.8376)"),
-        *("popularity, test (0.6)", "chance (0.5)"),
+        *("test AUC (last 0.7892; popularity, dashed: 0.6000)", "test GAUC (last 0.7708)"),
+        *("train AUC (last 0.8376)", "chance (0.5)"),
     ]
-    np.testing.assert_array_equal(aucs.lines[0].get_xdata(), [1, 2, 3])
-    assert labels_of(rankings) == ["test catalogue HR@10 (last 0.4000)"]
+    dashed, measured, *_ = aucs.lines
+    assert (list(dashed.get_ydata()), dashed.get_color()) == ([0.6, 0.6], measured.get_color())
+    np.testing.assert_array_equal(measured.get_xdata(), [1, 2, 3])
+    (label,) = labels_of(rankings)
+    assert label == "test catalogue HR@10 (last 0.4000; popularity, dashed: 0.1000)"
+    assert list(rankings.lines[0].get_ydata()) == [0.1, 0.1]
 
 
 def test_evaluations_within_an_epoch_stand_where_they_were():
@@ -130,10 +134,13 @@ def test_the_loss_is_the_heads_without_what_the_model_adds():
 
 def test_an_evaluation_shows_what_was_evaluated(tmp_path):
     metrics = {"test_auc": 0.8, "test_hr@10": 0.3, "test_log_loss": 0.4, "test_rows": 1000}
-    (axis,) = evaluation_plot(metrics, baselines={"popularity, test": 0.6}).axes
+    (axis,) = evaluation_plot(metrics, baselines={"test_auc": 0.6, "test_hr@10": 0.1}).axes
     names = [label.get_text() for label in axis.get_yticklabels()]
-    assert names == ["test AUC", "test HR@10", "popularity, test (AUC)", "chance (AUC)"]
-    assert [bar.get_width() for bar in axis.patches] == [0.8, 0.3, 0.6, 0.5]
+    assert names == [
+        *("test AUC", "test HR@10", "popularity, test AUC", "popularity, test HR@10"),
+        "chance (AUC)",
+    ]
+    assert [bar.get_width() for bar in axis.patches] == [0.8, 0.3, 0.6, 0.1, 0.5]
     assert axis.get_xlabel() == "test log loss 0.4   test rows 1,000"
     write_report(tmp_path, [LogRecord((), metrics, 0.0)], metrics=metrics)
     found = {path.name for path in (tmp_path / "report").iterdir()}

@@ -2,59 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from lookback.core.errors import UserError
 from lookback.core.world import World
-from lookback.training.evaluation.evaluator import Evaluator, ScoredBatch
-from lookback.training.evaluation.metrics import ScoreAccumulator, auc
+from lookback.dataloading.evaluations import EvaluationKind
+from lookback.training.evaluation.evaluator import EVALUATORS, Evaluator, ScoredBatch
+
+_OF_PROBABILITIES = ("log_loss", "calibration")
+"""Metrics of scores that say how likely a click is; a count does not."""
 
 
 class PopularityEvaluator(Evaluator):
-    """The AUC of the items' counts in training.
+    """The metrics that a pass evaluates, with the items' counts in training for scores.
 
-    It is the same in every evaluation of a split, whose negatives do not change: it is taken in the
-    first, and later ones only fetch the ids.
+    They are the same in every evaluation of a split, whose negatives do not change: they are taken
+    in the first, and later ones only fetch what it would need.
 
     Attributes:
-      auc: None before `of_all`, and where rows of one class only were collected.
+      figures: by name, without those that there are not; None before `of_all`.
     """
 
-    def __init__(self, counts: NDArray[np.int64]) -> None:
+    def __init__(
+        self, counts: NDArray[np.int64], choice: Mapping[EvaluationKind, Sequence[str]]
+    ) -> None:
         """Starts without rows.
 
         Args:
           counts: by the item's id.
+          choice: names of the metrics, by the kind that computes them; see `of_counts`.
         """
-        self._counts = counts
-        self._scores: ScoreAccumulator | None = ScoreAccumulator()
-        self.auc: float | None = None
+        # Places among the distinct counts, which order and tie as the counts do: a float32 holds
+        # every one of them.
+        self._scores = np.unique(counts, return_inverse=True)[1].astype(np.float32)
+        self._names = [name for names in choice.values() for name in names]
+        self._evaluators: list[Evaluator] = [
+            EVALUATORS[kind](names) for kind, names in choice.items()
+        ]
+        self.figures: Mapping[str, float | int] | None = None
+
+    @classmethod
+    def of_counts(
+        cls, counts: NDArray[np.int64] | None, choice: Mapping[EvaluationKind, Sequence[str]]
+    ) -> list[PopularityEvaluator]:
+        """The evaluator of a pass, or none where items have no counts, or metrics no use for them.
+
+        Args:
+          counts: by the item's id; None: unknown.
+          choice: names of the pass's metrics, by the kind that computes them.
+        """
+        of_order = {
+            kind: [name for name in names if name not in _OF_PROBABILITIES]
+            for kind, names in choice.items()
+        }
+        of_order = {kind: names for kind, names in of_order.items() if names}
+        return [] if counts is None or not of_order else [cls(counts, of_order)]
 
     @staticmethod
-    def needed(batch: ScoredBatch) -> tuple[tf.Tensor, ...]:
-        """Labels and items ``[B, C]``."""
-        return batch.labels, batch.ids[-1]
+    def needed(batch: ScoredBatch) -> tuple[tf.Tensor | None, ...]:
+        """Labels ``[B, C]``, items ``[B, C]`` or ``[1, C]``, groups ``[B]``, weights ``[B, C]``."""
+        return batch.labels, batch.ids[-1], batch.groups, batch.weights
 
-    def update(self, labels: NDArray, items: NDArray) -> None:
+    def update(
+        self,
+        labels: NDArray,
+        items: NDArray,
+        groups: NDArray | None = None,
+        weights: NDArray | None = None,
+    ) -> None:
         """Adds a batch."""
-        if self._scores is not None:
-            counts = self._counts[items].astype(np.float32)
-            self._scores.update(labels, np.broadcast_to(counts, labels.shape))
+        if self.figures is None:
+            scores = np.broadcast_to(self._scores[items], labels.shape)
+            batch = ScoredBatch(labels, scores, groups, weights)
+            for evaluator in self._evaluators:
+                needed = evaluator.needed(batch)
+                evaluator.update(*(None if v is None else np.asarray(v) for v in needed))
 
     def of_all(self, world: World) -> PopularityEvaluator:
-        """The same evaluator, with its figure. A collective, the first time."""
-        if self._scores is not None:
-            scores, self._scores = self._scores.of_all(world), None
-            try:
-                self.auc = auc(scores.labels(), scores.logits())
-            except UserError:
-                self.auc = None
+        """The same evaluator, with its figures. A collective, the first time."""
+        if self.figures is None:
+            evaluators, self._evaluators = [e.of_all(world) for e in self._evaluators], []
+            found = {name: v for e in evaluators for name, v in e.result().items()}
+            self.figures = {n: v for n in self._names if (v := found[n]) is not None}
         return self
 
     def result(self) -> Mapping[str, float | int | None]:
-        """The AUC; nothing where there is none."""
-        return {} if self.auc is None else {"auc": self.auc}
+        """The figures."""
+        return self.figures or {}

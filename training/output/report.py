@@ -65,7 +65,7 @@ def write_report(
       records: of `training.output.logging.read_log`.
       metrics: what metrics.json holds under "results", e.g. the summary.
       roc: name ("test", "train") -> curve; without it there is no roc.png.
-      baselines: what needs no model, by what it is ("popularity, test") -> AUC.
+      baselines: what ranking by the items' popularity gives, by the metric's name ("test_auc").
       head_weight: of the head's cross entropy in the head's loss.
       title: above the plots; may have several lines.
 
@@ -81,7 +81,7 @@ def write_report(
         "epochs": [{"epoch": record.step[0], **record.data} for record in epochs],
         "steps": len(steps),
         "roc_auc": {name: curve.auc for name, curve in (roc or {}).items()},
-        "baselines_auc": dict(baselines or {}),
+        "popularity": dict(baselines or {}),
     }
     with atomic_file(directory / "metrics.json", replaces=inside_ours) as temporary:
         text = json.dumps(_finite(content), indent=2, allow_nan=False)
@@ -108,7 +108,7 @@ def learning_curve(
 
     Args:
       records: of steps and epochs.
-      baselines: AUCs of what needs no model.
+      baselines: what ranking by the items' popularity gives, by the metric's name.
       head_weight: of the head's cross entropy in the head's loss, as evaluations have none.
       title: above the plots.
     """
@@ -142,13 +142,13 @@ def evaluation_plot(
 
     Args:
       metrics: of an evaluation, by name.
-      baselines: AUCs of what needs no model.
+      baselines: what ranking by the items' popularity gives, by the metric's name.
       title: above the plot.
     """
     numbers = {n: v for n, v in metrics.items() if isinstance(v, int | float) and not _is_nan(v)}
     shares = {n: float(v) for n, v in numbers.items() if _scale_of(n) in ("AUC", "Ranking")}
     bars = {_words(name): value for name, value in shares.items()}
-    references = {f"{what} (AUC)": value for what, value in (baselines or {}).items()}
+    references = {f"popularity, {_words(n)}": v for n, v in (baselines or {}).items()}
     if any(_scale_of(name) == "AUC" for name in shares):
         references["chance (AUC)"] = 0.5
     figure = _figure((7.2, 1.6 + 0.34 * (len(bars) + len(references) + 2)), title)
@@ -321,12 +321,12 @@ def _plot_metrics(
         return
     for (name, curve), colour in zip(curves.items(), _COLOURS * len(curves), strict=False):
         label = f"{_words(name)} (last {curve.y[-1]:.4f})"
+        if name in baselines:
+            axis.axhline(baselines[name], color=colour, linewidth=1, linestyle="--")
+            label = label[:-1] + f"; popularity, dashed: {baselines[name]:.4f})"
         axis.plot(*curve, marker="o", markersize=4, linewidth=1.6, color=colour, label=label)
-    references = {**baselines, "chance": 0.5} if scale == "AUC" else {}
-    for (what, value), style in zip(references.items(), ("--", "-.", ":") * 9, strict=False):
-        axis.axhline(
-            value, color="0.5", linewidth=1, linestyle=style, label=f"{what} ({value:.4g})"
-        )
+    if scale == "AUC":
+        axis.axhline(0.5, color="0.5", linewidth=1, linestyle=":", label="chance (0.5)")
     axis.set(xlabel="Epoch", title=scale)
     axis.legend(loc="best", frameon=False, fontsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
