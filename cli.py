@@ -92,7 +92,9 @@ def _inside_train() -> CommandLine:
 def _inside_run() -> CommandLine:
     from lookback.training.parallel.run_model import LaunchOptions
 
-    return CommandLine((LaunchOptions,))
+    # What is not its own goes to train.
+    passed_on = _inside_train()
+    return dataclasses.replace(passed_on, configs=(LaunchOptions, *passed_on.configs))
 
 
 def _inside_workflows() -> Program:

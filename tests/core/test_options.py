@@ -453,19 +453,43 @@ def test_a_door_gets_its_words_and_gives_its_status(capsys):
     assert program(one=print).main(["--version"]) == 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Shells:
+    shell: Literal["bash", "zsh"] = option(help="which", positional=True)
+    file: Path = option(help="what", positional=True)
+    depth: int = option(1, help="how deep")
+
+
 @pytest.mark.parametrize(
     ("written", "completed"),
     [
-        ("", ["one", "inner", "train", "strange", "--help"]),
+        ("", ["one", "inner", "train", "strange", "shells", "--help"]),
         ("in", ["inner"]),
         ("one --w", ["--width"]),
         ("inner two --c", ["--config"]),
         ("train --model_type wide --se", ["--seed", "--search"]),
-        ("train --out ", ["--help"]),
+        ("train --amp ", ["--help", "--help-all", "--config"]),
+        ("train --no", ["--no_shuffle"]),
+        ("train --out ", []),  # a file
+        ("train --out = ", []),  # how bash cuts --out=
+        ("train --out d ", ["--help"]),
+        ("train --model_type ", ["deep", "wide"]),
+        ("train --model_type = w", ["wide"]),
+        ("train --model_type =", ["deep", "wide"]),
+        ("train --data d --search h", ["hard"]),
+        ("shells ", ["bash", "zsh"]),
+        ("shells b", ["bash"]),
+        ("shells bash ", []),  # a file
+        ("shells bash fi", []),
+        ("shells bash file ", ["--help", "--config", "--depth"]),
+        ("shells bash --depth 3 --d", ["--depth"]),
+        ("shells --depth 3 z", ["zsh"]),
+        ("shells --depth = 3 z", ["zsh"]),
         ("strange x", []),
+        ("unknown ", []),
     ],
 )
-def test_bash_completes_commands_and_options(written, completed):
+def test_bash_completes_commands_options_and_values(written, completed):
     outer = Program(
         "outer",
         "Opens doors.",
@@ -474,6 +498,7 @@ def test_bash_completes_commands_and_options(written, completed):
             "inner": Door("go in", print, lambda: program(two=print)),
             "train": Door("train", print, lambda: LINE),
             "strange": Door("of unknown words", print),
+            "shells": Door("choose", print, lambda: CommandLine((Shells,))),
         },
     )
     words = ["outer", *written.split(" ")]
