@@ -155,7 +155,7 @@ def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
       UserError: if a gzip file is damaged or ends too early.
     """
     if path.suffix == ".gz":
-        yield from _prefetched(_gzip_blocks(path, block_bytes, _end_of_lines))
+        yield from _prefetched(_blocks_with_data(path, block_bytes, _end_of_lines))
         return
     size = path.stat().st_size
     for start in range(0, size, block_bytes):
@@ -168,7 +168,7 @@ def record_blocks(
     """Like `blocks`, but no cut is inside a quoted field of CSV, which may hold line feeds.
 
     Whether a line feed is quoted follows from the number of quotes before it, so this process
-    reads all of the file.
+    reads all of the file. Lines may end in carriage returns alone: blocks have line feeds for them.
 
     Args:
       path: the file.
@@ -179,8 +179,11 @@ def record_blocks(
       UserError: if a gzip file is damaged or ends too early.
     """
     end_of_records = functools.partial(_end_of_records, quote=quote)
-    if path.suffix == ".gz":
-        yield from _prefetched(_gzip_blocks(path, block_bytes, end_of_records))
+    carriage_returns = ends_in_carriage_returns(path)
+    if path.suffix == ".gz" or carriage_returns:
+        yield from _prefetched(
+            _blocks_with_data(path, block_bytes, end_of_records, carriage_returns=carriage_returns)
+        )
         return
     start = 0
     with path.open("rb") as file:
@@ -242,21 +245,31 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
-def first_line(path: Path, encoding: str = "utf-8") -> str:
+def ends_in_carriage_returns(path: Path) -> bool:
+    """Whether a file begins with carriage returns and no line feed, as Excel for Mac writes it.
+
+    Raises:
+      UserError: if the file is damaged.
+    """
+    line = _beginning(path)
+    return b"\r" in line and not line.endswith(b"\n")
+
+
+def first_line(path: Path, encoding: str = "utf-8", *, carriage_returns: bool = False) -> str:
     """A file's first line, without its end and without the mark that Excel begins files with.
 
     Args:
       path: the file.
       encoding: of its text.
+      carriage_returns: whether whoever reads the file takes one alone for the end of a line.
 
     Raises:
       UserError: if it is damaged, or of bytes that are no text.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            line = file.readline(FIRST_LINE_BYTES)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise damaged_gzip(path, 0, error) from error
+    line = _beginning(path)
+    if carriage_returns and ends_in_carriage_returns(path):
+        line = line.replace(b"\r", b"\n")
+        line = line[: line.find(b"\n") + 1]
     if b"\0" in line:
         raise UserError(
             f"{path}:1: holds bytes of value 0, so it is no text of UTF-8 (UTF-16, maybe: Excel's "
@@ -271,10 +284,34 @@ def first_line(path: Path, encoding: str = "utf-8") -> str:
     text = text.removesuffix("\n").removesuffix("\r")
     if "\r" in text:
         raise UserError(
-            f"{path}:1: its lines end in carriage returns alone, as Excel for Mac writes them. "
-            "Turn them into line feeds: tr '\\r' '\\n' < OLD > NEW."
+            f"{path}:1: has carriage returns that no line feed follows. Make line feeds of them: "
+            "tr '\\r' '\\n' < OLD > NEW."
         )
     return text
+
+
+def _beginning(path: Path) -> bytes:
+    """A file's bytes up to the first line feed, or `FIRST_LINE_BYTES` of them."""
+    try:
+        with _opened(path) as file:
+            return file.readline(FIRST_LINE_BYTES)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise damaged_gzip(path, 0, error) from error
+
+
+def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+class _LineFeeds:
+    """A file with line feeds in place of its carriage returns, byte for byte."""
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        return self._file.read(size).replace(b"\r", b"\n")
 
 
 def estimate_lines(paths: Sequence[Path]) -> int:
@@ -298,7 +335,7 @@ def estimate_lines(paths: Sequence[Path]) -> int:
             else:
                 sample = file.read(SAMPLE_BYTES)
             read = min(file.tell(), size)
-        total += max(sample.count(b"\n"), 1) * size / max(read, 1)
+        total += max(sample.count(b"\n"), sample.count(b"\r"), 1) * size / max(read, 1)
     return int(total)
 
 
@@ -310,13 +347,20 @@ def damaged_gzip(path: Path, lines: int, error: Exception) -> UserError:
     )
 
 
-def _gzip_blocks(
-    path: Path, block_bytes: int, end_of_lines: Callable[[bytes], int]
+def _blocks_with_data(
+    path: Path,
+    block_bytes: int,
+    end_of_lines: Callable[[bytes], int],
+    *,
+    carriage_returns: bool = False,
 ) -> Iterator[Block]:
     start = 0
     lines = 0
-    with gzip.open(path, "rb") as file:
+    file: IO[bytes] | gzip.GzipFile | _LineFeeds
+    with _opened(path) as file:
         try:
+            if carriage_returns:
+                file = _LineFeeds(file)
             for data in _pieces(file, block_bytes, end_of_lines):
                 lines += data.count(b"\n")
                 yield Block(path, start, start + len(data), start == 0, data)
@@ -326,7 +370,9 @@ def _gzip_blocks(
 
 
 def _pieces(
-    file: IO[bytes] | gzip.GzipFile, block_bytes: int, end_of_lines: Callable[[bytes], int]
+    file: IO[bytes] | gzip.GzipFile | _LineFeeds,
+    block_bytes: int,
+    end_of_lines: Callable[[bytes], int],
 ) -> Iterator[bytes]:
     """A file's content in pieces that end where `end_of_lines` says, none of them empty."""
     rest = b""

@@ -27,6 +27,7 @@ from lookback.workflows.log.description import CsvFormat
 from lookback.workflows.log.records import Wanted
 from lookback.workflows.order import Report
 from lookback.workflows.pipeline import run_dataset, transform_dataset
+from lookback.workflows.text import estimate_lines
 from tests.metadata import of_data
 
 main = PROGRAM.main
@@ -545,6 +546,25 @@ def test_a_quoted_field_without_an_end(tmp_path: Path) -> None:
     assert sum(parsed.reasons.values()) == 1
     assert parsed.bad[0].line == 3 and "field limit" in parsed.bad[0].reason
     assert parsed.table["user_id"].to_pylist()[-1] == 29_999
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_lines_that_end_in_carriage_returns(tmp_path: Path, packed: bool) -> None:
+    """As Excel for Mac writes them."""
+    lines = ["user_id,item_id,timestamp", *(f'u{n},"i""{n}",15000000{n}' for n in range(10, 99))]
+    raw = tmp_path / ("a.csv.gz" if packed else "a.csv")
+    text = ("\r".join([*lines, "bad"]) + "\r").encode()
+    raw.write_bytes(gzip.compress(text) if packed else text)
+    blocks = list(interactions_csv.csv_blocks(raw, NAMES, 300))
+    assert len(blocks) > 5
+    parsed = [interactions_csv.parse(block, "s") for block in blocks]
+    table = pa.concat_tables([found.table for found in parsed])
+    assert table["user_id"].to_pylist() == [f"u{n}" for n in range(10, 99)]
+    assert table["item_id"].to_pylist() == [f'i"{n}' for n in range(10, 99)]
+    assert table["timestamp"].to_pylist() == [(1500000000 + n) * 10**9 for n in range(10, 99)]
+    assert parsed[-1].reasons == {"1 fields instead of 3": 1}
+    assert sum(found.lines for found in parsed) == 91
+    assert estimate_lines([raw]) == pytest.approx(91, rel=0.2 if packed else 0)
 
 
 def test_quotes_that_open_no_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def _reader(lines: Any, form: CsvFormat, strict: bool = False) -> Any:
 
 def _read_header(path: Path, form: CsvFormat) -> list[str]:
     """Names in the first line."""
-    text = first_line(path, form.encoding)
+    text = first_line(path, form.encoding, carriage_returns=True)
     if not text.strip():
         state = "begins with an empty line" if path.stat().st_size else "is empty"
         raise UserError(f"{path} {state}. Its first line must name the columns.")
@@ -196,7 +196,7 @@ def _read_header(path: Path, form: CsvFormat) -> list[str]:
 
 def _check_first(path: Path, wanted: Wanted, form: CsvFormat) -> None:
     """Refuses a file whose first line is a header in spite of csv.header, or has other fields."""
-    text = first_line(path, form.encoding)
+    text = first_line(path, form.encoding, carriage_returns=True)
     names = form.columns or ()
     try:
         found = [field.strip() for field in split_line(text, form)]
