@@ -25,7 +25,7 @@ Place = tuple[str | int, ...]
 """Keys, and numbers of list entries from 0 on, that lead to a value."""
 
 MOST_LEVELS = 100
-"""Of brackets in each other, whose reading takes a time that grows with their square."""
+"""Of lists and mappings in each other."""
 
 _SHOWN = 300  # characters of a parser's message
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
@@ -55,27 +55,33 @@ def _resolvers() -> dict[Any, list[tuple[str, Any]]]:
     return found
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader without its surprises; see the module."""
+class _StrictLoader(yaml.composer.Composer, yaml.CSafeLoader):
+    """PyYAML's safe loader without its surprises; see the module.
+
+    libyaml gives the events, many times as fast as PyYAML's own parser. What is made of them is
+    PyYAML's, which can be told to refuse: libyaml's composer cannot.
+    """
 
     yaml_implicit_resolvers = _resolvers()  # PyYAML's own attribute
     shares_lists = False
 
-    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        if self.flow_level == MOST_LEVELS:
-            raise RecursionError
-        super().fetch_flow_collection_start(token)
+    def __init__(self, text: str) -> None:
+        yaml.CSafeLoader.__init__(self, text)
+        yaml.composer.Composer.__init__(self)
+        self._levels = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            if self.shares_lists and _is_flat_list(self.anchors.get(event.anchor)):
-                shared: yaml.Node | None = super().compose_node(parent, index)
-                return shared
-            raise yaml.composer.ComposerError(
-                None, None, f"aliases (*{event.anchor}) are not read", event.start_mark
-            )
+            event: Any = self.peek_event()
+            if not (self.shares_lists and _is_flat_list(self.anchors.get(event.anchor))):
+                raise yaml.composer.ComposerError(
+                    None, None, f"aliases (*{event.anchor}) are not read", event.start_mark
+                )
+        if self._levels == MOST_LEVELS and not self.check_event(yaml.ScalarEvent):
+            raise RecursionError
+        self._levels += 1
         node: yaml.Node | None = super().compose_node(parent, index)
+        self._levels -= 1
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -133,7 +139,7 @@ def load_yaml(text: str, source: str, *, shared_lists: bool = False) -> Any:
       UserError: naming `source`, the line and what is wrong with it.
     """
     try:
-        # Not the unsafe load: both are SafeLoaders.
+        # Not the unsafe load: both construct as SafeLoader does.
         return yaml.load(text, Loader=_SharingLoader if shared_lists else _StrictLoader)
     except yaml.YAMLError as error:
         said = " ".join(str(error).replace('in "<unicode string>", ', "").split())

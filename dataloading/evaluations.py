@@ -88,7 +88,9 @@ class LeftOut:
         if self.repeated_targets:
             told.append(f"{self.repeated_targets:,} targets are items that the user had before")
         if self.without_negatives:
-            told.append(f"{self.without_negatives:,} users have met too many items")
+            told.append(
+                f"{self.without_negatives:,} targets are of users who have met too many items"
+            )
         if self.without_history:
             told.append(f"{self.without_history:,} targets have no event before them")
         return ", ".join(told)

@@ -85,8 +85,9 @@ class InteractionSource(NumberedSource):
           eval_batch_size: rows of an evaluation batch; None: as in training.
           eval_seed: of evaluation's negatives; not the run's, so that runs compare on the same.
           negative_samples: for each positive of training.
-          exact_negatives: draw none that the user has met in training. Without it negatives are
-            drawn from the whole catalogue, and a few are positives (seed 003's approximation).
+          exact_negatives: draw none that the user has met in training; users who have met every
+            item there are not trained on. Without it negatives are drawn from the whole catalogue,
+            and a few are positives (seed 003's approximation).
           repeatable: the same training negatives in every epoch instead of fresh ones.
           test_negatives: for each held-out item; distinct, and none that the user has met.
           full_catalogue: evaluate among all items that the user has not met as well.
@@ -98,8 +99,7 @@ class InteractionSource(NumberedSource):
 
         Raises:
           UserError: if a batch is too small for one sample, a user has too few interactions, or
-            has met so many items that negatives for training are missing; or if it is not the
-            users' last events that are held out.
+            nothing is left to train on; or if it is not the users' last events that are held out.
         """
         self.schema = histories.schema
         self._features = InteractionFeatures.from_schema(histories.schema)
@@ -115,14 +115,13 @@ class InteractionSource(NumberedSource):
         self._batch = _samples("global_batch_size", batch_size, 1 + negative_samples)
         _require_last_out(histories)
         histories.require_targets()
-        self._place_positives(histories)
-        self._user_ids = tf.constant(histories.user_features[self._features.user])
-        self._item_ids = tf.constant(self._catalogue.ids)
         self._known = None
         if exact_negatives:
             self._known = KnownItems(histories, self._catalogue, training=True)
-            _require_free(self._known, len(self._catalogue))
             self._free = tf.constant(self._known.free, tf.int64)
+        self._place_positives(histories)
+        self._user_ids = tf.constant(histories.user_features[self._features.user])
+        self._item_ids = tf.constant(self._catalogue.ids)
         self._steps = self._positives // self._batch
         if not drop_remainder:
             self._steps = -(-self._positives // self._batch)
@@ -140,25 +139,26 @@ class InteractionSource(NumberedSource):
         self._ranked: dict[str, _Ranked] = {}
 
     def _place_positives(self, histories: Histories) -> None:
-        """Events of training that are items: users by place, items by id; 160 MB for 20 M.
+        """Events to train on: users by place, items by id; 160 MB for 20 M.
 
         Raises:
-          UserError: if none is.
+          UserError: if there is none.
         """
-        in_training = histories.in_training()
-        item = histories.item_features[self._features.item]
-        positive = in_training & (item >= FIRST_KNOWN)
+        event = np.flatnonzero(histories.in_training())
+        item = histories.item_features[self._features.item][event]
         places = np.arange(histories.num_users, dtype=np.int32)
-        user = np.repeat(places, np.diff(histories.offsets))
+        user = np.repeat(places, np.diff(histories.offsets))[event]
+        unknown, repeated = item < FIRST_KNOWN, np.zeros(len(event), np.bool_)
+        bound = repeated if self._known is None else self._known.free[user] < 1
+        positive, self._left_out = LeftOut.among(unknown, repeated, bound)
         self._sample_users = tf.constant(user[positive])
         self._sample_items = tf.constant(item[positive])
-        self._positives = int(positive.sum())
-        self._unknown = LeftOut(int(in_training.sum()) - self._positives)
-        if not self._positives and self._unknown.unknown_targets:
+        self._positives = len(positive)
+        if len(event) and not self._positives:
             raise UserError(
-                f"The training set has no positives: all {self._unknown.unknown_targets} events "
-                "are unknown ids. Run the workflow with a lower --frequency_threshold, or on the "
-                "data that its ids come from."
+                f"The training set has no positives: {self._left_out}. Run the workflow with a "
+                "lower --frequency_threshold if ids are unknown, or on the data that its ids come "
+                "from; leave --exact_negatives out if users have met too many items."
             )
 
     def train_batch(self, feed: tf.Tensor) -> Batch:
@@ -190,8 +190,8 @@ class InteractionSource(NumberedSource):
         return tf.gather(self._ranked[split].users, self._eval_places(split, feed))
 
     def left_out(self, name: str) -> LeftOut:
-        """Positives of training that are no item; of passes, who cannot be ranked."""
-        return self._unknown if name == "train" else self._ranked[name].left_out
+        """Positives that cannot be trained on; of passes, who cannot be ranked."""
+        return self._left_out if name == "train" else self._ranked[name].left_out
 
     @property
     def id_features(self) -> tuple[str, ...]:
@@ -369,14 +369,4 @@ def _require_last_out(histories: Histories) -> None:
             "dataset_dir: models of users and items are ranked by each user's last event, expected "
             f"to be held out, and this dataset has {found}. Choose a model over histories, or run "
             "the workflow with sampled labels and a split by last."
-        )
-
-
-def _require_free(known: KnownItems, items: int) -> None:
-    """Refuses users for whom nothing is left to draw."""
-    if known.free.min(initial=1) < 1:
-        raise UserError(
-            "exact_negatives: expected users with items that they have not met in training, but "
-            f"user number {int(known.free.argmin())} has met all {items}. Leave --exact_negatives "
-            "out."
         )

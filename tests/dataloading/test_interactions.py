@@ -8,6 +8,7 @@ import scipy.stats
 import tensorflow as tf
 
 from lookback.core.errors import UserError
+from lookback.dataloading.evaluations import LeftOut
 from lookback.dataloading.interactions.source import CATALOGUE, InteractionSource
 from lookback.dataloading.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import Part
@@ -268,9 +269,22 @@ def test_too_few_items_for_the_negatives(make_histories):
     with pytest.raises(UserError, match=text):
         source(histories, test_negatives=9).eval_steps("test")
     assert source(histories, test_negatives=items - 4).eval_steps("test") == 1
-    everything = make_histories((300, 7), items=8)
-    with pytest.raises(UserError, match="user number 0 has met all 5"):
-        source(everything, exact_negatives=True)
+
+
+def test_who_has_met_everything_is_left_out_of_exact_negatives(make_histories):
+    """User 0 has met all 5 items in training: 299 positives for which there is no negative."""
+    histories = make_histories((300, 4), items=8)
+    made = source(histories, exact_negatives=True)
+    assert made.left_out("train") == LeftOut(without_negatives=299)
+    users, items, _ = epoch_of(made)
+    other = histories.user_features["user_id"].tolist()[1]
+    met = events_of(histories, other, held_out=1)
+    assert users.tolist() == [other] * 3
+    assert sorted(items[:, 0].tolist()) == sorted(met)
+    assert not set(items[:, 1:].flat) & set(met)
+    assert source(histories).left_out("train") == LeftOut()
+    with pytest.raises(UserError, match=r"no positives: 598 targets are of users who have met too"):
+        source(make_histories((300, 300), items=8), exact_negatives=True)
 
 
 def test_a_user_without_a_test_item(make_histories):

@@ -313,7 +313,7 @@ def test_a_user_who_has_met_too_much_is_left_out(plain):
 def test_nobody_to_rank_is_refused_before_training(make_histories, trainer):
     """Case late_refusals b: 5 users, 6 items, all met."""
     all_met = renamed(make_histories([6] * 5, items=9, repeats=False), slice(0, 0), 0)
-    with pytest.raises(UserError, match="5 users have met too many items"):
+    with pytest.raises(UserError, match="5 targets are of users who have met too many items"):
         trainer(all_met, "neumf", test_negatives=1, topk=1)
 
 

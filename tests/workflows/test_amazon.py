@@ -84,6 +84,14 @@ def test_blank_lines_and_no_last_line_feed() -> None:
         (b'{"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1.5}', "not an integer"),
         (b'{"reviewerID": "A1", "asin": "B1", "unixReviewTime": true}', "not an integer"),
         (b'{"reviewerID": "A1", "asin": "B1", "unixReviewTime": NaN}', "not an integer"),
+        (b'{"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1, "asin": "B2"}', "asin is there"),
+        (b'{"asin": "B", "\\u0061sin": "B", "reviewerID": "A", "unixReviewTime": 1}', "asin is"),
+        (
+            b"{'asin': 'B1', 'reviewerID': 'A1', 'unixReviewTime': 1, 'asin': 'B2'}",
+            "is there twice",
+        ),
+        (b'[["reviewerID", "A1"]]', "not an object"),
+        (b"(('reviewerID', 'A1'),)", "not an object"),
         (b'{"reviewerID": "A1", "asin": "B1", "unixReviewTime": -1}', "negative"),
         (b'{"reviewerID": "A1", "asin": "B1", "unixReviewTime": 99999999999999999999}', "integer"),
         (b'{"reviewerID": "A\xff", "asin": "B1", "unixReviewTime": 1}', "not UTF-8"),
@@ -98,6 +106,25 @@ def test_bad_lines_are_named(line: bytes, reason: str) -> None:
     (bad,) = parsed.bad
     assert bad.line == 2
     assert reason in bad.reason
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_keys_that_nobody_reads_may_be_there_twice(quote: str) -> None:
+    """As Arrow has it: whether a line is taken must not depend on the lines beside it."""
+    line = (
+        json.dumps({**GOOD, "a": {"asin": "B9"}})[:-1] + ', "style": 1, "style": 2, "asin ": 3}\n'
+    )
+    line = line.replace('"', quote)
+    if quote == '"':
+        assert _parse_strict(line.encode(), "steps") is not None
+        assert _parse_strict(line.replace('"style": 1', '"asin": ""').encode(), "steps") is None
+    assert _rows(line.encode() + b"  bad") == [("A1", "B1", 5)]
+
+
+def test_a_category_that_is_there_twice_is_refused() -> None:
+    for text in ('{"asin": "B", "category": "x", "category": "y"}', "{'asin': 'B', 'asin': 'C'}"):
+        with pytest.raises(BadLineError, match="is there twice"):
+            _item(text.encode())
 
 
 def test_a_float_that_is_whole_is_a_time() -> None:
@@ -117,6 +144,8 @@ def test_a_float_that_is_whole_is_a_time() -> None:
         ({"asin": "B1", "categories": ["A", "B"]}, "B"),
         ({"asin": "B1", "categories": [[]], "category": ["A", "B"]}, "B"),
         ({"asin": "B1", "categories": [7]}, "no_category"),
+        ({"asin": "B1", "categories": {"A": "B"}}, "no_category"),
+        ({"asin": "B1", "categories": [{"A": "B"}]}, "no_category"),
         ({"asin": "B1", "categories": [["it's", "a \"b\" \\ [['x']]"]]}, "a \"b\" \\ [['x']]"),
         ({"asin": "B1", "title": "'categories': [['x']]", "categories": [["A"]]}, "A"),
         ({"asin": "B1", "title": "Über", "categories": [["A", "Küche"]]}, "Küche"),

@@ -255,21 +255,60 @@ def _object(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BadLineError("not UTF-8") from error
     try:
-        value = json.loads(text)
+        value = _JSON.decode(text)
     except (ValueError, RecursionError):
         try:
-            value = ast.literal_eval(text)
+            value = _literal(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise BadLineError("neither JSON nor a Python literal") from error
-    if not isinstance(value, dict):
-        raise BadLineError("not an object")
+    if isinstance(value, tuple) and text.startswith("{"):
+        pairs, value = value, dict(value)
+        return value if len(value) == len(pairs) else _Repeating(pairs)
+    raise BadLineError("not an object")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=tuple)
+"""Gives objects as tuples of pairs, in which a key that is there twice can be seen; lists are
+lists."""
+
+
+class _Repeating(dict[str, Any]):
+    """An object in which keys are there twice.
+
+    Those that nobody reads do no harm, and Arrow passes over them; those that are read are refused,
+    as by Arrow.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs]
+        self.twice = {key for key in self if keys.count(key) > 1}
+
+
+def _literal(text: str) -> Any:
+    """A Python literal's value; a dict as a tuple of pairs."""
+    node = ast.parse(text.lstrip(" \t"), mode="eval").body
+    value = ast.literal_eval(node)
+    if isinstance(node, ast.Dict) and isinstance(value, dict):
+        return tuple((key, value[key]) for key in map(ast.literal_eval, filter(None, node.keys)))
     return value
+
+
+def _field(value: dict[str, Any], key: str) -> Any:
+    """What a key stands for; None without it.
+
+    Raises:
+      BadLineError: if it is there twice.
+    """
+    if isinstance(value, _Repeating) and key in value.twice:
+        raise BadLineError(f"{key} is there twice")
+    return value.get(key)
 
 
 def _identifier(value: dict[str, Any], key: str) -> str:
     if key not in value:
         raise BadLineError(f"no {key}")
-    found = value[key]
+    found = _field(value, key)
     if not isinstance(found, str) or not found:
         raise BadLineError(f"{key} is not a non-empty string")
     try:
@@ -289,7 +328,7 @@ def _review(line: bytes, unit: TimeUnit | None) -> tuple[str, str, int | float]:
     item = _identifier(value, edition.item)
     if edition.time not in value:
         raise BadLineError(f"no {edition.time}")
-    time = value[edition.time]
+    time = _field(value, edition.time)
     if isinstance(time, float) and time.is_integer():
         time = int(time)
     if not isinstance(time, int) or isinstance(time, bool) or time >= 1 << 63:
@@ -351,9 +390,13 @@ def _occur_once(line: bytes, *keys: bytes) -> bool:
 
 
 def _last_category(value: dict[str, Any]) -> str:
-    """The last of the first path; a flat list is one path, and text a path of one."""
+    """The last of the first path; a flat list is one path, and text a path of one.
+
+    Raises:
+      BadLineError: if a key that is read is there twice.
+    """
     for key in ("categories", "category"):
-        path = value.get(key)
+        path = _field(value, key)
         if isinstance(path, list) and path and isinstance(path[0], list):
             path = path[0]
         last = path[-1] if isinstance(path, list) and path else path
