@@ -27,7 +27,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -302,21 +302,26 @@ class Checkpoint(Mapping[str, NDArray]):
                 f"{'; '.join(problems)}. Use the options and dataset that it was trained with."
             )
 
-    def require_meta(self, expected: Mapping[str, Any]) -> None:
+    def require_meta(self, expected: Mapping[str, Any], no_options: Sequence[str] = ()) -> None:
         """Checks facts about the run that saved the checkpoint, e.g. the model's configuration.
 
         Args:
           expected: key of `meta` -> the value it must have. A mapping is compared key by key, so
             that the message names the one option that differs.
+          no_options: keys in such a mapping that are not the name of an option.
 
         Raises:
-          UserError: naming each key, what is expected here, and what the checkpoint has.
+          UserError: naming each key, what is expected here, and what the checkpoint has; and the
+            options that would be as the checkpoint's.
         """
         problems = list(_differences(plain(dict(expected)), self.meta, ""))
         if problems:
+            told = [f"{d.name}: expected {d.ours!r}, received {d.theirs!r}" for d in problems]
+            flags = [d.flag for d in problems if d.flag and d.key not in no_options]
+            given = f" (here: {' '.join(flags)})" if flags else ""
             raise UserError(
                 f"the checkpoint {self.path} comes from another configuration: "
-                f"{listed(problems, separator='; ')}. Use the options that it was trained with, "
+                f"{listed(told, separator='; ')}. Use the options that it was trained with{given}, "
                 f"or start a new run without --load_checkpoint_path."
             )
 
@@ -655,11 +660,41 @@ def _common(held: Region, wanted: Region) -> Region:
     return Region(intersect(held.rows, wanted.rows), intersect(held.columns, wanted.columns))
 
 
-def _differences(expected: Mapping[str, Any], received: Any, prefix: str) -> Iterator[str]:
+_ABSENT = "nothing"
+
+
+class _Difference(NamedTuple):
+    """A fact that is another one here than in a checkpoint.
+
+    Attributes:
+      name: of its key, with those of the mappings that it is in.
+      key: its own.
+      ours: the value here.
+      theirs: the checkpoint's.
+    """
+
+    name: str
+    key: str
+    ours: Any
+    theirs: Any
+
+    @property
+    def flag(self) -> str:
+        """The option as the checkpoint has it; "" if it can be none."""
+        if self.theirs == _ABSENT or isinstance(self.theirs, Mapping) or self.key == self.name:
+            return ""
+        if isinstance(self.theirs, bool):
+            return f"--{self.key}" if self.theirs else f"--no_{self.key}"
+        if isinstance(self.theirs, list):
+            return f"--{self.key} {','.join(map(str, self.theirs))}"
+        return f"--{self.key} {'none' if self.theirs is None else self.theirs}"
+
+
+def _differences(expected: Mapping[str, Any], received: Any, prefix: str) -> Iterator[_Difference]:
     for key in dict.fromkeys([*expected, *(received if prefix else ())]):
-        theirs, name = received.get(key, "nothing"), f"{prefix}{key}"
-        ours = expected.get(key, "nothing")
+        theirs, name = received.get(key, _ABSENT), f"{prefix}{key}"
+        ours = expected.get(key, _ABSENT)
         if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
             yield from _differences(ours, theirs, f"{name}.")
         elif ours != theirs:
-            yield f"{name}: expected {ours!r}, received {theirs!r}"
+            yield _Difference(name, key, ours, theirs)

@@ -46,6 +46,9 @@ from lookback.training.signals import TerminatedError, TerminationRequest, catch
 from lookback.training.state import MODEL_PREFIXES, State, model_states, whole
 from lookback.training.steps import Steps
 
+_OF_DATA = ("dataset", "ranks", "tables")
+"""What identities hold that is no option."""
+
 _ABSENT = {
     "auc": "its rows are all of one class",
     "gauc": "no user has rows of both classes",
@@ -623,7 +626,7 @@ class Trainer:
             # Between two epochs, whoever has which users starts anew.
             run = {**run, "ranks": checkpoint.meta.get("run", {}).get("ranks")}
             identity = {**identity, "run": run}
-        checkpoint.require_meta(identity)
+        checkpoint.require_meta(identity, no_options=_OF_DATA)
         checkpoint.require_tensors(expected)
         for name, state in states.items():
             state.restore(name, checkpoint)

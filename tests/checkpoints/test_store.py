@@ -387,8 +387,13 @@ def test_another_configuration_is_named_option_by_option(tmp_path):
     assert "model.k: expected 40, received 50" in text
     assert "model.gsu: expected 'soft', received 'nothing'" in text
     assert "name: expected 'x', received 'nothing'" in text
+    assert "the options that it was trained with (here: --k 50), or" in text
     with pytest.raises(UserError, match=r"model\.dims: expected 'nothing', received \[200, 80\]"):
         checkpoint.require_meta({"model": {"k": 50}})
+    with pytest.raises(UserError, match=r"trained with \(here: --k 50 --dims 200,80\), or start"):
+        checkpoint.require_meta({"model": {}})
+    with pytest.raises(UserError, match=r"trained with, or start"):
+        checkpoint.require_meta({"model": {"dims": [200, 80]}}, no_options=["k"])
 
 
 SAVER = textwrap.dedent(
