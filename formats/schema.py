@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lookback.core.errors import UserError
+from lookback.core.paths import refuse_address
 from lookback.formats.dataset_info import AGAIN
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def read_schema(directory: str | os.PathLike[str]) -> Schema:
       UserError: if there is none, or it is damaged.
     """
     path = Path(directory) / SCHEMA_FILE
+    refuse_address(directory)
     if not path.is_file():
         raise UserError(f"There is no {SCHEMA_FILE} in {directory}. {AGAIN}")
     try:
@@ -41,8 +43,11 @@ def read_schema(directory: str | os.PathLike[str]) -> Schema:
 
 
 def write_schema(schema: Schema, directory: str | os.PathLike[str]) -> None:
-    """Writes a schema into a directory."""
-    _metadata().from_merlin_schema(schema).to_proto_text_file(os.fspath(directory), SCHEMA_FILE)
+    """Writes a schema into a directory; equal ones as equal bytes."""
+    metadata = _metadata().from_merlin_schema(schema)
+    for feature in metadata.proto_schema.feature:
+        feature.annotation.tag.sort()  # a set's, whose order is another in each process
+    metadata.to_proto_text_file(os.fspath(directory), SCHEMA_FILE)
 
 
 def _metadata() -> type[TensorflowMetadata]:

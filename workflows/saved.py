@@ -133,10 +133,10 @@ def _damaged(place: Path, what: str) -> UserError:
 def write_workflow(workflow: nvt.Workflow, directory: Path) -> None:
     """Saves a fitted workflow as NVTabular does, but for what is true of this run alone.
 
-    That is the time, which would make each run's files differ, and the paths of this machine:
-    `nvtabular.Workflow.save` leaves in the pickle where the vocabularies are and were.
+    That is the time and the order of sets, which would make each run's files differ, and the paths
+    of this machine: `nvtabular.Workflow.save` leaves in the pickle where the vocabularies are and
+    were.
     """
-    import cloudpickle
     from merlin.dag import Graph
     from merlin.dag.node import iter_nodes
     from nvtabular.ops import StatOperator
@@ -152,13 +152,29 @@ def write_workflow(workflow: nvt.Workflow, directory: Path) -> None:
     for operator in operators:
         operator.set_storage_path(PLACE, copy=False)
     with (directory / "workflow.pkl").open("wb") as file:
-        cloudpickle.dump(workflow, file)
+        _pickler()(file).dump(workflow)
     for operator in operators:
         operator.set_storage_path(str(directory), copy=False)
     metadata = directory / "metadata.json"
     content = json.loads(metadata.read_text())
     content.pop("generated_timestamp", None)
     metadata.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _pickler() -> type[Any]:
+    """NVTabular's pickler, which gives equal workflows equal bytes in every process."""
+    import cloudpickle
+    from merlin.schema.tags import TagSet
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        """Columns' tags are a set: they are written in order."""
+
+        def reducer_override(self, obj: Any) -> Any:
+            if type(obj) is TagSet:
+                return TagSet, (sorted(obj, key=lambda tag: getattr(tag, "value", tag)),)
+            return super().reducer_override(obj)
+
+    return Pickler
 
 
 def write_options(options: dict[str, Any], directory: Path) -> None:
