@@ -16,6 +16,7 @@ from lookback.core.digests import digest_of, read_trusted
 from lookback.core.errors import UserError
 from lookback.core.manifests import FILES, WHOLLY, Verification, fault_of, visible_files
 from lookback.core.options import option
+from lookback.core.paths import refuse_address
 from lookback.formats.dataset_info import (
     AGAIN,
     DATASET_FILE,
@@ -74,7 +75,10 @@ class DatasetChecks:
 
 
 def verify_dataset(
-    directory: Path, verification: Verification = WHOLLY, parts: Collection[str] | None = None
+    directory: Path,
+    verification: Verification = WHOLLY,
+    parts: Collection[str] | None = None,
+    unread: Collection[str] = (),
 ) -> None:
     """Compares a dataset with what it says of its files, if it says anything.
 
@@ -82,12 +86,13 @@ def verify_dataset(
       directory: of the dataset.
       verification: how far.
       parts: files and directories in it; None: all but the saved workflow.
+      unread: of these, what is left out.
 
     Raises:
       UserError: naming the first file that is missing, was not there or is another than was
         written; or if the description itself is damaged.
     """
-    compare(*_manifest_of(directory), verification, parts)
+    compare(*_manifest_of(directory), verification, parts, unread)
 
 
 def compare(
@@ -95,6 +100,7 @@ def compare(
     said: Mapping[str, Any],
     verification: Verification,
     parts: Collection[str] | None = None,
+    unread: Collection[str] = (),
 ) -> None:
     """`verify_dataset` for who has read the description already.
 
@@ -103,6 +109,7 @@ def compare(
       said: what it says of the other files, if anything.
       verification: see `verify_dataset`.
       parts: likewise.
+      unread: likewise.
     """
     if FILES not in said:
         return
@@ -110,7 +117,8 @@ def compare(
 
     def chosen(name: str) -> bool:
         first = name.partition("/")[0]
-        return first != WORKFLOW_DIRECTORY if parts is None else first in parts
+        asked = first != WORKFLOW_DIRECTORY if parts is None else first in parts
+        return asked and first not in unread
 
     present = [name for name in visible_files(directory) if "/" in name and chosen(name)]
     files = {name: entry for name, entry in said[FILES].items() if chosen(name)}
@@ -189,6 +197,7 @@ def _manifest_of(directory: Path) -> tuple[Path, Mapping[str, Any]]:
     Raises:
       UserError: if it is damaged.
     """
+    refuse_address(directory)
     if is_materialised(directory):
         return directory / METADATA_FILE, {}
     if (directory / DATASET_FILE).exists():

@@ -16,11 +16,12 @@ from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import BatchOptions, LayoutOptions
 from lookback.dataloading.parts import Part
 from lookback.dataloading.sources import BatchSource
-from lookback.formats.dataset_info import VOCABULARIES
+from lookback.formats.dataset_info import SPLITS, VOCABULARIES
 from lookback.formats.features import table_rows
 from lookback.formats.verification import unverified, verify_dataset
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
+from lookback.training.evaluation.splits import reads
 
 
 def open_source(
@@ -41,8 +42,9 @@ def open_source(
     layout = LAYOUTS[options.layout]
     require_data(options.layout, run.dataset_dir, run.model_type)
     if not run.no_verify and layout.found_in(run.dataset_dir) is not None:
-        share = Verification(rank=world.rank, ranks=world.size)
-        agree(world, lambda: verify_dataset(run.dataset_dir, share))
+        # Of the splits that the run does not read, names and sizes are compared when it is opened.
+        share, unread = Verification(rank=world.rank, ranks=world.size), set(SPLITS) - reads(run)
+        agree(world, lambda: verify_dataset(run.dataset_dir, share, unread=unread))
     return layout.open(run.dataset_dir, _batches(run, world), data, options, world)
 
 

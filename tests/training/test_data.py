@@ -12,6 +12,7 @@ import pytest
 from lookback.core.errors import UserError
 from lookback.core.options import from_values
 from lookback.core.world import SOLO
+from lookback.formats.dataset_info import SPLITS, TABULAR, write_info
 from lookback.training.data import compare_vocabularies, open_source
 from lookback.training.run import command_line
 
@@ -152,6 +153,39 @@ def test_digests_alone_may_be_left_out(dataset, tmp_path):
     schema.write_text(text + "\n")
     with pytest.raises(UserError, match=r"schema\.pbtxt has \d+ bytes instead of"):
         open_with(damaged, SOLO, no_verify=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        ({}, {"train", "validation", "test"}),
+        ({"eval_split": "test"}, {"train", "test"}),
+        ({"benchmark": True, "benchmark_steps": 5}, {"train"}),
+        ({"mode": "evaluate"}, {"test"}),
+        ({"mode": "evaluate", "eval_train": True}, {"train", "test"}),
+        ({"mode": "inference", "eval_split": "validation"}, {"validation"}),
+    ],
+)
+def test_digests_of_the_splits_that_a_run_reads_are_compared(tmp_path, options, read):
+    """Of all, names and sizes."""
+    if "mode" in options:
+        options = {**options, "load_checkpoint_path": tmp_path}
+    for split in SPLITS:
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a").write_bytes(b"12")
+    write_info(tmp_path, TABULAR, {"counts": {}, "cardinalities": {}})
+    compared = set()
+    for split in SPLITS:
+        (tmp_path / split / "a").write_bytes(b"13")
+        with pytest.raises(UserError) as error:  # if not for that, as there is no schema
+            open_source(*configs(tmp_path, model_type="dlrm", **options))
+        if f"the content of {split}/a is not what was written" in str(error.value):
+            compared.add(split)
+        (tmp_path / split / "a").write_bytes(b"1")
+        with pytest.raises(UserError, match=f"{split}/a has 1 bytes instead of 2"):
+            open_source(*configs(tmp_path, model_type="dlrm", **options))
+        (tmp_path / split / "a").write_bytes(b"12")
+    assert compared == read
 
 
 @pytest.mark.parametrize(

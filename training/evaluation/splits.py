@@ -62,6 +62,18 @@ def choose_splits(run: RunConfig, held_out: Sequence[str], goals: Mapping[str, f
     return Splits(watched, ("test",) if last_is_test else ())
 
 
+def reads(run: RunConfig) -> set[str]:
+    """The splits that a run reads, of a dataset that has all.
+
+    Args:
+      run: its options.
+    """
+    trains = {"train"} if run.mode == "train" or run.eval_train else set()
+    if run.mode == "train" and run.benchmark:
+        return trains
+    return trains.union(choose_splits(run, ("validation", "test"), {}).all)
+
+
 def say_what_is_seen(run: RunConfig, splits: Splits, goals: Mapping[str, float]) -> str | None:
     """What to say of a choice that costs something; None if nothing.
 
