@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lookback.core.errors import UserError
+from lookback.core.paths import refuse_address
 
 _SAFE = (14, 0, 1)
 """The first pyarrow that does not unpickle what files carry."""
@@ -68,6 +69,7 @@ def map_arrow(path: str | Path) -> pa.Table:
 @contextlib.contextmanager
 def _no_code(path: str | Path) -> Iterator[None]:
     _forbid_code()
+    refuse_address(path)
     try:
         yield
     except RuntimeError as error:

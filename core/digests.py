@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lookback.core.errors import UserError
+from lookback.core.paths import refuse_address
 
 _CHUNK = 1 << 20  # bytes read at once
 
@@ -74,6 +75,7 @@ def reading(path: Path) -> Iterator[None]:
     Raises:
       UserError: in place of an `OSError`.
     """
+    refuse_address(path)
     try:
         yield
     except OSError as error:

@@ -27,6 +27,7 @@ from lookback.core.outputs import (
     in_words,
     write_record,
 )
+from lookback.core.paths import refuse_address
 
 _WORKING = re.compile(r"\.(.+)\.lookback")
 _NEW, _OLD, _MARK = "new", "old", "owner.json"
@@ -178,6 +179,7 @@ def require_writable(directory: Path, option: str) -> None:
     Raises:
       UserError: if it cannot be written to.
     """
+    refuse_address(directory, option)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
@@ -238,6 +240,7 @@ def require_readable(path: Path, option: str, *, takes_file: bool = False) -> No
     Raises:
       UserError: if not.
     """
+    refuse_address(path, option)
     try:
         if takes_file and path.is_file():
             with path.open("rb"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lookback.core.errors import UserError, shown
+from lookback.core.paths import refuse_address
 from lookback.core.utf8 import decode
 
 MOST_BYTES = 256 << 20
@@ -75,6 +76,7 @@ def read_json(path: Path, remedy: str = "", missing: str | None = None) -> dict[
     Raises:
       UserError: naming it, if it cannot be read, is larger than `MOST_BYTES`, or holds no object.
     """
+    refuse_address(path)
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)

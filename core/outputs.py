@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from lookback.core.errors import UserError
 from lookback.core.json_files import read_json
+from lookback.core.paths import refuse_address
 
 RECORD = ".lookback.json"
 FORMAT = "lookback-output"
@@ -231,15 +232,18 @@ def _check_place(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def check_apart(path: Path, inputs: Iterable[Path]) -> None:
-    """Refuses what is an input, lies in one, or has one in it.
+    """Refuses what is an input, lies in one, or has one in it; and addresses of other machines.
 
     Args:
       path: that is to be written.
       inputs: that are read.
 
     Raises:
-      UserError: naming the input.
+      UserError: naming the input, or the address.
     """
+    inputs = tuple(inputs)
+    for named in (path, *inputs):
+        refuse_address(named)
     real = Path(os.path.realpath(path))
     for given in inputs:
         source = Path(os.path.realpath(given))

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from lookback.core.errors import UserError
+from lookback.core.paths import refuse_address
 from lookback.core.utf8 import decode
 
 MOST_BYTES = 1 << 20
@@ -185,6 +186,7 @@ def read_yaml(path: str | Path, source: str | None = None, *, shared_lists: bool
     Raises:
       UserError: if it cannot be read, is larger than `MOST_BYTES`, or is not YAML.
     """
+    refuse_address(path, source)
     source = source or str(path)
     return load_yaml(read_text(path, source), source, shared_lists=shared_lists)
 

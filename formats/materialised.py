@@ -16,6 +16,7 @@ from merlin.schema import ColumnSchema, Schema, Tags
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import read_json
+from lookback.core.paths import refuse_address
 from lookback.formats.description import METADATA_FILE
 
 SPLITS = ("train", "test")
@@ -74,6 +75,7 @@ def read_cardinalities(path: Path, user_features: int) -> dict[str, int]:
 def read_footers(path: Path, split: str) -> tuple[list[RowGroup], pa.Schema]:
     """All row groups of a split in file order, and the schema its files share."""
     directory = path / split
+    refuse_address(path)
     if not directory.is_dir():
         raise UserError(f"{directory} is missing. Expected a directory of *.parquet files.")
     files = sorted(directory.glob("*.parquet"), key=_natural_key)

@@ -17,6 +17,7 @@ from typing import Any
 from lookback.core.errors import UserError
 from lookback.core.limits import MOST_INTEGER
 from lookback.core.options.needs import Condition, Needs, alternatives, unmet
+from lookback.core.paths import refuse_address
 from lookback.core.sizes import parse_size
 
 _SCALARS: dict[type, tuple[str, str]] = {  # type -> (name in --help, words in an error)
@@ -28,7 +29,6 @@ _SCALARS: dict[type, tuple[str, str]] = {  # type -> (name in --help, words in a
 _PARTS = ("YAML", "a mapping, in a file of --config")
 _SIZE = ("SIZE", "a size like 80GB, 40GiB or 1000000")
 _INTEGER = re.compile(r"[-+]?\d{1,30}")  # not all that int() takes: 1_0 is a mistake
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # s3://, gs://, hdfs:///, file:/
 _SHOWN = 80  # characters of a wrong value
 _PATH_MAX, _NAME_MAX = 4096, 255  # bytes, of Linux' limits.h; the first with a closing zero
 
@@ -236,13 +236,8 @@ class Option:
             return None
         if any(str(raw) == str(sentinel) for sentinel in self.none):
             return None
-        if self.kind is Path and isinstance(raw, str) and _ADDRESS.match(raw):
-            raise UserError(
-                f"{source}: expected a path of this machine, received the address "
-                f"{_shortened(raw)}. Copy what is there first (such as with `aws s3 cp`, `gsutil "
-                "cp`, `hdfs dfs -get`), or mount it, and give the path; likewise for what is "
-                "written."
-            )
+        if self.kind is Path and isinstance(raw, str):
+            refuse_address(raw, source)
         if issubclass(self.kind, Structure):
             return self.kind.read(raw, source)
         try:

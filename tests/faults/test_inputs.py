@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -485,4 +486,51 @@ def test_addresses_are_refused_by_name(
         assert program.main(command) == 2
         said = capsys.readouterr().err
         assert f"received the address '{address}'" in said and "mount it" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_addresses_are_refused_in_calls_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is made here under their name, and none is called a path that is missing."""
+    from lookback.checkpoints.store import CheckpointStore, find_checkpoint
+    from lookback.core.files import atomic_directory, atomic_file, held
+    from lookback.core.yaml_files import read_yaml
+    from lookback.dataloading.histories.materialised import MaterialisedDataset
+    from lookback.dataloading.histories.resident import Histories
+    from lookback.formats.schema import read_schema
+    from lookback.formats.verification import verify_dataset
+    from lookback.serving.manifest import Manifest
+    from lookback.workflows.pipeline import fit_dataset, transform_dataset
+
+    monkeypatch.chdir(tmp_path)
+    raw = _file(tmp_path / "a.csv", HEADER + "u,a,1500000000\nu,b,1500000001\n")
+    place, store = Path("s3://bucket/x"), CheckpointStore("s3://bucket/x")
+
+    def enter(context: Any) -> None:
+        with context:
+            pass
+
+    calls: list[Callable[[], object]] = [
+        lambda: run_dataset("interactions", place, tmp_path / "out"),
+        lambda: run_dataset("interactions", raw, place),
+        lambda: fit_dataset("interactions", raw, place),
+        lambda: transform_dataset(place, raw, tmp_path / "out"),
+        lambda: find_checkpoint(place),
+        lambda: store.begin(None),
+        lambda: store.save(1, {"a": np.zeros(3)}, {}),
+        store.load,
+        lambda: enter(atomic_file(place)),
+        lambda: enter(atomic_directory(place)),
+        lambda: enter(held(place, "results_dir")),
+        lambda: read_yaml(place),
+        lambda: read_schema(place),
+        lambda: verify_dataset(place),
+        lambda: Histories.load(place),
+        lambda: MaterialisedDataset(place),
+        lambda: Manifest.read(place),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=r"received the address 's3:/.* mount it"):
+            call()
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
