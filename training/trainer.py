@@ -418,8 +418,8 @@ class Trainer:
                 if termination is not None:
                     termination.check()
         for evaluator in popularity:
-            found = evaluator.of_all(self._world).result()
-            self._baselines |= {f"{name}_{figure}": value for figure, value in found.items()}
+            figures = evaluator.of_all(self._world).result()
+            self._baselines |= {f"{name}_{figure}": value for figure, value in figures.items()}
         return [evaluator.of_all(self._world) for evaluator in evaluators]
 
     def _popularity(self, evaluation: EvaluationPass) -> list[PopularityEvaluator]:

@@ -549,15 +549,17 @@ def test_a_quoted_field_without_an_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_lines_that_end_in_carriage_returns(tmp_path: Path, packed: bool) -> None:
+def test_lines_that_end_in_carriage_returns(
+    tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As Excel for Mac writes them."""
     lines = ["user_id,item_id,timestamp", *(f'u{n},"i""{n}",15000000{n}' for n in range(10, 99))]
     raw = tmp_path / ("a.csv.gz" if packed else "a.csv")
     text = ("\r".join([*lines, "bad"]) + "\r").encode()
     raw.write_bytes(gzip.compress(text) if packed else text)
-    blocks = list(interactions_csv.csv_blocks(raw, NAMES, 300))
-    assert len(blocks) > 5
-    parsed = [interactions_csv.parse(block, "s") for block in blocks]
+    monkeypatch.setattr(csv_records.csv_blocks, "__defaults__", (300,))
+    parsed = _parse(raw)
+    assert len(parsed) > 5
     table = pa.concat_tables([found.table for found in parsed])
     assert table["user_id"].to_pylist() == [f"u{n}" for n in range(10, 99)]
     assert table["item_id"].to_pylist() == [f'i"{n}' for n in range(10, 99)]
