@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import nvtabular as nvt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ from lookback.formats.vocabulary import HASHED, hashed_key
 from lookback.workflows.describe import describe
 from lookback.workflows.histories import pipeline
 from lookback.workflows.histories.feature_specs import FeatureSpec
-from lookback.workflows.histories.rules import ByTime, ByUsers, EventRules
+from lookback.workflows.histories.rules import EventRules, TimeSplit, UserSplit
 from lookback.workflows.summaries import print_histories
 from tests.workflows.typed_log import (
     NANOSECONDS,
@@ -36,8 +37,8 @@ from tests.workflows.typed_log import (
 )
 
 KEYS = ["user_id", "item_id", "timestamp"]
-BY_TIME = ByTime(START + 70 * 3600, START + 50 * 3600)
-BY_USERS = ByUsers(0.2, 0.15, seed=3)
+BY_TIME = TimeSplit(START + 70 * 3600, START + 50 * 3600)
+BY_USERS = UserSplit(0.2, 0.15, seed=3)
 Frames = Mapping[str, pd.DataFrame]
 
 
@@ -301,6 +302,14 @@ def test_a_saved_workflow_encodes_new_data(tmp_path: Path) -> None:
     again = pipeline.transform(order_of(raw, tmp_path / "again"), tmp_path / "workflow")
     assert again.metadata["content_hash"] == fitted.metadata["content_hash"]
 
+    encoder = nvt.Workflow.load(str(tmp_path / "out/workflow/encoder"))  # knows bags, too
+    names = ["user_id", "country", "item_id", "category", "device", "rating", "likes", "genres"]
+    assert encoder.input_schema.column_names == names
+    values = ["u00", "de", 100, "cd", "tv", 5, ["c", "x"], []]
+    found = encoder.transform(pd.DataFrame([values], columns=names))
+    ids = pd.read_parquet(tmp_path / "out/workflow/categories/unique.likes.parquet")["likes"]
+    assert found["likes"][0].tolist() == [3 + ids.tolist().index("c"), 2]
+
     new = {name: frame.copy() for name, frame in frames.items()}
     combinations = [canonical("PQ"), canonical("SX"), canonical("X"), "[]", None]
     new["items"]["genres"] = [combinations[n % 5] for n in range(len(new["items"]))]
@@ -485,14 +494,14 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
     refused("keep or all where labels", explicit=True, rules=by_time, duplicates="first")
     refused("--no_validation", rules=by_time, validation=False)
     refused("none of ours|one of ours", specs={"part": FeatureSpec(of="item", type="category")})
-    late = EventRules(split=ByTime(START + 10**6))
+    late = EventRules(split=TimeSplit(START + 10**6))
     refused(r"received nothing for test \(train [0-9]+, validation 0, test 0\)", rules=late)
-    early = EventRules(split=ByTime(START - 10**6))
+    early = EventRules(split=TimeSplit(START - 10**6))
     refused("received nothing for train", rules=early)
     with pytest.raises(UserError, match="validation_from before test_from"):
-        ByTime(5, 5)
+        TimeSplit(5, 5)
     with pytest.raises(UserError, match="both together below 1"):
-        ByUsers(0.5, 0.5)
+        UserSplit(0.5, 0.5)
     with pytest.raises(UserError, match="either boundaries or quantiles"):
         FeatureSpec(of="item", type="buckets")
     with pytest.raises(UserError, match="expected buckets, received none"):

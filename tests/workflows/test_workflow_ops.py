@@ -36,7 +36,7 @@ def _fitted(operator: Categorify, frame: pd.DataFrame, partitions: int) -> nvt.W
 def test_vocabulary_equals_categorify(tmp_path: Path, partitions: int, threshold: int) -> None:
     frame = _frame()
     limits = {"word": threshold, "number": threshold}
-    ours = _fitted(ops.VocabularyEncoder(limits, tmp_path / "a"), frame, partitions)
+    ours = _fitted(ops.HistoryVocabulary(limits, tmp_path / "a"), frame, partitions)
     theirs = _fitted(
         Categorify(freq_threshold=threshold, out_path=str(tmp_path / "b"), dtype=np.int32),
         frame,
@@ -63,7 +63,7 @@ def test_ties_follow_the_values(tmp_path: Path) -> None:
         for seed in range(3):
             shuffled = frame.sample(frac=1, random_state=seed).reset_index(drop=True)
             path = tmp_path / f"{partitions}{seed}"
-            _fitted(ops.VocabularyEncoder({"word": 0, "number": 0}, path), shuffled, partitions)
+            _fitted(ops.HistoryVocabulary({"word": 0, "number": 0}, path), shuffled, partitions)
             words = pq.read_table(path / "categories/unique.word.parquet")["word"].to_pylist()
             numbers = pq.read_table(path / "categories/unique.number.parquet")["number"].to_pylist()
             assert words == ["c", "B", "a", "b", "ä"]
@@ -83,13 +83,13 @@ def test_upstream_order_is_put_right(tmp_path: Path) -> None:
 
 def test_vocabulary_passes_a_frame_without_rows(tmp_path: Path) -> None:
     frame = _frame()
-    workflow = _fitted(ops.VocabularyEncoder({"word": 0, "number": 0}, tmp_path), frame, 2)
+    workflow = _fitted(ops.HistoryVocabulary({"word": 0, "number": 0}, tmp_path), frame, 2)
     empty = workflow.output_node.op.transform(nvt.ColumnSelector(["word"]), frame.iloc[:0])
     assert len(empty) == 0 and empty["word"].dtype == np.int32
 
 
 def test_a_refitted_vocabulary_is_read_anew(tmp_path: Path) -> None:
-    operator = ops.VocabularyEncoder({"word": 0, "number": 0}, tmp_path)
+    operator = ops.HistoryVocabulary({"word": 0, "number": 0}, tmp_path)
     frame = _frame()
     assert _fitted(operator, frame, 1).transform(frame)["word"].min() == 3
     other = pd.DataFrame({"word": ["only"], "number": [1]})

@@ -50,7 +50,7 @@ ENCODER_DIRECTORY = "encoder"
 VOCABULARY_DIRECTORY = "categories"  # as NVTabular calls it
 
 
-class VocabularyEncoder(ops.Categorify):
+class HistoryVocabulary(ops.Categorify):
     """`nvtabular.ops.Categorify`, fitted and applied with Arrow on CPU.
 
     The files it writes and the ids it gives are Categorify's: 0 padding, 1 null, 2 out of
@@ -125,7 +125,7 @@ class VocabularyEncoder(ops.Categorify):
         return indices
 
 
-Vocabulary = VocabularyEncoder
+Vocabulary = HistoryVocabulary
 """The name in pickles that earlier versions saved."""
 
 
@@ -333,7 +333,7 @@ def build_workflow(
     others = [*typed.encoded, *([typed.label] if typed.label else [])]
     events = [names.HISTORY_ID, *categorical, *others, names.TIMESTAMP]
     kept = events >> ops.Filter(f=_filter(min_interactions, fewest_items))
-    encoded = kept[categorical] >> VocabularyEncoder(thresholds, vocabulary_directory)
+    encoded = kept[categorical] >> HistoryVocabulary(thresholds, vocabulary_directory)
     rest = kept[[names.HISTORY_ID, *others, names.TIMESTAMP]]
     # `a + b` changes `a` where `a` is a sum itself (merlin/dag/node.py); `encoded` is not.
     histories = (encoded + rest) >> HistoryLists(

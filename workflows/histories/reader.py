@@ -27,7 +27,7 @@ from lookback.workflows.histories.gather import (
     Ties,
     TypedSelection,
 )
-from lookback.workflows.histories.rules import ByUsers, EventRules, LeaveLast
+from lookback.workflows.histories.rules import EventRules, LeaveLast, UserSplit
 from lookback.workflows.options import WHERE, DatasetOptions
 from lookback.workflows.passed_over import files_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
@@ -135,7 +135,7 @@ class Reader(abc.ABC):
             *(category(name, "user") for name in self.user_features),
             *(category(name, "item") for name in self.item_features),
         ]
-        return typed_columns(features, split=isinstance(self.rules.split, ByUsers))
+        return typed_columns(features, split=isinstance(self.rules.split, UserSplit))
 
     @property
     def feature_specs(self) -> Mapping[str, FeatureSpec]:

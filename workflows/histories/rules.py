@@ -69,7 +69,7 @@ class LeaveLast:
 
 
 @dataclass(frozen=True)
-class ByTime:
+class TimeSplit:
     """An event belongs to the part that its time falls in.
 
     Attributes:
@@ -110,7 +110,7 @@ class ByTime:
 
 
 @dataclass(frozen=True)
-class ByUsers:
+class UserSplit:
     """A user's events all belong to one part, which a hash of the raw id and the seed draws.
 
     Attributes:
@@ -156,7 +156,9 @@ class ByUsers:
         return {"rule": "users", **_held_out(events), "column": SPLIT}
 
 
-Split = LeaveLast | ByTime | ByUsers
+Split = LeaveLast | TimeSplit | UserSplit
+
+ByTime, ByUsers = TimeSplit, UserSplit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,7 @@ class EventRules:
     min_events_per_item: int = 0
     iterate: bool = False
     session_gap: int | None = None
-    split: ByTime | ByUsers | None = None
+    split: TimeSplit | UserSplit | None = None
 
 
 def _held_out(events: npt.NDArray[np.int64]) -> dict[str, int]:
