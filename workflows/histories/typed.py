@@ -8,7 +8,6 @@ categories count the events that the caller says; numbers and quantiles those of
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +56,7 @@ LARGEST = 1e100
 _SPLITTER = 134217729.0  # 2^27 + 1: Dekker's, halves the digits of a float64
 _DIGITS, _LOW_DIGITS = 53, 26
 _MERGED_AT_ONCE = 8
+_PARSED_AT_ONCE = 100_000  # lists, which as Python's take ten times the memory
 
 Floats = npt.NDArray[np.float64]
 
@@ -283,26 +283,24 @@ def number_bags(combinations: pa.Table, bag: Bag, known: pa.Array | None, file: 
     counts = combinations[COUNT].to_numpy()
     all_known = replace(bag, most=len(ids) + 1).keep(ids, offsets)[1]
     kept, bounds = bag.keep(ids, offsets)
-    edges = bounds.tolist()
-    values = kept.tolist()
-    unknown = (np.diff(offsets) > 0) & (np.diff(bounds) == 0)
-    contents = [
-        None if none else tuple(values[begin:end])
-        for none, (begin, end) in zip(unknown.tolist(), itertools.pairwise(edges), strict=True)
-    ]
-    totals: dict[tuple[int, ...], int] = {}
-    for content, count in zip(contents, counts.tolist(), strict=True):
-        if content is not None:
-            totals[content] = totals.get(content, 0) + count
-    order = sorted(totals, key=lambda content: (-totals[content], content))
-    place = {content: number for number, content in enumerate(order, FIRST_KNOWN)}
-    numbers = [OUT_OF_VOCABULARY if content is None else place[content] for content in contents]
-    pq.write_table(
-        pa.table({VALUE: combinations[VALUE], NUMBER: pa.array(numbers, pa.int32())}), file
-    )
+    lengths = np.diff(bounds)
+    table = np.zeros((len(lengths), max(int(lengths.max(initial=0)), 1)), np.int32)  # [C, M]
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    table[row, np.arange(len(kept)) - bounds[row]] = kept
+    known_ones = (lengths > 0) | (np.diff(offsets) == 0)
+    # Rows sort as their lists of ids do, as the padding is below all ids.
+    distinct, which = np.unique(table[known_ones], axis=0, return_inverse=True)
+    totals = np.bincount(which, weights=counts[known_ones], minlength=len(distinct))
+    order = np.argsort(-totals, kind="stable")
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(FIRST_KNOWN, FIRST_KNOWN + len(order))
+    numbers = np.full(len(lengths), OUT_OF_VOCABULARY, np.int32)
+    numbers[known_ones] = place[which]
+    pq.write_table(pa.table({VALUE: combinations[VALUE], NUMBER: numbers}), file)
+    distinct = distinct[order]
     return Bags(
-        lengths=np.array([0] * FIRST_KNOWN + [len(content) for content in order], np.int64),
-        ids=np.array([value for content in order for value in content], np.int32),
+        lengths=np.r_[[0] * FIRST_KNOWN, (distinct > 0).sum(axis=1)].astype(np.int64),
+        ids=distinct[distinct > 0],
         cut=int(counts[np.diff(all_known) > bag.most].sum()),
     )
 
@@ -442,10 +440,14 @@ def _checked(name: str, values: Floats) -> Floats:
 
 def _elements(combinations: pa.Table) -> tuple[pa.Array, npt.NDArray[np.int64]]:
     """The elements of combinations, one after the other ``[N]``, and offsets ``[C + 1]``."""
-    lists = [json.loads(text) for text in combinations[VALUE].to_pylist()]
-    offsets = np.r_[0, np.cumsum([len(elements) for elements in lists])].astype(np.int64)
-    flat = [str(element) for elements in lists for element in elements]
-    return pa.array(flat, pa.string()), offsets
+    pieces, lengths = [pa.array([], pa.string())], [np.zeros(1, np.int64)]
+    for start in range(0, len(combinations), _PARSED_AT_ONCE):
+        texts = combinations[VALUE].slice(start, _PARSED_AT_ONCE).to_pylist()
+        lists = [json.loads(text) for text in texts]
+        lengths.append(np.array([len(elements) for elements in lists], np.int64))
+        flat = [str(element) for elements in lists for element in elements]
+        pieces.append(pa.array(flat, pa.string()))
+    return pa.concat_arrays(pieces), np.cumsum(np.concatenate(lengths))
 
 
 @functools.lru_cache(maxsize=16)
