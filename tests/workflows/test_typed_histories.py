@@ -504,6 +504,10 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
         UserSplit(0.5, 0.5)
     with pytest.raises(UserError, match="either boundaries or quantiles"):
         FeatureSpec(of="item", type="buckets")
+    with pytest.raises(UserError, match=r"that ascend, received \(2.0, 1.0\)"):
+        FeatureSpec(of="item", type="buckets", boundaries=(2.0, 1.0))
+    with pytest.raises(UserError, match="no number of buckets, received 5"):
+        FeatureSpec(of="item", type="category", buckets=5)
     with pytest.raises(UserError, match="expected buckets, received none"):
         FeatureSpec(of="item", type="hash")
     large = {"events": make_log(events=200)["events"].assign(seen=1e200)}

@@ -58,6 +58,17 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         if self.type == "hash" and self.buckets is None:
             raise UserError("A feature of type hash: expected buckets, received none. Add them.")
+        if self.buckets is not None and self.type not in ("hash", "categories"):
+            raise UserError(
+                f"A feature of type {self.type}: expected no number of buckets, received "
+                f"{self.buckets}. Leave it out, or choose type hash."
+            )
+        ascending = tuple(sorted(set(self.boundaries or ())))
+        if self.boundaries is not None and self.boundaries != ascending:
+            raise UserError(
+                f"A feature of type buckets: expected boundaries that ascend, received "
+                f"{self.boundaries}. Put them in order, each once."
+            )
         if self.type == "buckets" and (self.boundaries is None) == (self.quantiles is None):
             raise UserError(
                 "A feature of type buckets: expected either boundaries or quantiles, received "

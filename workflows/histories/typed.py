@@ -198,7 +198,7 @@ def fit_numbers(
     added = {name: spec for name, spec in chosen.items() if spec.type == "number"}
     for name, spec in chosen.items():
         if spec.boundaries is not None:
-            fitted[name] = Buckets(tuple(sorted(set(spec.boundaries))))
+            fitted[name] = Buckets(spec.boundaries)
     if added or counted:
         look = functools.partial(_look, added=added, counted=counted, explicit=explicit)
         sums, counts = _together(runner.map(look, files, label="measuring", total=len(files)))
