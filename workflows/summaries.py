@@ -103,8 +103,8 @@ def _typed(report: Report) -> Iterator[str]:
     if split["rule"] != "leave_last_out":
         yield (
             f"split by {split['rule']}: of the events {split['validation']:,} are for validation, "
-            f"{split['test']:,} for the test; vocabularies and all that is fitted know the others "
-            "alone"
+            f"{split['test']:,} for the test; vocabularies and all that is fitted are of the "
+            "training part alone"
         )
     if report.metadata.get(LABELS) == EXPLICIT:
         shown = ", ".join(f"{name} {counts[impression_count(name)]:,}" for name in SPLITS)
