@@ -295,6 +295,12 @@ LINES: dict[str, tuple[str, str]] = {
         "dwell is no number of JSON",
     ),
     "long": (f'{{"who": {10**30}, "what": 1, "ts": 1500000000}}', "who is too large"),
+    "half an id": (
+        '{"who": 1.5, "what": 1, "ts": 1500000000}',
+        "who is neither text nor an integer",
+    ),
+    "no id": ('{"who": true, "what": 1, "ts": 1500000000}', "who is neither text nor an integer"),
+    "list": ('{"who": 1, "what": 1, "ts": 1500000000, "dwell": [1]}', "dwell is a list"),
     "object": ('{"who": {"id": 1}, "what": 1, "ts": 1500000000}', "who is an object"),
     "half": ('{"who": "\\ud800", "what": 1, "ts": 1500000000}', "who is not Unicode text"),
     "text": ('{"who": 1, "what": 1, "ts": 1500000000, "dwell": "long"}', "dwell is not a number"),

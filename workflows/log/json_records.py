@@ -104,7 +104,7 @@ class JsonBlock(RecordBlock):
             if not line.strip():
                 continue
             try:
-                rows.append(_values(line, self.wanted.names))
+                rows.append(_values(line, self.wanted))
                 numbers.append(number)
             except BadLineError as error:
                 bad.add(number, str(error), _excerpt(line))
@@ -190,9 +190,19 @@ def _pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _values(line: bytes, names: Sequence[str]) -> list[Any]:
+def _values(line: bytes, wanted: Wanted) -> list[Any]:
     found = _object(line)
-    return [_checked(_reached(found, name), name) for name in names]
+    values = []
+    for name in wanted.names:
+        value = _checked(_reached(found, name), name)
+        if isinstance(value, list) and name not in wanted.lists:
+            raise BadLineError(f"{name} is a list")
+        if isinstance(value, bool | float) and name in wanted.ids:
+            if isinstance(value, bool) or not value.is_integer():
+                raise BadLineError(f"{name} is neither text nor an integer")
+            value = int(value)
+        values.append(value)
+    return values
 
 
 def _checked(value: Any, name: str) -> Any:

@@ -98,8 +98,13 @@ class Plan:
                 kinds.setdefault(column, set()).add(output.kind)
         for condition in self.where:
             kinds.setdefault(condition.column, set()).add("condition")
-        numbers = frozenset(column for column, kind in kinds.items() if kind == {"number"})
-        return Wanted(tuple(kinds), numbers, self.remedy)
+        return Wanted(
+            tuple(kinds),
+            numbers=frozenset(column for column, kind in kinds.items() if kind == {"number"}),
+            ids=frozenset(column for column, kind in kinds.items() if "id" in kind),
+            lists=frozenset(column for column, kind in kinds.items() if "bag" in kind),
+            remedy=self.remedy,
+        )
 
     @property
     def needed(self) -> list[str]:

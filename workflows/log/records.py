@@ -22,11 +22,15 @@ class Wanted:
     Attributes:
       names: of the columns, each once; of JSON and parquet maybe dotted paths.
       numbers: those of them that are read as numbers alone.
+      ids: those that are ids.
+      lists: those whose values may be lists.
       remedy: a sentence on how to name other columns.
     """
 
     names: tuple[str, ...]
     numbers: frozenset[str] = frozenset()
+    ids: frozenset[str] = frozenset()
+    lists: frozenset[str] = frozenset()
     remedy: str = "Correct the columns in the description."
 
 
