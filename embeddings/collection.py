@@ -136,11 +136,11 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         Args:
           inputs: by feature name, int32 or int64 ids in ``[0, rows)`` of the feature's table:
             dense of any shape ``[...]``, or ragged ``[B, None]``. A feature with a combiner is a
-            bag: ragged, or dense ``[B, T]`` padded with id 0, which does not count.
+            bag: ragged, or dense ``[..., M]`` padded with id 0, which does not count.
 
         Returns:
           By feature name, float32 vectors ``[..., D]``, ragged ones ``[B, None, D]``; of bags
-          ``[B, D]``, zeros where a bag is empty.
+          without the axis of their ids, zeros where a bag is empty.
 
         Raises:
           ValueError: on a feature that `feature_tables` does not name, or a bag that is none.
@@ -215,14 +215,14 @@ class EmbeddingCollection(tf.keras.layers.Layer):
             vector.set_shape(ids.shape.concatenate([dim]))
         if combiner is None:
             return vector
-        if ids.shape.rank != 2:
+        if ids.shape.rank < 2:
             raise ValueError(
-                f"Feature {feature!r} is a bag: expected [B, T] or ragged ids, received shape "
+                f"Feature {feature!r} is a bag: expected [..., M] or ragged ids, received shape "
                 f"{ids.shape}."
             )
-        valid = tf.cast(ids > 0, tf.float32)  # [B, T]
-        sums = tf.reduce_sum(vector * tf.expand_dims(valid, 2), 1)  # [B, D]
-        return _combined(sums, tf.reduce_sum(valid, 1), combiner)
+        valid = tf.cast(ids > 0, tf.float32)  # [..., M]
+        sums = tf.reduce_sum(vector * tf.expand_dims(valid, -1), -2)  # [..., D]
+        return _combined(sums, tf.reduce_sum(valid, -1), combiner)
 
 
 def collections_of(model: tf.keras.Model) -> list[EmbeddingCollection]:
@@ -246,8 +246,8 @@ def _flat(ids: Ids) -> tf.Tensor:
 
 
 def _combined(sums: tf.Tensor, counts: tf.Tensor, combiner: str) -> tf.Tensor:
-    """Divides sums ``[B, D]`` of bags of ``[B]`` ids by what the combiner says."""
+    """Divides sums ``[..., D]`` of bags of ``[...]`` ids by what the combiner says."""
     if combiner == "sum":
         return sums
     divisor = counts if combiner == "mean" else tf.sqrt(counts)
-    return tf.math.divide_no_nan(sums, tf.expand_dims(divisor, 1))
+    return tf.math.divide_no_nan(sums, tf.expand_dims(divisor, -1))

@@ -59,18 +59,21 @@ def tables_with_hotness(schema: Schema, dim: int) -> tuple[list[TableSpec], list
 
     Returns:
       The tables, with the hotness of each column that uses them: 1 for a scalar, the bound of a
-      list's length, or LIST_LENGTH where the schema sets none. And the names of the tables for
-      which that was assumed.
+      list's length, or LIST_LENGTH where the schema sets none; of bags as many times what one
+      holds at most. And the names of the tables for which a length was assumed.
 
     Raises:
       ValueError: as `tables_from_schema`.
     """
+    from lookback.formats.features import bag_size
+
     tables, by_column = tables_from_schema(schema, dim)
     hotness: dict[str, list[float]] = {table.name: [] for table in tables}
     assumed = []
     for column, table in by_column.items():
         length = _length(schema[column])
-        hotness[table].append(LIST_LENGTH if length is None else length)
+        values = LIST_LENGTH if length is None else length
+        hotness[table].append(values * bag_size(schema[column]))
         if length is None and table not in assumed:
             assumed.append(table)
     specs = [dataclasses.replace(table, hotness=tuple(hotness[table.name])) for table in tables]

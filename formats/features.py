@@ -20,7 +20,7 @@ there (slots without an event, places that a bag leaves free) is 0.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merlin.schema import ColumnSchema, Schema, Tags
@@ -122,6 +122,29 @@ class HistoryFeatures:
         )
 
 
+def chosen(schema: Schema, names: Sequence[str]) -> Schema:
+    """The part of a dataset's schema that is of some features, the ids and times.
+
+    Args:
+      schema: of the dataset, or such a part that has them.
+      names: of features; the ids may be among them.
+
+    Raises:
+      UserError: if the dataset has no such feature.
+    """
+    features = HistoryFeatures.from_schema(schema)
+    known = features.of(*ROLES)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        others = [name for name in known if name not in features.ids]
+        raise UserError(
+            f"features: expected some of {', '.join(others) or 'none, as the dataset has none'}, "
+            f"received {', '.join(unknown)}."
+        )
+    left_out = {*known} - {*names, *features.ids}
+    return Schema([column for column in schema if column.name not in left_out])
+
+
 def sample_schema(
     schema: Schema,
     *,
@@ -176,6 +199,11 @@ def dataset_column(column: Column, properties: Mapping[str, Any]) -> ColumnSchem
         is_list=column.is_list,
         is_ragged=column.is_list,
     )
+
+
+def bag_size(column: ColumnSchema) -> int:
+    """How many ids a value of a column stands for at most: M of bags, 1 of others."""
+    return _most(column) if _BAG in column.properties else 1
 
 
 def table_rows(schema: Schema) -> dict[str, int]:

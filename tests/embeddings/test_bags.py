@@ -73,6 +73,17 @@ def test_dense_bags_are_padded_with_0_which_does_not_count(sharding_of, combiner
 
 
 @EACH
+def test_the_ids_of_dense_bags_are_the_last_axis_of_any_shape(sharding_of, combiner):
+    collection = make(sharding_of, title=combiner, body=combiner)
+    many = DENSE.reshape(2, 2, 3)
+    found = collection({"title": tf.constant(many), "body": tf.constant(many[:, :, None])})
+    table = rows(collection)
+    expected = np.array([combine(table[bag[bag > 0]], combiner) for bag in DENSE])
+    np.testing.assert_allclose(found["title"], expected.reshape(2, 2, 3), rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(found["body"][:, :, 0], found["title"])
+
+
+@EACH
 def test_gradients_of_bags(sharding_of, combiner):
     collection = make(sharding_of, title=combiner, body=combiner)
     upstream = np.random.default_rng(5).normal(size=(2, len(BAGS), 3)).astype(np.float32)
@@ -155,11 +166,11 @@ def test_batches_of_unknown_size_in_a_graph(sharding_of):
         np.testing.assert_allclose(found["body"], body, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("shape", [[4], [4, 2, 2]])
-def test_a_dense_bag_has_two_dimensions(shape):
+def test_a_dense_bag_has_an_axis_for_its_ids():
     collection = EmbeddingCollection(TABLES, FEATURES, combiners={"title": "sum"})
-    with pytest.raises(ValueError, match=r"'title' is a bag: expected \[B, T\] or ragged ids, rec"):
-        collection({"title": tf.ones(shape, tf.int32)})
+    text = r"'title' is a bag: expected \[\.\.\., M\] or ragged ids, received shape \(4,\)"
+    with pytest.raises(ValueError, match=text):
+        collection({"title": tf.ones([4], tf.int32)})
 
 
 @pytest.mark.parametrize("combiners", [{"title": "max"}, {"brand": "sum"}])

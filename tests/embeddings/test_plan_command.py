@@ -212,6 +212,24 @@ def test_bounded_lists_are_as_long_as_their_bound(make_schema):
     )
 
 
+def test_bags_count_all_that_they_hold():
+    from merlin.schema import Schema
+
+    from lookback.embeddings.tables import tables_with_hotness
+    from lookback.formats.features import dataset_column
+    from lookback.formats.history_columns import category
+
+    domain = {"domain": {"min": 0, "max": 8, "name": "tags"}}
+    columns = [
+        dataset_column(category(name, role, most), domain)
+        for name, role, most in (("likes", "user", 3), ("tags", "item", 2), ("tag", "item", None))
+    ]
+    assert tables_with_hotness(Schema(columns), 4) == (
+        [TableSpec("tags", 9, 4, hotness=(3, 200, 100))],
+        ["tags"],
+    )
+
+
 def test_directories_without_a_usable_schema_are_refused(dataset, tmp_path, make_schema, capsys):
     from merlin.schema import ColumnSchema, Schema
 
