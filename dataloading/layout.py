@@ -169,6 +169,16 @@ class Layout(abc.ABC):
           ranks: how many processes train together.
         """
 
+    def unread(self, directory: Path, model: Any) -> tuple[str, ...]:
+        """Features of a dataset that a model is told to leave alone, by name.
+
+        Args:
+          directory: of the dataset.
+          model: options of the model.
+        """
+        del directory, model
+        return ()
+
 
 def file_sizes(directory: Path, pattern: str) -> dict[str, int]:
     """Sizes of files by name: what there is to tell data without a hash of its content apart."""

@@ -66,7 +66,11 @@ class ClickBody(Block):
             feature_tables = {table.name: table.name for table in tables}
         self._feature_tables = dict(feature_tables)
         self.embeddings = EmbeddingCollection(
-            tables, self._tables_of_lookups(), sharding=sharding, name="embeddings"
+            tables,
+            self._tables_of_lookups(),
+            combiners=self._combiners_of_lookups(),
+            sharding=sharding,
+            name="embeddings",
         )
 
     @property
@@ -132,6 +136,10 @@ class ClickBody(Block):
     def _tables_of_lookups(self) -> dict[str, str]:
         """The table of each feature that `lookups` may name."""
         return self._feature_tables
+
+    def _combiners_of_lookups(self) -> dict[str, str]:
+        """How those that are bags become one vector, see `EmbeddingCollection`."""
+        return {}
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

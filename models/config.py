@@ -61,6 +61,12 @@ class HistoryModelConfig:
         help="embed the log-bucketed time gap between each event and the target",
         unserved={MATERIALISED: "have no timestamps"},
     )
+    features: tuple[str, ...] | None = option(
+        None,
+        help="what the model reads of the dataset's features beside the ids; none: all of them",
+        unserved={MATERIALISED: "are read with all their columns"},
+        younger=True,
+    )
 
     def __post_init__(self) -> None:
         """Validates.

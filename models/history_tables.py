@@ -8,7 +8,13 @@ from merlin.schema import Schema
 
 from lookback.embeddings.tables import tables_from_schema
 from lookback.embeddings.types import TableSpec
-from lookback.formats.features import TIME_GAP, HistoryFeatures, history_name, sample_schema
+from lookback.formats.features import (
+    TIME_GAP,
+    HistoryFeatures,
+    chosen,
+    history_name,
+    sample_schema,
+)
 from lookback.models.config import HistoryModelConfig
 
 
@@ -29,18 +35,21 @@ def tables_by_feature(
     schema: Schema, config: HistoryModelConfig
 ) -> tuple[list[TableSpec], dict[str, str]]:
     """The specs, and the table of each of the dataset's columns (and of the time gap)."""
-    features = HistoryFeatures.from_schema(schema)
+    features = HistoryFeatures.from_schema(chosen_schema(schema, config))
     tables, by_column = tables_from_schema(serving_schema(schema, config), config.embedding_dim)
-    feature_tables = {name: by_column[name] for name in (*features.user, *features.item)}
+    feature_tables = {n: by_column[n] for n in (*features.user, *features.item, *features.context)}
+    feature_tables |= {name: by_column[history_name(name)] for name in features.event}
     if config.time_features:
         feature_tables[TIME_GAP] = by_column[history_name(TIME_GAP)]
     # A positive and its negative, two rows of the batch, share a history and its negatives.
     slots = config.max_seq_length + config.auxiliary_negatives * config.short_seq_length
-    ids_a_row = {
+    values_a_row = {
         **dict.fromkeys(features.user, 0.5),
         **dict.fromkeys(features.item, 1 + slots / 2),
-        TIME_GAP: config.max_seq_length / 2,
+        **dict.fromkeys(features.context, 0.5 + config.max_seq_length / 2),
+        **dict.fromkeys((*features.event, TIME_GAP), config.max_seq_length / 2),
     }
+    ids_a_row = {name: values * features.bags.get(name, 1) for name, values in values_a_row.items()}
     hotness = {
         table.name: tuple(ids_a_row[n] for n, used in feature_tables.items() if used == table.name)
         for table in tables
@@ -49,10 +58,15 @@ def tables_by_feature(
     return specs, feature_tables
 
 
+def chosen_schema(schema: Schema, config: HistoryModelConfig) -> Schema:
+    """The columns that a model reads; arguments and errors as of `formats.features.chosen`."""
+    return schema if config.features is None else chosen(schema, config.features)
+
+
 def serving_schema(schema: Schema, config: HistoryModelConfig) -> Schema:
     """The schema of what a model takes when it serves; arguments as of `history_tables`."""
     return sample_schema(
-        schema,
+        chosen_schema(schema, config),
         max_seq_length=config.max_seq_length,
         short_seq_length=config.short_seq_length,
         negatives=False,

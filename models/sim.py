@@ -14,6 +14,7 @@ from merlin.schema import Schema
 
 from lookback.core.errors import UserError
 from lookback.embeddings.config import LOCAL, Sharding
+from lookback.formats.features import HistoryFeatures
 from lookback.models.blocks.attention import masked_softmax
 from lookback.models.blocks.auxiliary import count_steps
 from lookback.models.blocks.click_loss import click_cross_entropy
@@ -62,7 +63,7 @@ class SIMBody(HistoryBody):
         """Creates the layers; arguments as of `ClickBody`, with a `SIMConfig`."""
         super().__init__(*args, **kwargs)
         config = self._config
-        self._category = _category_feature(config, self._features.item)
+        self._category = _category_feature(config, self._features)
         self._stage_one = prelu_mlp(config.stage_one_mlp_dims, config.dropout_rate, "stage_one")
         self._stage_one_head = LogitHead(name="stage_one_head")
         self._stage_two = prelu_mlp(config.stage_two_mlp_dims, config.dropout_rate, "stage_two")
@@ -198,16 +199,16 @@ def build(schema: Schema, config: SIMConfig, sharding: Sharding = LOCAL) -> Clic
     return build_history(SIMBody, schema, config, sharding, head_weight=STAGE_WEIGHT)
 
 
-def _category_feature(config: SIMConfig, items: tuple[str, ...]) -> str | None:
+def _category_feature(config: SIMConfig, features: HistoryFeatures) -> str | None:
     if config.gsu == "soft":
         return None
-    others = items[1:]
+    others = [name for name in features.item[1:] if name not in features.bags]
     if config.category_feature is None and others:
         return others[0]
     if config.category_feature in others:
         return config.category_feature
     raise UserError(
-        f"gsu hard needs an item feature to match, asked for "
-        f"{config.category_feature or 'the first one'!r}; the dataset has {list(others) or 'none'}."
+        "gsu hard needs an item feature to match that is one category, asked for "
+        f"{config.category_feature or 'the first one'!r}; the model reads {others or 'none'}."
         " Use --category_feature, or --gsu soft."
     )

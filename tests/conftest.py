@@ -290,6 +290,72 @@ def make_batch() -> Callable[..., Batch]:
     return make
 
 
+@pytest.fixture(scope="session")
+def typed_schema() -> Schema:
+    """The schema of a dataset with a category, a bag and a number of every role."""
+    from tests import typed_data
+
+    return typed_data.typed_schema()
+
+
+@pytest.fixture(scope="session")
+def make_typed_batch(typed_schema: Schema) -> Callable[..., Batch]:
+    """Makes a random batch of `typed_schema`, as `make_batch` does."""
+    from lookback.formats.features import HistoryFeatures, history_name, negatives_name
+    from tests.typed_data import ROWS
+
+    features = HistoryFeatures.from_schema(typed_schema)
+
+    def make(
+        lengths: Sequence[int],
+        *,
+        candidates: int = 2,
+        slots: int = 9,
+        long: int = 5,
+        negatives: bool = True,
+        time: bool = False,
+        seed: int = 0,
+    ) -> Batch:
+        """Makes it; arguments as of `make_batch`."""
+        rng = np.random.default_rng(seed)
+        size = len(lengths)
+        valid = np.arange(slots) >= slots - np.asarray(lengths, int)[:, np.newaxis]  # [B, T]
+        batch: dict[str, np.ndarray] = {}
+
+        def drawn(name: str, *shape: int) -> np.ndarray:
+            if name in features.numbers:
+                return rng.normal(size=shape).astype(np.float32)
+            if name not in features.bags:
+                return rng.integers(1, ROWS[name], shape).astype(np.int32)
+            most = features.bags[name]
+            ids = rng.random((*shape, ROWS[name] - 1)).argsort(-1)[..., :most] + 1
+            kept = np.arange(most) < rng.integers(0, most + 1, (*shape, 1))
+            return (np.sort(ids, -1) * kept).astype(np.int32)
+
+        def in_slots(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+            return values * valid.reshape(*valid.shape, *[1] * (values.ndim - 2)).astype(
+                values.dtype
+            )
+
+        for name in features.of("user", "context"):
+            batch[name] = drawn(name, size)
+        for name in features.of("item"):
+            batch[name] = drawn(name, size, candidates)
+            if negatives:
+                values = drawn(name, size, slots - long)
+                batch[negatives_name(name)] = in_slots(values, valid[:, long:])
+        for name in features.of("item", "context", "event"):
+            batch[history_name(name)] = in_slots(drawn(name, size, slots), valid)
+        if time:
+            gaps = rng.integers(1, 34, (size, slots)).astype(np.int32)
+            batch[history_name("time_gap")] = in_slots(gaps, valid)
+        labels = np.zeros((size, candidates), np.float32)
+        labels[:, 0] = 1
+        return batch, labels
+
+    return make
+
+
 @pytest.fixture
 def precision() -> Iterator[Callable[[str], None]]:
     """Sets Keras' global precision policy for one test."""

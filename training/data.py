@@ -92,18 +92,21 @@ def _batches(run: RunConfig, world: World) -> BatchOptions:
 
 def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource) -> dict[str, Any]:
     """What a checkpoint must agree on to be used: the model, its options, its tables."""
-    fields = options_of(MODELS[run.model_type].config_class)
-    told = {name: value for name, value in options.items() if not fields[name].storage}
+    told = dict(options)
+    for name, found in options_of(MODELS[run.model_type].config_class).items():
+        if found.storage or (found.younger and options.get(name) == found.default):
+            told.pop(name, None)
     return {"model_type": run.model_type, **told, "tables": table_rows(source.schema)}
 
 
 def notes_on_data(
-    run: RunConfig, vocabularies: Mapping[str, str], checkpoint: Checkpoint | None
+    run: RunConfig, options: Any, vocabularies: Mapping[str, str], checkpoint: Checkpoint | None
 ) -> list[str]:
     """What a run cannot know of its data, in a line each.
 
     Args:
       run: its options.
+      options: of the model.
       vocabularies: what the ids of its data stand for.
       checkpoint: that is loaded, if one is.
 
@@ -111,6 +114,8 @@ def notes_on_data(
       UserError: if it is not the data of the checkpoint; see `compare_vocabularies`.
     """
     notes = [unverified(run.dataset_dir, no_verify=run.no_verify)]
+    if unread := LAYOUTS[options.layout].unread(run.dataset_dir, options):
+        notes.append(f"features: {', '.join(unread)} of the dataset are not read")
     if checkpoint is not None:
         notes.append(compare_vocabularies(run.dataset_dir, vocabularies, checkpoint))
     return [note for note in notes if note is not None]

@@ -84,6 +84,7 @@ def option(
     needs: Needs | None = None,
     suits: Needs | None = None,
     storage: bool = False,
+    younger: bool = False,
 ) -> Any:
     """A field of a config dataclass that is an option.
 
@@ -114,6 +115,7 @@ def option(
         its default, see `core.options.needs`.
       suits: the same where it is only named, see `idle`.
       storage: whether it says how something lies in memory, and has no say in what it is.
+      younger: whether there are checkpoints of a time before it, of which its default is true.
     """
     given = {
         "help": help,
@@ -134,6 +136,7 @@ def option(
         "needs": needs,
         "suits": suits,
         "storage": storage,
+        "younger": younger,
     }
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=given)
@@ -165,6 +168,7 @@ class Option:
       needs: conditions, one of which must hold for it to be given.
       suits: conditions, one of which must hold for it to have an effect.
       storage: whether it has no say in what the thing is that it is an option of.
+      younger: whether there are checkpoints of a time before it.
     """
 
     name: str
@@ -187,6 +191,7 @@ class Option:
     needs: tuple[Condition, ...] = ()
     suits: tuple[Condition, ...] = ()
     storage: bool = False
+    younger: bool = False
 
     @property
     def required(self) -> bool:
@@ -417,6 +422,7 @@ def option_of(
         needs=alternatives(said.get("needs")),
         suits=alternatives(said.get("suits")),
         storage=said.get("storage", False),
+        younger=said.get("younger", False),
     )
 
 

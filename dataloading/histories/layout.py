@@ -7,6 +7,7 @@ them; or somebody else materialised the samples.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -84,6 +85,10 @@ class HistoryModelOptions(Protocol):
         """Whether the model reads time gaps."""
 
     @property
+    def features(self) -> Sequence[str] | None:
+        """What the model reads of the dataset's features beside the ids; None: all."""
+
+    @property
     def auxiliary_negatives(self) -> bool:
         """Whether training needs a negative for each short slot."""
 
@@ -137,6 +142,22 @@ class HistoriesLayout(Layout):
             return {"dataset": file_sizes(directory, "*/*.parquet")}
         shared = {"ranks": ranks} if options.shard_histories else {}
         return {"dataset": read_histories_info(directory)["content_hash"], **shared}
+
+    def unread(self, directory: Path, model: HistoryModelOptions) -> tuple[str, ...]:
+        """Those that `model.features` does not name.
+
+        Raises:
+          UserError: if one that it does name is not there.
+        """
+        if model.features is None or self.found_in(directory) == MATERIALISED:
+            return ()
+        from lookback.formats.features import HistoryFeatures, chosen
+        from lookback.formats.history_columns import ROLES
+        from lookback.formats.schema import read_schema
+
+        schema = read_schema(directory)
+        read = chosen(schema, model.features).column_names
+        return tuple(n for n in HistoryFeatures.from_schema(schema).of(*ROLES) if n not in read)
 
 
 def _open_materialised(
@@ -205,7 +226,7 @@ def _open_resident(
     )
     own_users = options.shard_histories and world.size > 1
     part = batches.part if own_users else WHOLE
-    histories = Histories.load(directory, part, batches.verification)
+    histories = Histories.load(directory, part, batches.verification, model.features)
     return ResidentSource(
         histories,
         windows,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from lookback.formats.dataset_info import (
     LABELS,
     read_histories_info,
 )
-from lookback.formats.features import HistoryFeatures, table_rows
+from lookback.formats.features import HistoryFeatures, chosen, table_rows
 from lookback.formats.histories import history_files, lengths_of, read_catalogue, values_of
 from lookback.formats.history_columns import SPLIT
 from lookback.formats.schema import read_schema
@@ -159,6 +159,7 @@ class Histories:
         dataset_dir: str | Path,
         part: Part = WHOLE,
         verification: Verification = WHOLLY,
+        chosen_features: Sequence[str] | None = None,
     ) -> Histories:
         """Reads a dataset written by `python -m workflows`.
 
@@ -166,14 +167,18 @@ class Histories:
           dataset_dir: the directory with dataset.json, schema.pbtxt, histories/ and items.parquet.
           part: read every R-th user only, from this rank's on; memory follows.
           verification: how far its files are compared with what dataset.json says of them.
+          chosen_features: to read beside the ids; None: all.
 
         Raises:
-          UserError: if the directory is no such dataset, or its parts contradict each other.
+          UserError: if the directory is no such dataset, or its parts contradict each other, or it
+            has no such feature.
         """
         directory = Path(dataset_dir)
         info = read_histories_info(directory)
         verify_dataset(directory, verification)
         schema = read_schema(directory)
+        if chosen_features is not None:
+            schema = chosen(schema, chosen_features)
         features = HistoryFeatures.from_schema(schema)
         lists = [*features.of("item", "context", "event"), *filter(None, [features.time])]
         split = [SPLIT] if info["split"]["rule"] == BY_USERS else []

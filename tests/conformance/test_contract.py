@@ -35,6 +35,7 @@ OTHER_OPTIONS: Mapping[str, Any] = {
     "aux_mlp_dims": (8, 3),
     "dropout_rate": 0.25,
     "time_features": True,
+    "features": ("category_id",),
     "k": 4,
     "gsu": "hard",
     "category_feature": "category_id",

@@ -112,6 +112,7 @@ def test_default_options_are_the_seeds(name):
         "stage_two_mlp_dims": (200, 80),
         "dropout_rate": None,
         "time_features": False,
+        "features": None,
     }
     of_some = {
         "sim": {

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
+from merlin.schema import Schema
 
 from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import Sharding
 from lookback.embeddings.sharding import STRATEGIES
 from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
+from lookback.formats import history_columns
+from lookback.formats.features import dataset_column
 from lookback.models import MODELS
 from lookback.models.blocks.click_loss import ClickLoss
 from lookback.models.click_model import Contract, Lookups, contract_of
@@ -118,8 +121,11 @@ def bag_batch(rng: np.random.Generator, rows: range) -> tuple[dict, np.ndarray]:
 
 
 def sim_schema(make_schema: Callable):
-    """A schema with a table of three rows."""
-    return make_schema({"user_id": 7, "country": 3}, {"item_id": 40, "category_id": 6})
+    """A schema with a table of three rows, bags and numbers."""
+    domain = {"domain": {"min": 0, "max": 8, "name": "genres"}}
+    genres = dataset_column(history_columns.category("genres", "item", bag=2), domain)
+    typed = Schema([genres, dataset_column(history_columns.number("price", "item"), {})])
+    return make_schema({"user_id": 7, "country": 3}, {"item_id": 40, "category_id": 6}) + typed
 
 
 def sim_batch(rng: np.random.Generator, rows: range) -> tuple[dict, np.ndarray]:
@@ -129,15 +135,24 @@ def sim_batch(rng: np.random.Generator, rows: range) -> tuple[dict, np.ndarray]:
     valid = np.arange(9) >= 9 - lengths[:, np.newaxis]
     item, events, drawn = (rng.integers(1, 40, shape) for shape in ((13, 2), (13, 9), (13, 4)))
     category_of = rng.integers(1, 6, 40)
+    genres_of = rng.integers(0, 9, (40, 2))  # 0 is none
+    price_of = rng.normal(size=40).astype(np.float32)
     features = {"user_id": rng.integers(1, 7, 13), "country": rng.integers(1, 3, 13)}
-    for name, of in (("item_id", np.arange(40)), ("category_id", category_of)):
+    for name, of in (
+        ("item_id", np.arange(40)),
+        ("category_id", category_of),
+        ("genres", genres_of),
+        ("price", price_of),
+    ):
+        exists = valid.reshape(*valid.shape, *[1] * (of.ndim - 1)).astype(of.dtype)
         features[name] = of[item]
-        features[f"{name}_history"] = of[events] * valid
-        features[f"{name}_negatives"] = of[drawn] * valid[:, 5:]
+        features[f"{name}_history"] = of[events] * exists
+        features[f"{name}_negatives"] = of[drawn] * exists[:, 5:]
     labels = np.zeros((13, 2), np.float32)
     labels[:, 0] = 1
     part = slice(rows.start, rows.stop)
-    return {n: tf.constant(v[part], tf.int32) for n, v in features.items()}, tf.constant(
+    types = {n: tf.float32 if v.dtype == np.float32 else tf.int32 for n, v in features.items()}
+    return {n: tf.constant(v[part], types[n]) for n, v in features.items()}, tf.constant(
         labels[part]
     )
 

@@ -148,21 +148,42 @@ class NumpyModel:
             losses["aux"] = float(np.mean(terms)) if terms else 0.0
         return {**outputs, "losses": losses, "loss": sum(losses.values())}
 
+    def _vectors(self, role, values_of):
+        """Of a role's features, whose values ``[...]`` (bags ``[..., M]``) go by name."""
+        vectors = []
+        for name in getattr(self.features, role):
+            ids, table = values_of(name), self.w["tables"][name]
+            if name in self.features.bags:
+                kept = [table[bag[bag > 0]] for bag in ids.reshape(-1, ids.shape[-1])]
+                means = [rows.mean(0) if len(rows) else 0 * table[0] for rows in kept]
+                vectors.append(np.reshape(means, (*ids.shape[:-1], -1)))
+            else:
+                vectors.append(table[ids])
+        numbers = [values_of(name) for name in self.features.numbers_of(role)]
+        if numbers:
+            vectors.append(dense(np.stack(numbers, -1), *self.w[f"{role}_numbers"]))
+        return vectors
+
     def _user(self, batch, b):
-        return np.concatenate([self.w["tables"][n][batch[n][b]] for n in self.features.user])
+        own, context = (self._vectors(r, lambda n: batch[n][b]) for r in ("user", "context"))
+        return np.concatenate([*own, *context])
 
     def _target(self, batch, b, c):
-        return np.concatenate([self.w["tables"][n][batch[n][b, c]] for n in self.features.item])
+        return np.concatenate(self._vectors("item", lambda n: batch[n][b, c]))
 
     def _events(self, batch, b, slots, suffix="_history"):
         """``[slots, E']``, and which of them exist."""
         first = batch[f"{self.features.item[0]}_history"][b, slots]
-        parts = []
-        for n in self.features.item:
-            ids = batch[n + suffix][b]
-            parts.append(self.w["tables"][n][ids[slots] if suffix == "_history" else ids])
+
+        def past(n):
+            return batch[f"{n}_history"][b, slots]
+
+        parts = self._vectors(
+            "item", past if suffix == "_history" else lambda n: batch[n + suffix][b]
+        )
+        parts += [*self._vectors("context", past), *self._vectors("event", past)]
         if self.config.time_features:
-            parts.append(self.w["tables"]["time_gap"][batch["time_gap_history"][b, slots]])
+            parts.append(self.w["tables"]["time_gap"][past("time_gap")])
         return np.concatenate(parts, 1), first > 0
 
     def _short(self):
@@ -214,7 +235,8 @@ class NumpyModel:
         if best:
             exact = scores[best]
             if self.config.time_features:  # SIM, section 3.2.2
-                exact = exact + (events[best][:, len(target) :] @ self.w["gap_score"][0])[:, 0]
+                gaps = events[best][:, -self.config.embedding_dim :]
+                exact = exact + (gaps @ self.w["gap_score"][0])[:, 0]
             attended = softmax(exact) @ events[best]
             mean = events[best].mean(0)
         final, _ = evolve(target, *self._events(batch, b, self._short()), self.w)
@@ -228,6 +250,7 @@ def parts_of(model) -> dict[str, Any]:
     parts["head"] = model.model_outputs[0].to_call.weights
     classifier = getattr(body, "_stage_two", None) or body._mlp
     parts["stage_two"] = classifier.weights
+    parts |= {f"{role}_numbers": layer.weights for role, layer in body._projections.items()}
     if hasattr(body, "_stage_one"):
         parts["stage_one"] = body._stage_one.weights
         parts["stage_one_head"] = body._stage_one_head.weights

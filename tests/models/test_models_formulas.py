@@ -101,6 +101,28 @@ def test_logits_and_losses_equal_the_formulas(formulas, make_schema, make_batch,
             assert losses[term].numpy() == pytest.approx(value, rel=1e-5, abs=1e-6), term
 
 
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [*KINDS, ("din", {"interaction": "activation_unit"})],
+    ids=["soft sim", "hard sim", "din", "dien", "din unit"],
+)
+def test_logits_and_losses_of_typed_features_equal_the_formulas(
+    formulas, typed_schema, make_typed_batch, name, extra
+):
+    """Bags, numbers, and what is of contexts and events, in each of their places."""
+    batch, labels = make_typed_batch(list(range(T + 1)), time=True)
+    model, config = build(name, typed_schema, batch, labels, formulas, time_features=True, **extra)
+    reference = formulas.NumpyModel(
+        name, formulas.values_of(formulas.parts_of(model)), config, model.body._features
+    )
+    expected = reference(batch, labels)
+    logits, losses = losses_of(model, batch, labels)
+    scale = np.abs(expected["logits"]).max()
+    np.testing.assert_allclose(logits, expected["logits"], rtol=1e-5, atol=1e-5 * scale)
+    for term, value in expected["losses"].items():
+        assert losses[term].numpy() == pytest.approx(value, rel=1e-5, abs=1e-6), term
+
+
 # --- against the plain Keras version ---
 
 
