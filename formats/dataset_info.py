@@ -42,6 +42,8 @@ WORKFLOW_DIRECTORY = "workflow"
 """In a dataset: the saved workflow that made it."""
 VOCABULARIES = "vocabularies"
 """Key: digests of what the ids of columns stand for."""
+FEATURES = "features"
+"""Key: the transformations of typed features of histories, see `formats.transforms`."""
 HISTORIES = "lookback-histories"
 TABULAR = "lookback-tabular"
 FORMAT_VERSION = 1

@@ -136,7 +136,7 @@ def _score(source: BundleOptions, options: ScoreOptions) -> None:
                 number += 1
             output.flush()
         if table and number:
-            print(f"probability: {layout.probability_of}", file=sys.stderr)
+            print(f"probability: {layout.probability_of(bundle.manifest)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -241,7 +241,7 @@ def _describe(source: BundleOptions) -> None:
         axes = ["B", *("C" if axis is None else str(axis) for axis in shape[1:])]
         print(f"              {name} {manifest.input_type(name)} [{', '.join(axes)}]")
     print(f"outputs       logit, probability float32 {manifest.output_axes}")
-    print(f"              probability: {LAYOUTS[manifest.layout].probability_of}")
+    print(f"              probability: {LAYOUTS[manifest.layout].probability_of(manifest)}")
     print("versions    " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
 
 

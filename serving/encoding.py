@@ -7,6 +7,7 @@ the same ids (a test holds them equal).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,11 +22,13 @@ from lookback.formats.vocabulary import FIRST_KNOWN, NULL, OUT_OF_VOCABULARY, re
 
 Int32 = npt.NDArray[np.int32]
 
+_NUMBERS = (int, float, np.integer, np.floating)
+
 
 class Encoder(Protocol):
     """Turns ids of one feature, as requests give them, into rows of its table."""
 
-    def encode(self, ids: Sequence[Any]) -> Int32:
+    def encode(self, ids: Sequence[Any]) -> npt.NDArray[Any]:
         """Encodes ids ``[N]``; raises ValueError, saying what is wrong with them."""
 
 
@@ -156,27 +159,80 @@ class ItemFeatures:
     """What is known of every item: its other features, encoded.
 
     Args:
-      columns: int32 ``[I]`` by item feature, the id first.
+      columns: ``[I]`` by item feature, the id first: int32, of numbers float32.
       rows: of the item id's table.
+      bags: of the features that are numbers of bags, those bags: int32 ``[R, M]``.
     """
 
-    def __init__(self, columns: Mapping[str, Int32], rows: int) -> None:
+    def __init__(
+        self,
+        columns: Mapping[str, npt.NDArray[Any]],
+        rows: int,
+        bags: Mapping[str, Int32] | None = None,
+    ) -> None:
         name, *others = columns
         self.ids = columns[name]
-        self._features = {other: np.zeros(rows, np.int32) for other in others}
+        self._bags = dict(bags or {})
+        self._known = np.zeros(rows, np.bool_)
+        self._known[self.ids] = True
+        # These stand for many items, each with features of its own.
+        self._known[:FIRST_KNOWN] = False
+        self._features = {other: np.zeros(rows, columns[other].dtype) for other in others}
         for other in others:
             self._features[other][self.ids] = columns[other]
-            # These stand for many items, each with features of its own.
             self._features[other][:FIRST_KNOWN] = 0
 
     @classmethod
-    def read(cls, directory: Path, features: Sequence[str], rows: int) -> ItemFeatures:
+    def read(
+        cls,
+        directory: Path,
+        features: Sequence[str],
+        rows: int,
+        bags: Mapping[str, Int32] | None = None,
+    ) -> ItemFeatures:
         """Reads a bundle's catalogue; `features` are those of an item, the id first."""
-        return cls(read_catalogue(directory, features), rows)
+        return cls(read_catalogue(directory, features), rows, bags)
 
-    def lookup(self, feature: str, items: Int32) -> Int32:
-        """A feature of encoded items ``[N]``; 0 where the catalogue does not know it."""
-        return self._features[feature][items]
+    def knows(self, items: Int32) -> npt.NDArray[np.bool_]:
+        """Which of encoded items ``[N]`` the catalogue knows."""
+        return self._known[items]
+
+    def lookup(self, feature: str, items: Int32) -> npt.NDArray[Any]:
+        """A feature of encoded items ``[N]``, of bags ``[N, M]``; 0 where it is not known."""
+        found = self._features[feature][items]
+        return self._bags[feature][found] if feature in self._bags else found
+
+
+def finite_numbers(
+    values: Sequence[Any],
+    expected: str = "finite numbers (or null)",
+    missing: float | None = None,
+) -> npt.NDArray[np.float64]:
+    """Numbers ``[N]`` as requests give them.
+
+    Args:
+      values: to read.
+      expected: what they must be, for the error.
+      missing: takes the place of None; None: there must be none.
+
+    Raises:
+      ValueError: if one of them is no finite number.
+    """
+
+    def number(value: Any) -> float:
+        if value is None and missing is not None:
+            return missing
+        # True is no number.
+        if not isinstance(value, _NUMBERS) or isinstance(value, bool):
+            raise TypeError
+        if not math.isfinite(found := float(value)):
+            raise OverflowError
+        return found
+
+    try:
+        return np.asarray([number(value) for value in values], np.float64)
+    except (TypeError, OverflowError):
+        raise ValueError(f"expected {expected}, received {excerpt(values)}") from None
 
 
 def excerpt(ids: Sequence[Any], shown: int = 3) -> str:

@@ -11,6 +11,7 @@ A bundle is one directory that scoring needs and nothing else::
       workflow/       the saved NVTabular workflow; its vocabularies lie in workflow/encoder/
                       (histories) or workflow/vocabulary/ (tabular)
       items.parquet   the catalogue, encoded (of histories and interactions)
+      bags/           (of histories) what its numbers of bags stand for
 
 Where the dataset has no workflow (materialised samples, split-binary files, rows generated straight
 to parquet), workflow and catalogue are absent: such a bundle scores encoded inputs. Nothing here
@@ -31,10 +32,12 @@ from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_object, read_json
 from lookback.core.manifests import FILES, entries_of, fault_of, is_whole, sealed
 from lookback.core.outputs import FOLDER, OutputKind
+from lookback.formats.transforms import BAG, TYPE, Number
 
 FORMAT = "lookback-bundle"
 FORMAT_VERSION = 2
 FIRST_VERSION = 1  # knew one layout and did not name it
+TYPED_VERSION = 3  # of bundles that what reads version 2 would read wrongly
 MANIFEST_FILE = "bundle.json"
 MODEL_DIRECTORY = "model"
 EMPTY_DIRECTORY = f"{MODEL_DIRECTORY}/assets"  # every SavedModel has it
@@ -42,6 +45,8 @@ SIGNATURE = "serving_default"
 NUMERICAL = "numerical"
 CATEGORICAL = "categorical"
 """Inputs of tabular models, and their fields in a request."""
+HISTORY_SUFFIX = "_history"
+"""Ends the names of inputs that are histories of a feature."""
 
 AGAIN = (
     "Copy the bundle again from where it was exported, or export it again (train.py --export_dir)."
@@ -89,11 +94,13 @@ class Manifest(abc.ABC):
 
     def write(self, directory: Path) -> None:
         """Writes bundle.json, with the digests of all files that are in `directory` now."""
+        later = _later(type(self))
+        own = {k: v for k, v in dataclasses.asdict(self).items() if v or k not in later}
         content: dict[str, Any] = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": TYPED_VERSION if later & set(own) else FORMAT_VERSION,
             "layout": self.layout,
-            **dataclasses.asdict(self),
+            **own,
             FILES: entries_of(
                 directory,
                 (
@@ -126,7 +133,9 @@ class Manifest(abc.ABC):
         if trusted_digest is not None and (extra := BUNDLE.foreign(directory)):
             raise _damaged(directory, f"{extra[0]} is not of the bundle that is trusted")
         kind = MANIFESTS[content["layout"]]
-        values = {field.name: content[field.name] for field in dataclasses.fields(kind)}
+        absent = _later(kind) - set(content)
+        names = {field.name for field in dataclasses.fields(kind)} - absent
+        values = {name: content[name] for name in names}
         values["inputs"] = {name: tuple(shape) for name, shape in values["inputs"].items()}
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
@@ -157,17 +166,59 @@ class CandidatesManifest(Manifest):
 
 @dataclasses.dataclass(frozen=True)
 class HistoriesManifest(CandidatesManifest):
-    """Of a model over histories: an item feature is also, as ``<name>_history``, an input [B, T].
+    """Of a model over histories: what is of events is also, as ``<name>_history``, an input [B, T].
+
+    Features are in the order of their role's categories (the id first, bags among them), then its
+    numbers. Of bags, inputs have an axis more, ``[..., M]``.
 
     Attributes:
       max_seq_length: history slots (T).
       time_features: whether the model reads time gaps, from `time_gap_history` ``[B, T]``.
+      context_features: names of what is known of the moment of a request, each an input ``[B]``,
+        and was known of past events.
+      event_features: names of what is known of past events alone.
+      transforms: of features that are not just ids of a vocabulary: what `formats.transforms` says
+        of them, by name.
+      explicit_labels: whether the labels were of items as they were shown, and none was drawn.
     """
 
     layout = "histories"
 
     max_seq_length: int
     time_features: bool
+    context_features: tuple[str, ...] = ()
+    event_features: tuple[str, ...] = ()
+    transforms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    explicit_labels: bool = False
+
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """User, item, context and event features."""
+        return {
+            **super().roles,
+            "context": self.context_features,
+            "event": self.event_features,
+        }
+
+    @property
+    def bags(self) -> Mapping[str, int]:
+        """The features that are bags, and how many ids they hold (M)."""
+        return {n: said[BAG]["most"] for n, said in self.transforms.items() if said.get(BAG)}
+
+    @property
+    def item_bags(self) -> tuple[str, ...]:
+        """Those of items, of which the catalogue has the number."""
+        return tuple(name for name in self.item_features if name in self.bags)
+
+    def input_type(self, name: str) -> Literal["float32", "int32"]:
+        """Numbers are float32, ids int32."""
+        numbers = {n for n, said in self.transforms.items() if said[TYPE] == Number.kind}
+        return "float32" if self.feature_of(name) in numbers else "int32"
+
+    def feature_of(self, name: str) -> str:
+        """The feature that an input of the signature is of."""
+        features = [feature for names in self.roles.values() for feature in names]
+        return name if name in features else name.removesuffix(HISTORY_SUFFIX)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +258,16 @@ MANIFESTS: Mapping[str, type[Manifest]] = {
     "tabular": TabularManifest,
     "interactions": InteractionsManifest,
 }
+
+
+def _later(kind: type[Manifest]) -> set[str]:
+    """What bundles of earlier versions do not say, nor those of today where it is empty."""
+    absent = dataclasses.MISSING
+    return {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is not absent or field.default_factory is not absent
+    }
 
 
 def _entries(directory: Path) -> dict[str, int | None] | None:
@@ -258,10 +319,10 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
     text, _ = read_trusted(path, trusted_digest)
     content = load_object(text, str(path), AGAIN)
     found = (content.get("format"), content.get("format_version"))
-    versions = (FIRST_VERSION, FORMAT_VERSION)
+    versions = (FIRST_VERSION, FORMAT_VERSION, TYPED_VERSION)
     if found[0] != FORMAT or found[1] not in versions:
         raise UserError(
-            f"{path}: expected format {FORMAT!r} version {FIRST_VERSION} or {FORMAT_VERSION}, "
+            f"{path}: expected format {FORMAT!r} version {FIRST_VERSION} to {TYPED_VERSION}, "
             f"found {shown(found[0])} version {shown(found[1])}. Export the model again with this "
             "version's train.py."
         )

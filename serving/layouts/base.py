@@ -20,8 +20,10 @@ class RequestLayout(abc.ABC):
     sample_options: tuple[str, ...]
     """Keyword arguments of `sample` that say how much to make."""
 
-    probability_of: str = "of label 1, among rows as those of training"
-    """What the answers' probability is the probability of."""
+    def probability_of(self, manifest: Any) -> str:
+        """What the answers' probability is the probability of."""
+        del manifest
+        return "of label 1, among rows as those of training"
 
     @abc.abstractmethod
     def load_encoder(self, directory: Path, manifest: Any) -> RequestEncoder:

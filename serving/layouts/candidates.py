@@ -58,7 +58,9 @@ def check_candidates(
     return count
 
 
-def encode_lists(encoder: Encoder, field: str, lists: Sequence[Sequence[Any]]) -> list[Int32]:
+def encode_lists(
+    encoder: Encoder, field: str, lists: Sequence[Sequence[Any]]
+) -> list[npt.NDArray[Any]]:
     """Encodes one list of each request, all of them at once.
 
     Args:
@@ -91,8 +93,8 @@ def known(encoder: Encoder, ids: Int32) -> tuple[bool, ...] | None:
 
 
 def padded(rows: Sequence[npt.NDArray[Any]], width: int, *, left: bool) -> npt.NDArray[Any]:
-    """Rows of different lengths as one array ``[B, width]``, padded with 0 on one side."""
-    filled = np.zeros((len(rows), width), rows[0].dtype)
+    """Rows of different lengths as one array ``[B, width, ...]``, padded with 0 on one side."""
+    filled = np.zeros((len(rows), width, *rows[0].shape[1:]), rows[0].dtype)
     for target, row in zip(filled, rows, strict=True):
         if left:
             target[width - len(row) :] = row

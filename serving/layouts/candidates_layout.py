@@ -20,10 +20,13 @@ class CandidateRequestLayout(RequestLayout):
     """Answers, tables and random inputs; subclasses read requests and make samples of them."""
 
     sample_options = ("users", "candidates")
-    probability_of = (
-        "that an item is the user's next and not a negative as drawn in training: good for "
-        "ranking, no rate of clicks"
-    )
+
+    def probability_of(self, manifest: CandidatesManifest) -> str:
+        """Of a pair of training."""
+        return (
+            "that an item is the user's next and not a negative as drawn in training: good for "
+            "ranking, no rate of clicks"
+        )
 
     @abc.abstractmethod
     def about(self, request: Request, manifest: Any) -> str:
@@ -75,10 +78,13 @@ class CandidateRequestLayout(RequestLayout):
     def draw(
         self, manifest: CandidatesManifest, batch_size: int, random: np.random.Generator
     ) -> dict[str, npt.NDArray[Any]]:
-        """Full lists where they have a length, and one candidate a user."""
+        """Full lists and bags where they have a length, and one candidate a user."""
         inputs: dict[str, npt.NDArray[Any]] = {}
         for name, shape in manifest.inputs.items():
             size = (batch_size, *(1 if axis is None else axis for axis in shape[1:]))
+            if manifest.input_type(name) == "float32":
+                inputs[name] = random.standard_normal(size, np.float32)
+                continue
             rows = self.input_rows(name, manifest)
             # Row 0 is padding.
             inputs[name] = random.integers(min(1, rows - 1), rows, size, np.int32)

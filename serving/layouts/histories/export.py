@@ -6,15 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lookback.formats.dataset_info import DATASET_FILE, read_histories_info
+from lookback.core.errors import UserError
+from lookback.core.manifests import visible_files
+from lookback.formats.bags import BAGS_DIRECTORY
+from lookback.formats.dataset_info import (
+    AGAIN,
+    DATASET_FILE,
+    FEATURES,
+    is_explicit,
+    read_histories_info,
+)
 from lookback.formats.description import METADATA_FILE, is_materialised
 from lookback.formats.histories import CATALOGUE_FILE
+from lookback.formats.history_columns import ROLES, Role
 from lookback.formats.raw_ids import ID_DIRECTORY
 from lookback.formats.schema import SCHEMA_FILE, read_schema
+from lookback.formats.transforms import Bag, Buckets, Hashed, Vocabulary, transform_of
 from lookback.formats.vocabulary import FIRST_KNOWN, id_file
 from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.export_dataset import ExportedDataset
-from lookback.serving.manifest import CandidatesManifest, HistoriesManifest
+from lookback.serving.manifest import HISTORY_SUFFIX, CandidatesManifest, HistoriesManifest
 
 if TYPE_CHECKING:
     from merlin.schema import Schema
@@ -32,8 +43,9 @@ class ExportedHistories(ExportedDataset):
         return True
 
     def require(self) -> None:
-        """Looks for vocabularies and catalogue."""
-        self.require_parts(ID_DIRECTORY, CATALOGUE_FILE, SCHEMA_FILE)
+        """Looks for vocabularies and catalogue, and for bags if there are any."""
+        bags = [BAGS_DIRECTORY] if (self.directory / BAGS_DIRECTORY).is_dir() else []
+        self.require_parts(ID_DIRECTORY, CATALOGUE_FILE, SCHEMA_FILE, *bags)
 
     def schema(self, body: Mapping[str, Any]) -> Schema:
         """Of the file."""
@@ -43,18 +55,25 @@ class ExportedHistories(ExportedDataset):
         self, schema: Schema, model_schema: Schema, body: Mapping[str, Any], **common: Any
     ) -> CandidatesManifest:
         """Describes a bundle; tables and vocabularies must agree."""
-        user, item = tuple(body["features"]["user"]), tuple(body["features"]["item"])
+        features = _by_role(body["features"])
         options = body["config"]
-        rows = self.rows_of((*user, *item), schema, model_schema)
+        numbers, bags = body["features"]["numbers"], body["features"]["bags"]
+        ids = [name for names in features.values() for name in names if name not in numbers]
+        rows = self.rows_of(ids, schema, model_schema)
+        transforms = self._transforms(features, [*numbers, *bags])
         return HistoriesManifest(
             ids=self.ids,
-            user_features=user,
-            item_features=item,
+            user_features=features["user"],
+            item_features=features["item"],
+            context_features=features["context"],
+            event_features=features["event"],
             max_seq_length=options["max_seq_length"],
             time_features=options["time_features"],
-            inputs=_input_shapes(model_schema, user, item, options["max_seq_length"]),
+            inputs=_input_shapes(model_schema, features, bags, options["max_seq_length"]),
             cardinalities=rows,
-            vocabularies=self._vocabularies(rows),
+            vocabularies=self._vocabularies(rows, transforms),
+            transforms=transforms,
+            explicit_labels=self._explicit,
             dataset=self._summary(),
             **common,
         )
@@ -63,24 +82,65 @@ class ExportedHistories(ExportedDataset):
         self, features: Sequence[str], schema: Schema, model_schema: Schema
     ) -> dict[str, int]:
         """Rows of the features' tables, which must be the model's."""
-        from lookback.formats.features import table_rows
+        from lookback.formats.features import history_name, table_rows
 
         rows = {name: count for name, count in table_rows(schema).items() if name in features}
-        wanted = table_rows(model_schema)
-        self.require_same_tables({name: wanted[name] for name in features}, rows)
+        wanted = table_rows(model_schema)  # of events' features it has the histories alone
+        own = {n: wanted[n] if n in wanted else wanted[history_name(n)] for n in features}
+        self.require_same_tables(own, rows)
         return rows
 
     def copy_parts(self, target: Path) -> None:
-        """Description, catalogue and workflow."""
+        """Description, catalogue with its bags, and workflow."""
+        bags = visible_files(self.directory / BAGS_DIRECTORY)
         self.copy_files(target, DATASET_FILE, CATALOGUE_FILE)
+        self.copy_files(target, *(f"{BAGS_DIRECTORY}/{name}" for name in bags))
         self.copy_workflow(target)
 
-    def _vocabularies(self, rows: Mapping[str, int]) -> dict[str, str]:
-        """The file of each feature's vocabulary, checked against the size of its table."""
-        files = {name: f"{ID_DIRECTORY}/{id_file(name)}" for name in rows}
-        for name, file in files.items():
+    @property
+    def _explicit(self) -> bool:
+        return is_explicit(self.directory)
+
+    def _transforms(
+        self, features: Mapping[str, Sequence[str]], typed: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        """What the dataset says of features that are not just ids of a vocabulary.
+
+        Args:
+          features: that a bundle has, by role.
+          typed: those among them of which it must say something.
+        """
+        said = read_histories_info(self.directory).get(FEATURES, {})
+        used = {n: said[n] for names in features.values() for n in names if n in said}
+        missing = sorted(set(typed) - set(used))
+        if missing:
+            raise UserError(
+                f"{self.directory / DATASET_FILE} does not say how the values of {missing} were "
+                f"transformed, so a bundle could not encode them. {AGAIN}"
+            )
+        return {n: entry for n, entry in used.items() if transform_of(entry) != Vocabulary()}
+
+    def _vocabularies(
+        self, rows: Mapping[str, int], transforms: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, str]:
+        """The file of each feature's vocabulary, checked against the size of its table.
+
+        So are the tables of features that have none.
+        """
+        files = {}
+        for name, count in rows.items():
+            made = transform_of(transforms.get(name, Vocabulary().to_json()))
+            ids = made.elements if isinstance(made, Bag) else made
+            if isinstance(ids, Hashed | Buckets):
+                if ids.rows != count:
+                    raise UserError(
+                        f"{self.directory / DATASET_FILE}: the transformation of {name!r} needs "
+                        f"{ids.rows} rows, and the schema has {count}. {AGAIN}"
+                    )
+                continue
+            files[name] = file = f"{ID_DIRECTORY}/{id_file(name)}"
             known = len(VocabularyEncoder.read(self.directory / file, name))
-            self.require_known(name, file, known, FIRST_KNOWN, rows[name])
+            self.require_known(name, file, known, FIRST_KNOWN, count)
         return files
 
     def _summary(self) -> dict[str, Any]:
@@ -121,21 +181,47 @@ class ExportedMaterialised(ExportedHistories):
         """The file that describes the samples."""
         self.copy_files(target, METADATA_FILE)
 
-    def _vocabularies(self, rows: Mapping[str, int]) -> dict[str, str]:
+    @property
+    def _explicit(self) -> bool:
+        return False
+
+    def _transforms(
+        self, features: Mapping[str, Sequence[str]], typed: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def _vocabularies(
+        self, rows: Mapping[str, int], transforms: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, str]:
         return {}
 
     def _summary(self) -> dict[str, Any]:
         return {"name": "materialised"}
 
 
+def _by_role(features: Mapping[str, Any]) -> dict[Role, tuple[str, ...]]:
+    """Names of the features of each role, its numbers last, from the config of a body's."""
+    numbers = features["numbers"].items()
+    return {
+        role: (*features[role], *(name for name, whose in numbers if whose == role))
+        for role in ROLES
+    }
+
+
 def _input_shapes(
-    schema: Schema, user: tuple[str, ...], item: tuple[str, ...], length: int
+    schema: Schema,
+    features: Mapping[Role, tuple[str, ...]],
+    bags: Mapping[str, int],
+    length: int,
 ) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the model's inputs: ``[B]`` of users, ``[B, C]`` of items, ``[B, T]`` of events."""
+    """Shapes of the model's inputs, see `formats.features`; None where any size goes."""
+    names = {name for own in features.values() for name in own}
     shapes: dict[str, tuple[int | None, ...]] = {}
     for name in schema.column_names:
-        if name in user:
-            shapes[name] = (None,)
+        feature = name if name in names else name.removesuffix(HISTORY_SUFFIX)
+        bag = (bags[feature],) if feature in bags else ()
+        if name not in names:
+            shapes[name] = (None, length, *bag)
         else:
-            shapes[name] = (None, None) if name in item else (None, length)
+            shapes[name] = (None, None, *bag) if name in features["item"] else (None, *bag)
     return shapes

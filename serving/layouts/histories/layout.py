@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from lookback.serving.encoding import EncodedIds, Encoder, ItemFeatures, VocabularyEncoder
+from lookback.serving.encoding import EncodedIds, ItemFeatures
 from lookback.serving.layouts.candidates import known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
+from lookback.serving.layouts.histories.encoding import FeatureEncoder, bags_of, encoder_of
 from lookback.serving.layouts.histories.requests import (
     HISTORY,
     TIME_GAP_INPUT,
@@ -28,18 +29,18 @@ class HistoryRequestLayout(CandidateRequestLayout):
 
     def load_encoder(self, directory: Path, manifest: HistoriesManifest) -> HistoryRequestEncoder:
         """Reads vocabularies and catalogue."""
-        encoders: dict[str, Encoder] = {}
-        for name in (*manifest.user_features, *manifest.item_features):
+        features = [name for names in manifest.roles.values() for name in names]
+        encoders: dict[str, FeatureEncoder | EncodedIds] = {}
+        for name in features:
             if manifest.ids == "raw":
-                encoders[name] = VocabularyEncoder.read(
-                    directory / manifest.vocabularies[name], name
-                )
+                encoders[name] = encoder_of(directory, manifest, name)
             else:
                 encoders[name] = EncodedIds(manifest.cardinalities[name])
         catalogue = None
         if manifest.ids == "raw":
             rows = manifest.cardinalities[manifest.item_features[0]]
-            catalogue = ItemFeatures.read(directory, manifest.item_features, rows)
+            bags = {name: bags_of(directory, manifest, name) for name in manifest.item_bags}
+            catalogue = ItemFeatures.read(directory, manifest.item_features, rows, bags)
         bucket = None
         if manifest.time_features:
             # Only here: it brings Merlin's schema along, which takes a second to import.
@@ -49,11 +50,19 @@ class HistoryRequestLayout(CandidateRequestLayout):
         return HistoryRequestEncoder(
             user_features=manifest.user_features,
             item_features=manifest.item_features,
+            context_features=manifest.context_features,
+            event_features=manifest.event_features,
             max_seq_length=manifest.max_seq_length,
             time_gap_bucket=bucket,
             encoders=encoders,
             catalogue=catalogue,
         )
+
+    def probability_of(self, manifest: HistoriesManifest) -> str:
+        """Of a click on what is shown, where the labels were such clicks."""
+        if manifest.explicit_labels:
+            return "of a positive label (a click), among items shown as those of training were"
+        return super().probability_of(manifest)
 
     def chosen(
         self,
@@ -78,9 +87,7 @@ class HistoryRequestLayout(CandidateRequestLayout):
             from lookback.formats.features import TIME_GAP_BUCKETS
 
             return TIME_GAP_BUCKETS
-        return super().input_rows(
-            name if name in manifest.cardinalities else name.removesuffix("_history"), manifest
-        )
+        return super().input_rows(manifest.feature_of(name), manifest)
 
     def sample(
         self,

@@ -29,7 +29,7 @@ class ExportedInteractions(ExportedHistories):
             item_features=(item,),
             inputs={user: (None,), item: (None, None)},
             cardinalities=rows,
-            vocabularies=self._vocabularies(rows),
+            vocabularies=self._vocabularies(rows, {}),
             dataset=self._summary(),
             **common,
         )

@@ -7,7 +7,6 @@ The workflow itself needs NVTabular and compiled loops; what is here reads the f
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from lookback.formats.numbers import shifted_log, unshifted
 from lookback.formats.vocabulary import HASHED, HEX_DIGITS, UNKNOWN, key_of, read_keys
-from lookback.serving.encoding import Int32, excerpt
+from lookback.serving.encoding import Int32, excerpt, finite_numbers
 
 Float32 = npt.NDArray[np.float32]
 
@@ -38,8 +37,7 @@ class ShiftedLogEncoder:
         Raises:
           ValueError: if they are not finite numbers.
         """
-        numbers = _finite(values, "a finite number or null", (int, float, type(None)))
-        return shifted_log(numbers)
+        return shifted_log(finite_numbers(values, "a finite number or null", missing=0.0))
 
     def decode(self, values: npt.ArrayLike) -> list[int | float]:
         """Numbers ``[n]`` that encode to `values`; whole ones where there are such."""
@@ -61,7 +59,7 @@ class EncodedNumbers:
             for a missing number is the workflow's to say, and the bundle has none.
         """
         expected = "a finite float32 (the bundle was exported without a workflow)"
-        numbers = _finite(values, expected, (int, float))
+        numbers = finite_numbers(values, expected)
         with np.errstate(over="ignore"):
             encoded = numbers.astype(np.float32)
         if not np.isfinite(encoded).all():
@@ -137,19 +135,3 @@ class KeyVocabulary:
     def _places(self) -> npt.NDArray[np.int64]:
         """Where the key of each id stands, from id 1 on."""
         return np.argsort(self._ids)
-
-
-def _finite(
-    values: Sequence[Any], expected: str, types: tuple[type, ...]
-) -> npt.NDArray[np.float64]:
-    """Values as float64, None as 0."""
-    # By exact type: True is no number.
-    good = all(type(value) in types for value in values)
-    try:
-        numbers = [0.0 if value is None else float(value) for value in values] if good else []
-        good = good and all(map(math.isfinite, numbers))
-    except OverflowError:
-        good = False
-    if not good:
-        raise ValueError(f"expected {expected}, received {excerpt(values)}")
-    return np.asarray(numbers, np.float64)
