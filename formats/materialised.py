@@ -45,6 +45,7 @@ class Columns:
 
 def read_cardinalities(path: Path, user_features: int) -> dict[str, int]:
     """Cardinality by feature name, in the order of metadata.json."""
+    refuse_address(path)
     if not path.is_dir():
         raise UserError(f"{path} is not a directory. Expected one with metadata.json, train, test.")
     file = path / METADATA_FILE

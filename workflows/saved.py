@@ -166,7 +166,7 @@ def _pickler() -> type[Any]:
     import cloudpickle
     from merlin.schema.tags import TagSet
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class Pickler(cloudpickle.Pickler):
         """Columns' tags are a set: they are written in order."""
 
         def reducer_override(self, obj: Any) -> Any:

@@ -21,7 +21,7 @@ class CandidateRequestLayout(RequestLayout):
 
     sample_options = ("users", "candidates")
 
-    def probability_of(self, manifest: CandidatesManifest) -> str:
+    def probability_of(self, manifest: Any) -> str:
         """Of a pair of training."""
         return (
             "that an item is the user's next and not a negative as drawn in training: good for "

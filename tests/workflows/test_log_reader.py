@@ -474,7 +474,6 @@ FILES: dict[str, tuple[dict[str, bytes | str], dict[str, Any], str]] = {
         {},
         r"a\.csv:1: holds bytes of value 0",
     ),
-    "returns": ({"a.csv": "who,what,ts\r1,2,3\r"}, {}, r"lines end in carriage returns alone"),
     "gzip": ({"a.csv.gz": b"who,what"}, {"files": ["a.csv.gz"]}, r"is not a whole gzip file"),
     "fields": (
         {"a.csv": "1,2,3,4\n"},

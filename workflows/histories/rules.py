@@ -158,8 +158,6 @@ class UserSplit:
 
 Split = LeaveLast | TimeSplit | UserSplit
 
-ByTime, ByUsers = TimeSplit, UserSplit
-
 
 @dataclass(frozen=True, kw_only=True)
 class EventRules:

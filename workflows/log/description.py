@@ -23,7 +23,7 @@ from lookback.workflows.histories.feature_specs import (
 )
 from lookback.workflows.histories.gather import Ties
 from lookback.workflows.histories.reader import RESERVED, Duplicates
-from lookback.workflows.histories.rules import ByTime, ByUsers
+from lookback.workflows.histories.rules import TimeSplit, UserSplit
 from lookback.workflows.log.values import Interval, Moment, Share, Values
 from lookback.workflows.times import STEPS, known_zone
 
@@ -368,13 +368,13 @@ class SplitRule(Nested):
     seed: int = option(0, help="draws the users", at_least=0, needs={"by": ("users",)})
 
     @property
-    def rule(self) -> ByTime | ByUsers | None:
+    def rule(self) -> TimeSplit | UserSplit | None:
         """What is asked of the pipeline; None: the last events, as the options say."""
         if self.by == "time" and self.test_from is not None:
             first = self.validation_from
-            return ByTime(self.test_from.seconds, None if first is None else first.seconds)
+            return TimeSplit(self.test_from.seconds, None if first is None else first.seconds)
         if self.by == "users":
-            return ByUsers(_fraction(self.test), _fraction(self.validation), self.seed)
+            return UserSplit(_fraction(self.test), _fraction(self.validation), self.seed)
         return None
 
     def contradictions(self) -> Iterator[tuple[Place, str]]:

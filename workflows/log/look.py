@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -163,7 +163,7 @@ def _look_at_parquet(path: Path) -> Look:
 
 def _look_at_csv(path: Path, lines: Sequence[bytes], whole: bool) -> Look:
     reasons = []
-    encoding = "utf-8"
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
     try:
         text = [line.decode("utf-8-sig") for line in lines]
     except UnicodeDecodeError:

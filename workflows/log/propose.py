@@ -113,8 +113,8 @@ def propose(paths: Sequence[Path], directory: Path) -> Proposal:
     groups = _grouped(looks)
     out = _Writer()
     rows = sum(look.rows for look in looks)
-    parts = "all rows" if all(look.whole for look in looks) else f"{rows:,} rows"
-    out.note(0, f"Proposed from {parts} of {len(looks)} file(s), and no more: check every line.")
+    seen = "all rows" if all(look.whole for look in looks) else f"{rows:,} rows"
+    out.note(0, f"Proposed from {seen} of {len(looks)} file(s), and no more: check every line.")
     out.note(0, "Keys and their values: `lookback workflows schema`.")
     out.add(0, "version", 1)
     events = _events_of(groups)
@@ -125,7 +125,10 @@ def propose(paths: Sequence[Path], directory: Path) -> Proposal:
     user, item = _write_events(out, events, directory)
     parts = (("items", item, ITEM_NAME), ("users", user, USER_NAME))
     others = [group for group in groups if group is not events]
-    keys = {part: [_key_of(group, events, *asked) for group in others] for part, *asked in parts}
+    keys = {
+        part: [_key_of(group, events, column, name) for group in others]
+        for part, column, name in parts
+    }
     for part, column, _ in parts:
         fitting = [number for number, key in enumerate(keys[part]) if key is not None]
         both = [n for n in fitting if all(found[n] is not None for found in keys.values())]

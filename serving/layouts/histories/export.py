@@ -102,7 +102,7 @@ class ExportedHistories(ExportedDataset):
         return is_explicit(self.directory)
 
     def _transforms(
-        self, features: Mapping[str, Sequence[str]], typed: Sequence[str]
+        self, features: Mapping[Role, Sequence[str]], typed: Sequence[str]
     ) -> dict[str, dict[str, Any]]:
         """What the dataset says of features that are not just ids of a vocabulary.
 
@@ -186,7 +186,7 @@ class ExportedMaterialised(ExportedHistories):
         return False
 
     def _transforms(
-        self, features: Mapping[str, Sequence[str]], typed: Sequence[str]
+        self, features: Mapping[Role, Sequence[str]], typed: Sequence[str]
     ) -> dict[str, dict[str, Any]]:
         return {}
 

@@ -58,7 +58,7 @@ class HistoryRequestLayout(CandidateRequestLayout):
             catalogue=catalogue,
         )
 
-    def probability_of(self, manifest: HistoriesManifest) -> str:
+    def probability_of(self, manifest: Any) -> str:
         """Of a click on what is shown, where the labels were such clicks."""
         if manifest.explicit_labels:
             return "of a positive label (a click), among items shown as those of training were"
