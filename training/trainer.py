@@ -29,7 +29,7 @@ from lookback.training.config_checks import cutting_options
 from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
 from lookback.training.evaluation.evaluator import EVALUATORS, Evaluator
 from lookback.training.evaluation.metrics import RocCurve
-from lookback.training.evaluation.popularity import PopularityEvaluator
+from lookback.training.evaluation.popularity import PopularityEvaluator, told
 from lookback.training.evaluation.splits import choose_splits, say_what_is_seen
 from lookback.training.evaluation.steps import EvaluationSteps
 from lookback.training.inference import Inference
@@ -45,9 +45,6 @@ from lookback.training.schedule import Schedule
 from lookback.training.signals import TerminatedError, TerminationRequest, catch_termination
 from lookback.training.state import MODEL_PREFIXES, State, model_states, whole
 from lookback.training.steps import Steps
-
-_OF_DATA = ("dataset", "ranks", "tables")
-"""What identities hold that is no option."""
 
 _ABSENT = {
     "auc": "its rows are all of one class",
@@ -383,10 +380,7 @@ class Trainer:
             for figure, reason in _ABSENT.items():
                 if value is None and name.endswith(f"_{figure}"):
                     self._say(log, f"{name} is absent: {reason}")
-        known = {name: value for name, value in self._baselines.items() if name in figures}
-        if known:
-            told = "  ".join(f"{name} {value:.4f}" for name, value in known.items())
-            self._say(log, f"ranking by the items' popularity in training gives  {told}")
+        self._say(log, told({name: v for name, v in self._baselines.items() if name in figures}))
         return Outcome(figures, roc, dict(self._baselines))
 
     def evaluated(
@@ -447,12 +441,11 @@ class Trainer:
         """Says of which samples neither training nor the evaluations say anything, and why."""
         for name in ("train", *(found.name for found in self._choice)):
             left_out = str(self._source.left_out(name))
-            if left_out:
-                self._say(log, f"left out of {name}: {left_out}")
+            self._say(log, left_out and f"left out of {name}: {left_out}")
 
     def _say(self, log: RunLogger, text: str) -> None:
-        """Says something once."""
-        if text not in self._said:
+        """Says something once; nothing of ""."""
+        if text and text not in self._said:
             self._said.add(text)
             log.message(text)
 
@@ -626,7 +619,7 @@ class Trainer:
             # Between two epochs, whoever has which users starts anew.
             run = {**run, "ranks": checkpoint.meta.get("run", {}).get("ranks")}
             identity = {**identity, "run": run}
-        checkpoint.require_meta(identity, no_options=_OF_DATA)
+        checkpoint.require_meta(identity, no_options=("dataset", "ranks", "tables"))
         checkpoint.require_tensors(expected)
         for name, state in states.items():
             state.restore(name, checkpoint)

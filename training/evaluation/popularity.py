@@ -92,3 +92,13 @@ class PopularityEvaluator(Evaluator):
     def result(self) -> Mapping[str, float | int | None]:
         """The figures."""
         return self.figures or {}
+
+
+def told(figures: Mapping[str, float]) -> str:
+    """Figures of popularity in a line for people; "" of none.
+
+    Args:
+      figures: by name.
+    """
+    listed = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    return listed and f"ranking by the items' popularity in training gives  {listed}"
