@@ -413,7 +413,11 @@ class Trainer:
                     termination.check()
         for evaluator in popularity:
             figures = evaluator.of_all(self._world).result()
-            self._baselines |= {f"{name}_{figure}": value for figure, value in figures.items()}
+            self._baselines |= {
+                f"{name}_{figure}": float(value)
+                for figure, value in figures.items()
+                if value is not None
+            }
         return [evaluator.of_all(self._world) for evaluator in evaluators]
 
     def _popularity(self, evaluation: EvaluationPass) -> list[PopularityEvaluator]:
