@@ -468,11 +468,26 @@ def without_autograph() -> Callable[[], contextlib.AbstractContextManager[None]]
     return context
 
 
-@pytest.fixture
-def eagerly() -> Iterator[None]:
-    """Runs `tf.function`s as plain Python, for one test."""
+@pytest.fixture(scope="session")
+def running_eagerly() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """In its context, `tf.function`s run as plain Python: a few steps are no reason for a graph."""
     import tensorflow as tf
 
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(False)
+
+    return context
+
+
+@pytest.fixture
+def eagerly(
+    running_eagerly: Callable[[], contextlib.AbstractContextManager[None]],
+) -> Iterator[None]:
+    """`running_eagerly`, for one test."""
+    with running_eagerly():
+        yield

@@ -26,7 +26,7 @@ TINY_NEUMF = (
 # For tests that are not about the model: its graph is traced in half the time.
 TINY_DIN = (
     *("--model_type", "din", "--embedding_dim", "4", "--max_seq_length", "9"),
-    *("--long_seq_length", "5", "--stage_two_mlp_dims", "7,4", "--global_batch_size", "32"),
+    *("--long_seq_length", "5", "--stage_two_mlp_dims", "7,4", "--global_batch_size", "150"),
     *("--seed", "3"),
 )
 

@@ -35,17 +35,26 @@ def ports(words: Sequence[str]) -> dict[int, str]:
     return {int(size): port for size, _, port in (word.partition("=") for word in words)}
 
 
+def import_ahead() -> None:
+    """Imports all that comes before the first thread of TensorFlow's, which a fork would lack.
+
+    Importing merlin.models.tf starts some, and connects ranks by itself.
+    """
+    import horovod.tensorflow
+    import merlin.schema
+    import tensorflow as tf
+
+    import lookback.training.run
+
+    del horovod, lookback, merlin, tf
+
+
 def fork(ranks: int) -> int:
     """Returns in each of `ranks` new processes, with its rank.
 
     This process waits for them, ends the others when one fails, and exits with that one's status.
     """
-    # All that comes before the first thread of TensorFlow's, which a fork would lack. Merlin's
-    # import starts some.
-    import horovod.tensorflow
-    import tensorflow as tf
-
-    del horovod, tf
+    import_ahead()
     running = set()
     for rank in range(ranks):
         pid = os.fork()
