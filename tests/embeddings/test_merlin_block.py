@@ -245,7 +245,7 @@ def test_one_gradient_a_table_however_many_features(ids):
 def test_a_saved_model_comes_back(make, batch, without_autograph, tmp_path):
     features, labels = batch
     model = mlp(make("mean"))
-    model.compile(optimizer="sgd")
+    model.compile(optimizer="sgd", run_eagerly=True)
     with without_autograph():
         model.fit(tf.data.Dataset.from_tensors((features, labels)), verbose=0)
         model.save(str(tmp_path))

@@ -85,7 +85,9 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def train_sim(dataset_dir: Path, once: Callable[..., Path]) -> Callable[[bool], Trained]:
+def train_sim(
+    dataset_dir: Path, once: Callable[..., Path], running_eagerly: Callable[[], Any]
+) -> Callable[[bool], Trained]:
     """Trains SIM for one epoch with train.py and exports it, once for each kind."""
 
     def run(time_features: bool) -> Trained:
@@ -104,7 +106,7 @@ def train_sim(dataset_dir: Path, once: Callable[..., Path]) -> Callable[[bool], 
             from lookback import cli
 
             trained = of(directory)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), running_eagerly():
                 warnings.simplefilter("ignore")
                 cli.train(
                     [

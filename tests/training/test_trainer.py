@@ -55,7 +55,7 @@ def trainer(dataset: Path, checkpoint: Path | None = None, **more: Any) -> Any:
     from lookback.training.data import model_identity, open_source, run_identity
     from lookback.training.trainer import Trainer
 
-    defaults = {"model_type": "din", "global_batch_size": 16, "seed": 3, "epochs": 2}
+    defaults = {"model_type": "din", "global_batch_size": 32, "seed": 3, "epochs": 2}
     given = {**SMALL, **more.pop("model", {})}
     run, data, model_options = from_values(
         command_line(), dataset_dir=dataset, **{**defaults, **more}, **given
@@ -131,9 +131,9 @@ DIEN = {"dropout_rate": 0.3, "time_features": True}
     ("stop", "more"),
     [
         (1, {"optimizer": "adam", "weight_decay": 0.1}),
-        (5, {"optimizer": "adagrad", "model": {"dropout_rate": 0.5}}),
-        (7, {"optimizer": "sgd", "repeat_count": 2, "epochs": 1}),
-        (4, {"model_type": "dien", "model": DIEN, "global_batch_size": 32}),
+        (4, {"optimizer": "adagrad", "model": {"dropout_rate": 0.5}}),
+        (5, {"optimizer": "sgd", "repeat_count": 2, "epochs": 1}),
+        (4, {"model_type": "dien", "model": DIEN}),
     ],
 )
 def test_a_terminated_run_continues_bit_for_bit(dataset, tmp_path, stop, more):
@@ -320,7 +320,7 @@ def test_amp_trains_to_nearly_the_same_auc(dataset, tmp_path):
     for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
         tf.keras.mixed_precision.set_global_policy(policy)
         scaled = {"amp": True, "loss_scale": 8.0} if policy == "mixed_bfloat16" else {}
-        trained = trainer(dataset, model_type="dien", epochs=1, **scaled)
+        trained = trainer(dataset, epochs=1, **scaled)
         with quiet(tmp_path) as log:
             results.append(trained.train(log).summary["test_log_loss"])
         warned = (
