@@ -27,22 +27,21 @@ if TYPE_CHECKING:
     from lookback.dataloading.histories.resident import Histories
 
 LONGEST = (
-    "distributed/test_equality.py",
-    "conformance/test_models.py",
-    "distributed/test_failures.py",
     "distributed/test_training_runs.py",
-    "test_train.py",
+    "distributed/test_equality.py",
+    "distributed/test_failures.py",
+    "conformance/test_models.py",
     "test_package.py",
-    "training/test_trainer.py",
     "workflows/test_criteo.py",
-    "serving/test_round_trip.py",
+    "test_train.py",
+    "training/test_trainer.py",
     "training/test_steps.py",
-    "models/test_models_formulas.py",
+    "serving/test_round_trip.py",
     "conformance/test_tabular_models.py",
-    "embeddings/test_merlin_block.py",
-    "training/test_optimizers.py",
-    "training/test_milestones.py",
+    "models/test_models_formulas.py",
     "workflows/test_run_dataset.py",
+    "embeddings/test_merlin_block.py",
+    "workflows/test_interactions.py",
     "dataloading/test_sources.py",
 )
 """Files to start with, so that the processes of pytest-xdist end together."""

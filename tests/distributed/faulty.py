@@ -47,9 +47,9 @@ def break_training() -> None:
 
 def main() -> None:
     """Prepares the fault and trains."""
-    from lookback.training.parallel import horovod_world as distributed
+    from lookback.training import run
 
-    start_world = distributed.start_world
+    start_world = run.start_world
 
     def started(**options):
         # First: importing Merlin, as the trainer does, connects the ranks.
@@ -60,7 +60,7 @@ def main() -> None:
     if HERE and FAULT == "no_dataset":
         os.chdir("/")  # a relative --dataset_dir is not there
     elif HERE:
-        distributed.start_world = started
+        run.start_world = started
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

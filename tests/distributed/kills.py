@@ -18,16 +18,13 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SECONDS_TO_END = 30.0
-
-
-ON_TWO_RANKS = ("--np", "2", "--bind", "none")
 
 
 def arguments(
@@ -66,9 +63,21 @@ def resumed(
     return [*words, "--load_checkpoint_path", str(directory / "saved")]
 
 
-def kill_one(launch: ModuleType, words: list[str], log: Path, step: int, victim: int) -> float:
-    """Kills a rank once so many steps are logged; returns the seconds until all had ended."""
-    with launch.Started(launch.RUN_MODEL, *ON_TWO_RANKS, *words) as started:
+def kill_one(
+    launch: ModuleType,
+    program: Sequence[str | Path],
+    words: list[str],
+    log: Path,
+    *,
+    step: int,
+    victim: int,
+) -> float:
+    """Kills a rank of a program once so many steps are logged.
+
+    Returns:
+      The seconds until all had ended.
+    """
+    with launch.start_script(2, *program, *words) as started:
         started.wait_for_steps(log, step)
         began = time.monotonic()
         started.ranks()[victim].send_signal(signal.SIGKILL)
@@ -102,10 +111,12 @@ def kill_and_resume(
         words = resumed(launch, dataset, directory, f"killed-{number}", epochs)
         step, victim = rng.randint(1, 25), rng.randrange(2)
         log = directory / f"killed-{number}" / "log.json"
-        seconds = kill_one(launch, words, log, step, victim)
+        seconds = kill_one(launch, [launch.TRAIN], words, log, step=step, victim=victim)
         slowest = max(slowest, seconds)
         say(f"kill {number + 1}: rank {victim} at its step {step}; all ended in {seconds:.1f} s")
-    result = launch.run_model(*ON_TWO_RANKS, *resumed(launch, dataset, directory, "last", epochs))
+    result = launch.run_model(
+        "--np", "2", "--bind", "none", *resumed(launch, dataset, directory, "last", epochs)
+    )
     assert result.status == 0, result.stderr
     say(f"{kills} kills; the slowest end took {slowest:.1f} s")
     return find_checkpoint(directory / "saved")

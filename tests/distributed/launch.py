@@ -17,6 +17,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_MODEL = ROOT / "scripts" / "run_model.sh"
+TRAIN = ROOT / "train.py"
 # For tests of launching, failing and ending: its graph is traced at once.
 TINY_NEUMF = (
     *("--model_type", "neumf", "--factors", "4", "--layers", "8,6", "--global_batch_size", "10"),
@@ -141,7 +142,7 @@ def run_script(ranks: int, script: Path, *arguments: str | Path) -> Result:
 
 def start_script(
     ranks: int,
-    script: Path,
+    script: str | Path,
     *arguments: str | Path,
     cwd: Path = ROOT,
     before: Sequence[str] = (),

@@ -1,7 +1,8 @@
 """One rank fails, all end: in time, with the error that was first, and nothing is lost.
 
 One run is interrupted, goes on, is killed, and goes on across two machines (network namespaces,
-horovodrun's own way to get there), to what a run that nothing disturbed arrives at.
+horovodrun's own way to get there), to what a run that nothing disturbed arrives at. Across machines
+scripts/run_model.sh starts it, as users do; the other ranks are forks (preloaded.py).
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ class Terminated:
 
 
 @pytest.fixture(scope="module")
-def terminated(launch, kills, dataset, tmp_path_factory) -> Terminated:
+def terminated(launch, kills, preloaded, dataset, tmp_path_factory) -> Terminated:
     directory = tmp_path_factory.mktemp("war")
     words = kills.arguments(launch, dataset, directory, "terminated", epochs=1)
-    with launch.Started(launch.RUN_MODEL, *kills.ON_TWO_RANKS, *words) as started:
+    with launch.start_script(2, *preloaded, launch.TRAIN, *words) as started:
         started.wait_for_steps(directory / "terminated" / "log.json", 15)
         began = time.monotonic()
         started.press_ctrl_c()
@@ -63,11 +64,12 @@ def terminated(launch, kills, dataset, tmp_path_factory) -> Terminated:
 
 
 @pytest.fixture(scope="module")
-def killed(launch, kills, dataset, terminated) -> Path:
+def killed(launch, kills, preloaded, dataset, terminated) -> Path:
     """The run after going on and SIGKILL of one rank, which `kill_one` looks at: its directory."""
     directory = terminated.directory
     words = kills.resumed(launch, dataset, directory, "killed", epochs=1)
-    kills.kill_one(launch, words, directory / "killed" / "log.json", step=12, victim=1)
+    log = directory / "killed" / "log.json"
+    kills.kill_one(launch, [*preloaded, launch.TRAIN], words, log, step=12, victim=1)
     return directory
 
 
@@ -111,12 +113,12 @@ def test_sigkill_loses_nothing_and_two_machines_train_as_one_does_and_end_togeth
     kills.assert_equal(in_peace, killed / "saved" / in_peace.name)
 
 
-def fail(launch, dataset, directory, fault: str, *, step: int = 5, **environment: str):
+def fail(launch, preloaded, dataset, directory, fault: str, *, step: int = 5):
     """Trains on two ranks, of which the second fails."""
     words = ["--dataset_dir", dataset.name, "--results_dir", str(directory / "run")]
     words += [*launch.TINY_NEUMF, "--epochs", "1000", "--eval_every", "0"]
-    script = (FAULTY, str(launch.ROOT), fault, "1", str(step))
-    with launch.start_script(2, *script, *words, cwd=dataset.parent, **environment) as started:
+    script = (*preloaded, FAULTY, str(launch.ROOT), fault, "1", str(step))
+    with launch.start_script(2, *script, *words, cwd=dataset.parent) as started:
         if fault != "no_dataset":
             started.wait_for_steps(directory / "run" / "log.json", step)
         began = time.monotonic()
@@ -126,8 +128,8 @@ def fail(launch, dataset, directory, fault: str, *, step: int = 5, **environment
     return result
 
 
-def test_an_exception_on_one_rank_is_everybodys(launch, dataset, tmp_path):
-    result = fail(launch, dataset, tmp_path, "memory")
+def test_an_exception_on_one_rank_is_everybodys(launch, preloaded, dataset, tmp_path):
+    result = fail(launch, preloaded, dataset, tmp_path, "memory")
     assert result.status == 2
     said = "memory ran out (no memory for a batch of 3 TB). Lower"
     assert f"[1] error: {said}" in result.stderr
@@ -136,8 +138,10 @@ def test_an_exception_on_one_rank_is_everybodys(launch, dataset, tmp_path):
     assert "Graph execution error" not in result.stderr
 
 
-def test_a_dataset_that_one_machine_lacks_ends_all_before_training(launch, dataset, tmp_path):
-    result = fail(launch, dataset, tmp_path, "no_dataset")
+def test_a_dataset_that_one_machine_lacks_ends_all_before_training(
+    launch, preloaded, dataset, tmp_path
+):
+    result = fail(launch, preloaded, dataset, tmp_path, "no_dataset")
     assert result.status == 2
     missing = f"{dataset.name} is not a dataset"
     assert f"[1] error: {missing}" in result.stderr

@@ -1,0 +1,127 @@
+"""Runs programs in forks of a process that has imported TensorFlow: it takes each new one 6 s.
+
+usage: preloaded.py serve FD                         (a socket that listens; until stdin ends)
+       preloaded.py SOCKET SCRIPT [ARGUMENT...]      (like python SCRIPT [ARGUMENT...])
+
+The second is the process that launchers and tests see. It passes signals on and ends as the fork
+ends; if it is killed, so is the fork. What a fork shares with others and new processes do not: the
+network namespace of the server, and the order of sets (PYTHONHASHSEED).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def ask(path: str, words: list[str]) -> int:
+    """Has a program run; gives its exit status, or ends by the signal that ended it."""
+    ignored = [n for n in PASSED_ON if signal.getsignal(n) == signal.SIG_IGN]
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(path)
+        for number in set(PASSED_ON) - set(ignored):
+            signal.signal(number, lambda n, frame: server.send(bytes([n])))
+        asked = {
+            "words": words,
+            "directory": str(Path.cwd()),
+            "environment": dict(os.environ),
+            "cores": [*os.sched_getaffinity(0)],
+            "ignored": [int(n) for n in ignored],
+        }
+        socket.send_fds(server, [json.dumps(asked).encode() + b"\n"], [0, 1, 2])
+        status = int(server.makefile().readline())
+    if status < 0:
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status
+
+
+def serve(listening: socket.socket) -> str | None:
+    """Forks for everybody who asks; returns None at the end, and in a fork its script."""
+    while True:
+        ready, _, _ = select.select([listening, 0], [], [])
+        with contextlib.suppress(ChildProcessError):  # no keeper is left
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if 0 in ready:
+            return None
+        asking, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            return keep(asking)
+        asking.close()
+
+
+def keep(asking: socket.socket) -> str:
+    """Keeps a fork as long as who asked for it is there; returns in the fork, with its script."""
+    message, descriptors, _, _ = socket.recv_fds(asking, 1 << 20, 3)
+    while not message.endswith(b"\n"):
+        message += asking.recv(1 << 20)
+    lives, own_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        asking.close()
+        os.close(lives)
+        return become(json.loads(message), descriptors)
+    for descriptor in (own_end, *descriptors):
+        os.close(descriptor)
+    while True:
+        ready, _, _ = select.select([asking, lives], [], [])
+        if lives in ready:  # the fork has ended
+            break
+        told = b""
+        with contextlib.suppress(ConnectionError):
+            told = asking.recv(16)
+        for number in told or [signal.SIGKILL]:  # nobody is there any more
+            os.kill(child, number)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(OSError):  # who was killed does not listen
+        asking.sendall(b"%d\n" % status)
+    os._exit(0)
+
+
+def become(asked: dict, descriptors: list[int]) -> str:
+    """Makes this process what was asked for; returns its script."""
+    import numpy as np
+
+    os.setsid()
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    for number in asked["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    os.sched_setaffinity(0, asked["cores"])
+    os.chdir(asked["directory"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    np.random.seed()  # other numbers than every other fork's
+    sys.argv = asked["words"]
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    return sys.argv[0]
+
+
+def main() -> int:
+    if sys.argv[1] != "serve":
+        return ask(sys.argv[1], sys.argv[2:])
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    import ranks
+
+    ranks.import_ahead()
+    script = serve(socket.socket(fileno=int(sys.argv[2])))
+    if script is not None:
+        runpy.run_path(script, run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
