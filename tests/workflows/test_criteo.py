@@ -271,7 +271,13 @@ def test_fit_then_transform_is_run(raw: Path, tmp_path: Path) -> None:
         transform_dataset(tmp_path / "fit", raw, tmp_path / "x", frequency_threshold=1)
 
 
-KILLED = """
+FORGO = """
+from lookback.workflows.cluster import forgo_tensorflow
+forgo_tensorflow()
+"""
+"""As the command does; TensorFlow takes longer to import than all that follows."""
+
+KILLED = f"""{FORGO}
 import os, signal, sys
 from lookback.workflows.tabular import passes
 stage, day = sys.argv[1:3]
@@ -399,7 +405,7 @@ def test_a_full_disk_keeps_the_finished_days(
         shutil.copy(raw / f"day_{number}", big)
     pd.concat([days[1]] * 40).to_csv(big / "day_1", sep="\t", header=False, index=False)
     script = (
-        "import resource, sys\n"
+        f"{FORGO}import resource, sys\n"
         "from lookback.workflows.commands import PROGRAM\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "sys.exit(PROGRAM.main(sys.argv[1:]))\n"
@@ -443,7 +449,7 @@ def test_a_full_tmpfs_is_told_with_its_numbers(days: list[pd.DataFrame], tmp_pat
         subprocess.run(["umount", str(disk)], check=True)
 
 
-TMPFS = """
+TMPFS = f"""{FORGO}
 import sys
 from lookback.core.errors import UserError
 from lookback.core.manifests import is_whole
@@ -555,29 +561,27 @@ def test_days_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Twenty times the rows; the peak of a process of its own stays."""
+    """Twenty times the rows; the peak of a process of its own, which had the few before, stays."""
     script = (
-        "import resource, sys\n"
-        "from lookback.workflows.cluster import forgo_tensorflow\n"
-        "forgo_tensorflow()\n"
+        f"{FORGO}import resource, sys\n"
         "from lookback.workflows.pipeline import run_dataset\n"
-        "run_dataset('criteo', sys.argv[1], sys.argv[2], numerical=3, categorical=4, workers=0,\n"
-        "            block_size=200_000)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "for raw in sys.argv[1:]:\n"
+        "    run_dataset('criteo', raw, f'{raw}-out', numerical=3, categorical=4, workers=0,\n"
+        "                block_size=200_000)\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
     )
     text = make_day(10_000, 0).to_csv(sep="\t", header=False, index=False).encode()
-    peaks = []
-    for copies in (2, 40):
-        raw = tmp_path / f"raw{copies}"
+    raws = {copies: tmp_path / f"raw{copies}" for copies in (2, 40)}
+    for copies, raw in raws.items():
         raw.mkdir()
         for number in range(2):
             (raw / f"day_{number}").write_bytes(text * copies)
-        done = subprocess.run(
-            [sys.executable, "-c", script, raw, tmp_path / f"out{copies}"],
-            cwd=ROOT, capture_output=True, text=True, timeout=100, check=True,
-        )  # fmt: skip
-        peaks.append(int(done.stdout) << 10)
-    assert peaks[1] - peaks[0] < 2 * 38 * len(text) / 2, peaks
+    done = subprocess.run(
+        [sys.executable, "-c", script, *raws.values()],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=True,
+    )  # fmt: skip
+    few, many = (int(line) << 10 for line in done.stdout.splitlines())
+    assert many - few < 2 * 38 * len(text) / 2, (few, many)
 
 
 def test_options_are_recorded(raw: Path, tmp_path: Path) -> None:
