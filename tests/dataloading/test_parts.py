@@ -101,7 +101,7 @@ def assert_joined(parts, whole):
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in parts]), whole[1])
 
 
-@WORLDS
+@pytest.mark.parametrize("ranks", [2, 7])
 @pytest.mark.parametrize(
     ("negatives", "batch_size"), [("popularity", 4), ("uniform", 16), ("popularity", 1000)]
 )
@@ -123,7 +123,7 @@ def test_the_parts_of_a_training_batch_are_the_batch(make_histories, ranks, nega
         np.testing.assert_array_equal(np.concatenate(numbers), expected)
 
 
-@WORLDS
+@pytest.mark.parametrize("ranks", [2, 7])
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_parts_of_an_evaluation_batch_are_the_batch(make_histories, ranks, split):
     builder = WindowBuilder(make_histories(lengths=[20, 7, 4, 4, 12], validation=1), CONFIG)

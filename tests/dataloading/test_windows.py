@@ -326,25 +326,31 @@ def by_number(numbers, batch, name):
     return dict(zip(numbers.tolist(), batch[0][name].tolist(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["item_id", "item_id_negatives"])
-def test_negatives_depend_on_seed_epoch_and_sample_only(make_histories, name):
+NEGATIVES = ("item_id", "item_id_negatives")
+
+
+def test_negatives_depend_on_seed_epoch_and_sample_only(make_histories):
     builder = WindowBuilder(make_histories(), small())
-    first = by_number(*epoch_of(builder, 2, 6), name)
-    assert by_number(*epoch_of(builder, 2, 70), name) == first
-    assert by_number(*epoch_of(builder, 3, 6), name) != first
-    assert by_number(*epoch_of(builder, 2, 6, seed=SEED + 1), name) != first
+    first, large = epoch_of(builder, 2, 6), epoch_of(builder, 2, 70)
+    later, other = epoch_of(builder, 3, 6), epoch_of(builder, 2, 6, seed=SEED + 1)
+    for name in NEGATIVES:
+        expected = by_number(*first, name)
+        assert by_number(*large, name) == expected
+        assert by_number(*later, name) != expected
+        assert by_number(*other, name) != expected
 
 
-@pytest.mark.parametrize("name", ["item_id", "item_id_negatives"])
-def test_repeatable_negatives_are_those_of_the_first_epoch(make_histories, name):
+def test_repeatable_negatives_are_those_of_the_first_epoch(make_histories):
     histories = make_histories()
     builder = WindowBuilder(histories, small(repeatable=True))
-    numbers, batch = epoch_of(builder, 4, 6)
-    first = by_number(*epoch_of(WindowBuilder(histories, small()), 0, 6), name)
-    assert by_number(numbers, batch, name) == first
-    assert by_number(*epoch_of(builder, 9, 70), name) == first
+    first = epoch_of(WindowBuilder(histories, small()), 0, 6)
+    again, large = epoch_of(builder, 4, 6), epoch_of(builder, 9, 70)
+    for name in NEGATIVES:
+        expected = by_number(*first, name)
+        assert by_number(*again, name) == expected
+        assert by_number(*large, name) == expected
     # The order is still the epoch's own.
-    assert list(numbers) != list(epoch_of(builder, 9, 6)[0])
+    assert list(again[0]) != list(epoch_of(builder, 9, 6)[0])
 
 
 def test_evaluation_negatives_depend_on_their_seed_alone(make_histories):

@@ -34,9 +34,7 @@ OPTIONS = {
 # name: lengths of histories, candidates, how many different items in them.
 BATCHES = {
     "all lengths": (list(range(T + 1)), 2, None),
-    "one row": ([T], 2, None),
     "one row, one candidate": ([6], 1, None),
-    "empty history": ([0], 2, None),
     "all histories empty": ([0, 0, 0], 2, None),
     "no long history": ([S, 1, 2], 2, None),
     "shorter than k": ([S + 1, S + 2], 2, None),

@@ -25,12 +25,12 @@ from lookback.training.steps import Steps
 from tests.training.test_trainer import poison_gradients
 
 LENGTHS = [9, 0, 3, 7, 1, 8, 2, 9, 5, 0, 6, 4, 9]
-SPLITS = {1: [13], 2: [9, 4], 3: [7, 0, 6], 4: [1, 5, 0, 7]}  # rows by rank
+SPLITS = {2: [9, 4], 3: [7, 0, 6], 4: [1, 5, 0, 7]}  # rows by rank
 EACH = pytest.mark.parametrize(
     "name", [name for name, entry in MODELS.items() if entry.config_class.layout == "histories"]
 )
-# One model on each number of ranks, the others where a rank has nothing and another one row.
-MODELS_AND_RANKS = [("din", ranks) for ranks in SPLITS] + [("dien", 4), ("sim", 4)]
+# One model where a rank has nothing and another one row; those with more losses on fewer.
+MODELS_AND_RANKS = [("din", 4), ("dien", 2), ("sim", 3)]
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -343,16 +343,16 @@ def test_of_few_batches_too(make, make_batch, count, how):
 def test_in_parts_the_result_has_the_same_bits_on_any_number_of_ranks(
     make, make_batch, in_ranks, name
 ):
-    """Six parts in turn, on 1 or 3 ranks; tables are the backend's, see tests/distributed."""
-    batch = make_batch([*LENGTHS, 5, 9, 1, 2, 3])  # 18 histories, 3 a part
+    """Four parts in turn, on 1 or 2 ranks; tables are the backend's, see tests/distributed."""
+    batch = make_batch(LENGTHS[:12])  # 3 histories a part
     found = []
-    for ranks in (1, 3):
+    for ranks in (1, 2):
         models = make(name, ranks)
 
         def work(world, ranks=ranks, models=models):
-            share = 18 // ranks
+            share = 12 // ranks
             rows = slice(world.rank * share, (world.rank + 1) * share)
-            source = Batches([batch], rows, parts=6 // ranks)
+            source = Batches([batch], rows, parts=4 // ranks)
             parts = {"in_parts": ("micro_batches",)}
             result, gradients, dense = step(models[world.rank], source, world, **parts)
             return result, gradients[:dense]
