@@ -67,7 +67,7 @@ def test_generated_interactions():
     assert histories.schema["user_id"].int_domain.max == 2002
 
 
-def test_contenders_do_a_batch_a_call(contenders):
+def test_contenders_do_a_batch_a_call(contenders, eagerly):
     """52 rows hold 10 positives with 4 negatives, and no user with 101 candidates: so it is 1."""
     pairs = contenders.candidate_pairs()
     functions = [

@@ -13,7 +13,7 @@ def contenders(make_histories):
     return Contenders(make_histories(lengths=[120] * 3), batch_size=32)
 
 
-def test_our_training_step_counts_rows_and_updates_the_model(contenders):
+def test_our_training_step_counts_rows_and_updates_the_model(contenders, eagerly):
     before = contenders.ours.get_weights()
     step = contenders.train_ours()
     assert [step(), step()] == [32, 32]

@@ -12,6 +12,8 @@ import merlin.models.tf as mm
 import numpy as np
 import pytest
 import tensorflow as tf
+from merlin.models.io import save_merlin_metadata
+from merlin.schema import Schema
 
 from lookback import models
 from lookback.core.errors import UserError
@@ -369,7 +371,12 @@ def test_dropout_acts_in_training_only(make_model, make_batch, name):
 
 @pytest.fixture(scope="module")
 def fitted(make_schema, make_batch, without_autograph, tmp_path_factory):
-    """Each model trained with nothing but Keras' fit, saved, and loaded again; made once."""
+    """Each model trained with nothing but Keras' fit, saved, and loaded again; made once.
+
+    One without added losses in a graph, which takes the others longer than all their steps. Saved
+    with the traces of its layers, but for SIM: of its layers DIEN has all that are traced, and it
+    takes 20 s.
+    """
     made = {}
 
     def get(name):
@@ -378,17 +385,31 @@ def fitted(make_schema, make_batch, without_autograph, tmp_path_factory):
             narrow = {n: (6,) for n in option_names(name) if n.endswith("_mlp_dims")}
             config = config_of(name, long_seq_length=T - 2, **narrow)
             model = MODELS[name](make_schema(), config)
-            model.compile(optimizer=tf.keras.optimizers.legacy.Adam(0.02))
+            plain = not model.body.added_losses
+            model.compile(tf.keras.optimizers.legacy.Adam(0.02), run_eagerly=not plain)
             batch, labels = make_batch([T, 4, 6, 9, 0, 3, 8, 5], long=T - 2)
             data = tf.data.Dataset.from_tensor_slices((batch, labels)).batch(4)
             path = tmp_path_factory.mktemp(name) / "model"
             with without_autograph():
                 losses = model.fit(data, epochs=8, verbose=0).history["loss"]
-                model.save(str(path))
+                model.run_eagerly = False  # to predict
+                if name == "sim":
+                    save_without_traces(model, batch, path)
+                else:
+                    model.save(str(path))
             made[name] = model, batch, labels, losses, mm.Model.load(str(path))
         return made[name]
 
     return get
+
+
+def save_without_traces(model, batch, path):
+    """As serving/export.py saves."""
+    specs = {n: tf.TensorSpec([None, *v.shape[1:]], v.dtype, n) for n, v in serving(batch).items()}
+    serve = tf.function(lambda features: {"logit": model(features)}, [specs], autograph=False)
+    signatures = {"serving_default": serve.get_concrete_function()}
+    tf.keras.models.save_model(model, path, save_traces=False, signatures=signatures)
+    save_merlin_metadata(path, model.schema, Schema([]))
 
 
 def predictions(model, batch, batch_size):
