@@ -101,7 +101,9 @@ def whole(dataset, tmp_path_factory) -> Path:
     return directory
 
 
-def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_path, capsys):
+def test_train_evaluate_and_inference_leave_what_they_say(
+    dataset, whole, running_eagerly, tmp_path, capsys
+):
     report = json.loads((whole / "report/metrics.json").read_text())
     assert {path.name for path in (whole / "report").iterdir()} == {
         *("learning_curve.png", "roc.png", "metrics.json")
@@ -112,13 +114,15 @@ def test_train_evaluate_and_inference_leave_what_they_say(dataset, whole, tmp_pa
     trusted = digest_of(find_checkpoint(whole / "saved") / MANIFEST)
     loaded = ("--load_checkpoint_path", str(whole / "saved"), "--trusted_digest", trusted)
     of_data = ("--trusted_dataset_digest", digest_of(dataset / DATASET_FILE))
-    # In this process, which has TensorFlow already: what was trained in another.
-    cli.train(words(dataset, tmp_path / "evaluate", "--mode", "evaluate", *loaded, *of_data))
+    # In this process, which has TensorFlow already, eagerly: what was trained in another.
+    evaluate = words(dataset, tmp_path / "evaluate", "--mode", "evaluate", *loaded, *of_data)
+    infer = ("--mode", "inference", "--no_verify", *loaded)
+    with running_eagerly():
+        cli.train(evaluate)
+        cli.train(words(dataset, tmp_path / "infer", *infer))
     again = json.loads((tmp_path / "evaluate/report/metrics.json").read_text())
     assert again["results"]["test_auc"] == report["results"]["test_auc"]
 
-    infer = ("--mode", "inference", "--no_verify", *loaded)
-    cli.train(words(dataset, tmp_path / "infer", *infer))
     assert "--no_verify: the files of" in "".join(capsys.readouterr())
     scores = pq.read_table(tmp_path / "infer/scores.parquet").to_pydict()
     assert len(scores["logit"]) == 2 * 7
