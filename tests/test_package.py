@@ -121,8 +121,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.environment
 def test_from_raw_data_to_scores_in_an_empty_directory(installed: Run) -> None:
     assert installed("lookback", "--version") == f"lookback {lookback.__version__}\n"
-    models = installed("python", "-c", "from lookback.models import MODELS; print(*MODELS)")
-    assert {"sim", "dlrm", "neumf"} < set(models.split())
     built = installed("lookback", "setup-kernels")
     assert re.fullmatch(r"built .*/venv/lib/lookback_kernels-\w{12}\.so\n", built)
 
