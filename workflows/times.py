@@ -2,8 +2,8 @@
 
 A number tells no unit: milliseconds that are taken for seconds keep an order, and nothing looks
 wrong before somebody uses the gaps between them or puts two files together. So a time must lie
-between `EARLIEST` and a year from now, or the unit must be given. Text of ISO 8601 and the types of
-parquet tell their unit themselves.
+between `EARLIEST` and a year from now, or in the years that a `UnitOfYears` names. Text of ISO 8601
+and the types of parquet tell their unit themselves.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ TIMES_WITHOUT_ZONE = "times_without_zone"  # in the counts: taken as UTC
 EARLIEST = 788_918_400  # 1995-01-01 in seconds: logs of users and items begin with the web
 A_YEAR = 366 * 86_400
 
+FIRST_YEAR, LAST_YEAR = 1678, 2261
+"""Which int64 holds whole, as nanoseconds since 1970."""
+
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DATES = ("yyyymmdd", "yymmddhh")
 _TOO_LARGE = 2.0**63
@@ -42,6 +45,36 @@ _ISO = re.compile(
     r"(Z|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII,
 )
+
+
+class UnitOfYears(str):
+    """A unit, and the years in which times lie that are given in it, or tell theirs.
+
+    It is the unit to whoever does not ask for the years.
+
+    Attributes:
+      first: year.
+      last: year.
+    """
+
+    first: int
+    last: int
+
+    def __new__(cls, unit: str, first: int, last: int) -> UnitOfYears:
+        """A unit of `TimeUnit` with years from `FIRST_YEAR` to `LAST_YEAR`."""
+        made = super().__new__(cls, unit)
+        made.first, made.last = first, last
+        return made
+
+    def __getnewargs__(self) -> tuple[str, int, int]:
+        """For workers: pickle would make it of the unit alone."""
+        return str(self), self.first, self.last
+
+
+def told_by_type(unit: str, told: str) -> str:
+    """The unit that times tell themselves, with the years of the one that was given."""
+    return UnitOfYears(told, unit.first, unit.last) if isinstance(unit, UnitOfYears) else told
+
 
 Array = np.ndarray[Any, Any]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -62,7 +95,7 @@ def read_numbers(values: Array, unit: str) -> tuple[Array, Mask]:
         return values, (values >= 0) & (values < _TOO_LARGE)
     if unit in _DATES:
         return _of_dates(values, unit)
-    low, high = _bounds(_PER_SECOND[unit])
+    low, high = _bounds(unit)
     scale = NANOSECONDS // _PER_SECOND[unit]
     good = (values >= low) & (values <= high)
     values = values if good.all() else np.where(good, values, low)
@@ -91,7 +124,7 @@ def read_number(value: int | float, unit: str, name: str) -> int | float:
         if good[0]:
             return int(times[0])
     elif unit in _PER_SECOND:
-        low, high = _bounds(_PER_SECOND[unit])
+        low, high = _bounds(unit)
         if low <= value <= high:
             scale = NANOSECONDS // _PER_SECOND[unit]
             whole = math.floor(value)
@@ -99,11 +132,18 @@ def read_number(value: int | float, unit: str, name: str) -> int | float:
     raise BadLineError(problem(value, unit, name))
 
 
-@functools.lru_cache(maxsize=4096)
 def problem(value: int | float, unit: str, name: str) -> str:
     """Why a number is no time of a unit: words to count by, with the units that would fit."""
+    years = (unit.first, unit.last) if isinstance(unit, UnitOfYears) else None
+    return _problem(value, str(unit), name, years)
+
+
+@functools.lru_cache(maxsize=4096)
+def _problem(value: int | float, unit: str, name: str, years: tuple[int, int] | None) -> str:
     if unit == STEPS:
         return f"{name} is {'negative' if value < 0 else 'too large'}"
+    if years is not None:
+        return f"{name} is not in the years {years[0]} to {years[1]} of --years, in {unit}"
     fitting = [other for other in get_args(TimeUnit) if other != STEPS and _fits(value, other)]
     if fitting:
         return (
@@ -112,7 +152,7 @@ def problem(value: int | float, unit: str, name: str) -> str:
         )
     return (
         f"{name} is not between 1995 and a year from now in {unit}: name its unit with --time_unit "
-        f"({STEPS}: any numbers that increase)"
+        f"({STEPS}: any numbers that increase), and the years with --years if they are others"
     )
 
 
@@ -167,14 +207,14 @@ def read_text(values: pa.ChunkedArray, unit: str) -> tuple[Array, int] | None:
     if unit == STEPS:
         return None
     found = pc.min_max(values).as_py()
-    if found["min"] < "1995" or found["max"] >= "2200":  # years that nanoseconds do not hold
+    if found["min"] < str(FIRST_YEAR) or found["max"] >= str(LAST_YEAR + 1):
         return None
     for zone in (None, "UTC"):
         try:
             times = values.cast(pa.timestamp("ns", zone)).cast(pa.int64()).to_numpy()
         except pa.ArrowInvalid:
             continue
-        good = _plausible(times)
+        good = _plausible(times, told_by_type(unit, "ns"))
         return (times, 0 if zone else len(times)) if good.all() else None
     return None
 
@@ -202,7 +242,7 @@ def read_word(text: str, unit: str, name: str) -> tuple[int | float, bool]:
         raise BadLineError(f"{name} is no date") from error
     seconds = int((moment - datetime.datetime(1970, 1, 1)).total_seconds()) - _offset(zone)
     nanoseconds = seconds * NANOSECONDS + int((fraction or "0").ljust(9, "0"))
-    return read_number(nanoseconds, "ns", name), zone is None
+    return read_number(nanoseconds, told_by_type(unit, "ns"), name), zone is None
 
 
 def _offset(zone: str | None) -> int:
@@ -214,13 +254,21 @@ def _offset(zone: str | None) -> int:
     return -seconds if zone[0] == "-" else seconds
 
 
-def _bounds(per_second: int) -> tuple[int, int]:
-    """The first and the last time that is plausible, in a unit."""
-    return EARLIEST * per_second, (int(time.time()) + A_YEAR) * per_second
+def _bounds(unit: str) -> tuple[int, int]:
+    """The first and the last time that is plausible, in a unit of `_PER_SECOND`."""
+    low, high = EARLIEST, int(time.time()) + A_YEAR
+    if isinstance(unit, UnitOfYears):
+        low, high = _begins(unit.first), _begins(unit.last + 1) - 1
+    return low * _PER_SECOND[unit], high * _PER_SECOND[unit]
 
 
-def _plausible(nanoseconds: Array) -> Mask:
-    low, high = _bounds(NANOSECONDS)
+def _begins(year: int) -> int:
+    """Seconds from 1970 to the beginning of a year."""
+    return (datetime.date(year, 1, 1) - datetime.date(1970, 1, 1)).days * 86_400
+
+
+def _plausible(nanoseconds: Array, unit: str) -> Mask:
+    low, high = _bounds(unit)
     plausible: Mask = (nanoseconds >= low) & (nanoseconds <= high)
     return plausible
 
@@ -234,18 +282,18 @@ def _of_dates(values: Array, unit: str) -> tuple[Array, Mask]:
         hour = digits % 100
         digits = digits // 100 + 20_000_000
     year, month, day = digits // 10_000, digits // 100 % 100, digits % 100
-    good &= (year < 2200) & (month >= 1) & (month <= 12) & (day >= 1) & (hour < 24)
+    good &= (year <= LAST_YEAR) & (month >= 1) & (month <= 12) & (day >= 1) & (hour < 24)
     months = np.where(good, (year - 1970) * 12 + month - 1, 0).astype("datetime64[M]")
     dates = months.astype("datetime64[D]") + (np.where(good, day, 1) - 1)
     good &= dates.astype("datetime64[M]") == months  # there is no 30th of February
     hours = dates.astype("datetime64[h]").astype(np.int64) + hour
-    good &= (hours >= EARLIEST // 3600) & (hours < 200 * 366 * 24)  # what nanoseconds hold
+    good &= (hours >= _begins(FIRST_YEAR) // 3600) & (hours < _begins(LAST_YEAR + 1) // 3600)
     times = np.where(good, hours, 0) * (3600 * NANOSECONDS)
-    return times, good & _plausible(times)
+    return times, good & _plausible(times, told_by_type(unit, "ns"))
 
 
 def _fits(value: int | float, unit: str) -> bool:
     if unit in _DATES:
         return 0 <= value < 10**8 and bool(read_numbers(np.array([value]), unit)[1][0])
-    low, high = _bounds(_PER_SECOND[unit])
+    low, high = _bounds(unit)
     return low <= value <= high

@@ -15,12 +15,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from lookback import cli
 from lookback.checkpoints.commands import PROGRAM
+from lookback.checkpoints.manifest import checkpoints_in
 from lookback.checkpoints.store import CheckpointStore, find_checkpoint, open_checkpoint
 from lookback.core.caches import provide_caches
 from lookback.core.devices import require_shared_locks
 from lookback.core.errors import UserError
-from lookback.core.faults import INTERRUPTED
+from lookback.core.faults import INTERRUPTED, guarded
 from lookback.core.files import held
 from lookback.core.world import SOLO
 from lookback.formats.raw_ids import ID_DIRECTORY
@@ -93,6 +95,55 @@ def test_a_report_that_cannot_be_drawn_costs_neither_the_run_nor_its_export(
         f"warning: the report in runs/{results.name}/report is not complete: RuntimeError: Could "
         "not determine home directory.\n" in said.err
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB, and what fills it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted")
+
+    def fill() -> None:
+        with (place / "filler").open("wb", buffering=0) as file, pytest.raises(OSError) as full:
+            while True:
+                file.write(bytes(1 << 12))
+        assert full.value.errno == errno.ENOSPC
+
+    yield place, fill
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.usefixtures("eagerly")
+@pytest.mark.parametrize("full", ["saved", "results", "bundle"])
+def test_a_disk_that_is_full_in_training_is_told_in_a_sentence(
+    dataset, tmp_path, small_disk, monkeypatch, capsys, full
+):
+    """Something else fills it after the first checkpoint."""
+    disk, fill = small_disk
+    places = {name: (disk if name == full else tmp_path) / name for name in ("saved", "results")}
+    bundle = (disk if full == "bundle" else tmp_path) / "bundle"
+    save = CheckpointStore.save
+
+    def save_and_fill(store: CheckpointStore, *given: object) -> Path:
+        path = save(store, *given)
+        if not (disk / "filler").exists():
+            fill()
+        return path
+
+    monkeypatch.setattr(CheckpointStore, "save", save_and_fill)
+    words = ["--dataset_dir", str(dataset), *DIN, "--epochs", "2"]
+    words += ["--results_dir", str(places["results"]), "--export_dir", str(bundle)]
+    words += ["--save_checkpoint_path", str(places["saved"])]
+    assert guarded(lambda: cli.train(words)) == 2
+    (said,) = [n for n in capsys.readouterr().err.splitlines() if n.startswith("error: ")]
+    assert str(disk) in said and ("space" in said) and "ree" in said, said
+    saved = checkpoints_in(places["saved"])
+    assert len(saved) == (1 if full == "saved" else 2)
+    assert open_checkpoint(saved[-1]).step > 0
+    assert not bundle.exists()
 
 
 @pytest.mark.process

@@ -16,6 +16,7 @@ import pytest
 from nvtabular import Workflow
 
 from lookback.core.errors import UserError
+from lookback.core.options import parse
 from lookback.dataloading.histories.resident import Histories
 from lookback.workflows.commands import PROGRAM
 from lookback.workflows.datasets.interactions import InteractionsReader
@@ -28,6 +29,7 @@ from lookback.workflows.log.records import Wanted
 from lookback.workflows.order import Report
 from lookback.workflows.pipeline import run_dataset, transform_dataset
 from lookback.workflows.text import estimate_lines
+from lookback.workflows.times import read_number, read_numbers, read_text
 from tests.metadata import of_data
 
 main = PROGRAM.main
@@ -291,6 +293,90 @@ def test_times_of_parquet(tmp_path: Path, column: pa.Array, expected: float) -> 
     }
     assert parsed.table.schema.field("user_id").type == pa.string()
     assert parsed.table.schema.field("item_id").type == pa.int64()
+
+
+IN_1980 = datetime.datetime(1980, 5, 6, 7, 8, 9, tzinfo=datetime.timezone.utc)
+SECONDS_1980 = 326_444_889
+
+
+@pytest.mark.parametrize(
+    ("column", "unit", "expected"),
+    [
+        (pa.array([SECONDS_1980]), "s", SECONDS_1980),
+        (pa.array([SECONDS_1980 + 0.5]), "s", SECONDS_1980 + 0.5),
+        (pa.array([SECONDS_1980 * 1000]), "ms", SECONDS_1980),
+        (pa.array([19800506]), "yyyymmdd", SECONDS_1980 // 86_400 * 86_400),
+        (pa.array([IN_1980], pa.timestamp("us", "UTC")), "s", SECONDS_1980),
+        (pa.array([IN_1980.date()], pa.date32()), "s", SECONDS_1980 // 86_400 * 86_400),
+        (pa.array(["1980-05-06T07:08:09Z"]), "s", SECONDS_1980),
+        (pa.array(["1980-05-06 07:08:09", "1980-05-06T07:08:09Z"]), "s", SECONDS_1980),
+        (pa.array([str(SECONDS_1980)]), "s", SECONDS_1980),
+    ],
+)
+def test_years_before_the_web(tmp_path: Path, column: pa.Array, unit: str, expected: float) -> None:
+    ids = pa.array(["u"] * len(column))
+    table = pa.table([ids, ids, column], COLUMNS)
+    pq.write_table(table, tmp_path / "a.parquet")
+    paths = [tmp_path / "a.parquet"]
+    if not pa.types.is_timestamp(column.type) and not pa.types.is_date(column.type):
+        table.to_pandas().to_csv(tmp_path / "a.csv", index=False)
+        paths.append(tmp_path / "a.csv")
+    known = HistoryOptions(time_unit=unit, years=(1980, 1980)).unit
+    other = HistoryOptions(time_unit=unit, years=(1981, 1999)).unit
+    for path in paths:
+        (block,) = InteractionsReader().blocks(path)
+        for given in (known, pickle.loads(pickle.dumps(known))):
+            parsed = InteractionsReader().parse_block(block, given)
+            assert set(parsed.table["timestamp"].to_pylist()) == {int(expected * 10**9)}
+        assert InteractionsReader().parse_block(block, unit).reasons
+        (reason, *_) = InteractionsReader().parse_block(block, other).reasons
+        assert "timestamp is not in the years 1981 to 1999 of --years" in reason
+
+
+@pytest.mark.parametrize("year", [1678, 2261])
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_all_years_that_nanoseconds_hold(unit: str, year: int) -> None:
+    given = HistoryOptions(time_unit=unit, years=(1678, 2261)).unit
+    time = np.array([f"{year}-07-01"], f"datetime64[{unit}]").astype(np.int64)
+    expected = np.array([f"{year}-07-01"], "datetime64[ns]").astype(np.int64)
+    times, good = read_numbers(time, given)
+    assert good.all() and times.tolist() == expected.tolist()
+    assert read_number(int(time[0]), given, "t") == expected[0]
+    assert read_text(pa.chunked_array([[f"{year}-07-01"]]), given)[0].tolist() == expected.tolist()
+    for beyond in (f"{year}-07-01", "1677-12-31", "2262-01-01"):
+        strange = HistoryOptions(time_unit=unit, years=(1700, 2200)).unit
+        assert read_text(pa.chunked_array([[beyond]]), strange) is None
+
+
+def test_years_that_are_none(tmp_path: Path) -> None:
+    for years in ((1980,), (1999, 1980), (1980, 1990, 1999)):
+        with pytest.raises(UserError, match="years: expected two, the first and the last one"):
+            HistoryOptions(time_unit="s", years=years)
+    raw = _write(_events(), tmp_path / "a.csv")
+    for unit in (None, "steps"):
+        with pytest.raises(UserError, match="years"):
+            arguments = ["run", "--dataset", "interactions", "--years", "1980,1999"]
+            arguments += [] if unit is None else ["--time_unit", unit]
+            given = ["--input", str(raw), "--output", str(tmp_path / "out")]
+            parse([*arguments[1:], *given], PROGRAM.commands["run"].line)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["5", "6.0", "7e0"]),
+        pa.array(["5", "6", "7"]).dictionary_encode(),
+        pa.array([5, 6, 7]).cast(pa.decimal128(20, 0)),
+        pa.array([5.0, 6.0, 7.0], pa.float32()),
+    ],
+)
+def test_steps_in_any_spelling(tmp_path: Path, column: pa.Array) -> None:
+    ids = pa.array(["u", "v", "w"])
+    pq.write_table(pa.table([ids, ids, column], COLUMNS), tmp_path / "a.parquet")
+    (block,) = InteractionsReader().blocks(tmp_path / "a.parquet")
+    parsed = InteractionsReader().parse_block(block, "steps")
+    assert parsed.table["timestamp"].to_pylist() == [5, 6, 7]
+    assert not parsed.reasons
 
 
 def test_large_strings_of_parquet(tmp_path: Path) -> None:
@@ -700,8 +786,8 @@ def test_refusals_of_parquet(tmp_path: Path) -> None:
     refused(r"'user_id' is of type double; ids.*missing value", events.astype({"user_id": float}))
     refused(r"'timestamp' is of type bool; times must be", events.astype({"timestamp": bool}))
     refused(
-        "'timestamp' is of type string; --time_unit steps takes numbers",
-        events.astype({"timestamp": str}),
+        r"'timestamp' is of type timestamp.*; --time_unit steps takes numbers",
+        events.assign(timestamp=pd.Timestamp("2020-01-01")),
         time_unit="steps",
     )
     refused("'item_id' is of type bool", events.astype({"item_id": bool}))

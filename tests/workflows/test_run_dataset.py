@@ -408,7 +408,8 @@ def test_bad_lines_are_left_out_and_counted(
         "neither JSON nor a Python literal": 1,
         "not UTF-8": 1,
         "unixReviewTime is not between 1995 and a year from now in s: name its unit with "
-        "--time_unit (steps: any numbers that increase)": 1,
+        "--time_unit (steps: any numbers that increase), and the years with --years if they are "
+        "others": 1,
     }
     assert report.metadata["content_hash"] == good.metadata["content_hash"]
 

@@ -202,7 +202,7 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
             events = ingest(
                 paths,
                 reader.blocks,
-                functools.partial(reader.parse_block, unit=options.time_unit),
+                functools.partial(reader.parse_block, unit=options.unit),
                 features,
                 [column.name for column in columns if column.name != names.SPLIT],
                 working,

@@ -10,7 +10,7 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast, get_args
 
 from lookback.core.errors import UserError
 from lookback.core.options import option
@@ -31,7 +31,14 @@ from lookback.workflows.histories.rules import EventRules, LeaveLast, UserSplit
 from lookback.workflows.options import WHERE, DatasetOptions
 from lookback.workflows.passed_over import files_not_read
 from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
-from lookback.workflows.times import NANOSECONDS, STEPS, TimeUnit
+from lookback.workflows.times import (
+    FIRST_YEAR,
+    LAST_YEAR,
+    NANOSECONDS,
+    STEPS,
+    TimeUnit,
+    UnitOfYears,
+)
 
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
 
@@ -181,6 +188,14 @@ class HistoryOptions(DatasetOptions):
         help="of times that are numbers; none: the publisher's (s; ms of Amazon 2023). steps: any "
         "numbers that increase, not checked. ISO 8601 and parquet's types tell theirs",
     )
+    years: tuple[int, ...] | None = option(
+        None,
+        help="FIRST,LAST: the years in which times lie; none: 1995 to a year from now, as others "
+        "are mostly of another unit",
+        at_least=FIRST_YEAR,
+        at_most=LAST_YEAR,
+        needs={"time_unit": tuple(unit for unit in get_args(TimeUnit) if unit != STEPS)},
+    )
     validation: bool = option(
         True,
         help="keep the event before a user's last for validation; --no_validation: train on it",
@@ -191,6 +206,22 @@ class HistoryOptions(DatasetOptions):
         at_least=1,
         scope=WHERE,
     )
+
+    def __post_init__(self) -> None:
+        """Validates."""
+        super().__post_init__()
+        if self.years is not None and (len(self.years) != 2 or self.years[0] > self.years[1]):
+            raise UserError(
+                "years: expected two, the first and the last one as in 1980,1999, received "
+                f"{','.join(map(str, self.years))}."
+            )
+
+    @property
+    def unit(self) -> TimeUnit | None:
+        """Of times that are numbers, with the years in which all times lie; None: as published."""
+        if self.years is None or self.time_unit is None:
+            return self.time_unit
+        return cast(TimeUnit, UnitOfYears(self.time_unit, *self.years))
 
     def selection(self, reader: Reader) -> Selection:
         """Which events of a reader's are kept, in which order.
@@ -254,6 +285,7 @@ class HistoryOptions(DatasetOptions):
             "duplicates",
             "ties",
             "time_unit",
+            "years",
             "max_bad_lines",
         )
         return {name: getattr(self, name) for name in chosen}

@@ -27,6 +27,7 @@ from lookback.workflows.times import (
     read_numbers,
     read_text,
     read_word,
+    told_by_type,
 )
 
 TIMES_AT_CLOCK_CHANGES = "times_at_clock_changes"
@@ -261,11 +262,11 @@ def _times_of_numbers(column: pa.ChunkedArray, name: str, unit: str, missing: Ma
         column, zoneless = column.cast(pa.timestamp("ms")), np.ones(len(column), np.bool_)
     if pa.types.is_timestamp(column.type):
         zoneless = np.full(len(column), column.type.tz is None)
-        unit, column = column.type.unit, column.cast(pa.int64())
-    if not is_number(column.type):
+        unit, column = told_by_type(unit, column.type.unit), column.cast(pa.int64())
+    if not (is_number(column.type) or pa.types.is_decimal(column.type)):
         what = f"{name} is not a time"
         return Typed(pa.nulls(len(missing), pa.int64()), missing, _not_any(what, ~missing))
-    column = column.cast(pa.float64() if pa.types.is_floating(column.type) else pa.int64())
+    column = column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.float64())
     found = column.fill_null(0).to_numpy()
     wrong: dict[str, Mask] = {}
     if unit not in _UNITS_OF_NUMBERS:

@@ -227,7 +227,8 @@ def _column(rows: pa.Table, output: RawColumn, plan: Plan, block: RecordBlock, u
     column, name = rows[output.column], output.column
     if output.kind == "time":
         zone = None if plan.time is None else plan.time.zone
-        if unit == STEPS and not block.is_written and not typed.is_number(column.type):
+        dated = pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)
+        if unit == STEPS and not block.is_written and dated:
             raise UserError(
                 f"{block.path}: column {name!r} is of type {column.type}; --time_unit {STEPS} "
                 "takes numbers. Leave the option out."
@@ -290,14 +291,13 @@ def _check_type(path: Path, output: RawColumn, dtype: pa.DataType) -> None:
             f"{words}ids must be integers or strings{hint if pa.types.is_floating(dtype) else ''}. "
             "Write it with another type."
         )
-    if output.kind == "time" and not (number or text or dated):
+    decimal = pa.types.is_decimal(dtype)
+    if output.kind == "time" and not (number or decimal or text or dated):
         raise UserError(
             f"{words}times must be numbers (--time_unit says of what), timestamps or dates, or "
             "text of ISO 8601. Write it with another type."
         )
-    if output.kind == "number" and not (
-        number or text or pa.types.is_boolean(dtype) or pa.types.is_decimal(dtype)
-    ):
+    if output.kind == "number" and not (number or text or pa.types.is_boolean(dtype) or decimal):
         raise UserError(f"{words}a number or buckets need numbers. Say another type of feature.")
     if output.kind == "bag" and not (text or pa.types.is_list(dtype)):
         raise UserError(f"{words}categories need lists or text. Say another type of feature.")
