@@ -27,10 +27,7 @@ from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import AGAIN
-from lookback.formats.history_columns import ROLES, Column, Role, role_of
-
-TIME_GAP = "time_gap"
-"""Domain (and table) of log-bucketed gaps between an event and the target, see `windows`."""
+from lookback.formats.history_columns import ROLES, TIME_GAP, Column, Role, role_of
 
 TIME_GAP_BUCKETS = 34
 """Rows of that table: padding, and floor(log2(1 + seconds)) from 0 to 32, which spans 136 years."""

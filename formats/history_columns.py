@@ -20,6 +20,12 @@ HISTORY_ID = "history_id"
 SPLIT = "split"
 """Of the split rule "users": to which part a user belongs, by its place in `SPLITS`."""
 
+TIME_GAP = "time_gap"
+"""Domain (and table) of log-bucketed gaps between an event and the target; no column holds them."""
+
+OF_REQUESTS = ("history", "candidates", "probability", "logit", "known")
+"""Keys of requests and answers beside the features', so that no feature can be called so."""
+
 CATEGORICAL = "categorical"
 CONTEXT = "context"
 CONTINUOUS = "continuous"

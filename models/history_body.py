@@ -9,8 +9,8 @@ import tensorflow as tf
 from merlin.schema import Schema
 
 from lookback.embeddings.config import LOCAL, Sharding
-from lookback.formats.features import TIME_GAP, HistoryFeatures, history_name, negatives_name
-from lookback.formats.history_columns import ROLES, Role
+from lookback.formats.features import HistoryFeatures, history_name, negatives_name
+from lookback.formats.history_columns import ROLES, TIME_GAP, Role
 from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.click_body import ClickBody
 from lookback.models.click_model import ClickModel, click_model

@@ -8,13 +8,8 @@ from merlin.schema import Schema
 
 from lookback.embeddings.tables import tables_from_schema
 from lookback.embeddings.types import TableSpec
-from lookback.formats.features import (
-    TIME_GAP,
-    HistoryFeatures,
-    chosen,
-    history_name,
-    sample_schema,
-)
+from lookback.formats.features import HistoryFeatures, chosen, history_name, sample_schema
+from lookback.formats.history_columns import TIME_GAP
 from lookback.models.config import HistoryModelConfig
 
 

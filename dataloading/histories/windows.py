@@ -29,7 +29,8 @@ from lookback.dataloading.histories.targets import (
 )
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.formats.dataset_info import AGAIN, SPLITS
-from lookback.formats.features import TIME_GAP, TIME_GAP_BUCKETS, history_name, negatives_name
+from lookback.formats.features import TIME_GAP_BUCKETS, history_name, negatives_name
+from lookback.formats.history_columns import TIME_GAP
 from lookback.formats.vocabulary import FIRST_KNOWN
 
 NEGATIVES = ("popularity", "uniform")

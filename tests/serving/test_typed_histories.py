@@ -13,6 +13,7 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.formats.features import history_name
+from lookback.formats.history_columns import TIME_GAP
 from lookback.formats.transforms import Bag, Buckets, Hashed, Number
 from lookback.serving.bundle import Bundle
 from lookback.serving.commands import PROGRAM
@@ -23,8 +24,10 @@ from lookback.serving.layouts.histories.encoding import (
     HashEncoder,
     NumberEncoder,
 )
+from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import Manifest
 from lookback.serving.requests import RequestError
+from lookback.workflows.histories.reader import RESERVED
 from tests.serving import typed_data
 
 SLOTS = 6
@@ -280,6 +283,17 @@ def test_a_bundle_says_what_it_reads(bundle_dir: Path, dataset: Path, capsys: An
     assert "context     device: 5 rows" in told
     words = ["--export_dir", str(bundle_dir), "--batch_sizes", "2", "--steps", "1"]
     assert PROGRAM.main(["benchmark", *words, "--warmup_steps", "0"]) == 0
+
+
+def test_no_feature_can_be_called_as_what_requests_and_answers_have_beside(
+    bundle: Bundle, requests: list[dict[str, Any]]
+) -> None:
+    (scores,) = bundle.score(requests[:1])
+    answer = LAYOUTS["histories"].answer(requests[0], bundle.manifest, scores)
+    ranked = answer["candidates"][0]
+    keys = {*requests[0], *requests[0]["history"], *answer, *ranked} - {*typed_data.SAID}
+    assert {"history", "candidates", "known", "logit", "probability", "timestamp"} < keys
+    assert {*keys, TIME_GAP} <= {*RESERVED}
 
 
 def test_the_bundle_of_some_features_asks_for_no_others(

@@ -48,13 +48,15 @@ RESERVED = (
     names.TIMESTAMP,
     names.HISTORY_ID,
     names.SPLIT,
+    names.TIME_GAP,
+    *names.OF_REQUESTS,
     LABEL,
     PART,
     USER,
     POSITION,
     COUNT,
 )
-"""Columns of the pipeline and of its files that are no features."""
+"""Columns of the pipeline and of its files that are no features, and what has such names later."""
 
 Duplicates = Literal["keep", "first", "all"]
 
