@@ -315,6 +315,7 @@ class Checkpoint(Mapping[str, NDArray]):
             options that would be as the checkpoint's.
         """
         problems = list(_differences(plain(dict(expected)), self.meta, ""))
+        problems.sort(key=lambda d: d.name.count("."))  # options before what follows from them
         if problems:
             told = [f"{d.name}: expected {d.ours!r}, received {d.theirs!r}" for d in problems]
             flags = [d.flag for d in problems if d.flag and d.key not in no_options]
@@ -681,7 +682,8 @@ class _Difference(NamedTuple):
     @property
     def flag(self) -> str:
         """The option as the checkpoint has it; "" if it can be none."""
-        if self.theirs == _ABSENT or isinstance(self.theirs, Mapping) or self.key == self.name:
+        options = self.name.count(".") == 1  # of the model, or of the run; deeper are its tables
+        if self.theirs == _ABSENT or isinstance(self.theirs, Mapping) or not options:
             return ""
         if isinstance(self.theirs, bool):
             return f"--{self.key}" if self.theirs else f"--no_{self.key}"

@@ -89,7 +89,8 @@ def test_a_run_reads_the_features_that_it_is_told_to(tmp_path: Path, capsys: Any
     }
     loaded = ("--mode", "evaluate", "--load_checkpoint_path", str(tmp_path / "saved"))
     train(tmp_path / "dataset", tmp_path / "again", *some, *loaded)
-    with pytest.raises(UserError, match=r"features: expected .* received "):
+    asked_for = r"model\.features: expected .* with \(here: --features genres,dwell,country\), or"
+    with pytest.raises(UserError, match=asked_for):
         train(tmp_path / "dataset", tmp_path / "other", *loaded)
     with pytest.raises(UserError, match=r"features: expected some of country, .* received colour"):
         train(tmp_path / "dataset", tmp_path / "unknown", "--features", "colour")
