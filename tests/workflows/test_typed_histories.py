@@ -330,6 +330,21 @@ def test_a_saved_workflow_encodes_new_data(tmp_path: Path) -> None:
     assert set(table["age"].to_pylist()) == {known_ages, filled}
 
 
+def test_columns_may_have_no_value_at_all(tmp_path: Path) -> None:
+    frames = make_log(events=400)
+    events = frames["events"].assign(device=None, words=None, dwell=np.nan)
+    items = frames["items"].assign(year=np.nan, genres=None)
+    raw = write_log({**frames, "events": events, "items": items}, tmp_path / "raw")
+    specs = {name: SPECS[name] for name in ("device", "words", "dwell", "year", "genres")}
+    said = run_log(raw, tmp_path / "out", specs=specs).metadata
+    assert said["features"]["year"] == {"of": "item", "type": "buckets", "boundaries": []}
+    assert [said["features"]["dwell"][key] for key in ("fill", "mean", "scale")] == [0, 0, 1]
+    assert {said["cardinalities"][name] for name in ("device", "genres")} == {3}
+    table = _table(tmp_path / "out", "histories")
+    for name, value in (("device", 1), ("words", 1), ("dwell", 0), ("year", 1), ("genres", 1)):
+        assert set(table[name].combine_chunks().flatten().to_pylist()) == {value}
+
+
 def test_new_data_may_be_of_one_part_alone(tmp_path: Path) -> None:
     frames = make_log(events=600)
     specs = {"dwell": SPECS["dwell"]}
