@@ -97,6 +97,18 @@ def test_a_report_that_cannot_be_drawn_costs_neither_the_run_nor_its_export(
     )
 
 
+@pytest.fixture(scope="module")
+def real_dataset(tmp_path_factory) -> Path:
+    """One with a workflow, as an export needs it."""
+    from lookback.workflows.pipeline import run_dataset
+
+    place = tmp_path_factory.mktemp("real")
+    rows = "".join(f"u{n % 8},i{n * n % 13},{1_500_000_000 + n}\n" for n in range(80))
+    (place / "a.csv").write_text(f"user_id,item_id,timestamp\n{rows}")
+    run_dataset("interactions", place / "a.csv", place / "dataset", min_interactions=4)
+    return place / "dataset"
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MiB, and what fills it."""
@@ -119,7 +131,7 @@ def small_disk(tmp_path):
 @pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("full", ["saved", "results", "bundle"])
 def test_a_disk_that_is_full_in_training_is_told_in_a_sentence(
-    dataset, tmp_path, small_disk, monkeypatch, capsys, full
+    real_dataset, tmp_path, small_disk, monkeypatch, capsys, full
 ):
     """Something else fills it after the first checkpoint."""
     disk, fill = small_disk
@@ -134,7 +146,7 @@ def test_a_disk_that_is_full_in_training_is_told_in_a_sentence(
         return path
 
     monkeypatch.setattr(CheckpointStore, "save", save_and_fill)
-    words = ["--dataset_dir", str(dataset), *DIN, "--epochs", "2"]
+    words = ["--dataset_dir", str(real_dataset), *DIN, "--epochs", "2"]
     words += ["--results_dir", str(places["results"]), "--export_dir", str(bundle)]
     words += ["--save_checkpoint_path", str(places["saved"])]
     assert guarded(lambda: cli.train(words)) == 2

@@ -10,7 +10,7 @@ import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 from lookback.core.errors import UserError
 from lookback.core.options import option
@@ -196,7 +196,6 @@ class HistoryOptions(DatasetOptions):
         "are mostly of another unit",
         at_least=FIRST_YEAR,
         at_most=LAST_YEAR,
-        needs={"time_unit": tuple(unit for unit in get_args(TimeUnit) if unit != STEPS)},
     )
     validation: bool = option(
         True,
@@ -212,6 +211,11 @@ class HistoryOptions(DatasetOptions):
     def __post_init__(self) -> None:
         """Validates."""
         super().__post_init__()
+        if self.years is not None and self.time_unit in (None, STEPS):
+            raise UserError(
+                "years: expected with --time_unit s, ms, us, ns, yyyymmdd or yymmddhh, as other "
+                f"years make it harder to tell units, received {self.time_unit}. Name the unit."
+            )
         if self.years is not None and (len(self.years) != 2 or self.years[0] > self.years[1]):
             raise UserError(
                 "years: expected two, the first and the last one as in 1980,1999, received "
