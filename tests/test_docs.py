@@ -30,8 +30,8 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_commands_of_the_page_have_their_options() -> None:
     known = {"train": {option for options in _of_train() for option in options}}
     found = 0
-    for block in re.findall(r"^```\n(.*?)^```", LOG_PAGE, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", LOG_PAGE, re.MULTILINE | re.DOTALL):
+        for line in () if kind else block.replace("\\\n", " ").splitlines():
             words = line.split()
             if words[:1] != ["lookback"]:
                 continue
@@ -78,6 +78,7 @@ def test_the_description_of_the_page_makes_a_dataset(tmp_path: Path) -> None:
     assert PROGRAM.main(words) == 0
     said = json.loads((tmp_path / "out/dataset.json").read_text())
     assert said["labels"] == "explicit"
-    clicks = sum(row.split(",")[3] == "1" for row in rows)
-    assert said["counts"]["events"] == clicks
-    assert sum(said["counts"]["impressions"].values()) == len(rows)
+    counts = said["counts"]
+    assert counts["events"] == sum(row.split(",")[3] == "1" for row in rows)
+    splits = ("train", "validation", "test")
+    assert sum(counts[f"{split}_impressions"] for split in splits) == len(rows)

@@ -66,9 +66,9 @@ class UnitOfYears(str):
         made.first, made.last = first, last
         return made
 
-    def __getnewargs__(self) -> tuple[str, int, int]:
+    def __reduce__(self) -> tuple[type[UnitOfYears], tuple[str, int, int]]:
         """For workers: pickle would make it of the unit alone."""
-        return str(self), self.first, self.last
+        return UnitOfYears, (str(self), self.first, self.last)
 
 
 def told_by_type(unit: str, told: str) -> str:
