@@ -229,6 +229,11 @@ class CheckpointStore:
             agree(world, publish)
         return self.directory / name
 
+    def holds(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step, as rank 0 sees it; a collective."""
+        steps = agree(self._world, lambda: [step_of(path)[0] for path in self.checkpoints()])
+        return step in steps[0]
+
     def keep_best(self, step: int) -> Path:
         """Keeps the checkpoint of a step in `BEST`, whatever becomes of it here; a collective.
 

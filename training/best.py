@@ -90,10 +90,6 @@ class BestEvaluation:
         if meta.get("figure") == self.figure:
             self._found = {int(step): value for step, value in meta["found"]}
 
-    def forget(self) -> None:
-        """Begins anew."""
-        self._found.clear()
-
 
 def best_by(
     metric: str | None, patience: int, choice: MetricChoice, split: str, *, both_classes: bool

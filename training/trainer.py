@@ -14,7 +14,7 @@ from typing import Any
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from lookback.checkpoints.store import Checkpoint, CheckpointStore, RowBlocks
+from lookback.checkpoints.store import BEST, Checkpoint, CheckpointStore, RowBlocks
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.world import SOLO, World, agree
@@ -225,7 +225,7 @@ class Trainer:
         if self._best is None or evaluation is None:
             return
         if self._best.add(self.position.total_steps, evaluation.summary) and store is not None:
-            if self._saved != self.position:
+            if not store.holds(self.position.total_steps):
                 self._save(store)
             store.keep_best(self.position.total_steps)
 
@@ -240,9 +240,6 @@ class Trainer:
         best, step = self._best, self.position.total_steps
         if best is None:
             return None
-        if store is not None and best.step not in (None, store.best_step):
-            log.message(f"best/ in {store.directory} does not hold what was the best ({best})")
-            best.forget()
         within = self.position.step
         due = milestones.test_is_due if within else milestones.evaluation_is_due
         if not step or best.knows(step) or not due(self.position):
@@ -267,8 +264,10 @@ class Trainer:
             ended = "early stopping: " if best.exhausted else ""
             log.message(f"{ended}the best {best}")
         if store is not None and best is not None and self._config.export_best:
-            if best.step is None:
-                log.message("warning: no evaluation had the figure; the last checkpoint counts")
+            if best.step is None or store.best_step != best.step:
+                said = f"{store.directory / BEST} does not hold it: a run was saved elsewhere"
+                said = "no evaluation had the figure" if best.step is None else said
+                log.message(f"warning: {said}; the last checkpoint counts")
             elif best.step != self.position.total_steps:
                 self._take_model(store.load(store.best))
                 looked = None
@@ -412,12 +411,7 @@ class Trainer:
                 if termination is not None:
                     termination.check()
         for evaluator in popularity:
-            figures = evaluator.of_all(self._world).result()
-            self._baselines |= {
-                f"{name}_{figure}": float(value)
-                for figure, value in figures.items()
-                if value is not None
-            }
+            self._baselines |= evaluator.of_all(self._world).figures_of(name)
         return [evaluator.of_all(self._world) for evaluator in evaluators]
 
     def _popularity(self, evaluation: EvaluationPass) -> list[PopularityEvaluator]:

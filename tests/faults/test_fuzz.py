@@ -365,6 +365,8 @@ def request_cases(place: Path) -> dict[str, Case]:
     histories = HistoryRequestEncoder(
         ("user_id",),
         ("item_id", "category_id"),
+        (),
+        (),
         4,
         lambda gaps: np.minimum(gaps, 9),
         {"user_id": names, "item_id": numbers, "category_id": EncodedIds(9)},

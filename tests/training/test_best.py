@@ -188,3 +188,17 @@ def test_the_best_checkpoint_outlives_the_others_and_takes_no_room(tmp_path):
         path.rmdir()
     with pytest.raises(UserError, match="already holds the checkpoints"):
         CheckpointStore(tmp_path / "saved").begin(None)
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_what_is_best_there(dataset, tmp_path):
+    more = {**MORE, "epochs": 2, "patience": 9}
+    first = trainer(dataset, save_checkpoint_path=tmp_path / "first", **{**more, "epochs": 1})
+    with quiet(tmp_path) as log:
+        first.train(log)
+    second = trainer(
+        dataset, checkpoint=tmp_path / "first", save_checkpoint_path=tmp_path / "second", **more
+    )
+    with quiet(tmp_path) as log:
+        best = second.train(log).summary["best_step"]
+    kept = checkpoints_in(tmp_path / "second" / BEST)
+    assert [step_of(path)[0] for path in kept] == [best]

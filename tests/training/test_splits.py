@@ -89,8 +89,8 @@ def test_the_test_split_is_evaluated_once_when_training_is_done(dataset, tmp_pat
     assert ["test_auc" in data for data in by_epoch] == [False, False, True]
     assert {"validation_auc", "test_auc"} <= set(outcome.summary)
     assert set(outcome.roc) == {"validation", "test"}
-    # 92 events but 7 test, 7 validation and 7 first ones are 71 targets: 142 rows in 9 steps.
-    assert any("9 steps of 16 rows" in warning for warning in outcome.warnings)
+    # 92 events but 7 test, 7 validation and 7 first ones are 71 targets: 142 rows in 5 steps.
+    assert any("5 steps of 32 rows" in warning for warning in outcome.warnings)
 
 
 def test_the_batch_follows_from_the_rows_or_from_the_checkpoint(dataset):

@@ -93,6 +93,12 @@ class PopularityEvaluator(Evaluator):
         """The figures."""
         return self.figures or {}
 
+    def figures_of(self, name: str) -> dict[str, float]:
+        """The figures that there are, with the evaluation's name in front."""
+        return {
+            f"{name}_{figure}": float(v) for figure, v in self.result().items() if v is not None
+        }
+
 
 def told(figures: Mapping[str, float]) -> str:
     """Figures of popularity in a line for people; "" of none.
