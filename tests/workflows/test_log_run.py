@@ -185,6 +185,37 @@ def test_impressions_with_clicks(tmp_path: Path) -> None:
         assert sorted(rows["timestamp"]) == expected["ts"].tolist()
 
 
+def test_a_feature_of_items_may_stand_in_the_events(tmp_path: Path) -> None:
+    _write(tmp_path / "raw")
+    events = pd.read_csv(tmp_path / "raw/events.csv")
+    random = np.random.default_rng(1)
+    events["clicked"] = random.integers(0, 2, len(events))
+    events["price"] = random.integers(1, 99, len(events))  # another one each time
+    events.to_csv(tmp_path / "raw/events.csv", index=False)
+    config = tmp_path / "raw/my.yaml"
+    config.write_text(
+        "version: 1\nevents: {files: events.csv, user: who, item: what, time: ts, "
+        "label: {column: clicked}, features: {price: {type: number, of: item, standardise: false}}}"
+        "\nlabels: explicit\nfilters: {min_events_per_user: 1}\n"
+        f"split: {{by: time, validation_from: {START + 200}, test_from: {START + 250}}}\n"
+        "workers: 0\n"
+    )
+    _run("run", "--config", config, "--output", tmp_path / "out")
+    assert _metadata(tmp_path / "out")["features"]["price"]["of"] == "item"
+    (file,) = (tmp_path / "out/impressions/train").iterdir()
+    shown = pq.read_table(file).to_pandas().sort_values("timestamp")
+    assert shown["price"].tolist() == events["price"][:200].tolist()
+    (file,) = (tmp_path / "out/histories").iterdir()
+    histories = (
+        pq.read_table(file).to_pandas()[["timestamp", "price"]].explode(["timestamp", "price"])
+    )
+    clicks = events[events["clicked"] == 1]
+    found = histories.dropna().sort_values("timestamp")
+    assert found["price"].tolist() == clicks["price"].tolist()
+    items = pq.read_table(tmp_path / "out/items.parquet").to_pandas()
+    assert set(items["price"]) <= set(events["price"]) | {0}
+
+
 def test_a_run_that_cannot_be_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

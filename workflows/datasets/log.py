@@ -153,7 +153,7 @@ class LogReader(Reader):
             for name, feature in files.features.items() if files is not None else ():
                 specs[name] = feature.spec(of)
         for name, feature in self._events.features.items():
-            specs[name] = feature.spec("context" if feature.known == "before" else "event")
+            specs[name] = feature.spec(feature.role)
         return specs
 
     @property

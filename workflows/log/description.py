@@ -188,13 +188,26 @@ class Feature(Nested):
 
 @dataclass(frozen=True, kw_only=True)
 class EventFeature(Feature):
-    """One feature of events."""
+    """One feature that stands in the files of events."""
 
+    of: Literal["event", "item"] = option(
+        "event",
+        help="whose it is: the event's, or the item's as it was then (its price), so that each "
+        "candidate has its own",
+    )
     known: Literal["before", "after"] = option(
         "after",
         help="before: when an item is shown (device, hour), so of targets, too; after: only when "
         "the event is over (dwell time, rating), so of histories alone",
+        needs={"of": ("event",)},
     )
+
+    @property
+    def role(self) -> Role:
+        """Whose it is to the pipeline."""
+        if self.of == "item":
+            return "item"
+        return "context" if self.known == "before" else "event"
 
 
 @dataclass(frozen=True, kw_only=True)
