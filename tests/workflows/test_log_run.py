@@ -185,6 +185,21 @@ def test_impressions_with_clicks(tmp_path: Path) -> None:
         assert sorted(rows["timestamp"]) == expected["ts"].tolist()
 
 
+def test_labels_of_which_none_is_positive(tmp_path: Path, capfd: Any) -> None:
+    _write(tmp_path / "raw")
+    config = tmp_path / "raw/my.yaml"
+    config.write_text(
+        "version: 1\nevents: {files: events.csv, user: who, item: what, time: ts, "
+        "label: {column: device, positive: [tablet]}}\nlabels: explicit\n"
+        f"filters: {{min_events_per_user: 1}}\nsplit: {{by: time, test_from: {START + 250}}}\n"
+        "workers: 0\n"
+    )
+    arguments = ["run", "--config", str(config), "--output", str(tmp_path / "out")]
+    assert PROGRAM.main(arguments) == 2
+    assert "None of the 300 impressions has a positive label" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_feature_of_items_may_stand_in_the_events(tmp_path: Path) -> None:
     _write(tmp_path / "raw")
     events = pd.read_csv(tmp_path / "raw/events.csv")

@@ -216,6 +216,12 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
 
 
 def _check_users(events: Events, options: HistoryOptions, selection: Selection) -> None:
+    if any(events.impressions) and not any(events.parts):
+        raise UserError(
+            f"None of the {sum(events.impressions):,} impressions has a positive label, expected "
+            "some: histories are what was clicked. Check the column of the labels and its values "
+            "that are positive (events.label of a description)."
+        )
     if events.users_kept:
         return
     if events.users_short:
