@@ -86,7 +86,19 @@ def read_bags(directory: Path, name: str, most: int, rows: int) -> npt.NDArray[n
     bag = np.repeat(np.arange(len(lengths)), lengths)
     if np.any((np.diff(ids) <= 0) & (bag[1:] == bag[:-1])):
         raise _no_bags(file, "expected the elements of a bag to ascend and to differ")
+    return padded(lengths, ids, most)
+
+
+def padded(lengths: npt.NDArray[Any], ids: npt.NDArray[Any], most: int) -> npt.NDArray[np.int32]:
+    """Bags as rows, padded with 0 on the right: ``[R, M]``.
+
+    Args:
+      lengths: of each bag, at most M. ``[R]``
+      ids: of all elements, bag after bag.
+      most: M.
+    """
     table = np.full((len(lengths), most), PADDING, np.int32)
+    bag = np.repeat(np.arange(len(lengths)), lengths)
     first = np.cumsum(lengths) - lengths
     table[bag, np.arange(len(ids)) - first[bag]] = ids
     return table

@@ -15,6 +15,7 @@ from lookback.formats.dataset_info import (
     AGAIN,
     DATASET_FILE,
     EXPLICIT,
+    FEATURES,
     LABELS,
     SPLITS,
     WORKFLOW_DIRECTORY,
@@ -52,7 +53,7 @@ def describe(
     name, digest = dataset_digest(directory)
     console.print(f"digest: {digest} (of {name}, for --{TRUSTED})", soft_wrap=True)
     console.print(_schema_table(schema))
-    if "features" in metadata:
+    if FEATURES in metadata:
         console.print(_features_table(metadata))
     console.print(_flat_table("counts", metadata["counts"]))
     if not is_tabular(directory):
@@ -105,7 +106,7 @@ def _features_table(metadata: dict[str, Any]) -> Table:
     table = Table(
         "feature", "of", "type", "rows", "missing", "cut", title="features", title_justify="left"
     )
-    for name, said in metadata["features"].items():
+    for name, said in metadata[FEATURES].items():
         every = clicks if said["of"] == "event" else shown
         missing = counts["missing_values"][name]
         bag = said.get("bag")

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lookback.formats.dataset_info import EXPLICIT, LABELS, SPLITS, impression_count
+from lookback.formats.dataset_info import (
+    EXPLICIT,
+    FEATURES,
+    LABELS,
+    LEAVE_LAST_OUT,
+    SPLITS,
+    impression_count,
+)
 from lookback.formats.verification import TRUSTED, dataset_digest
 from lookback.workflows.log.columns import TIMES_AT_CLOCK_CHANGES
 from lookback.workflows.log.parse import LEFT_OUT
@@ -100,7 +107,7 @@ def _typed(report: Report) -> Iterator[str]:
         yield f"left out {counts['events_of_rare_items']:,} events of items that have too few"
     if "users_of_sessions" in counts:
         yield f"each history is a session, of {counts['users_of_sessions']:,} users"
-    if split["rule"] != "leave_last_out":
+    if split["rule"] != LEAVE_LAST_OUT:
         yield (
             f"split by {split['rule']}: of the events {split['validation']:,} are for validation, "
             f"{split['test']:,} for the test; vocabularies and all that is fitted are of the "
@@ -114,7 +121,7 @@ def _typed(report: Report) -> Iterator[str]:
         yield f"missing values: {missing}"
     for name, cut in counts.get("bags_cut", {}).items():
         if cut:
-            most = report.metadata["features"][name]["bag"]["most"]
+            most = report.metadata[FEATURES][name]["bag"]["most"]
             yield (
                 f"{name}: {cut:,} events have more than {most}, of which those first in the "
                 "vocabulary are kept"

@@ -24,6 +24,7 @@ from lookback.formats import history_columns as names
 from lookback.formats.bags import write_bags
 from lookback.formats.dataset_info import (
     EXPLICIT,
+    FEATURES,
     HISTORIES,
     LABELS,
     SPLITS,
@@ -442,8 +443,8 @@ def _content(
     histories.write_workflow_schema(schema, columns, job.output, cardinalities)
     said: dict[str, Any] = {}
     if specs:
-        said["features"] = typed.features_json(features.transforms, specs)
-        others["features"] = json.dumps(said["features"])
+        said[FEATURES] = typed.features_json(features.transforms, specs)
+        others[FEATURES] = json.dumps(said[FEATURES])
     if impressions:
         said[LABELS] = EXPLICIT
     cut = {name: bags.cut for name, bags in features.bags.items()}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookback.core.errors import UserError
-from lookback.formats.dataset_info import SPLITS
+from lookback.formats.dataset_info import BY_TIME, BY_USERS, LEAVE_LAST_OUT, SPLITS
 from lookback.formats.history_columns import SPLIT
 from lookback.formats.vocabulary import HASHED, hashed_keys
 
@@ -65,7 +65,7 @@ class LeaveLast:
           events: of each part. ``[3]``
         """
         validation = int(self.validation)
-        return {"rule": "leave_last_out", "test": TEST_EVENTS, "validation": validation}
+        return {"rule": LEAVE_LAST_OUT, "test": TEST_EVENTS, "validation": validation}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class TimeSplit:
     def to_json(self, events: npt.NDArray[np.int64]) -> dict[str, Any]:
         """See `LeaveLast.to_json`."""
         return {
-            "rule": "time",
+            "rule": BY_TIME,
             "validation_from": self.validation_from,
             "test_from": self.test_from,
             **_held_out(events),
@@ -153,7 +153,7 @@ class UserSplit:
 
     def to_json(self, events: npt.NDArray[np.int64]) -> dict[str, Any]:
         """See `LeaveLast.to_json`."""
-        return {"rule": "users", **_held_out(events), "column": SPLIT}
+        return {"rule": BY_USERS, **_held_out(events), "column": SPLIT}
 
 
 Split = LeaveLast | TimeSplit | UserSplit

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from lookback.core.arrow_files import read_parquet
 from lookback.core.errors import UserError
 from lookback.core.json_files import read_json
+from lookback.formats.bags import padded
 from lookback.formats.impressions import LABEL
 from lookback.formats.transforms import (
     OF,
@@ -284,9 +285,7 @@ def number_bags(combinations: pa.Table, bag: Bag, known: pa.Array | None, file: 
     all_known = replace(bag, most=len(ids) + 1).keep(ids, offsets)[1]
     kept, bounds = bag.keep(ids, offsets)
     lengths = np.diff(bounds)
-    table = np.zeros((len(lengths), max(int(lengths.max(initial=0)), 1)), np.int32)  # [C, M]
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    table[row, np.arange(len(kept)) - bounds[row]] = kept
+    table = padded(lengths, kept, max(int(lengths.max(initial=0)), 1))  # [C, M]
     known_ones = (lengths > 0) | (np.diff(offsets) == 0)
     # Rows sort as their lists of ids do, as the padding is below all ids.
     distinct, which = np.unique(table[known_ones], axis=0, return_inverse=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,9 @@ from lookback.formats.transforms import Bag, canonical
 from lookback.workflows.log.values import Values
 from lookback.workflows.text import BadLineError
 from lookback.workflows.times import (
-    STEPS,
     TIMES_WITHOUT_ZONE,
     Mask,
+    TimeUnit,
     in_zone,
     problem,
     read_numbers,
@@ -269,7 +269,7 @@ def _times_of_numbers(column: pa.ChunkedArray, name: str, unit: str, missing: Ma
     column = column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.float64())
     found = column.fill_null(0).to_numpy()
     wrong: dict[str, Mask] = {}
-    if unit not in _UNITS_OF_NUMBERS:
+    if unit not in get_args(TimeUnit):
         what = f"{name} is a number, not a time of ISO 8601"
         return Typed(pa.nulls(len(missing), pa.int64()), missing, _not_any(what, ~missing))
     with np.errstate(invalid="ignore"):  # not a number
@@ -382,6 +382,3 @@ def _one(values: pa.Array | pa.ChunkedArray) -> pa.Array:
         return values
     whole = values.combine_chunks()
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
-
-
-_UNITS_OF_NUMBERS = ("s", "ms", "us", "ns", "yyyymmdd", "yymmddhh", STEPS)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from lookback.core.errors import UserError
 from lookback.formats import history_columns as names
+from lookback.formats.impressions import LABEL
 from lookback.workflows.log import columns as typed
 from lookback.workflows.log.columns import Typed
 from lookback.workflows.log.csv_records import csv_blocks, find_columns
@@ -32,7 +33,6 @@ from lookback.workflows.log.records import RecordBlock, Records, Wanted
 from lookback.workflows.text import BAD_LINES_SHOWN, Parsed
 from lookback.workflows.times import SECONDS, STEPS, Mask
 
-LABEL = "label"
 LEFT_OUT = "rows_left_out_by_"
 """Begins the counts of rows that a condition on a column does not hold for."""
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lookback.formats.bags import read_bags
+from lookback.formats.bags import padded, read_bags
 from lookback.formats.transforms import Bag, Buckets, Hashed, Number, Vocabulary, transform_of
 from lookback.formats.vocabulary import FIRST_KNOWN, NULL
 from lookback.serving.encoding import Int32, VocabularyEncoder, excerpt, finite_numbers
@@ -138,10 +138,7 @@ class BagEncoder:
         ids = self.elements.encode([element for value in lists for element in value])
         offsets = np.cumsum([0, *map(len, lists)])
         kept, ends = self.bag.keep(ids, offsets)
-        encoded = np.zeros((len(lists), self.bag.most), np.int32)
-        row = np.repeat(np.arange(len(lists)), np.diff(ends))
-        encoded[row, np.arange(len(kept)) - ends[:-1][row]] = kept
-        return encoded
+        return padded(np.diff(ends), kept, self.bag.most)
 
     def decode(self, encoded: npt.NDArray[Any]) -> list[Any]:
         """The known elements of bags ``[N, M]``, as lists."""
