@@ -68,7 +68,7 @@ class InteractionsReader(Reader):
         """The columns that are not read; checks those that are."""
         others: list[str] = []
         for path in paths:
-            others += check_file(path, self._plan, _format(path), CsvFormat())
+            others += check_file(path, self._plan, _format(path), CsvFormat())[0]
         return [*columns_not_read(others), *labels_not_read(others)]
 
     def count_events(self, paths: list[Path]) -> int:

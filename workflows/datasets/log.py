@@ -33,7 +33,6 @@ from lookback.workflows.log.files import matching
 from lookback.workflows.log.parquet_records import count_rows
 from lookback.workflows.log.parse import (
     Plan,
-    absent_of,
     blocks_of,
     check_file,
     parse,
@@ -197,11 +196,12 @@ class LogReader(Reader):
         paths: Sequence[Path],
         positives: bool,
     ) -> list[str]:
-        others = [c for path in paths for c in check_file(path, plan, files.kind, _csv(files))]
+        found = [(path, *check_file(path, plan, files.kind, _csv(files))) for path in paths]
+        others = [column for _, unread, _ in found for column in unread]
         said = [f"{part}: {line}" for line in columns_not_read(others)]
         said += labels_not_read(others) if positives else []
-        for path in paths:
-            for name in absent_of(path, plan, files.kind):
+        for path, _, absent in found:
+            for name in absent:
                 said.append(f"WARNING: {path} has no {name!r} in its first lines: is it misspelt?")
         return said
 

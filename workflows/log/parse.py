@@ -141,26 +141,27 @@ def plan_of_keyed(files: KeyedFiles, key: str) -> Plan:
     return Plan((RawColumn(key, files.key, "id"), *_outputs(files.features)))
 
 
-def check_file(path: Path, plan: Plan, kind: FileFormat, form: CsvFormat) -> list[str]:
-    """Checks a file before the work; gives the columns that nobody reads, and what is absent.
+def check_file(
+    path: Path, plan: Plan, kind: FileFormat, form: CsvFormat
+) -> tuple[list[str], list[str]]:
+    """Checks a file before the work.
+
+    Returns:
+      The columns that nobody reads; and of JSON lines, those that none of the first lines has, and
+      that no line must have.
 
     Raises:
       UserError: if it cannot be read, or has not the columns, or not of these types.
     """
     if kind == "csv":
-        return list(find_columns(path, plan.wanted, form).others)
+        return list(find_columns(path, plan.wanted, form).others), []
     if kind == "jsonl":
-        return find_keys(path, plan.wanted, plan.needed)[0]
+        return find_keys(path, plan.wanted, plan.needed)
     types, others = find_types(path, plan.wanted)
     for output in plan.outputs:
         for column in output.columns:
             _check_type(path, dataclasses.replace(output, column=column), types[column])
-    return others
-
-
-def absent_of(path: Path, plan: Plan, kind: FileFormat) -> list[str]:
-    """Columns of JSON lines that none of the first lines has, and that no line must have."""
-    return find_keys(path, plan.wanted, plan.needed)[1] if kind == "jsonl" else []
+    return others, []
 
 
 def blocks_of(path: Path, plan: Plan, kind: FileFormat, form: CsvFormat) -> Iterator[RecordBlock]:
