@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorflow.keras.layers import PReLU
+
+from lookback.formats.features import HistoryFeatures
+from lookback.formats.history_columns import ROLES
 
 Array = np.ndarray
 
@@ -248,31 +252,34 @@ def parts_of(model) -> dict[str, Any]:
     body = model.body
     parts: dict[str, Any] = {"tables": dict(body.embeddings.table_variables)}
     parts["head"] = model.model_outputs[0].to_call.weights
-    classifier = getattr(body, "_stage_two", None) or body._mlp
+    classifier = sublayer(body, "stage_two") or sublayer(body, "classifier")
     parts["stage_two"] = classifier.weights
-    parts |= {f"{role}_numbers": layer.weights for role, layer in body._projections.items()}
-    if hasattr(body, "_stage_one"):
-        parts["stage_one"] = body._stage_one.weights
-        parts["stage_one_head"] = body._stage_one_head.weights
-    if hasattr(body, "_gap_score"):
-        parts["gap_score"] = [body._gap_score]
-    if hasattr(body, "_evolution"):
-        parts |= evolution_parts(body._evolution)
-    elif getattr(body, "_unit", None) is not None:
-        parts["attention"] = body._unit.weights
+    for name in (*(f"{role}_numbers" for role in ROLES), "stage_one", "stage_one_head"):
+        if (layer := sublayer(body, name)) is not None:
+            parts[name] = layer.weights
+    if gaps := [weight for weight in body.weights if "gap_score" in weight.name]:
+        parts["gap_score"] = gaps
+    if (evolution := sublayer(body, "evolution")) is not None:
+        parts |= {
+            name: sublayer(evolution, name).weights
+            for name in ("extractor", "project", "attention", "evolution", "auxiliary")
+        }
+        # Its one layer without a name of ours; those of the auxiliary net have other activations.
+        parts["slope"] = next(x for x in evolution.submodules if isinstance(x, PReLU)).weights
+    elif (unit := sublayer(body, "attention")) is not None:
+        parts["attention"] = unit.weights
     return parts
 
 
-def evolution_parts(layer) -> dict[str, list[Any]]:
-    """The variables of an InterestEvolution by role."""
-    return {
-        "extractor": layer._extractor.weights,
-        "project": layer._project.weights,
-        "slope": layer._slope.weights,
-        "attention": layer._attention.weights,
-        "evolution": layer._evolution.weights,
-        "auxiliary": layer._auxiliary.weights,
-    }
+def sublayer(layer, name: str):
+    """The layer inside another that has a name, the outermost of several; None if there is none."""
+    named = (x for x in layer.submodules if name in (x.name, getattr(x, "block_name", None)))
+    return next(named, None)
+
+
+def features_of(model) -> HistoryFeatures:
+    """What a body says it reads."""
+    return HistoryFeatures(**model.body.get_config()["features"])
 
 
 def values_of(parts: Mapping[str, Any]) -> dict[str, Any]:

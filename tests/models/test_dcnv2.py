@@ -48,15 +48,12 @@ def model(request, structure, formulas):
     return built
 
 
-def weights_of(model):
+def weights_of(model, sublayer):
     """Variables by role; of each cross layer U (if low-rank), then V (or W) and b."""
     body = model.body
 
-    def pairs(mlp):
-        return [w for pair in zip(mlp._kernels, mlp._biases, strict=True) for w in pair]
-
     crosses = []
-    for layer in body._cross.layers:
+    for layer in sublayer(body, "CrossBlock").layers:
         inner = layer.dense
         if inner.dense_u is not None:
             crosses += inner.dense_u.weights
@@ -64,9 +61,9 @@ def weights_of(model):
     tables = body.embeddings.table_variables
     return {
         "tables": [tables[name] for name in ROWS],
-        "bottom": pairs(body._bottom),
+        "bottom": sublayer(body, "bottom_mlp").weights,
         "cross": crosses,
-        "top": pairs(body._top),
+        "top": sublayer(body, "top_mlp").weights,
         "logit": list(model.model_outputs[0].to_call.weights),
     }
 
@@ -97,14 +94,16 @@ def formula(w, features, structure):
 @pytest.mark.parametrize("rows", [1, 9])
 def test_logits_equal_the_paper(model, structure, formulas, rows):
     features, _ = make_batch(rows)
-    expected = formula(formulas.values_of(weights_of(model)), features, structure)
+    expected = formula(
+        formulas.values_of(weights_of(model, formulas.sublayer)), features, structure
+    )
     np.testing.assert_allclose(model(tensors(features)), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_gradients_are_numpys_slopes(model, structure, formulas):
     """Of the mean cross entropy, by central differences in float64."""
     features, labels = make_batch(9)
-    parts = weights_of(model)
+    parts = weights_of(model, formulas.sublayer)
     assert sum(map(len, parts.values())) == len(model.trainable_variables)
     values = formulas.values_of(parts)
     with tf.GradientTape() as tape:

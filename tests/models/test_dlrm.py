@@ -42,18 +42,15 @@ def model(request, formulas):
     return built
 
 
-def weights_of(model):
+def weights_of(model, sublayer):
     """Variables by role, in the order of the plain model's."""
     body = model.body
-
-    def pairs(mlp):
-        return [w for pair in zip(mlp._kernels, mlp._biases, strict=True) for w in pair]
 
     tables = body.embeddings.table_variables
     return {
         "tables": [tables[name] for name in ROWS],
-        "bottom": pairs(body._bottom),
-        "top": pairs(body._top),
+        "bottom": sublayer(body, "bottom_mlp").weights,
+        "top": sublayer(body, "top_mlp").weights,
         "logit": list(model.model_outputs[0].to_call.weights),
     }
 
@@ -83,17 +80,17 @@ def formula(w, features, interaction):
 @pytest.mark.parametrize("rows", [1, 9])
 def test_logits_equal_numpy(model, formulas, rows):
     features, _ = make_batch(rows)
-    values = formulas.values_of(weights_of(model))
-    expected = formula(values, features, model.body._config.interaction_op)
+    values = formulas.values_of(weights_of(model, formulas.sublayer))
+    expected = formula(values, features, model.body.get_config()["config"]["interaction_op"])
     np.testing.assert_allclose(model(tensors(features)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_numpys_slopes(model, formulas):
     """Of the mean cross entropy, by central differences in float64."""
     features, labels = make_batch(9)
-    parts = weights_of(model)
+    parts = weights_of(model, formulas.sublayer)
     values = formulas.values_of(parts)
-    interaction = model.body._config.interaction_op
+    interaction = model.body.get_config()["config"]["interaction_op"]
     with tf.GradientTape() as tape:
         loss = contract_of(model).head_loss(tf.constant(labels), model(tensors(features)))
     gradients = tape.gradient(loss, parts)
@@ -118,14 +115,14 @@ def test_gradients_are_numpys_slopes(model, formulas):
 
 @pytest.mark.parametrize("model", ["dot"], indirect=True)
 @pytest.mark.parametrize("rows", [1, 33])
-def test_equals_the_plain_version(model, rows):
+def test_equals_the_plain_version(model, formulas, rows):
     plain = PlainDLRM(
         list(ROWS.values()), embedding_dim=D, bottom_mlp_sizes=BOTTOM, top_mlp_sizes=TOP
     )
     features, labels = make_batch(rows, seed=3)
     features, labels = tensors(features), tf.constant(labels)
     plain(features)
-    ours = [w for part in weights_of(model).values() for w in part]
+    ours = [w for part in weights_of(model, formulas.sublayer).values() for w in part]
     layers = [*plain.tables, *plain.bottom, *plain.top, plain.logit]
     theirs = [w for layer in layers for w in layer.weights]
     for mine, other in zip(ours, theirs, strict=True):

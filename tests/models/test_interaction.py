@@ -97,7 +97,7 @@ def test_relu_mlp_equals_numpy(formulas):
     inputs = np.random.default_rng(1).normal(size=(5, 3))
     layer(tf.constant(inputs, tf.float32))
     formulas.randomise(layer.trainable_weights)
-    weights = [w for pair in zip(layer._kernels, layer._biases, strict=True) for w in pair]
+    weights = layer.weights
     formulas.assert_equals_formula(layer, mlp, [inputs], weights)
 
 
@@ -122,8 +122,9 @@ def test_relu_mlp_starts_as_in_the_seeds():
     """Glorot normal: variance 2 / (in + out); biases: 1 / out."""
     layer = ReluMLP((400, 300))
     layer.build([None, 500])
+    weights = layer.weights
     for kernel, bias, (n_in, n_out) in zip(
-        layer._kernels, layer._biases, [(500, 400), (400, 300)], strict=True
+        weights[::2], weights[1::2], [(500, 400), (400, 300)], strict=True
     ):
         assert np.std(kernel) == pytest.approx((2 / (n_in + n_out)) ** 0.5, rel=0.03)
         assert np.std(bias) == pytest.approx(n_out**-0.5, rel=0.2)

@@ -88,7 +88,7 @@ def test_logits_and_losses_equal_the_formulas(formulas, make_schema, make_batch,
             name, make_schema(), batch, labels, formulas, time_features=time, **extra
         )
         reference = formulas.NumpyModel(
-            name, formulas.values_of(formulas.parts_of(model)), config, model.body._features
+            name, formulas.values_of(formulas.parts_of(model)), config, formulas.features_of(model)
         )
         expected = reference(batch, labels)
         logits, losses = losses_of(model, batch, labels)
@@ -111,7 +111,7 @@ def test_logits_and_losses_of_typed_features_equal_the_formulas(
     batch, labels = make_typed_batch(list(range(T + 1)), time=True)
     model, config = build(name, typed_schema, batch, labels, formulas, time_features=True, **extra)
     reference = formulas.NumpyModel(
-        name, formulas.values_of(formulas.parts_of(model)), config, model.body._features
+        name, formulas.values_of(formulas.parts_of(model)), config, formulas.features_of(model)
     )
     expected = reference(batch, labels)
     logits, losses = losses_of(model, batch, labels)
@@ -283,7 +283,7 @@ def test_hard_search_by_a_named_feature(make_schema, make_batch, formulas):
             "sim", schema, batch, labels, formulas, gsu="hard", category_feature=feature
         )
         reference = formulas.NumpyModel(
-            "sim", formulas.values_of(formulas.parts_of(model)), config, model.body._features
+            "sim", formulas.values_of(formulas.parts_of(model)), config, formulas.features_of(model)
         )
         scores[feature] = model(tensors(batch)).numpy()
         np.testing.assert_allclose(scores[feature], reference(batch, labels)["logits"], rtol=1e-4)
