@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
 # Sets up if needed, then checks everything: ruff (lint, format), mypy, pytest.
 #
-# usage: scripts/test.sh [pytest arguments]     e.g. scripts/test.sh tests/workflows -k amazon
+# usage: scripts/test.sh                        but for what is marked `slow`
+#        scripts/test.sh --all                  everything, as CI does
+#        scripts/test.sh [--all] ARGUMENTS      of pytest, e.g. tests/workflows -k amazon
 #
-# All four run even if one fails; the exit status is that of the last that failed.
+# Where a test is named, it runs, slow or not. All four run even if one fails; the exit status is that of the last that failed.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
+
+all=false
+(($#)) && all=true # who chooses says what is left out
+[[ ${1-} == --all ]] && shift
+$all || set -- -m "not slow"
 
 bin=$PWD/.venv/bin
 export PATH=$bin:$PATH TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
@@ -44,6 +51,7 @@ check "pytest" "$bin/python" -m pytest \
   --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"
 check "mypy" mypy_ends
 
+$all || printf '\ntest.sh: slow tests were left out; scripts/test.sh --all runs them, as CI does\n'
 if ((status)); then
   printf '\ntest.sh: failed: %s\n' "$(IFS=,; echo "${failed[*]}")" >&2
 fi

@@ -118,7 +118,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.environment
+@pytest.mark.slow
 def test_from_raw_data_to_scores_in_an_empty_directory(installed: Run) -> None:
     assert installed("lookback", "--version") == f"lookback {lookback.__version__}\n"
     built = installed("lookback", "setup-kernels")

@@ -31,8 +31,6 @@ from lookback.formats.dataset_info import (
 )
 from lookback.formats.raw_ids import ID_DIRECTORY
 
-pytestmark = pytest.mark.process
-
 ROOT = Path(__file__).parent.parent
 SMALL = (
     *("--model_type", "din", "--embedding_dim", "4", "--max_seq_length", "9"),
@@ -157,6 +155,7 @@ def test_a_checkpoint_is_not_used_on_ids_of_another_fit(dataset, whole, tmp_path
         cli.train(words(dataset, tmp_path / "results", *trusted, "--no_verify"))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_point_ends_with_the_same_weights(dataset, whole, tmp_path):
     """Several kills, one after another: tests/distributed/kills.py."""
     expected = Checkpoint(find_checkpoint(whole / "saved"))

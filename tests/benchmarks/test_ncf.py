@@ -111,6 +111,7 @@ def test_popularity_ranks_by_training_events(make_histories):
     assert popularity_hit_ratio(histories, test_negatives=6, k=2) == hits / users
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own():
     found = ncf_train.peak_memory(parse(), 100, ["ours"])
     assert list(found) == ["ours"]

@@ -290,6 +290,7 @@ def test_no_auxiliary_net_without_negatives():
     assert set(model(batch)) == {"logits", "gsu_logits"}
 
 
+@pytest.mark.slow
 def test_fit_and_predict_with_an_unknown_batch_size():
     model = sim()
     model.compile(tf.keras.optimizers.Adam(0.03), run_eagerly=True)

@@ -337,6 +337,7 @@ def test_help_answers_without_tensorflow():
         assert "CHECKPOINT" in done.stdout
 
 
+@pytest.mark.slow
 def test_large_tables_need_the_memory_of_a_block(tmp_path):
     """A table of 128 MiB with its state: resharded and exported with less than 40 MiB.
 

@@ -144,6 +144,7 @@ def test_unknown_numbers_of_rows(built, name):
         np.testing.assert_allclose(call(batch), model(batch), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @EACH
 def test_keras_fit_learns_and_what_is_saved_predicts_the_same(
     schema, name, without_autograph, tmp_path

@@ -417,6 +417,7 @@ def predictions(model, batch, batch_size):
     return model.predict(data, verbose=0)
 
 
+@pytest.mark.slow
 @EACH
 def test_keras_fit_learns_and_predict_equals_a_call(fitted, without_autograph, name):
     model, batch, _, losses, _ = fitted(name)

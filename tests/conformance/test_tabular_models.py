@@ -183,6 +183,7 @@ def test_half_precision(name, policy):
     np.testing.assert_allclose(logits, exact(batch_of(50)), atol=0.3, rtol=0.2)
 
 
+@pytest.mark.slow
 @EACH
 def test_keras_fit_learns_and_what_is_saved_predicts_the_same(name, without_autograph, tmp_path):
     tf.keras.utils.set_random_seed(5)

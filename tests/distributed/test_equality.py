@@ -19,7 +19,7 @@ from lookback.core.world import SOLO
 from lookback.embeddings.config import LOCAL
 from lookback.embeddings.sharding import STRATEGIES
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

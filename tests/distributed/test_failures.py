@@ -18,7 +18,7 @@ import pytest
 from lookback.checkpoints.store import find_checkpoint, open_checkpoint
 from lookback.core.faults import INTERRUPTED
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.slow
 
 FAULTY = Path(__file__).parent / "faulty.py"
 SECONDS_TO_END = 30

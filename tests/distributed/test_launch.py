@@ -14,8 +14,6 @@ from lookback.training.parallel.job_store import JobStore, NoLauncherError
 from lookback.training.parallel.launch import START_RANK
 from lookback.training.parallel.run_model import read
 
-pytestmark = pytest.mark.process
-
 
 @pytest.mark.parametrize(
     ("written", "ranks", "train"),

@@ -22,6 +22,8 @@ from horovod.runner.common.util.hosts import SlotInfo
 
 from lookback.training.parallel import horovodrun
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "hunter2-not-for-ps"
 PROGRAM = """

@@ -19,7 +19,7 @@ import pytest
 from lookback.checkpoints.store import Checkpoint, find_checkpoint, open_checkpoint
 from tests.serving.tabular_data import write_dataset
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.slow
 
 MANY_RUNS = Path(__file__).parent / "many_runs.py"
 LENGTHS = (9, 5)  # of the window: all slots, those of the long sequence

@@ -468,7 +468,7 @@ def test_overwrite_deletes_anything(raw: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (mine / "in").iterdir()) == ["u.data", "u.item"]
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_wrong_dataset_dir_is_said_before_tensorflow_is_imported(tmp_path: Path) -> None:
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "dataset.json").write_text("{")

@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_in_training_is_told_in_a_sentence(
     assert not bundle.exists()
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_ctrl_c_saves_and_a_second_run_in_the_same_place_is_refused_at_once(dataset, tmp_path):
     def train(results: str, saved: str) -> subprocess.Popen[str]:
         words = ["--dataset_dir", str(dataset), *DIN, "--epochs", "100000", "--eval_every", "0"]

@@ -5,6 +5,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_environment.py"
 
 
@@ -29,6 +31,7 @@ def test_names_every_package_that_is_not_as_locked(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_accepts_this_environment(tmp_path: Path) -> None:
     lock = tmp_path / "lock.txt"
     lock.write_text(f"numpy=={metadata.version('numpy')} \\\n    --hash=sha256:00\n")

@@ -37,6 +37,7 @@ def write_dataset(directory: Path) -> Path:
     return directory / "dataset"
 
 
+@pytest.mark.slow
 def test_scores_of_raw_ids_equal_the_trained_model_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

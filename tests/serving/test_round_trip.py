@@ -16,7 +16,7 @@ import pytest
 
 from lookback.serving.commands import PROGRAM
 
-pytestmark = [pytest.mark.process, pytest.mark.usefixtures("eagerly")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("eagerly")]
 
 ROOT = Path(__file__).resolve().parents[2]
 

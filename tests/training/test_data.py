@@ -99,6 +99,7 @@ def test_ranks_share_batches_of_everybodys_histories(dataset, in_ranks, ranks):
     assert sum(map(len, whole)) == histories.num_events - 2 * len(LENGTHS)
 
 
+@pytest.mark.slow
 def test_ranks_load_their_own_users_and_draw_from_everybodys_items(dataset, in_ranks):
     histories, directory = dataset
     ranks = 3  # of which none has as many users as another

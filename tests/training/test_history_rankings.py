@@ -154,6 +154,7 @@ def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_p
     assert not any("@" in name or "catalogue" in name for name in plain)
 
 
+@pytest.mark.slow
 def test_the_catalogue_in_pieces_gives_the_same_ranks(dataset, histories, tmp_path, monkeypatch):
     whole = trainer(dataset, "dien", full_catalogue=True, eval_split="validation")
     found = whole.evaluate(log(tmp_path)).summary

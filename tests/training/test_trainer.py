@@ -127,6 +127,7 @@ def interrupt_after(trained: Any, steps: int, number: signal.Signals) -> None:
 DIEN = {"dropout_rate": 0.3, "time_features": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "more"),
     [

@@ -331,6 +331,7 @@ run_dataset("interactions", log, output + "/histories", min_interactions=2)
 """
 
 
+@pytest.mark.slow
 def test_equal_runs_give_equal_bytes(raw: Path, tmp_path: Path) -> None:
     """Whatever the order of their sets: a workflow's pickle has some, and a schema's tags."""
     rows = "".join(f"u{n % 5},i{n % 7},{1500000000 + n}\n" for n in range(40))
@@ -560,6 +561,7 @@ def test_days_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert_same(read_split(tmp_path / "out", "test"), test, ordered=True)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Twenty times the rows; the peak of a process of its own, which had the few before, stays."""
     script = (

@@ -405,6 +405,7 @@ def test_overwrite_replaces_our_own_and_says_so(
     assert sorted(path.name for path in tmp_path.iterdir()) == [*"012345678", "clicks", "raw"]
 
 
+@pytest.mark.slow
 def test_two_runs_to_one_output_are_one(
     tmp_path: Path, make_events: Make, write_reviews: Write
 ) -> None:
