@@ -1,3 +1,36 @@
-"""Lookback: recommenders that look back over long user histories, trained, evaluated and served."""
+"""Lookback: recommenders that look back over long user histories, trained, evaluated and served.
+
+In Python::
+
+    bundle = lookback.load_bundle("export")
+    (scores,) = bundle.score([{"user_id": "A1", "history": {"item_id": []},
+                               "candidates": {"item_id": ["B1", "B2"]}}])
+
+Importing the package imports nothing else; what is public comes from `lookback.api` once it is
+asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lookback.api import load_bundle
 
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "load_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    """What `__all__` promises, imported when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lookback import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    """What is public."""
+    return sorted(__all__)

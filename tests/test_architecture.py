@@ -34,7 +34,7 @@ FLOORS = {
 (`__main__.py` too) may import everything."""
 
 PACKAGES = (*FLOORS, "benchmarks")
-DOORS = ("cli", "train")
+DOORS = ("api", "cli", "train")
 
 COMMUNICATION = {"horovod", "sparse_operation_kit"}
 MAY_COMMUNICATE = ("embeddings/backends/", "training/parallel/")
