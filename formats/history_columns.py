@@ -20,6 +20,11 @@ HISTORY_ID = "history_id"
 SPLIT = "split"
 """Of the split rule "users": to which part a user belongs, by its place in `SPLITS`."""
 
+NEW = "new"
+"""Of datasets that `workflows update` wrote: 1 of events that the dataset before did not train on
+(they came since, or it held them out, or left them out), else 0. No feature; impressions have it
+too."""
+
 TIME_GAP = "time_gap"
 """Domain (and table) of log-bucketed gaps between an event and the target; no column holds them."""
 
@@ -74,7 +79,7 @@ class Column:
 
     @property
     def role(self) -> Role | None:
-        """Whose feature it is; None of what is no feature: times, and the users' split."""
+        """Whose feature it is; None of what is no feature: times, `SPLIT` and `NEW`."""
         if not {CATEGORICAL, CONTINUOUS} & set(self.tags):
             return None
         return role_of(self.tags)
@@ -102,12 +107,15 @@ def number(name: str, role: Role) -> Column:
     return _feature(name, role, "float32", CONTINUOUS)
 
 
-def typed_columns(features: Sequence[Column], *, split: bool = False) -> tuple[Column, ...]:
+def typed_columns(
+    features: Sequence[Column], *, split: bool = False, new: bool = False
+) -> tuple[Column, ...]:
     """The columns of a dataset with these features, in their order on disk.
 
     Args:
       features: made by `category` and `number`; those of a role keep their order.
       split: whether users are split by a column `SPLIT`.
+      new: whether events have a column `NEW`.
 
     Raises:
       ValueError: if two columns share a name.
@@ -122,6 +130,7 @@ def typed_columns(features: Sequence[Column], *, split: bool = False) -> tuple[C
         Column(ITEM_ID, "int32", (ITEM, ID, SEQUENCE, LIST, CATEGORICAL), is_list=True),
         *(column for role in ROLES[1:] for column in of[role]),
         Column(TIMESTAMP, "int64", (TIME, SEQUENCE, LIST), is_list=True),
+        *([Column(NEW, "int8", (SEQUENCE, LIST), is_list=True)] if new else []),
     )
 
 

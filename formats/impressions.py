@@ -7,7 +7,8 @@
                  the label is predicted from
       timestamp  int64, seconds
       label      int8, 0 or 1
-      and all columns of items and of the context, one value each
+      and all columns of items and of the context, one value each; where the histories have `NEW`,
+      that too
 
 The histories hold what users did (the positives) alone. An impression that became one of these
 events is not among the events before it, which are strictly before.
@@ -26,7 +27,7 @@ from lookback.core.arrow_files import read_parquet
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import AGAIN
 from lookback.formats.histories import values_of
-from lookback.formats.history_columns import TIMESTAMP, Column
+from lookback.formats.history_columns import NEW, TIMESTAMP, Column
 
 IMPRESSIONS_DIRECTORY = "impressions"
 USER = "user"
@@ -44,7 +45,8 @@ def impression_columns(columns: Sequence[Column]) -> list[str]:
       ValueError: if a feature has the name of one of them.
     """
     features = [column.name for column in columns if column.role in ("item", "context")]
-    names = [USER, POSITION, *features, TIMESTAMP, LABEL]
+    new = [column.name for column in columns if column.name == NEW]
+    names = [USER, POSITION, *features, *new, TIMESTAMP, LABEL]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"an impression has columns of its own named {', '.join(repeated)}")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from merlin.schema import Tags
+from merlin.schema import Schema, Tags
 
 from lookback.formats import history_columns as columns
+from lookback.formats.features import HistoryFeatures, dataset_column
+from lookback.formats.impressions import impression_columns
 
 
 def test_columns_are_in_the_order_of_the_contract() -> None:
@@ -66,6 +68,15 @@ def test_typed_columns_are_in_the_order_of_their_roles() -> None:
     known = {tag.value for tag in Tags}
     assert all(set(column.tags) <= known for column in found)
     assert columns.categorical_names(found) == ("user_id", "item_id", "genres", "device", "rating")
+
+
+def test_what_is_new_is_a_column_of_events_and_no_feature() -> None:
+    *others, new = columns.typed_columns(TYPED, new=True)
+    assert others == list(columns.typed_columns(TYPED))
+    assert (new.name, new.dtype, new.is_list, new.role) == ("new", "int8", True, None)
+    schema = Schema([dataset_column(column, {}) for column in [*others, new]])
+    assert "new" not in HistoryFeatures.from_schema(schema).of(*columns.ROLES)
+    assert impression_columns([*others, new])[-3:] == ["new", "timestamp", "label"]
 
 
 def test_a_feature_named_as_the_users_split_is_refused_where_there_is_one() -> None:

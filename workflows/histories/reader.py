@@ -48,6 +48,7 @@ RESERVED = (
     names.TIMESTAMP,
     names.HISTORY_ID,
     names.SPLIT,
+    names.NEW,
     names.TIME_GAP,
     *names.OF_REQUESTS,
     LABEL,
