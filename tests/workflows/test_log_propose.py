@@ -200,6 +200,7 @@ def test_a_header_above_text_is_in_doubt(tmp_path: Path) -> None:
         ("x", [1.5 * n for n in range(99)], "number", None),
         ("x", list(range(5)) * 9, "category", None),
         ("x", ["", None], "constant", None),
+        ("price", ["12,50", "7", "0,99", "12,50"], "text", None),
     ],
 )
 def test_guesses(name: str, values: list[object], kind: str, unit: str | None) -> None:

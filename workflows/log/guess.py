@@ -32,6 +32,7 @@ LABEL_NAME = re.compile(
 FEW = 20  # distinct whole numbers that are rather names than amounts
 MOSTLY = 0.97
 _SEPARATORS = ("|", ";", ", ", ",")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+(,\d+)?")
 _WORD = re.compile(r"[^\W\d_]|^$")
 _UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -130,6 +131,13 @@ def _bag(texts: Sequence[str]) -> Guess | None:
         except ValueError:
             return None
         return Guess("categories", "lists in JSON", most=max(map(len, lists)))
+    if all(map(_DECIMAL_COMMA.fullmatch, texts)) and any("," in text for text in texts):
+        shown = next(text for text in texts if "," in text)
+        return Guess(
+            "text",
+            f"{shown!r} may be a number (write it with a point) or a list (type: categories, "
+            "separator: ',')",
+        )
     for separator in _SEPARATORS:
         cut = [text.split(separator) for text in texts]
         several = sum(len(parts) > 1 for parts in cut)
