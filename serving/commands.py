@@ -1,4 +1,4 @@
-"""The program `serving`: score, sample, describe, benchmark."""
+"""The program `serving`: score, serve, sample, describe, benchmark."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lookback.core.options import Command, CommandLine, Program, option
 from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
 from lookback.formats.verification import DatasetChecks, verify_dataset
 from lookback.serving.scores import Scores
+from lookback.serving.server.run import ServeOptions, serve
 
 # The modules behind the commands import pandas or TensorFlow, which takes seconds; --help and
 # mistakes answer at once.
@@ -273,6 +274,7 @@ PROGRAM = Program(
             CommandLine((BundleOptions, ScoreOptions)),
             _score,
         ),
+        "serve": Command("answer requests over HTTP", CommandLine((ServeOptions,)), serve),
         "sample": Command(
             "make requests out of a dataset",
             CommandLine((BundleOptions, SampleOptions, DatasetChecks)),

@@ -1,0 +1,1 @@
+"""A server of bundles over HTTP: the protocol of Triton, in one process without Triton."""

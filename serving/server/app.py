@@ -1,0 +1,382 @@
+"""The addresses of a server, and what it answers there.
+
+    POST /v2/models/NAME/infer        as Triton and KServe: see `serving.server.wire`
+    POST /v2/models/NAME/score        a request, or a list of them, in JSON; answers likewise
+    GET  /v2/models/NAME[/ready]      what it takes and gives
+    GET  /v2, /v2/health/live, /v2/health/ready, /metrics
+    POST /v2/repository/index, /v2/repository/models/NAME/load    with the token of administrators
+
+A name may be followed by ``/versions/N``, which then must be the one that is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tornado import web
+
+from lookback.core.errors import UserError, shown
+from lookback.core.faults import MOST_CHARACTERS
+from lookback.core.json_files import load_json
+from lookback.serving.requests import Request
+from lookback.serving.scores import Scores
+from lookback.serving.server.metrics import CONTENT_TYPE, Metrics
+from lookback.serving.server.models import Models, ServedModel
+from lookback.serving.server.scorer import OverloadedError, Scorer, ScoringError
+from lookback.serving.server.wire import (
+    JSON_LENGTH,
+    metadata_of,
+    read_inference,
+    write_inference,
+)
+
+MOST_BYTES = 16 << 20
+"""Of a body: a history of some hundred thousand events."""
+
+MOST_READ = 4 * MOST_BYTES
+"""Of a body that is too large: up to here it is read, so that its sender hears why."""
+
+MOST_REQUESTS = 1024
+"""Of one call."""
+
+RETRY_SECONDS = 1
+"""After which a client that was refused may try again: by then all that waited is scored."""
+
+PROBE_SECONDS = 10.0
+"""In which the model must score a row, for the server to be alive."""
+
+_NONE = "-"  # the model of an address that names none, in metrics
+_log = logging.getLogger(__name__)
+
+
+class TooLargeError(UserError):
+    """A body is larger than what is taken."""
+
+
+class Site:
+    """What all addresses share.
+
+    Attributes:
+      models: that are served.
+      scorer: of their requests.
+      metrics: what is counted.
+      token: of administrators; None: there are none.
+      names: hosts by which a client may call the server; None: any.
+      ready: whether it takes requests.
+      active: how many of them are not answered yet.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        scorer: Scorer,
+        metrics: Metrics,
+        token: str | None = None,
+        names: frozenset[str] | None = None,
+    ) -> None:
+        """Not ready yet."""
+        self.models, self.scorer, self.metrics = models, scorer, metrics
+        self.token, self.names = token, names
+        self.ready = False
+        self.active = 0
+
+
+def application(site: Site) -> web.Application:
+    """The server's addresses."""
+    model = r"/v2/models/([^/]+)(?:/versions/([^/]+))?"
+    given = {"site": site}
+    return web.Application(
+        [
+            (rf"{model}/infer", _Infer, given),
+            (rf"{model}/score", _Score, given),
+            (rf"{model}(/ready)?", _Model, given),
+            (r"/v2/?", _About, given),
+            (r"/v2/health/(live|ready)", _Health, given),
+            (r"/v2/repository/index", _Index, given),
+            (r"/v2/repository/models/([^/]+)/load", _Load, given),
+            (r"/metrics", _Metrics, given),
+            (r".*", _Elsewhere, given),
+        ],
+        log_function=_log_request,
+    )
+
+
+class _Address(web.RequestHandler):
+    """What every address does: who may call, errors in JSON, counting."""
+
+    site: Site
+    model = _NONE
+
+    def initialize(self, site: Site) -> None:
+        self.site = site
+
+    def set_default_headers(self) -> None:
+        self.set_header("Server", "lookback")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    def prepare(self) -> None:
+        """Refuses pages of other sites, whose browser is on this machine."""
+        host = urlsplit(f"//{self.request.host}")
+        origin = self.request.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc != self.request.host:
+            raise web.HTTPError(403, reason="Forbidden", log_message="of another site")
+        if self.site.names is not None and host.hostname not in self.site.names:
+            self.fail(403, f"This server is {', '.join(sorted(self.site.names))}, not that host.")
+
+    def fail(self, status: int, message: str) -> None:
+        """Answers with an error, and ends."""
+        self.set_status(status)
+        self.finish({"error": message[:MOST_CHARACTERS]})
+
+    def write_error(self, status_code: int, **_: Any) -> None:
+        """Of what nobody foresaw no more than the status: the rest is in the log."""
+        self.finish({"error": self._reason})
+
+    def on_finish(self) -> None:
+        self.site.metrics.requests.labels(self.model, self.get_status()).inc()
+
+    def named(self, name: str, version: str | None = None) -> ServedModel | None:
+        """A model; without one the answer says so."""
+        model = self.site.models.served.get(name)
+        if model is None:
+            known = ", ".join(self.site.models.served) or "none"
+            self.fail(404, f"There is no model {shown(name)}. Those that are served: {known}.")
+            return None
+        if version not in (None, str(model.version)):
+            self.fail(404, f"{name} is served in version {model.version}, not {shown(version)}.")
+            return None
+        self.model = name
+        return model
+
+
+@web.stream_request_body
+class _Bodied(_Address):
+    """One that takes a body, of a bounded size."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def data_received(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self._size <= MOST_BYTES:
+            self._chunks.append(chunk)
+
+    @property
+    def body(self) -> bytes:
+        """All of it.
+
+        Raises:
+          TooLargeError: if it is more than `MOST_BYTES`.
+        """
+        if self._size > MOST_BYTES:
+            raise TooLargeError(
+                f"Expected a body of at most {MOST_BYTES:,} bytes, received {self._size:,}."
+            )
+        return b"".join(self._chunks)
+
+
+class _Scored(_Bodied):
+    """One whose body is scored."""
+
+    async def post(self, name: str, version: str | None) -> None:
+        model = self.named(name, version)
+        if model is None:
+            return
+        if not self.site.ready:
+            self._refuse("The server is ending, or not ready yet.")
+            return
+        started = time.perf_counter()
+        self.site.active += 1
+        try:
+            await self.answer(model)
+        except UserError as error:
+            self.fail(413 if isinstance(error, TooLargeError) else 400, str(error))
+        except OverloadedError:
+            self._refuse("More requests wait than are scored soon.")
+        except ScoringError as error:
+            self.fail(500, f"The model could not score this ({error}); the server's log says more.")
+        else:
+            self.site.metrics.seconds.labels(model.name).observe(time.perf_counter() - started)
+        finally:
+            self.site.active -= 1
+
+    async def answer(self, model: ServedModel) -> None:
+        """Writes what is answered.
+
+        Raises:
+          UserError: if the body is not as it must be.
+        """
+        raise NotImplementedError
+
+    async def scored(self, model: ServedModel, requests: list[Any]) -> list[dict[str, Any]]:
+        """The answers to requests."""
+        if len(requests) > MOST_REQUESTS:
+            raise UserError(
+                f"Expected at most {MOST_REQUESTS:,} requests, received {len(requests):,}."
+            )
+        scores = await self.site.scorer.score(model, requests)
+        self._count(model, scores)
+        pairs: list[tuple[Request, Scores]] = list(zip(requests, scores, strict=True))
+        return [model.answer(request, found) for request, found in pairs]
+
+    def _count(self, model: ServedModel, scores: list[Scores]) -> None:
+        items = [known for found in scores for known in found.known or ()]
+        self.site.metrics.items.labels(model.name).inc(sum(len(s.logit) for s in scores))
+        self.site.metrics.unknown.labels(model.name).inc(len(items) - sum(items))
+
+    def _refuse(self, message: str) -> None:
+        self.set_header("Retry-After", str(RETRY_SECONDS))
+        self.fail(503, f"{message} Try again in {RETRY_SECONDS} s.")
+
+
+class _Infer(_Scored):
+    async def answer(self, model: ServedModel) -> None:
+        """As `serving.server.wire` says."""
+        call = read_inference(self.body, self.request.headers.get(JSON_LENGTH))
+        requests = [load_json(text, f"request {n}") for n, text in enumerate(call.texts)]
+        answers = await self.scored(model, requests)
+        texts = [json.dumps(answer, ensure_ascii=False) for answer in answers]
+        body, headers = write_inference(model.name, model.version, call, texts)
+        for header, value in headers.items():
+            self.set_header(header, value)
+        self.finish(body)
+
+
+class _Score(_Scored):
+    async def answer(self, model: ServedModel) -> None:
+        """A request, or a list of them; answers likewise."""
+        content = load_json(self.body, "the body", "Expected a request, or a list of requests.")
+        many = isinstance(content, list)
+        answers = await self.scored(model, content if many else [content])
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(answers if many else answers[0], ensure_ascii=False))
+
+
+class _Model(_Address):
+    def get(self, name: str, version: str | None, ready: str | None) -> None:
+        model = self.named(name, version)
+        if model is None:
+            return
+        if ready is None:
+            about = metadata_of(model.name, model.version)
+            self.finish({**about, "model_type": model.bundle.manifest.model_type})
+        elif not self.site.ready:
+            self.set_status(503)
+
+
+class _About(_Address):
+    def get(self) -> None:
+        """Which server this is."""
+        from lookback import __version__
+
+        self.finish(
+            {"name": "lookback", "version": __version__, "extensions": ["binary_tensor_data"]}
+        )
+
+
+class _Health(_Address):
+    async def get(self, what: str) -> None:
+        """Alive: every model scores. Ready: requests are taken."""
+        if what == "ready":
+            self.set_status(200 if self.site.ready else 503)
+            return
+        for model in self.site.models.served.values():
+            try:
+                await asyncio.wait_for(self.site.scorer.probe(model), PROBE_SECONDS)
+            except Exception as error:  # of TensorFlow, whatever it is
+                _log.exception("%s does not score", model.name)
+                self.fail(503, f"{model.name} does not score: {type(error).__name__}")
+                return
+
+
+class _Metrics(_Address):
+    def get(self) -> None:
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(self.site.metrics.text())
+
+
+class _Administered(_Bodied):
+    """One for administrators alone."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self._finished:
+            return
+        given = self.request.headers.get("Authorization", "").removeprefix("Bearer ")
+        token = self.site.token
+        if token is None:
+            self.fail(403, "This server was started without --admin_token_file.")
+        elif not hmac.compare_digest(given.encode(), token.encode()):
+            self.set_header("WWW-Authenticate", "Bearer")
+            self.fail(401, "Expected the token of administrators: Authorization: Bearer TOKEN.")
+
+
+class _Index(_Administered):
+    def post(self) -> None:
+        """What is served, and from where."""
+        listed = [
+            {
+                "name": model.name,
+                "version": str(model.version),
+                "state": "READY",
+                "path": str(model.directory),
+                "digest": model.digest,
+            }
+            for model in self.site.models.served.values()
+        ]
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(listed))
+
+
+class _Load(_Administered):
+    async def post(self, name: str) -> None:
+        """Loads a bundle; only when it scores does it take the place of the name's last."""
+        metrics, loop = self.site.metrics, asyncio.get_running_loop()
+        try:
+            body = self.body.strip()
+            content = load_json(body, "the body") if body else {}
+            path, digest = _where(content)
+            model = await loop.run_in_executor(None, self.site.models.load, name, path, digest)
+        except (UserError, OSError) as error:
+            metrics.loads.labels(name, "refused").inc()
+            self.fail(400, str(error))
+            return
+        metrics.loads.labels(name, "loaded").inc()
+        _log.warning("%s is now %s, version %d", name, model.directory, model.version)
+        self.finish({"name": name, "version": str(model.version), "digest": model.digest})
+
+
+class _Elsewhere(_Address):
+    def prepare(self) -> None:
+        super().prepare()
+        if not self._finished:
+            self.fail(404, "There is no such address. GET /v2 says what this is.")
+
+
+def _where(content: Any) -> tuple[Path | None, str | None]:
+    """The path and the digest that ``{"parameters": {"path": ..., "digest": ...}}`` names."""
+    parameters = content.get("parameters", {}) if isinstance(content, dict) else None
+    if not isinstance(parameters, dict) or set(parameters) - {"path", "digest"}:
+        raise UserError(
+            'Expected {"parameters": {"path": DIR, "digest": SHA256}}, both optional, received '
+            f"{shown(content)}."
+        )
+    path, digest = parameters.get("path"), parameters.get("digest")
+    if not isinstance(path, str | None) or not isinstance(digest, str | None):
+        raise UserError(f"path and digest: expected texts, received {shown(parameters)}.")
+    return (None if path is None else Path(path)), digest
+
+
+def _log_request(handler: web.RequestHandler) -> None:
+    """A line for what failed through the server's fault; metrics count the rest."""
+    if handler.get_status() >= 500 and handler.get_status() != 503:
+        _log.error("%s %s: %d", handler.request.method, handler.request.path, handler.get_status())

@@ -1,0 +1,132 @@
+"""The bundles that a server has loaded, by name; one is exchanged for another in one step."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lookback.core.digests import digest_of
+from lookback.core.errors import UserError, shown
+from lookback.serving.bundle import Bundle
+from lookback.serving.layouts.registry import LAYOUTS
+from lookback.serving.manifest import MANIFEST_FILE
+from lookback.serving.requests import Request, RequestError
+from lookback.serving.scores import Scores
+
+MOST_CANDIDATES = 5000
+"""That a request may name; the whole catalogue, where a model is asked for its best, is no list."""
+
+_WARM_UP_ROWS = (1, 64)
+CANDIDATES = "candidates"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A bundle under its name.
+
+    Attributes:
+      name: in addresses.
+      version: 1 of the first bundle of this name, and one more for each that replaced it.
+      directory: where it was loaded from.
+      digest: of its manifest, by which it can be trusted.
+      bundle: what scores.
+    """
+
+    name: str
+    version: int
+    directory: Path
+    digest: str
+    bundle: Bundle
+
+    def rows(self, index: int, request: Any) -> int:
+        """How many scores a request asks for.
+
+        Args:
+          index: of the request, to name it by.
+          request: to check; not its values.
+
+        Raises:
+          RequestError: saying what was expected and what came.
+        """
+        rows = self.bundle.encoder.check(index, request)
+        if rows > MOST_CANDIDATES and CANDIDATES in request:
+            raise RequestError(
+                index,
+                f"{CANDIDATES}: expected at most {MOST_CANDIDATES:,}, received {rows:,}. Ask in "
+                "several requests, or score files offline.",
+            )
+        return rows
+
+    def score(self, requests: Sequence[Request]) -> list[Scores]:
+        """Scores requests; errors as of `Bundle.score`."""
+        return self.bundle.score(requests)
+
+    def answer(self, request: Request, scores: Scores) -> dict[str, Any]:
+        """What a scored request is answered with."""
+        manifest = self.bundle.manifest
+        return LAYOUTS[manifest.layout].answer(request, manifest, scores)
+
+    def probe(self, rows: int = 1) -> None:
+        """Scores random rows, as one who wants to know whether that works.
+
+        Raises:
+          UserError: if what comes out is no number.
+        """
+        manifest = self.bundle.manifest
+        inputs = LAYOUTS[manifest.layout].draw(manifest, rows, np.random.default_rng(0))
+        _, probability = self.bundle.predict(inputs)
+        if not np.isfinite(probability).all():
+            raise UserError(f"{self.directory}: the model gives no finite scores. Train it anew.")
+
+
+class Models:
+    """What is served, by name. Who looks one up keeps it, whatever replaces it meanwhile."""
+
+    def __init__(self) -> None:
+        """Starts with none."""
+        self._served: dict[str, ServedModel] = {}
+        self._loading = threading.Lock()
+
+    @property
+    def served(self) -> Mapping[str, ServedModel]:
+        """The models by name."""
+        return dict(self._served)
+
+    def load(
+        self, name: str, directory: Path | None = None, trusted_digest: str | None = None
+    ) -> ServedModel:
+        """Loads a bundle, has it score, and only then puts it in the place of that name's last.
+
+        Args:
+          name: in addresses.
+          directory: of the bundle; None: where that name's last came from.
+          trusted_digest: SHA-256 that its manifest must have; None: any.
+
+        Raises:
+          UserError: if it cannot be loaded; what was served is served on.
+        """
+        with self._loading:  # one at a time: each takes memory
+            before = self._served.get(name)
+            if directory is None:
+                if before is None:
+                    raise UserError(
+                        f"There is no model {shown(name)} to load again. Give its path."
+                    )
+                directory = before.directory
+            bundle = Bundle.load(directory, trusted_digest)
+            model = ServedModel(
+                name=name,
+                version=1 if before is None else before.version + 1,
+                directory=directory,
+                digest=digest_of(directory / MANIFEST_FILE),
+                bundle=bundle,
+            )
+            for rows in _WARM_UP_ROWS:
+                model.probe(rows)
+            self._served[name] = model
+            return model

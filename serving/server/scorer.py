@@ -1,0 +1,149 @@
+"""Scores what several clients ask for, together: one batch after another, on one thread.
+
+While a batch is scored, what arrives waits, up to a bound; the next batch takes of it what fits.
+Under little load each request so is a batch of its own, without any delay; under much, batches grow
+until they are full, and what would have to wait longer than for one more batch is refused at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from lookback.core.errors import UserError
+from lookback.serving.requests import Request, RequestError
+from lookback.serving.scores import Scores
+from lookback.serving.server.metrics import Metrics
+from lookback.serving.server.models import ServedModel
+
+_log = logging.getLogger(__name__)
+
+
+class OverloadedError(Exception):
+    """More waits than will be scored soon."""
+
+
+class ScoringError(Exception):
+    """Scoring failed, through no fault of the request."""
+
+
+@dataclasses.dataclass
+class _Call:
+    """What one client waits for: all of its requests, or an error."""
+
+    model: ServedModel
+    requests: Sequence[Request]
+    rows: int
+    done: asyncio.Future[list[Scores]]
+
+
+class Scorer:
+    """Scores calls of an event loop; to be made and used within it."""
+
+    def __init__(self, most_rows: int, most_waiting: int, metrics: Metrics) -> None:
+        """Starts to wait for calls.
+
+        Args:
+          most_rows: scores of a batch. A single call may have more.
+          most_waiting: scores that may wait; a call of more may, if it is the only one.
+          metrics: are told of batches and of what waits.
+        """
+        self._most_rows, self._most_waiting = most_rows, most_waiting
+        self._metrics = metrics
+        self._waiting: collections.deque[_Call] = collections.deque()
+        self._rows = 0
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def score(self, model: ServedModel, requests: Sequence[Request]) -> list[Scores]:
+        """Scores a call's requests, in a batch with those of others.
+
+        Raises:
+          RequestError: about the first of them that is not as it must be.
+          OverloadedError: if too much waits.
+          ScoringError: if it failed; what, the log says.
+        """
+        rows = sum(model.rows(index, request) for index, request in enumerate(requests))
+        if not requests:
+            return []
+        if self._waiting and self._rows + rows > self._most_waiting:
+            raise OverloadedError
+        call = _Call(model, requests, rows, asyncio.get_running_loop().create_future())
+        self._waiting.append(call)
+        self._count(rows)
+        self._arrived.set()
+        return await call.done
+
+    async def probe(self, model: ServedModel) -> None:
+        """Has a model score something, in its turn: behind the batch that is under way."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, model.probe)
+
+    def close(self) -> None:
+        """Ends; what waits is not answered any more."""
+        self._task.cancel()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            calls = self._next()
+            try:
+                results = await loop.run_in_executor(self._thread, _score, calls)
+            except Exception as error:  # nobody may wait for ever
+                results = [ScoringError(str(error))] * len(calls)
+            for call, result in zip(calls, results, strict=True):
+                if call.done.done():  # its client has gone
+                    continue
+                if isinstance(result, Exception):
+                    call.done.set_exception(result)
+                else:
+                    call.done.set_result(result)
+
+    def _next(self) -> list[_Call]:
+        """Takes the calls of the next batch: of one model, in the order in which they came."""
+        first = self._waiting.popleft()
+        calls, rows, others = [first], first.rows, []
+        while self._waiting and rows < self._most_rows:
+            call = self._waiting.popleft()
+            if call.model is not first.model:
+                others.append(call)
+            elif rows + call.rows > self._most_rows:
+                others.append(call)
+                break
+            else:
+                calls.append(call)
+                rows += call.rows
+        self._waiting.extendleft(reversed(others))
+        if not self._waiting:
+            self._arrived.clear()
+        self._count(-rows)
+        self._metrics.batch_rows.observe(rows)
+        return calls
+
+    def _count(self, rows: int) -> None:
+        self._rows += rows
+        self._metrics.waiting.set(self._rows)
+
+
+def _score(calls: Sequence[_Call]) -> list[list[Scores] | Exception]:
+    """The result of each call; what is wrong with one is nothing to the others."""
+    try:
+        every = iter(calls[0].model.score([r for call in calls for r in call.requests]))
+        return [[next(every) for _ in call.requests] for call in calls]
+    except RequestError as error:
+        if len(calls) == 1:
+            return [error]
+    except UserError as error:
+        if len(calls) == 1:
+            return [ScoringError(str(error))]
+    except Exception as error:  # of TensorFlow, whatever it is
+        if len(calls) == 1:
+            _log.exception("scoring failed")
+            return [ScoringError(type(error).__name__)]
+    return [result for call in calls for result in _score([call])]
