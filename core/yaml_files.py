@@ -151,13 +151,14 @@ def load_yaml(text: str, source: str, *, shared_lists: bool = False) -> Any:
         raise UserError(f"{source} is not valid YAML: {str(error)[:_SHOWN]}.") from None
 
 
-def yaml_lines(text: str) -> Mapping[Place, int]:
+def yaml_lines(text: str, *, shared_lists: bool = False) -> Mapping[Place, int]:
     """The line, from 1 on, of each value of a text that `load_yaml` reads: that of its key.
 
     Args:
       text: of the file.
+      shared_lists: see `load_yaml`.
     """
-    loader = _StrictLoader(text)
+    loader = _SharingLoader(text) if shared_lists else _StrictLoader(text)
     try:
         node: yaml.Node | None = loader.get_single_node()
     finally:

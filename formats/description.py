@@ -14,9 +14,12 @@ METADATA_FILE = "metadata.json"
 """Describes materialised samples."""
 
 FEATURE_SPEC_FILE = "feature_spec.yaml"
-"""Describes split-binary files."""
+"""Describes the files of NVIDIA's recipes."""
 
-_SPECIFICATION, _METADATA, _OURS = "specification", "metadata", "lookback"
+SPECIFICATION_METADATA = "metadata"
+"""The section of a specification that may hold anything."""
+
+_SPECIFICATION, _OURS = "specification", "lookback"
 
 MATERIALISED = "materialised samples"
 """What a directory holds that somebody else made samples of, in words."""
@@ -49,7 +52,7 @@ def described(specification: Mapping[str, Any], said: Mapping[str, Any]) -> dict
       said: `core.manifests.FILES`, and what else is known of the data.
     """
     digest = sealed({**said, _SPECIFICATION: dict(specification)})[DIGEST]
-    return {**specification, _METADATA: {_OURS: {**said, DIGEST: digest}}}
+    return {**specification, SPECIFICATION_METADATA: {_OURS: {**said, DIGEST: digest}}}
 
 
 def read_specification(file: Path) -> tuple[Any, dict[str, Any]]:
@@ -59,11 +62,11 @@ def read_specification(file: Path) -> tuple[Any, dict[str, Any]]:
       UserError: if it cannot be read, or is not as `described` wrote it.
     """
     content = read_yaml(file, shared_lists=True)  # NVIDIA's tools dump a list of names twice
-    metadata = content.get(_METADATA) if isinstance(content, Mapping) else None
+    metadata = content.get(SPECIFICATION_METADATA) if isinstance(content, Mapping) else None
     said = metadata.get(_OURS) if isinstance(metadata, Mapping) else None
     if said is None:
         return content, {}
-    rest = {name: section for name, section in content.items() if name != _METADATA}
+    rest = {name: section for name, section in content.items() if name != SPECIFICATION_METADATA}
     if not isinstance(said, Mapping) or not is_whole({**said, _SPECIFICATION: rest}):
         raise UserError(
             f"{file} is not what was written: its content has another digest than it says. Copy "

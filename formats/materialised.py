@@ -1,16 +1,24 @@
 """The files of materialised samples: what metadata.json, footers and column order say.
 
-See `dataloading.histories.materialised` for the format and the reader.
+See `dataloading.histories.materialised` for the format and the reader. Here are also the writer,
+and what must hold of padding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.arrow_files import open_parquet
@@ -20,6 +28,11 @@ from lookback.core.paths import refuse_address
 from lookback.formats.description import METADATA_FILE
 
 SPLITS = ("train", "test")
+
+ROWS_A_GROUP = 16_384
+"""Rows of a row group that we write: 4 lists of 100 in 26 MB before compression."""
+
+Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +54,74 @@ class Columns:
     target: tuple[str, ...]
     history: tuple[str, ...]
     negatives: tuple[str, ...]
+
+    def every(self) -> tuple[str, ...]:
+        """All of them, as they stand in the files."""
+        return (self.label, *self.user, *self.target, *self.history, *self.negatives)
+
+
+class MaterialisedWriter:
+    """Writes the samples of one split, as one file.
+
+    The enclosing directory should be one of `atomic_directory`: the file may be half written.
+
+    Args:
+      directory: of the dataset; the split's own is created.
+      split: a name of `SPLITS`.
+      compression: of the columns.
+      part: number of the file.
+    """
+
+    def __init__(
+        self, directory: Path, split: str, compression: str = "snappy", part: int = 0
+    ) -> None:
+        self._file = directory / split / f"part.{part}.parquet"
+        self._compression = compression
+        self._writer: pq.ParquetWriter | None = None
+        self._pending: list[pa.Table] = []
+        self._waiting = self._rows = 0
+
+    def write(self, columns: Mapping[str, Array]) -> None:
+        """Appends rows.
+
+        Args:
+          columns: integers ``[n]``, or ``[n, T]`` of lists, by name, in the order that gives them
+            their meaning.
+        """
+        arrays = {name: _arrow_array(values) for name, values in columns.items()}
+        table = pa.table(arrays)
+        self._pending.append(table)
+        self._waiting += table.num_rows
+        if self._waiting >= ROWS_A_GROUP:
+            self._flush()
+
+    def close(self) -> int:
+        """Writes what is left; gives the number of rows."""
+        if self._waiting:
+            self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        return self._rows
+
+    def _flush(self) -> None:
+        table = pa.concat_tables(self._pending)
+        if self._writer is None:
+            self._file.parent.mkdir(exist_ok=True)
+            self._writer = pq.ParquetWriter(self._file, table.schema, compression=self._compression)
+        self._writer.write_table(table, row_group_size=self._waiting)
+        self._rows += self._waiting
+        self._pending, self._waiting = [], 0
+
+
+def write_cardinalities(directory: Path, cardinalities: Mapping[str, int]) -> None:
+    """Writes metadata.json, which makes the directory a dataset of materialised samples.
+
+    Args:
+      directory: of the dataset, which is ours to write in.
+      cardinalities: by feature: those of the user, then those of the item.
+    """
+    entries = [{"name": name, "value": value} for name, value in cardinalities.items()]
+    (directory / METADATA_FILE).write_text(json.dumps({"cardinalities": entries}) + "\n")
 
 
 def read_cardinalities(path: Path, user_features: int) -> dict[str, int]:
@@ -106,6 +187,32 @@ def read_footers(path: Path, split: str) -> tuple[list[RowGroup], pa.Schema]:
     if not groups:
         raise UserError(f"{directory} holds no rows. Expected at least one sample.")
     return groups, schema
+
+
+def user_features_of(path: Path, columns: list[str], features: int) -> int:
+    """How many of the features are of users, by the number of columns: 1 + U + 3 (features - U).
+
+    Raises:
+      UserError: if no number would do.
+    """
+    twice = 1 + 3 * features - len(columns)
+    if twice % 2 or not 0 <= twice // 2 < features:
+        raise UserError(
+            f"{path}: {len(columns)} columns are there for the {features} features of "
+            f"{METADATA_FILE}: {shown(columns)}. Expected the label, each user feature once and "
+            "each item feature three times (target, positive and negative history)."
+        )
+    return twice // 2
+
+
+def longest_list(groups: Sequence[RowGroup], column: str) -> int:
+    """Entries of the longest list of a column; only this column is read."""
+    longest = 0
+    for group in groups:
+        with open_parquet(group.file) as file:
+            lists = file.read_row_group(group.index, columns=[column]).column(0)
+        longest = max(longest, int(pc.max(pc.list_value_length(lists)).as_py() or 0))
+    return longest
 
 
 def assign_columns(
@@ -223,3 +330,87 @@ def _order_error(path: Path, columns: list[str], found: str, expected: str) -> U
         "their meaning: label, user features, target item features, positive histories, negative "
         f"histories, each in the order of metadata.json. Found {columns}."
     )
+
+
+def list_offsets(column: pa.Array) -> Array:
+    """Where each row's list starts among a list column's values; one more entry than rows."""
+    if pa.types.is_fixed_size_list(column.type):
+        return np.arange(len(column) + 1, dtype=np.int64) * column.type.list_size
+    offsets: Array = column.offsets.to_numpy()
+    return offsets - offsets[0]
+
+
+def pad_left(values: Array, offsets: Array, slots: int) -> Array:
+    """The newest `slots` entries of each list as ``[B, slots]`` int32, 0 before shorter ones.
+
+    Args:
+      values: all lists, one after the other.
+      offsets: ``[B + 1]``, where each starts; from 0.
+      slots: width of the result.
+    """
+    rows = len(offsets) - 1
+    length = int(offsets[1]) if rows else 0
+    if length == 0 or not np.array_equal(offsets, np.arange(rows + 1) * length):
+        # Slot j of a row is entry `end - slots + j` of the values, if the row's list is that long.
+        index = offsets[1:, np.newaxis] + np.arange(-slots, 0)
+        valid = index >= offsets[:-1, np.newaxis]
+        padded = np.zeros((rows, slots), np.int32)
+        padded[valid] = values[index[valid]]
+        return padded
+    dense = values.reshape(rows, length)
+    if length >= slots:
+        return dense[:, length - slots :].astype(np.int32, copy=False)
+    padded = np.zeros((rows, slots), np.int32)
+    padded[:, slots - length :] = dense
+    return padded
+
+
+def check_padding(
+    histories: Mapping[str, Array],
+    negatives: Mapping[str, Array],
+    error: Callable[[int, str], UserError],
+) -> Array:
+    """Raises unless zeros stand on the left only, alike in all features of a history.
+
+    Args:
+      histories: ``[B, T]`` by column.
+      negatives: ``[B, S]`` by column, of the last S slots: each event needs one.
+      error: of a row's number and a text: what to raise.
+
+    Returns:
+      which slots are events, ``[B, T]``.
+    """
+    (first, ids), *others = histories.items()
+    mask: Array = ids > 0  # [B, T]
+    gap = mask[:, :-1] & ~mask[:, 1:]
+    if gap.any():
+        raise error(
+            int(gap.any(axis=1).argmax()),
+            f"column {first!r} has a 0 after an id. Histories are padded with 0 on the left, the "
+            "newest event last.",
+        )
+    for name, values in others:
+        differs = (values > 0) != mask
+        if differs.any():
+            raise error(
+                int(differs.any(axis=1).argmax()),
+                f"columns {first!r} and {name!r} have their padding (0) in different places. Every "
+                "event needs an id in every feature.",
+            )
+    for name, values in negatives.items():
+        missing = mask[:, -values.shape[1] :] & (values == 0)
+        if missing.any():
+            raise error(
+                int(missing.any(axis=1).argmax()),
+                f"column {name!r} has a 0 where the positive history has an event. Every event "
+                "needs its negative.",
+            )
+    return mask
+
+
+def _arrow_array(values: Array) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    rows, slots = values.shape
+    offsets = np.arange(rows + 1, dtype=np.int32) * slots
+    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).reshape(-1))

@@ -1,24 +1,49 @@
 """NVIDIA's split-binary files, as its preprocessing of the Criteo data writes them: values.
 
-What they hold, and where, `formats.feature_spec` says. NVIDIA's converter names a feature after its
-file ("cat_0.bin"); the ending is dropped here, so that tables are named as in our own format and a
-model trained on one can be evaluated on the other.
+    DIR/
+      feature_spec.yaml        `formats.feature_spec`; which chunks a dataset must have, see below
+      train/  label.bin        bool ``[n]``
+              numerical.bin    float16 ``[n, N]``; not there if N is 0
+              cat_0.bin ...    int8, int16 or int32 ``[n]`` each
+      test/   ...
+      validation/              (ours; the specification may or may not name it)
+
+Values only, without headers, so the files' sizes must agree. NVIDIA's reader gives each categorical
+feature the smallest type for its cardinality (DLRM_and_DCNv2/dataloading/feature_spec.py,
+`get_categorical_feature_type`), knows the splits ``train`` and ``test`` alone, and refuses others
+in the specification. NVIDIA's converter names a feature after its file ("cat_0.bin"); the ending is
+dropped here, so that tables are named as in our own format and a model trained on one can be
+evaluated on the other.
+
+Other specifications that hold DLRM's channels (several files a feature, other types of values or
+chunks) are imported: `python -m workflows import-feature-spec`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from merlin.schema import Schema
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 from lookback.core.manifests import WHOLLY, Verification
+from lookback.core.options.nested import Problems
 from lookback.formats.description import FEATURE_SPEC_FILE
-from lookback.formats.feature_spec import LABEL_FILE, NUMERICAL_FILE, SplitBinarySpec, id_type
+from lookback.formats.feature_channels import channels_of, ids_rows
+from lookback.formats.feature_spec import (
+    LABEL_FILE,
+    NUMERICAL_FILE,
+    SPLIT_BINARY,
+    Chunk,
+    FeatureSpecification,
+    id_type,
+    read_feature_spec,
+)
 from lookback.formats.tabular_files import ROW_GROUP
 from lookback.formats.tabular_rows import (
     Array,
@@ -35,6 +60,18 @@ from lookback.formats.verification import compare
 UNNAMED, LIKE = "validation", "test"
 """A split that the specification may not name, as NVIDIA's tools refuse one that names more than
 train and test. Its files are called as those of the other, in a directory of its name."""
+
+_ID_TYPES = ("int8", "int16", "int32")
+_IMPORT = "`python -m workflows import-feature-spec` reads what else a specification may describe."
+
+
+class SplitFiles(NamedTuple):
+    """The files of a split: label, numbers (None without any) and ids, in the schema's order."""
+
+    label: Path
+    numerical: Path | None
+    categorical: tuple[Path, ...]
+    rows: int
 
 
 class SplitBinaryDataset:
@@ -55,18 +92,24 @@ class SplitBinaryDataset:
 
     def __init__(self, path: str | Path, verification: Verification = WHOLLY) -> None:
         self._path = Path(path)
-        spec = SplitBinarySpec(self._path / FEATURE_SPEC_FILE)
-        compare(self._path / FEATURE_SPEC_FILE, spec.said, verification)
-        self.cardinalities = {_name(name): spec.rows(name) for name in spec.categorical}
+        spec = with_unnamed(read_feature_spec(self._path / FEATURE_SPEC_FILE))
+        compare(spec.file, spec.said, verification)
+        channels = channels_of(spec)
+        if not isinstance(channels, TabularFeatures):
+            raise UserError(f"{spec.file} describes samples of histories, no rows. {_IMPORT}")
+        self.cardinalities = {
+            plain_name(name): ids_rows(spec, name) for name in channels.categorical
+        }
         self.schema: Schema = tabular_schema(
-            [_name(name) for name in spec.numerical], self.cardinalities, label=_name(spec.label)
+            [plain_name(name) for name in channels.numerical],
+            self.cardinalities,
+            label=plain_name(channels.label),
         )
         self.features = TabularFeatures.from_schema(self.schema)
-        self._id_types = [spec.dtype(name) for name in spec.categorical]
-        self._files = {split: spec.files(split, self._path) for split in spec.splits}
-        unnamed = UNNAMED not in self._files and (self._path / UNNAMED).is_dir()
-        if unnamed and LIKE in self._files:
-            self._files[UNNAMED] = spec.files(LIKE, self._path, UNNAMED)
+        self._id_types = [
+            spec.features[name].dtype.newbyteorder("<") for name in channels.categorical
+        ]
+        self._files = _split_files(spec, channels)
 
     def num_rows(self, split: str) -> int:
         """Rows of a split.
@@ -92,7 +135,7 @@ class SplitBinaryDataset:
         files = self._files[split]
         seen: set[bool] = set()
         for block, rows in enumerate(self.blocks(split)):
-            labels = _mapped(files.label, np.dtype(np.uint8), block * ROW_GROUP, rows)
+            labels = mapped(files.label, np.dtype(np.uint8), block * ROW_GROUP, rows)
             seen |= {bool(labels.any()), bool(labels.all())}
             if len(seen) > 1:
                 return True
@@ -106,12 +149,12 @@ class SplitBinaryDataset:
         """
         files = self._files[split]
         first = block * ROW_GROUP + begin
-        label = _mapped(files.label, np.dtype(np.uint8), first, len(rows))
+        label = mapped(files.label, np.dtype(np.uint8), first, len(rows))
         check_label(label, self.features.label, Place(split, files.label, first))
         rows.labels[:, 0] = label
         if files.numerical is not None:
             numbers = len(self.features.numerical)
-            half = _mapped(
+            half = mapped(
                 files.numerical, np.dtype("<f2"), first * numbers, len(rows) * numbers
             ).reshape(-1, numbers)
             rows.numerical[...] = half
@@ -121,7 +164,7 @@ class SplitBinaryDataset:
                     check_numbers(rows.numerical[:, column], name, place)
         columns = zip(self.features.categorical, files.categorical, self._id_types, strict=True)
         for column, (name, file, dtype) in enumerate(columns):
-            ids = _mapped(file, dtype, first, len(rows))
+            ids = mapped(file, dtype, first, len(rows))
             check_ids(ids, name, self.cardinalities[name], Place(split, file, first))
             rows.categorical[:, column] = ids
 
@@ -159,17 +202,155 @@ def write_split(
         for rows in pieces:
             label.write(rows.labels.astype(bool).data)
             if numerical is not None:
-                numerical.write(rows.numerical.astype("<f2").data)
+                numerical.write(_half(rows.numerical).data)
             for column, (file, dtype) in enumerate(zip(ids, types.values(), strict=True)):
                 file.write(rows.categorical[:, column].astype(dtype).data)
 
 
-def _name(feature: str) -> str:
+def split_binary_chunks(split: str, features: TabularFeatures) -> list[Chunk]:
+    """The chunks of a split that `write_split` wrote."""
+    # NVIDIA's own files name the features cat_0.bin; any name is allowed, so ours stay.
+    files: list[tuple[tuple[str, ...], str]] = [((features.label,), LABEL_FILE)]
+    files += [((name,), f"{name}.bin") for name in features.categorical]
+    files += [(features.numerical, NUMERICAL_FILE)] if features.numerical else []
+    return [Chunk(SPLIT_BINARY, names, (Path(split, file),)) for names, file in files]
+
+
+def _half(numbers: Array) -> Array:
+    """Numbers as NVIDIA's reader takes them."""
+    most = float(np.finfo(np.float16).max)
+    if numbers.size and (numbers.max() > most or numbers.min() < -most):
+        raise UserError(
+            f"A number is {numbers.flat[np.abs(numbers).argmax()]:g}. Expected {most:,.0f} at "
+            "most: split_binary holds numbers as float16. Scale the column (the workflow of criteo "
+            "takes logarithms), and write the dataset again."
+        )
+    return numbers.astype("<f2")
+
+
+def plain_name(feature: str) -> str:
+    """What we call a feature that NVIDIA's converter named."""
     return feature.removesuffix(".bin")
 
 
-def _mapped(file: Path, dtype: np.dtype[Any], first: int, count: int) -> Array:
-    """`count` values of a file from number `first` on, not copied."""
+def with_unnamed(spec: FeatureSpecification) -> FeatureSpecification:
+    """A specification that names the validation rows, too, where they lie beside the others."""
+    directory = spec.file.parent / UNNAMED
+    like = spec.mappings.get(LIKE, ())
+    binary = all(chunk.type == SPLIT_BINARY for chunk in like)
+    if UNNAMED in spec.mappings or not (like and binary and directory.is_dir()):
+        return spec
+    chunks = (
+        chunk._replace(files=tuple(directory / file.name for file in chunk.files)) for chunk in like
+    )
+    return dataclasses.replace(spec, mappings={**spec.mappings, UNNAMED: tuple(chunks)})
+
+
+def _split_files(spec: FeatureSpecification, channels: TabularFeatures) -> dict[str, SplitFiles]:
+    """The files of each split, which must be as large as the dtypes and each other say."""
+    problems = spec.problems()
+    _check_types(spec, channels, problems)
+    expected: list[tuple[str, ...]] = [(channels.label,)]
+    expected += [(name,) for name in channels.categorical]
+    expected += [channels.numerical] if channels.numerical else []
+    by_features = {}
+    for split, chunks in spec.mappings.items():
+        by_features[split] = _files_by_features(spec, split, chunks, problems)
+        for names in expected:
+            if names not in by_features[split]:
+                problems.add(
+                    spec.mapping_place(split),
+                    f"names no file for {shown(list(names))}. Expected one with the label, one "
+                    "with all numerical features in the channel's order, and one with each "
+                    f"categorical feature. {_IMPORT}",
+                )
+    problems.raise_any()
+    return {split: _sized(spec, channels, files, expected) for split, files in by_features.items()}
+
+
+def _check_types(spec: FeatureSpecification, channels: TabularFeatures, problems: Problems) -> None:
+    allowed: dict[str, tuple[str, ...]] = dict.fromkeys(channels.categorical, _ID_TYPES)
+    allowed |= dict.fromkeys(channels.numerical, ("float16",))
+    allowed |= {channels.label: ("bool",)}
+    for name, kinds in allowed.items():
+        if spec.features[name].dtype.name not in kinds:
+            problems.add(
+                spec.feature_place(name),
+                f"{spec.features[name].dtype.name}. Expected {' or '.join(kinds)}. {_IMPORT}",
+            )
+
+
+def _files_by_features(
+    spec: FeatureSpecification, split: str, chunks: Sequence[Chunk], problems: Problems
+) -> dict[tuple[str, ...], Path]:
+    found = {}
+    for number, chunk in enumerate(chunks):
+        if chunk.type != SPLIT_BINARY:
+            problems.add(
+                spec.chunk_place(split, number, "type"),
+                f"{chunk.type}. Expected {SPLIT_BINARY}. {_IMPORT}",
+            )
+        if len(chunk.files) != 1:
+            problems.add(
+                spec.chunk_place(split, number, "files"),
+                f"{len(chunk.files)} files. Expected one file. {_IMPORT}",
+            )
+        found[chunk.features] = chunk.files[0]
+    return found
+
+
+def _sized(
+    spec: FeatureSpecification,
+    channels: TabularFeatures,
+    files: Mapping[tuple[str, ...], Path],
+    expected: Sequence[tuple[str, ...]],
+) -> SplitFiles:
+    rows = {
+        files[names]: rows_of(files[names], sum(spec.features[n].dtype.itemsize for n in names))
+        for names in expected
+    }
+    label = files[(channels.label,)]
+    for file, count in rows.items():
+        if count != rows[label]:
+            raise UserError(
+                f"{file} holds {count} rows, {label} {rows[label]}. The files of a split must "
+                "have as many; one of them is cut off or not of this dataset."
+            )
+    return SplitFiles(
+        label,
+        files[channels.numerical] if channels.numerical else None,
+        tuple(files[(name,)] for name in channels.categorical),
+        rows[label],
+    )
+
+
+def rows_of(file: Path, bytes_a_row: int) -> int:
+    """Rows of a file of values.
+
+    Raises:
+      UserError: if it is not there, or does not end with a row.
+    """
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}). {FEATURE_SPEC_FILE} names it."
+        ) from error
+    rows, left = divmod(size, bytes_a_row)
+    if left:
+        raise UserError(
+            f"{file} has {size} bytes, which is not a whole number of rows of {bytes_a_row} bytes. "
+            "It is cut off, or its dtype in the specification is wrong."
+        )
+    return rows
+
+
+def mapped(file: Path, dtype: np.dtype[Any], first: int, count: int) -> Array:
+    """`count` values of a file from number `first` on, not copied.
+
+    Raises:
+      UserError: if they are not there.
+    """
     try:
         return np.memmap(file, dtype, "r", first * dtype.itemsize, (count,))
     except (OSError, ValueError) as error:

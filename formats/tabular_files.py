@@ -42,8 +42,8 @@ class TabularWriter:
     Args:
       directory: of the dataset; the split's own is created on the first row.
       split: a name of `SPLITS`.
-      numerical: N, number of numerical columns.
-      categorical: M, number of categorical columns.
+      numerical: names of the numerical columns, or how many (N): then they are num_0, num_1, ...
+      categorical: names of the categorical columns, or how many (M): then they are cat_0, ...
       rows_a_file: rows of each part but the last.
     """
 
@@ -51,13 +51,12 @@ class TabularWriter:
         self,
         directory: Path,
         split: str,
-        numerical: int,
-        categorical: int,
+        numerical: int | Sequence[str],
+        categorical: int | Sequence[str],
         rows_a_file: int = ROWS_A_FILE,
     ) -> None:
         self._directory = Path(directory) / split
-        self._numerical = numerical
-        self._categorical = categorical
+        self._names = column_names(numerical, categorical)
         self._rows_a_file = rows_a_file
         self._pending: list[tuple[np.ndarray[Any, Any], ...]] = []
         self._waiting = 0
@@ -81,12 +80,12 @@ class TabularWriter:
           ValueError: if the shapes are not these.
         """
         rows = len(label)
-        expected = ((rows, self._numerical), (rows, self._categorical))
+        numbers, ids = map(len, self._names)
+        expected = ((rows, numbers), (rows, ids))
         if label.ndim != 1 or (numerical.shape, categorical.shape) != expected:
             raise ValueError(
-                f"Expected label [n], numerical [n, {self._numerical}] and categorical "
-                f"[n, {self._categorical}]; received {label.shape}, {numerical.shape} and "
-                f"{categorical.shape}."
+                f"Expected label [n], numerical [n, {numbers}] and categorical [n, {ids}]; "
+                f"received {label.shape}, {numerical.shape} and {categorical.shape}."
             )
         start = 0
         while start < rows:
@@ -113,7 +112,7 @@ class TabularWriter:
         self._pending.clear()
         self._directory.mkdir(parents=True, exist_ok=True)
         file = self._directory / part_name(self._parts)
-        write_part(file, label, numerical.T, categorical.T)
+        write_part(file, label, numerical.T, categorical.T, self._names)
         self._parts += 1
         self._rows += self._waiting
         self._waiting = 0
@@ -124,16 +123,25 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def column_names(numerical: int, categorical: int) -> tuple[list[str], list[str]]:
-    """Names of the numerical and of the categorical columns."""
-    return (
-        [f"num_{number}" for number in range(numerical)],
-        [f"cat_{number}" for number in range(categorical)],
-    )
+def column_names(
+    numerical: int | Sequence[str], categorical: int | Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Names of the numerical and of the categorical columns, where they are given or numbered."""
+
+    def names(given: int | Sequence[str], prefix: str) -> list[str]:
+        if isinstance(given, int):
+            return [f"{prefix}_{number}" for number in range(given)]
+        return list(given)
+
+    return names(numerical, "num"), names(categorical, "cat")
 
 
 def write_part(
-    file: Path, label: np.ndarray[Any, Any], numerical: Columns, categorical: Columns
+    file: Path,
+    label: np.ndarray[Any, Any],
+    numerical: Columns,
+    categorical: Columns,
+    names: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> None:
     """Writes one parquet file: PLAIN values, row groups of `ROW_GROUP` rows, no nulls.
 
@@ -142,8 +150,9 @@ def write_part(
       label: [n].
       numerical: N columns, each [n].
       categorical: M columns, each [n].
+      names: of both; None: `column_names` numbers them.
     """
-    nums, cats = column_names(len(numerical), len(categorical))
+    nums, cats = names or column_names(len(numerical), len(categorical))
     arrays = {
         LABEL: np.ascontiguousarray(label, "<f4"),
         **{
@@ -180,7 +189,7 @@ def write_description(
     options: Mapping[str, Any],
     counts: Mapping[str, Any],
     cardinalities: Mapping[str, int],
-    numerical: int,
+    numerical: int | Sequence[str],
     vocabularies: Mapping[str, str] | None = None,
     known: Files | None = None,
 ) -> dict[str, Any]:
@@ -192,7 +201,7 @@ def write_description(
       options: what has a say in the content.
       counts: rows of each split under its name, and what else was counted.
       cardinalities: rows of the table of each categorical column, in order.
-      numerical: N, number of numerical columns.
+      numerical: names of the numerical columns, or how many; see `TabularWriter`.
       vocabularies: what the ids of each column stand for, where a workflow gave them.
       known: see `formats.dataset_info.write_info`.
 
@@ -214,14 +223,18 @@ def write_description(
     return write_info(directory, TABULAR, content, known)
 
 
-def content_hash(directory: Path, cardinalities: Mapping[str, int], numerical: int) -> str:
+def content_hash(
+    directory: Path, cardinalities: Mapping[str, int], numerical: int | Sequence[str]
+) -> str:
     """``sha256:<hex>`` of the columns, and of the values of each part in order.
 
     It depends on how rows are spread over parts, which the input and the options decide: workers
     and memory have no say in it.
     """
+    names, _ = column_names(numerical, 0)
     content = {
-        "numerical": numerical,
+        # Numbered columns are as many as there are, as they were before columns had other names.
+        "numerical": len(names) if names == column_names(len(names), 0)[0] else names,
         "cardinalities": dict(cardinalities),
         "parts": {split: [_digest(file) for file in parts(directory, split)] for split in SPLITS},
     }

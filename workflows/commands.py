@@ -10,9 +10,12 @@ from typing import Any
 
 from lookback.core.files import atomic_file
 from lookback.core.options import Command, CommandLine, Program, changed, changes, option, without
+from lookback.formats.dataset_info import is_tabular
 from lookback.formats.verification import TRUSTED, DatasetChecks
 from lookback.workflows import GENERATORS, TABULAR_DATASETS
 from lookback.workflows.datasets.log import LogReader
+from lookback.workflows.feature_spec_export import export_feature_spec
+from lookback.workflows.feature_spec_import import import_feature_spec
 from lookback.workflows.log.document import described
 from lookback.workflows.log.recipes import list_recipes, recipe_of
 from lookback.workflows.log.schema import SCHEMA
@@ -94,6 +97,47 @@ class DatasetExportOptions:
 
     dataset_type: str = option(help="layout to write")
     input: Path = option(help="a tabular dataset")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What of NVIDIA's recipes is imported."""
+
+    scope = "what to read"
+
+    path: Path = option(
+        help="feature_spec.yaml of SIM's or DLRM's channels, or the directory that holds it",
+        positional=True,
+    )
+
+
+@dataclass(frozen=True)
+class FeatureSpecExportOptions:
+    """What is exported for NVIDIA's recipes."""
+
+    scope = "what to read"
+
+    directory: Path = option(help="materialised samples, or a tabular dataset", positional=True)
+
+
+@dataclass(frozen=True)
+class PrebatchOptions:
+    """How records are batched; names are seed 000's."""
+
+    scope = "what to write"
+
+    prebatch_train_size: int | None = option(
+        None,
+        help="training samples of a record (materialised samples); none (or 0): one",
+        at_least=1,
+        none=(0,),
+    )
+    prebatch_test_size: int | None = option(
+        None,
+        help="the same of the test's",
+        at_least=1,
+        none=(0,),
+    )
 
 
 @dataclass(frozen=True)
@@ -204,6 +248,39 @@ def _export(asked: DatasetExportOptions, target: OutputOptions, checks: DatasetC
     print_digest(target.output)
 
 
+def _import(asked: ImportOptions, target: OutputOptions) -> None:
+    done = import_feature_spec(asked.path, target.output, overwrite=target.overwrite)
+    rows = ", ".join(f"{split} {count:,}" for split, count in done.rows.items())
+    print(f"{done.kind}: {target.output}, {rows} rows")
+    for note in done.notes:
+        print(note)
+    if is_tabular(target.output):
+        print_digest(target.output)
+
+
+def _export_feature_spec(
+    asked: FeatureSpecExportOptions,
+    prebatch: PrebatchOptions,
+    target: OutputOptions,
+    checks: DatasetChecks,
+) -> None:
+    _say(checks.begin(asked.directory))
+    rows = export_feature_spec(
+        asked.directory,
+        target.output,
+        prebatch={
+            "train": prebatch.prebatch_train_size,
+            "test": prebatch.prebatch_test_size,
+        },
+        overwrite=target.overwrite,
+        verification=checks.verification,
+    )
+    print(f"{target.output}: {rows:,} rows")
+    if is_tabular(asked.directory):
+        print("numbers are float16 there, as NVIDIA's reader wants them")
+        print_digest(target.output)
+
+
 def _describe(asked: DescribeOptions, checks: DatasetChecks) -> None:
     from lookback.workflows.describe import describe
 
@@ -299,6 +376,16 @@ PROGRAM = Program(
                 choices={"dataset_type": sorted(DATASET_TYPES)},
             ),
             _export,
+        ),
+        "import-feature-spec": Command(
+            "dataset of NVIDIA's recipes (feature_spec.yaml) to dataset",
+            CommandLine((ImportOptions, OutputOptions)),
+            _import,
+        ),
+        "export-feature-spec": Command(
+            "materialised samples or tabular dataset to files of NVIDIA's recipes",
+            CommandLine((FeatureSpecExportOptions, PrebatchOptions, OutputOptions, DatasetChecks)),
+            _export_feature_spec,
         ),
         "init": Command(
             "propose the YAML that describes the files of a log", CommandLine((InitOptions,)), _init

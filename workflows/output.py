@@ -20,6 +20,7 @@ DATASET = OutputKind("dataset")
 WORKFLOW = OutputKind("saved workflow")
 RAW = OutputKind("set of generated files")
 SPLIT_BINARY = OutputKind("set of split_binary files")
+FEATURE_SPEC = OutputKind("set of TFRecord files")
 
 
 @dataclass(frozen=True)

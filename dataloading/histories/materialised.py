@@ -23,7 +23,7 @@ import bisect
 import itertools
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +40,11 @@ from lookback.formats.materialised import (
     Columns,
     RowGroup,
     assign_columns,
+    check_padding,
     check_types,
     dataset_schema,
+    list_offsets,
+    pad_left,
     read_cardinalities,
     read_footers,
 )
@@ -252,7 +255,7 @@ class MaterialisedDataset:
                 _check_lengths(piece, name, first_list, offsets, where)
                 values = _values(piece, name, where)
                 self._check_range(values, name, feature, where, offsets, least=0)
-                rows[rename(feature)] = _pad_left(values, offsets, slots)
+                rows[rename(feature)] = pad_left(values, offsets, slots)
         self._check_padding(rows, names, where, negatives)
         return rows
 
@@ -294,38 +297,20 @@ class MaterialisedDataset:
         self, rows: ColumnArrays, names: Columns, where: tuple[Path, int], negatives: bool
     ) -> None:
         """Raises unless zeros stand on the left only, alike in all features; blanks negatives."""
-        mask = rows[history_name(self._item[0])] > 0  # [B, T]
-        gap = mask[:, :-1] & ~mask[:, 1:]
-        if gap.any():
-            raise _row_error(
-                where,
-                int(gap.any(axis=1).argmax()),
-                f"column {names.history[0]!r} has a 0 after an id. Histories are padded with 0 on "
-                "the left, the newest event last.",
-            )
-        for feature, name in zip(self._item[1:], names.history[1:], strict=True):
-            differs = (rows[history_name(feature)] > 0) != mask
-            if differs.any():
-                raise _row_error(
-                    where,
-                    int(differs.any(axis=1).argmax()),
-                    f"columns {names.history[0]!r} and {name!r} have their padding (0) in "
-                    "different places. Every event needs an id in every feature.",
-                )
-        if not negatives:
-            return
-        mask = mask[:, -self._short_seq_length :]  # [B, S]
-        for feature, name in zip(self._item, names.negatives, strict=True):
-            drawn = rows[negatives_name(feature)]
-            missing = mask & (drawn == 0)
-            if missing.any():
-                raise _row_error(
-                    where,
-                    int(missing.any(axis=1).argmax()),
-                    f"column {name!r} has a 0 where the positive history has an event. Every "
-                    "event needs its negative.",
-                )
-            rows[negatives_name(feature)] = drawn * mask
+
+        def of(columns: tuple[str, ...], rename: Callable[[str], str]) -> ColumnArrays:
+            pairs = zip(columns, self._item, strict=True)
+            return {column: rows[rename(feature)] for column, feature in pairs}
+
+        drawn = of(names.negatives, negatives_name) if negatives else {}
+        mask = check_padding(
+            of(names.history, history_name),
+            drawn,
+            lambda row, text: _row_error(where, row, text),
+        )
+        if negatives:
+            for feature, values in zip(self._item, drawn.values(), strict=True):
+                rows[negatives_name(feature)] = values * mask[:, -self._short_seq_length :]
 
 
 def _label(piece: pa.RecordBatch, name: str, where: tuple[Path, int]) -> Array:
@@ -340,13 +325,9 @@ def _label(piece: pa.RecordBatch, name: str, where: tuple[Path, int]) -> Array:
 
 
 def _offsets(piece: pa.RecordBatch, name: str, where: tuple[Path, int]) -> Array:
-    """Where each row's list starts among its column's values; one more entry than rows."""
-    column = piece.column(name)
-    _check_nulls(column, name, where)
-    if pa.types.is_fixed_size_list(column.type):
-        return np.arange(piece.num_rows + 1, dtype=np.int64) * column.type.list_size
-    offsets = column.offsets.to_numpy()
-    return offsets - offsets[0]
+    """`list_offsets` of a column, which has no nulls."""
+    _check_nulls(piece.column(name), name, where)
+    return list_offsets(piece.column(name))
 
 
 def _check_lengths(
@@ -372,31 +353,6 @@ def _values(piece: pa.RecordBatch, name: str, where: tuple[Path, int]) -> Array:
     values = piece.column(name).flatten()
     _check_nulls(values, name, where)
     return values.to_numpy()
-
-
-def _pad_left(values: Array, offsets: Array, slots: int) -> Array:
-    """The newest `slots` entries of each list as ``[B, slots]`` int32, 0 before shorter ones.
-
-    Args:
-      values: all lists, one after the other.
-      offsets: ``[B + 1]``, where each starts; from 0.
-      slots: width of the result.
-    """
-    rows = len(offsets) - 1
-    length = int(offsets[1]) if rows else 0
-    if length == 0 or not np.array_equal(offsets, np.arange(rows + 1) * length):
-        # Slot j of a row is entry `end - slots + j` of the values, if the row's list is that long.
-        index = offsets[1:, np.newaxis] + np.arange(-slots, 0)
-        valid = index >= offsets[:-1, np.newaxis]
-        padded = np.zeros((rows, slots), np.int32)
-        padded[valid] = values[index[valid]]
-        return padded
-    dense = values.reshape(rows, length)
-    if length >= slots:
-        return dense[:, length - slots :].astype(np.int32, copy=False)
-    padded = np.zeros((rows, slots), np.int32)
-    padded[:, slots - length :] = dense
-    return padded
 
 
 def _shuffled(

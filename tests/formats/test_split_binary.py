@@ -188,37 +188,55 @@ def put(spec, *keys_and_value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: without(s, "source_spec"), "has no section 'source_spec'"),
-        (lambda s: put(s, "channel_spec", []), "has no section 'channel_spec'"),
-        (lambda s: put(s, "source_spec", {}), "source_spec names no split"),
+        (lambda s: without(s, "source_spec"), "source_spec .*: None is no mapping of names"),
+        (lambda s: put(s, "channel_spec", []), r"channel_spec \(line 1\): \[\] is no mapping"),
+        (lambda s: put(s, "source_spec", {}), r"source_spec \(line \d+\): names no mapping"),
         (lambda s: put(s, "channel_spec", "label", ["label", "num_0"]), "Expected one feature"),
-        (lambda s: put(s, "channel_spec", "label", "label"), "Expected a list of names"),
+        (lambda s: put(s, "channel_spec", "label", "label"), "label .*: expected a list of names"),
         (
             lambda s: without(s, "feature_spec", "num_1"),
-            r"has \['num_1'\], unknown to feature_spec",
+            r"numerical \(line .*\['num_1'\] is unknown to feature_spec",
         ),
         (
             lambda s: put(s, "feature_spec", "num_1", {"dtype": "float32"}),
-            "feature 'num_1' has the dtype 'float32'. Expected float16",
+            r"feature_spec.num_1.dtype \(line \d+\): float32. Expected float16",
         ),
         (
             lambda s: put(s, "feature_spec", "cat_0.bin", "dtype", "int64"),
-            "has the dtype 'int64'. Expected int8 or int16 or int32",
+            r"cat_0.bin.dtype .*: int64. Expected int8 or int16 or int32",
         ),
-        (lambda s: without(s, "feature_spec", "cat_0.bin", "cardinality"), "the cardinality None"),
-        (lambda s: put(s, "feature_spec", "cat_0.bin", 7), "has the dtype None"),
-        (lambda s: put(s, "source_spec", "test", 0, "type", "csv"), "an entry of type 'csv'"),
-        (lambda s: put(s, "source_spec", "test", {}), "an entry of type None"),
-        (lambda s: without(s, "source_spec", "test", 0, "files"), "Expected lists of names in"),
+        (
+            lambda s: without(s, "feature_spec", "cat_0.bin", "cardinality"),
+            "cardinality .*: missing. Expected how many ids",
+        ),
+        (
+            lambda s: put(s, "feature_spec", "cat_0.bin", 7),
+            "feature_spec.cat_0.bin .*: expected its dtype, received 7",
+        ),
+        (
+            lambda s: put(s, "source_spec", "test", 0, "type", "csv"),
+            r"test\[0\].type .*: csv. Expected split_binary",
+        ),
+        (
+            lambda s: put(s, "source_spec", "test", {}),
+            r"source_spec.test .*: expected a list of chunks, received \{\}",
+        ),
+        (
+            lambda s: without(s, "source_spec", "test", 0, "files"),
+            "expected type, features, files, received",
+        ),
         (lambda s: put(s, "source_spec", "test", 0, "files", ["a", "b"]), "Expected one file"),
-        (lambda s: without(s, "source_spec", "test", 1), r"names no file for \['label'\]"),
+        (
+            lambda s: without(s, "source_spec", "test", 1),
+            r"source_spec.test .*: no chunk has \['label'\], which channel_spec names",
+        ),
         (
             lambda s: s["source_spec"]["test"][0]["features"].reverse(),
             r"names no file for \['num_0', .*all numerical features in the channel's order",
         ),
         (
             lambda s: s["source_spec"]["test"].append(copy.deepcopy(s["source_spec"]["test"][1])),
-            r"names files for \['label'\] twice",
+            r"test\[5\].features .*: has \['label'\], as chunk 1 has",
         ),
         (
             lambda s: put(s, "source_spec", "test", 1, "files", ["test/none.bin"]),

@@ -10,10 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lookback.core.errors import UserError
 from lookback.core.manifests import WHOLLY, Verification
 from lookback.formats.dataset_info import SPLITS, read_tabular_info
-from lookback.formats.feature_spec import NAMED_SPLITS, write_feature_spec
+from lookback.formats.feature_spec import (
+    NAMED_SPLITS,
+    SpecFeature,
+    id_type,
+    write_feature_spec,
+)
 from lookback.formats.verification import vocabularies_of
 from lookback.workflows.output import SPLIT_BINARY, Output
 
@@ -47,17 +54,26 @@ def export_split_binary(
     counts = read_tabular_info(directory)["counts"]
     if not any(counts.get(split) for split in SPLITS):
         raise UserError(f"{directory} has no rows to export.")
-    from lookback.formats.split_binary import write_split
+    from lookback.formats.feature_channels import CATEGORICAL, LABEL, NUMERICAL
+    from lookback.formats.split_binary import split_binary_chunks, write_split
     from lookback.formats.tabular_parquet import TabularDataset
 
     data = TabularDataset(directory, verification)
-    numerical = data.features.numerical
+    numerical, label = data.features.numerical, data.features.label
+    features = {
+        name: SpecFeature(np.dtype(id_type(rows)), rows)
+        for name, rows in data.cardinalities.items()
+    }
+    features |= dict.fromkeys(numerical, SpecFeature(np.dtype(np.float16)))
+    features[label] = SpecFeature(np.dtype(bool))
+    channels = {CATEGORICAL: data.features.categorical, NUMERICAL: numerical, LABEL: [label]}
     with target.create() as output:
         for split in SPLITS:
             if counts.get(split) or split in NAMED_SPLITS:
                 pieces = _pieces(data, split)
                 write_split(output / split, pieces, data.cardinalities, numbers=bool(numerical))
-        write_feature_spec(output, numerical, data.cardinalities, vocabularies_of(directory))
+        chunks = {split: split_binary_chunks(split, data.features) for split in NAMED_SPLITS}
+        write_feature_spec(output, features, chunks, channels, vocabularies_of(directory))
     return sum(counts.get(split, 0) for split in SPLITS)
 
 
