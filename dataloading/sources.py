@@ -28,6 +28,11 @@ WeightedBatch = tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]
 Binary metrics count them all the same: they are of pairs, not of who competes."""
 
 
+def as_tensors(feed: Any) -> Any:
+    """A feed's arrays as tensors: what a graph makes of them, for steps that run eagerly."""
+    return tf.nest.map_structure(tf.convert_to_tensor, feed)
+
+
 class BatchSource(abc.ABC):
     """Batches of one dataset at one batch size, or one process's part of them.
 

@@ -87,8 +87,8 @@ def read_tfrecord(
         if batch is None:
             break
         parsed = {
-            name: Parsed(values.values.numpy(), values.row_splits.numpy())
-            for name, values in batch.items()
+            name: Parsed(batch[name].values.numpy(), batch[name].row_splits.numpy())
+            for name in kinds
         }
         for name, values in parsed.items():
             seen[name] += len(values.values)

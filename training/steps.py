@@ -26,7 +26,7 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.core.world import SOLO, World
-from lookback.dataloading.sources import Batch, BatchSource
+from lookback.dataloading.sources import Batch, BatchSource, as_tensors
 from lookback.models.click_model import Contract, Lookups, contract_of
 from lookback.training.optimizers import Gradients, Optimizer
 from lookback.training.precision import LossScale, all_finite
@@ -139,10 +139,10 @@ class Steps:
             feed = following
 
     def _train_batch(self, feed: Any, stop: tf.Tensor) -> dict[str, tf.Tensor]:
-        return self._update(self._source.train_batch(feed), stop)
+        return self._update(self._source.train_batch(as_tensors(feed)), stop)
 
     def _prepare_batch(self, feed: Any) -> Prepared:
-        features, labels = self._source.train_batch(feed)
+        features, labels = self._source.train_batch(as_tensors(feed))
         return Prepared((features, labels), self._needed_lookups().route(features))
 
     def _train_and_prepare_batch(
@@ -178,10 +178,12 @@ class Steps:
         return result
 
     def _count_part(self, feed: Any) -> tf.Tensor:
-        return tf.stack(list(self._contract.counts(*self._source.train_batch(feed)).values()))
+        return tf.stack(
+            list(self._contract.counts(*self._source.train_batch(as_tensors(feed))).values())
+        )
 
     def _differentiate_part(self, feed: Any, totals: tf.Tensor) -> _Part:
-        batch = self._source.train_batch(feed)
+        batch = self._source.train_batch(as_tensors(feed))
         counts, lookups = self._contract.counts(*batch), self._needed_lookups()
         route = lookups.route(batch[0])
         with lookups.ahead(route):

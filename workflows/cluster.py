@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -301,6 +302,17 @@ def forgo_tensorflow() -> None:
     """
     if "tensorflow" not in sys.modules and "merlin" not in sys.modules:
         sys.modules["tensorflow"] = None  # type: ignore[assignment]
+
+
+def recall_tensorflow() -> None:
+    """Lets what is imported from now on have TensorFlow again, quiet and on the CPU.
+
+    Only `forgo_tensorflow` is undone; where it did nothing, nothing is done.
+    """
+    if "tensorflow" in sys.modules and sys.modules["tensorflow"] is None:
+        del sys.modules["tensorflow"]
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; not which CPU instructions
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # it would take all of a GPU's memory
 
 
 def prepare_worker() -> None:

@@ -24,6 +24,7 @@ from lookback.formats.feature_spec import (
     SpecFeature,
     write_feature_spec,
 )
+from lookback.workflows.cluster import recall_tensorflow
 from lookback.workflows.output import FEATURE_SPEC, Output
 from lookback.workflows.tabular.export import export_split_binary
 
@@ -81,6 +82,7 @@ def export_feature_spec(
     spec, columns = _specification(directory)
     channels = (columns.user, columns.target, columns.history, columns.negatives, (columns.label,))
     rows, mappings = 0, {}
+    recall_tensorflow()
     with target.create() as output:
         for split in SPLITS:
             samples = read_samples(spec, columns, split)

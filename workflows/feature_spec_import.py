@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING
 from lookback.core.errors import UserError
 from lookback.core.manifests import WHOLLY
 from lookback.formats.dataset_info import SPLITS, VOCABULARIES
-from lookback.formats.feature_spec import NAMED_SPLITS, FeatureSpecification, read_feature_spec
+from lookback.formats.feature_spec import (
+    NAMED_SPLITS,
+    TFRECORD,
+    FeatureSpecification,
+    read_feature_spec,
+)
 from lookback.formats.verification import compare
+from lookback.workflows.cluster import recall_tensorflow
 from lookback.workflows.output import DATASET, Output
 
 # Importing Merlin takes seconds.
@@ -76,6 +82,8 @@ def import_feature_spec(
         splits = list(NAMED_SPLITS)
     unread = [*(f"source_spec.{n}" for n in spec.mappings if n not in splits), *spec.unread]
     notes = [f"not read of {spec.file.name}: {', '.join(unread)}"] if unread else []
+    if any(chunk.type == TFRECORD for split in splits for chunk in spec.mappings[split]):
+        recall_tensorflow()
     with target.create() as directory:
         if isinstance(channels, TabularFeatures):
             done = _write_tabular(spec, channels, splits, directory)

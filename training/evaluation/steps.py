@@ -10,7 +10,7 @@ import merlin.models.tf as mm
 import tensorflow as tf
 
 from lookback.dataloading.evaluations import CandidatePieces, EvaluationPass
-from lookback.dataloading.sources import BatchSource
+from lookback.dataloading.sources import BatchSource, as_tensors
 from lookback.training.evaluation.evaluator import BinaryEvaluator, Evaluator, ScoredBatch
 
 Found = tuple[tf.Tensor | None, ...]
@@ -53,6 +53,7 @@ class EvaluationSteps:
     def _step(
         self, evaluation: EvaluationPass, evaluators: Sequence[type[Evaluator]], feed: Any
     ) -> list[Found]:
+        feed = as_tensors(feed)
         features, labels, *weights = self._source.eval_batch(evaluation.name, feed)
         logits = self._logits(features, evaluation.pieces)
         groups = None
