@@ -247,6 +247,41 @@ class Checkpoint(Mapping[str, NDArray]):
             yield self.rows(name, wanted.rows[start : start + at_once], columns)
             self.release()
 
+    def take(self, name: str, rows: NDArray[np.int64], columns: range | None = None) -> NDArray:
+        """Rows of a tensor in any order, wherever they lie; only what is asked for is read.
+
+        Args:
+          name: the tensor's name.
+          rows: `[N]`, of the tensor; may repeat.
+          columns: as in `rows`.
+
+        Returns:
+          `[N, ...]`, a copy.
+        """
+        spec = self.specs[name]
+        wanted = _wanted(name, spec, range(0), columns)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < spec.row_count:
+            raise ValueError(
+                f"{name}: expected rows of [0, {spec.row_count}), received "
+                f"[{rows.min()}, {rows.max()}]"
+            )
+        result = np.empty((len(rows), *wanted.row_shape(spec)), spec.dtype)
+        for piece in self.pieces[name]:
+            held = piece.region
+            common = Region(held.rows, intersect(held.columns, wanted.columns))
+            if not common.rows or not common.columns:
+                continue
+            places, beyond = np.divmod(rows - held.rows.start, held.rows.step)
+            here = np.flatnonzero((beyond == 0) & (places >= 0) & (places < len(held.rows)))
+            part = self._part(name, piece, common)[places[here]]
+            if len(spec.shape) == 2:
+                across = place(common.columns, wanted.columns)
+                result[here, across] = part
+            else:
+                result[here] = part
+        self.release()
+        return result
+
     def release(self) -> None:
         """Lets go of the memory of what was read so far; maps that are in use read it again."""
         for mapped in self._maps.values():

@@ -423,7 +423,7 @@ def open_checkpoint(
         if mine[1] != first[1]:
             raise UserError(
                 f"{mine[0]} is not the checkpoint {first[0]} that rank 0 opened: their manifests "
-                "differ. Give a --load_checkpoint_path that is the same on all hosts."
+                "differ. Give a path whose content is the same on all hosts."
             )
         if verify:
             opened[0].verify(part=(world.rank, world.size))

@@ -21,8 +21,10 @@ our code."""
 KEY_DIRECTORY = f"{WORKFLOW_DIRECTORY}/vocabulary"
 """In a tabular dataset: the vocabularies."""
 
-_OF_HISTORIES = ("padding", "null", "unknown")
-_OF_ROWS = ("unknown",)  # rare, unknown and missing values
+OF_HISTORIES = ("padding", "null", "unknown")
+OF_ROWS = ("unknown",)
+"""Names of the first rows of a table, of histories and of tabular data. The latter have one for
+rare, unknown and missing values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +67,28 @@ def raw_ids_of(directory: Path, feature: str) -> RawIds | None:
     """
     ids = directory / ID_DIRECTORY / id_file(feature)
     if ids.is_file():
-        return RawIds(_OF_HISTORIES, read_ids(ids, feature))
+        return RawIds(OF_HISTORIES, read_ids(ids, feature))
     keys = directory / KEY_DIRECTORY / key_file(feature)
     if keys.is_file():
         known = read_keys(keys)
         in_order = known.keys[np.argsort(known.ids)].tolist()
         values = [None if key >= HASHED else f"{key:0{HEX_DIGITS}x}" for key in in_order]
-        return RawIds(_OF_ROWS, pa.array(values, pa.string()))
+        return RawIds(OF_ROWS, pa.array(values, pa.string()))
     return None
+
+
+def keys_of(directory: Path, feature: str) -> RawIds | None:
+    """As `raw_ids_of`, but with what tells values apart even where only a hash is known of them.
+
+    Returns:
+      Of tabular data `known` are the keys (int64, none null), else the same as `raw_ids_of`.
+    """
+    path = directory / KEY_DIRECTORY / key_file(feature)
+    if not path.is_file():
+        return raw_ids_of(directory, feature)
+    known = read_keys(path)
+    in_order = known.keys[np.argsort(known.ids)].astype(np.int64, copy=False)
+    return RawIds(OF_ROWS, pa.array(in_order))
 
 
 def features_with_raw_ids(directory: Path) -> list[str]:

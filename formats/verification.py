@@ -20,6 +20,7 @@ from lookback.core.paths import refuse_address
 from lookback.formats.dataset_info import (
     AGAIN,
     DATASET_FILE,
+    FEATURES,
     VOCABULARIES,
     WORKFLOW_DIRECTORY,
     read_info,
@@ -154,6 +155,14 @@ def vocabularies_of(directory: Path) -> dict[str, str]:
     Empty where the dataset does not say, as it has none or an earlier version wrote it.
     """
     return dict(_manifest_of(directory)[1].get(VOCABULARIES) or {})
+
+
+def features_of(directory: Path) -> dict[str, Any]:
+    """How a dataset's typed features were made (`formats.transforms`), by name.
+
+    Empty where it has none.
+    """
+    return dict(_manifest_of(directory)[1].get(FEATURES) or {})
 
 
 def dataset_digest(directory: Path) -> tuple[str, str]:

@@ -80,6 +80,42 @@ def bundle_digest(export_dir: Path) -> str:
     return digest_of(export_dir / MANIFEST_FILE)
 
 
+def is_bundle(directory: Path) -> bool:
+    """Whether a directory holds a bundle, of whatever version or state."""
+    return (directory / MANIFEST_FILE).is_file()
+
+
+def load_model(
+    directory: Path, trusted_digest: str | None = None
+) -> tuple[ClickModel, dict[str, Any]]:
+    """The model of a bundle as its class, to train it further.
+
+    Loading runs code that the bundle holds: see the README's "Whom to trust".
+
+    Args:
+      directory: of the bundle.
+      trusted_digest: SHA-256 that bundle.json must have; None: any.
+
+    Returns:
+      The model, all of it in this process, and "model_type" with the model's options.
+
+    Raises:
+      UserError: if it is no bundle, another one than is trusted, or damaged.
+    """
+    manifest = Manifest.read(directory, trusted_digest)
+    import merlin.models.tf as mm
+
+    try:
+        model = mm.Model.load(str(directory / MODEL_DIRECTORY))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"The model in {directory} cannot be loaded as a {manifest.model_type} of this version "
+            f"({type(error).__name__}: {error}). It was exported with TensorFlow "
+            f"{manifest.versions['tensorflow']}; start from a checkpoint instead."
+        ) from error
+    return model, {"model_type": manifest.model_type, **manifest.options}
+
+
 def export_bundle(model: ClickModel, dataset_dir: Path, export_dir: Path) -> Path:
     """Writes a bundle, whole or not at all.
 

@@ -152,6 +152,15 @@ class RunConfig(LearningOptions):
         help="Checkpoint, or directory of checkpoints (the latest counts), to continue from",
         none=("",),
     )
+    init_from: Path | None = option(
+        None,
+        scope="results",
+        help="Checkpoint (or directory of them, of which the latest counts) or exported bundle to "
+        "start from on other data: rows of tables are matched by raw id, new ones begin as in any "
+        "run, and learning rate, batch, optimizer and seed are free; of a bundle, weights only",
+        none=("",),
+        needs={**modes.LEARNS, "load_checkpoint_path": UNSET},
+    )
     checkpoint_every: int | None = option(
         None,
         scope="results",
@@ -164,10 +173,11 @@ class RunConfig(LearningOptions):
     trusted_digest: str | None = option(
         None,
         scope="results",
-        help="SHA-256 that manifest.json of the checkpoint to continue from must have, as saving "
-        "and `python -m embeddings inspect` print it; none: any",
+        help="SHA-256 that manifest.json of the checkpoint to continue or start from must have (of "
+        "a bundle: bundle.json), as saving, exporting and `python -m embeddings inspect` print it; "
+        "none: any",
         none=("",),
-        needs={"load_checkpoint_path": SET},
+        needs=({"load_checkpoint_path": SET}, {"init_from": SET}),
     )
     keep_checkpoints: int = option(
         3,

@@ -17,11 +17,14 @@ class Position:
       epoch: from 0; the number of epochs when training is done.
       step: steps of this epoch that are done.
       total_steps: steps done in all epochs.
+      updates_before: updates that the optimizer had applied before the run, where it started from a
+        trained model with its state.
     """
 
     epoch: int = 0
     step: int = 0
     total_steps: int = 0
+    updates_before: int = 0
 
     def __str__(self) -> str:
         """For people, who count from 1."""

@@ -144,6 +144,9 @@ class Optimizer(tf.Module):
     `full_adam` takes that pass, and is the Adam of seed 003 to the letter. Its epsilon is the
     paper's, that of the others Keras', with which their seeds train. A table whose spec names an
     optimizer gets that one, with its defaults.
+
+    Attributes:
+      name_given: the named optimizer, of all but such tables.
     """
 
     def __init__(
@@ -179,6 +182,7 @@ class Optimizer(tf.Module):
         """
         super().__init__()
         self._world, self._wire_dtype = world, wire_dtype
+        self._before = 0
         self.schedule = (
             learning_rate if isinstance(learning_rate, Schedule) else Schedule(learning_rate)
         )
@@ -213,7 +217,7 @@ class Optimizer(tf.Module):
                 of_table = by_name[collection.backend.optimizer_of(kept_in) or name]
                 of_table.build({kept_in: variable})
             self._table_optimizers.append(by_name)
-        self._name = name
+        self.name_given = name
 
     def check_covers(self, model: tf.keras.Model) -> None:
         """Checks that every trainable variable is updated, and only once.
@@ -239,6 +243,20 @@ class Optimizer(tf.Module):
     def iterations(self) -> tf.Variable:
         """Updates applied so far."""
         return self._dense_optimizer.iterations
+
+    def begin_schedule(self, after: int | None = None) -> int:
+        """Counts the schedule's updates from one that was applied before the run.
+
+        Called before the first step.
+
+        Args:
+          after: number of that update; None: the latest of the state.
+
+        Returns:
+          That number.
+        """
+        self._before = int(self.iterations) if after is None else after
+        return self._before
 
     @property
     def variables_to_differentiate(self) -> Sequence[tf.Variable]:
@@ -324,11 +342,11 @@ class Optimizer(tf.Module):
         dense, tables = gradients[: len(self.dense)], gradients[len(self.dense) :]
         step = tf.cast(self.iterations + 1, tf.float32)
         if not self.schedule.constant:
-            self._learning_rate.assign(self.schedule.at(step))
+            self._learning_rate.assign(self.schedule.at(step - self._before))
             self._dense_optimizer.learning_rate.assign(self._learning_rate)
         # Tables first: the dense optimizer counts the step up, which theirs need as it was.
         for (number, name, variable), gradient in zip(self._tables, tables):
-            wanted = self._collections[number].backend.optimizer_of(name) or self._name
+            wanted = self._collections[number].backend.optimizer_of(name) or self.name_given
             optimizer = self._table_optimizers[number][wanted]
             if gradient is None and optimizer.every_row:
                 gradient = without_rows(variable)
@@ -342,7 +360,7 @@ class Optimizer(tf.Module):
         """The optimizer's state by name, for checkpoints."""
         states: dict[str, State] = {}
         for collection, by_name in zip(self._collections, self._table_optimizers):
-            of_table = {t.name: by_name[t.optimizer or self._name] for t in collection.tables}
+            of_table = {t.name: by_name[t.optimizer or self.name_given] for t in collection.tables}
             states |= slot_states(collection, of_table)
         # Keras numbers its slots by variable; the learning rate is configuration, not state.
         slots = [v for v in self._dense_optimizer.variables if "learning_rate" not in v.name]

@@ -24,12 +24,12 @@ from lookback.core.errors import UserError
 from lookback.core.faults import REPORTS
 from lookback.core.files import held
 from lookback.core.options import CommandLine, idle, parse, save_yaml
-from lookback.core.world import World, require_same
+from lookback.core.world import World, agree, require_same
 from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import LayoutOptions
 from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.embeddings.config import LOCAL
-from lookback.formats.verification import require_trusted, vocabularies_of
+from lookback.formats.verification import require_trusted
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
 from lookback.training.output.logging import RunLogger, read_log
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lookback.dataloading.sources import BatchSource
     from lookback.models.click_model import ClickModel
     from lookback.training.outcome import Outcome
+    from lookback.training.start import Origin
     from lookback.training.trainer import Trainer
 
 
@@ -61,6 +62,14 @@ class Exporter(Protocol):
 
     def bundle_digest(self, export_dir: Path) -> str:
         """The digest by which a bundle can be trusted."""
+
+    def is_bundle(self, directory: Path) -> bool:
+        """Whether a directory holds a bundle, of whatever version or state."""
+
+    def load_model(
+        self, directory: Path, trusted_digest: str | None
+    ) -> tuple[ClickModel, dict[str, Any]]:
+        """The model of a bundle, verified, and what it is: "model_type" and its options."""
 
     def export_bundle(self, model: ClickModel, dataset_dir: Path, export_dir: Path) -> Path:
         """Writes a bundle of `model` and what its dataset says about raw values."""
@@ -89,15 +98,21 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
         return
     # What is mistyped, not trusted or in the way fails before the long imports.
     loaded: dict[Path, int] = {}
+    read: list[Path] = []
     if run.load_checkpoint_path is not None:
         path = find_checkpoint(run.load_checkpoint_path)
         loaded[path] = read_manifest(path, run.trusted_digest)[0]["content"]["step"]
+        read.append(path)
+    if run.init_from is not None:
+        read.append(run.init_from)
+        if not exporter.is_bundle(run.init_from):
+            read_manifest(find_checkpoint(run.init_from), run.trusted_digest)
     require_trusted(run.dataset_dir, run.trusted_dataset_digest, verified=not run.no_verify)
     if launched_rank() == 0:  # what others lack, they say when all can hear it
         require_data(options.layout, run.dataset_dir, run.model_type)
     check_placements(run)
     if run.export_dir is not None:
-        exporter.check_export_target(run.export_dir, run.dataset_dir, list(loaded))
+        exporter.check_export_target(run.export_dir, run.dataset_dir, read)
     with contextlib.ExitStack() as stack:
         if launched_rank() == 0:  # for all of them
             run = hold_outputs(run, stack, loaded)
@@ -177,6 +192,7 @@ def run_on(
     import tensorflow as tf
 
     from lookback.training.data import model_identity, notes_on_data, open_source, run_identity
+    from lookback.training.ids import Ids
     from lookback.training.trainer import Trainer
 
     results_dir = Path(world.gather(str(run.results_dir))[0])
@@ -192,8 +208,8 @@ def run_on(
     run, said = resolved(run, data, options, checkpoint, world)
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, options, world)
-    vocabularies = vocabularies_of(run.dataset_dir)
-    notes = notes_on_data(run, options, vocabularies, checkpoint)
+    ids = Ids.of(run.dataset_dir)
+    notes = notes_on_data(run, options, ids.vocabularies, checkpoint)
     identity = run_identity(run, data, options, world.size)
     require_same(world, identity)  # each host has its own copy of the data, maybe another one
     entry = MODELS[run.model_type]
@@ -205,20 +221,13 @@ def run_on(
         run,
         model_identity=model_identity(run, plain_options, source),
         run_identity=identity,
-        vocabularies=vocabularies,
+        ids=ids,
         goals=data.goals,
         checkpoint=checkpoint,
+        origin=origin_of(run, exporter, world),
         world=world,
     )
-    logger = RunLogger(
-        results_dir,
-        run.log_filename,
-        append=checkpoint is not None and run.mode == "train",
-        identity=trainer.identity,
-        epochs=run.epochs,
-        steps_per_epoch=source.train_steps(),
-        enabled=world.rank == 0,
-    )
+    logger = make_logger(run, results_dir, trainer, source, world)
     with last_checkpoint_named(run, world), logger as log:
         log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {results_dir}")
         if world.rank == 0:
@@ -226,7 +235,7 @@ def run_on(
         log.options({**given, "seed": run.seed})
         loaded = "" if checkpoint is None else f"loaded {checkpoint.path} ({trainer.position})"
         placed = f"{world.size} processes\n{plan}" if plan else ""
-        for line in filter(None, (*said, *notes, placed, loaded)):
+        for line in filter(None, (*said, *notes, placed, loaded, *trainer.started)):
             log.message(line)
         outcome = execute(trainer, run, data, options, log, world)
         log.summary(outcome.summary, outcome.warnings)
@@ -236,6 +245,38 @@ def run_on(
     finally:
         report(run, results_dir, outcome, world, model)
     print_digests(run, exporter, world)
+
+
+def make_logger(
+    run: RunConfig, results_dir: Path, trainer: Trainer, source: BatchSource, world: World
+) -> RunLogger:
+    """The log of a run, which goes on where that of a run to continue ended."""
+    return RunLogger(
+        results_dir,
+        run.log_filename,
+        append=run.load_checkpoint_path is not None and run.mode == "train",
+        identity=trainer.identity,
+        epochs=run.epochs,
+        steps_per_epoch=source.train_steps(),
+        enabled=world.rank == 0,
+    )
+
+
+def origin_of(run: RunConfig, exporter: Exporter, world: World) -> Origin | None:
+    """The trained model that a run starts from, if it does; every rank opens it."""
+    if run.init_from is None:
+        return None
+    from lookback.training.start import CheckpointOrigin, ModelOrigin
+
+    path, trusted, found = run.init_from, run.trusted_digest, list[Origin]()
+
+    def load() -> None:
+        found.append(ModelOrigin(*exporter.load_model(path, trusted), path))
+
+    if any(world.gather(exporter.is_bundle(path))):
+        agree(world, load)
+        return found[0]
+    return CheckpointOrigin(open_checkpoint(path, world=world, trusted_digest=trusted))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from lookback.checkpoints.store import BEST, Checkpoint, CheckpointStore, RowBlocks
+from lookback.checkpoints.store import BEST, Checkpoint, CheckpointStore, Tensor
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.world import SOLO, World, agree
@@ -22,16 +21,17 @@ from lookback.dataloading.evaluations import EvaluationPass
 from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
-from lookback.formats.dataset_info import VOCABULARIES
 from lookback.training.best import BestEvaluation, best_by
 from lookback.training.config import RunConfig
 from lookback.training.config_checks import cutting_options
+from lookback.training.contents import RunContents
 from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
 from lookback.training.evaluation.evaluator import EVALUATORS, Evaluator
 from lookback.training.evaluation.metrics import RocCurve
 from lookback.training.evaluation.popularity import PopularityEvaluator, told
 from lookback.training.evaluation.splits import choose_splits, say_what_is_seen
 from lookback.training.evaluation.steps import EvaluationSteps
+from lookback.training.ids import Ids
 from lookback.training.inference import Inference
 from lookback.training.milestones import Milestones, Position
 from lookback.training.optimizers import Optimizer
@@ -43,7 +43,7 @@ from lookback.training.parallel.gathering import build_variables, use_streams_of
 from lookback.training.precision import LossScale
 from lookback.training.schedule import Schedule
 from lookback.training.signals import TerminatedError, TerminationRequest, catch_termination
-from lookback.training.state import MODEL_PREFIXES, State, model_states, whole
+from lookback.training.start import Origin
 from lookback.training.steps import Steps
 
 _ABSENT = {
@@ -68,9 +68,10 @@ class Trainer:
         *,
         model_identity: Mapping[str, Any],
         run_identity: Mapping[str, Any],
-        vocabularies: Mapping[str, str] | None = None,
+        ids: Ids | None = None,
         goals: Mapping[str, float] | None = None,
         checkpoint: Checkpoint | None = None,
+        origin: Origin | None = None,
         world: World = SOLO,
     ) -> None:
         """Builds the model's variables and, if asked to, restores them.
@@ -81,22 +82,22 @@ class Trainer:
           config: of the run.
           model_identity: what a checkpoint must agree on to be used, for JSON.
           run_identity: what it must agree on besides to be continued.
-          vocabularies: what the dataset's ids stand for, which a checkpoint carries along
-            (`training.data.compare_vocabularies`).
+          ids: what the dataset's ids stand for, which a checkpoint carries along
+            (`training.data.compare_vocabularies`, `training.start`).
           goals: figures of an evaluation, by name, at any of which training ends.
           checkpoint: to continue (mode train), or to take the model from.
+          origin: a trained model to start from instead, on other data.
           world: the processes that train together.
 
         Raises:
-          UserError: if the checkpoint belongs to another model, dataset or configuration.
+          UserError: if the checkpoint belongs to another model, dataset or configuration, or the
+            origin does not suit the model.
         """
         self._model = model
         self._source = source
         self._config = config
         self._goals = goals
         self._world = world
-        self._identity = {"model": dict(model_identity), "run": dict(run_identity)}
-        self._vocabularies = dict(vocabularies or {})
         self.splits = choose_splits(config, source.held_out, goals or {})
         passes = self._passes(self.splits.all)
         self._choice = choose(passes, config.metrics, grouped=source.grouped)
@@ -130,6 +131,15 @@ class Trainer:
             prefetch_ids=config.prefetch_ids,
             in_parts=cutting_options(config),
         )
+        self._contents = RunContents(
+            model,
+            self._optimizer,
+            self._loss_scale,
+            model_identity=model_identity,
+            run_identity=run_identity,
+            ids=ids or Ids(),
+            world=world,
+        )
         self._evaluation_steps = EvaluationSteps(model, source)
         self.position = Position()
         self._saved: Position | None = None
@@ -138,6 +148,7 @@ class Trainer:
         self._losses: LossTrend | None = None
         self._traffic_since = (0, 0)  # bytes, steps
         self._resumed_from = checkpoint
+        self.started = [] if origin is None else self._start(origin)
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -269,7 +280,7 @@ class Trainer:
                 said = "no evaluation had the figure" if best.step is None else said
                 log.message(f"warning: {said}; the last checkpoint counts")
             elif best.step != self.position.total_steps:
-                self._take_model(store.load(store.best))
+                self._contents.take_model(store.load(store.best))
                 looked = None
         if looked is None:
             return self.evaluate(log, termination)
@@ -553,16 +564,6 @@ class Trainer:
             log.message(f"warning: {warning}")
         return store
 
-    def _states(self) -> dict[str, State]:
-        """Everything that training changes, by name."""
-        states = model_states(self._model)
-        if self._optimizer is not None:
-            states |= self._optimizer.states()
-        if self._optimizer is not None and self._loss_scale is not None:
-            states["loss_scale/scale"] = whole(self._loss_scale.scale)
-            states["loss_scale/good_steps"] = whole(self._loss_scale.good_steps)
-        return states
-
     def _save(self, store: CheckpointStore | None) -> None:
         if store is not None:
             store.save(self.position.total_steps, self.pieces(), self.meta)
@@ -584,52 +585,35 @@ class Trainer:
     @property
     def identity(self) -> str:
         """The same for the processes of one run, however often it is resumed, on however many."""
-        run = {name: value for name, value in self._identity["run"].items() if name != "ranks"}
-        text = json.dumps([self._identity["model"], run], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return self._contents.identity
 
     @property
     def meta(self) -> dict[str, Any]:
         """Facts that a checkpoint of now would carry."""
         position = dataclasses.asdict(self.position)
         best = {} if self._best is None else {"evaluations": self._best.meta}
-        return {**self._identity, VOCABULARIES: self._vocabularies, "position": position, **best}
+        return {**self._contents.meta, "position": position, **best}
 
-    def pieces(self) -> dict[str, list[RowBlocks]]:
+    def pieces(self) -> dict[str, Tensor]:
         """What this rank would write of a checkpoint of now, by tensor."""
-        return {
-            name: state.pieces()
-            for name, state in self._states().items()
-            if self._world.rank == 0 or not state.replicated
-        }
+        return self._contents.pieces
+
+    def _start(self, origin: Origin) -> list[str]:
+        """Takes what a trained model has learnt; gives what to say of it."""
+        said = self._contents.start(origin)
+        assert self._optimizer is not None
+        self.position.updates_before = self._optimizer.begin_schedule()
+        return said
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Restores everything to continue a run; only the model to use it."""
-        states = self._states()
-        expected: dict[str, Any] = {name: state.spec for name, state in states.items()}
-        identity = dict(self._identity)
-        if self._optimizer is None:
-            identity.pop("run")
-            others = (n for n in checkpoint if not n.startswith(MODEL_PREFIXES))
-            expected |= {name: checkpoint.specs[name] for name in others}
-        run = identity.get("run", {})
-        if "ranks" in run and checkpoint.meta["position"]["step"] == 0:
-            # Between two epochs, whoever has which users starts anew.
-            run = {**run, "ranks": checkpoint.meta.get("run", {}).get("ranks")}
-            identity = {**identity, "run": run}
-        checkpoint.require_meta(identity, no_options=("dataset", "ranks", "tables"))
-        checkpoint.require_tensors(expected)
-        for name, state in states.items():
-            state.restore(name, checkpoint)
+        self._contents.restore(checkpoint)
         self.position = Position(**checkpoint.meta["position"])
+        if self._optimizer is not None:
+            self._optimizer.begin_schedule(self.position.updates_before)
         self._saved = dataclasses.replace(self.position)
         if self._best is not None:
             self._best.restore(checkpoint.meta.get("evaluations", {}))
-
-    def _take_model(self, checkpoint: Checkpoint) -> None:
-        """Restores the model alone, of a checkpoint of this run."""
-        for name, state in model_states(self._model).items():
-            state.restore(name, checkpoint)
 
 
 def _as_numpy(found: tf.Tensor | None) -> Any:
