@@ -268,7 +268,8 @@ def origin_of(run: RunConfig, exporter: Exporter, world: World) -> Origin | None
         return None
     from lookback.training.start import CheckpointOrigin, ModelOrigin
 
-    path, trusted, found = run.init_from, run.trusted_digest, list[Origin]()
+    path, trusted = run.init_from, run.trusted_digest
+    found: list[Origin] = []
 
     def load() -> None:
         found.append(ModelOrigin(*exporter.load_model(path, trusted), path))
