@@ -7,6 +7,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core import splitmix
+from lookback.formats.vocabulary import FIRST_KNOWN, OUT_OF_VOCABULARY
 
 Key = tuple[int, str, tf.Tensor]
 """Seed, purpose, epoch (int64 [])."""
@@ -64,6 +65,41 @@ def shuffled(seed: int, epoch: tf.Tensor | int, index: tf.Tensor, total: int) ->
         max_index=tf.constant(max(total - 1, 0), tf.int64),
     )
     return places[:-1]
+
+
+class Hiding:
+    """Hides ids of training's samples at random: they become the one of what is unknown.
+
+    So the row of unknown ids, which else no sample of training has, is learnt: it stands for a new
+    item or user, whose other features stay (Volkovs, Yu & Poutanen 2017, "DropoutNet": dropout of
+    the preference input prepares for cold start). One draw for each (sample, id), so that an id is
+    hidden in all its places in a sample, or in none: in a history it would give a target away.
+    """
+
+    def __init__(self, key: Key, rate: float, numbers: tf.Tensor) -> None:
+        """Prepares the draws.
+
+        Args:
+          key: what they are for.
+          rate: share that is hidden, in [0, 1).
+          numbers: of the samples, int64 ``[B]``.
+        """
+        self._key, self._rate, self._numbers = key, rate, numbers
+
+    def __call__(self, stream: str, ids: tf.Tensor) -> tf.Tensor:
+        """Ids ``[B, ...]``, some of them hidden; what is no known id stays.
+
+        Args:
+          stream: name; the same for all places of the same ids.
+          ids: int32.
+        """
+        if not self._rate:
+            return ids
+        state = sample_keys(self._key, stream, self._numbers)
+        state = tf.reshape(state, [-1, *[1] * (ids.shape.rank - 1)])
+        drawn = splitmix.mix(state + splitmix.WEYL * tf.cast(ids, tf.int64))
+        hidden = splitmix.shift_right(drawn, 1) < int(self._rate * (1 << 63))
+        return tf.where(hidden & (ids >= FIRST_KNOWN), tf.cast(OUT_OF_VOCABULARY, ids.dtype), ids)
 
 
 class Without:

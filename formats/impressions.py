@@ -59,7 +59,7 @@ def impression_files(directory: Path, split: str) -> list[Path]:
 
 
 def read_impressions(
-    directory: Path, split: str, features: Sequence[str]
+    directory: Path, split: str, features: Sequence[str], *, new: bool = False
 ) -> dict[str, npt.NDArray[Any]]:
     """The impressions of a split: ``[N]`` by column, none where there is no such split.
 
@@ -67,11 +67,12 @@ def read_impressions(
       directory: of the dataset.
       split: of which.
       features: of items and of the context.
+      new: whether `NEW` is wanted, too.
 
     Raises:
       UserError: if a file cannot be read, or holds nulls.
     """
-    names = [USER, POSITION, *features, TIMESTAMP, LABEL]
+    names = [USER, POSITION, *features, *([NEW] if new else []), TIMESTAMP, LABEL]
     files = impression_files(directory, split)
     if not files:
         return {}

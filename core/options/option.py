@@ -484,12 +484,16 @@ def require_one(config: Any, *names: str) -> None:
 
 
 def continued(*configs: Any) -> dict[str, Any]:
-    """Values of the options that a continued run must share with its beginning, by name."""
+    """Values of the options that a continued run must share with its beginning, by name.
+
+    Those that are younger than checkpoints are left out at their defaults.
+    """
     return {
         name: getattr(config, name)
         for config in configs
         for name, found in options_of(type(config)).items()
         if found.continued
+        if not (found.younger and getattr(config, name) == found.default)
     }
 
 

@@ -15,7 +15,7 @@ from lookback.dataloading.histories.columns import FeatureChecks, Int32, Values
 from lookback.dataloading.histories.splits import Int64, ascending
 from lookback.dataloading.parts import Part
 from lookback.formats.dataset_info import AGAIN, SPLITS, impression_count
-from lookback.formats.history_columns import TIMESTAMP
+from lookback.formats.history_columns import NEW, TIMESTAMP
 from lookback.formats.impressions import LABEL, POSITION, USER, read_impressions
 
 _CHECKED_AT_A_TIME = 1 << 20
@@ -47,6 +47,8 @@ class Impressions:
         timestamps: Int64 | None,
         users: int,
         part: Part,
+        *,
+        only_new: bool = False,
     ) -> tuple[dict[str, Impressions], dict[str, int]]:
         """Reads all splits of a dataset.
 
@@ -56,6 +58,7 @@ class Impressions:
           timestamps: ``[N]``, of their events.
           users: how many all processes have.
           part: whose users' impressions to keep.
+          only_new: of training, keep those that are new.
 
         Returns:
           The impressions by split, and how many there are of all users, by the key of the counts.
@@ -68,13 +71,16 @@ class Impressions:
         names = checks.features.of("item", "context")
         found, counts = {}, {}
         for split in SPLITS:
-            columns = read_impressions(checks.directory, split, names)
+            choosing = only_new and split == "train"
+            columns = read_impressions(checks.directory, split, names, new=choosing)
             counts[impression_count(split)] = len(columns.get(USER, ()))
             if columns:
                 _require(_below(columns[USER], users), checks.directory, split, USER)
                 _require(_below(columns[LABEL], 2), checks.directory, split, LABEL)
                 own = columns[USER] % part.ranks == part.rank
-                if part.ranks > 1:
+                if choosing:
+                    own &= columns[NEW] == 1
+                if part.ranks > 1 or choosing:
                     columns = {name: values[own] for name, values in columns.items()}
                 found[split] = cls(
                     users=(columns[USER] // part.ranks).astype(np.int32),

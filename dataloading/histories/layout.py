@@ -17,7 +17,7 @@ from lookback.core.options import SET, UNSET, option, refuse_unserved
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
 from lookback.dataloading.modes import TRAINS
-from lookback.dataloading.sampling import SamplingOptions, topk_option
+from lookback.dataloading.sampling import SamplingOptions, new_events, topk_option
 from lookback.formats.dataset_info import (
     is_explicit,
     is_histories,
@@ -31,6 +31,7 @@ from lookback.formats.description import (
     WITHOUT_AUXILIARY_LOSS,
     is_materialised,
 )
+from lookback.formats.history_columns import NEW
 
 if TYPE_CHECKING:
     from lookback.dataloading.histories.materialised import MaterialisedDataset
@@ -134,7 +135,10 @@ class HistoriesLayout(Layout):
         """
         if self.found_in(directory) == MATERIALISED:
             return _materialised(directory, options, model).num_rows("train")
-        return (1 if is_explicit(directory) else 2) * training_events(directory, before=1)
+        events = training_events(directory, before=1)
+        if options.train_on == NEW:
+            events = min(events, new_events(directory))
+        return (1 if is_explicit(directory) else 2) * events
 
     def identity(self, directory: Path, options: HistoriesOptions, ranks: int) -> dict[str, Any]:
         """The content; and how many processes divide the users, if they do."""
@@ -223,10 +227,14 @@ def _open_resident(
         auxiliary_negatives=model.auxiliary_negatives,
         time_features=model.time_features,
         repeatable=options.repeatable,
+        oov_rate=options.oov_rate,
     )
     own_users = options.shard_histories and world.size > 1
     part = batches.part if own_users else WHOLE
-    histories = Histories.load(directory, part, batches.verification, model.features)
+    only_new = options.train_on == NEW
+    histories = Histories.load(
+        directory, part, batches.verification, model.features, only_new=only_new
+    )
     return ResidentSource(
         histories,
         windows,

@@ -28,6 +28,7 @@ from lookback.dataloading.histories.splits import (
     read_split,
 )
 from lookback.dataloading.parts import WHOLE, Part
+from lookback.dataloading.sampling import nothing_new
 from lookback.formats.dataset_info import (
     AGAIN,
     BY_USERS,
@@ -37,7 +38,7 @@ from lookback.formats.dataset_info import (
 )
 from lookback.formats.features import HistoryFeatures, chosen, table_rows
 from lookback.formats.histories import history_files, lengths_of, read_catalogue, values_of
-from lookback.formats.history_columns import SPLIT
+from lookback.formats.history_columns import NEW, SPLIT
 from lookback.formats.schema import read_schema
 from lookback.formats.verification import verify_dataset
 
@@ -77,6 +78,9 @@ class Histories:
       event_features: ``[N]`` by feature of the context and of events.
       bags: int32 ``[R, M]`` by feature: the ids in each bag by number, padded with 0.
       impressions: the targets by split, where labels are explicit; None: events are.
+      only_new: whether training is on what is new alone.
+      new: int8 ``[N]``, 1 of events that are new; None where that is not asked, or of impressions,
+        of which training's are the new ones already.
     """
 
     schema: Schema
@@ -90,6 +94,8 @@ class Histories:
     event_features: Mapping[str, Values] = dataclasses.field(default_factory=dict)
     bags: Mapping[str, Int32] = dataclasses.field(default_factory=dict)
     impressions: Mapping[str, Impressions] | None = None
+    only_new: bool = False
+    new: npt.NDArray[np.int8] | None = None
 
     @property
     def num_users(self) -> int:
@@ -160,6 +166,8 @@ class Histories:
         part: Part = WHOLE,
         verification: Verification = WHOLLY,
         chosen_features: Sequence[str] | None = None,
+        *,
+        only_new: bool = False,
     ) -> Histories:
         """Reads a dataset written by `python -m workflows`.
 
@@ -168,20 +176,26 @@ class Histories:
           part: read every R-th user only, from this rank's on; memory follows.
           verification: how far its files are compared with what dataset.json says of them.
           chosen_features: to read beside the ids; None: all.
+          only_new: train on what is new alone, see `formats.history_columns.NEW`.
 
         Raises:
           UserError: if the directory is no such dataset, or its parts contradict each other, or it
-            has no such feature.
+            has no such feature, or does not say what is new.
         """
         directory = Path(dataset_dir)
         info = read_histories_info(directory)
         verify_dataset(directory, verification)
         schema = read_schema(directory)
+        if only_new and NEW not in schema.column_names:
+            raise nothing_new(directory)
         if chosen_features is not None:
             schema = chosen(schema, chosen_features)
         features = HistoryFeatures.from_schema(schema)
         lists = [*features.of("item", "context", "event"), *filter(None, [features.time])]
         split = [SPLIT] if info["split"]["rule"] == BY_USERS else []
+        explicit = info.get(LABELS) == EXPLICIT
+        if only_new and not explicit:
+            lists.append(NEW)
         try:
             table, users = _read_users(
                 history_files(directory), [*features.of("user"), *split, *lists], part
@@ -200,8 +214,10 @@ class Histories:
         if part == WHOLE:
             found["events"] = int(offsets[-1])
         impressions = None
-        if info.get(LABELS) == EXPLICIT:
-            impressions, counts = Impressions.load(checks, offsets, times, users, part)
+        if explicit:
+            impressions, counts = Impressions.load(
+                checks, offsets, times, users, part, only_new=only_new
+            )
             found |= counts
             del found["items"]  # the catalogue has those that were shown and never chosen, too
         _check_counts(found, info.get("counts", {}), directory)
@@ -217,6 +233,8 @@ class Histories:
             event_features=checks.checked(columns, features.of("context", "event")),
             bags=checks.bags,
             impressions=impressions,
+            only_new=only_new,
+            new=columns.get(NEW),
         )
 
 

@@ -16,6 +16,12 @@ from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.histories.splits import Int64
 from lookback.formats.vocabulary import FIRST_KNOWN
 
+NOTHING_IS_NEW = (
+    "The training set has no target that is new and not held out. Leave --train_on out, or update "
+    "the dataset with later events."
+)
+"""Of --train_on new."""
+
 _MORE_THAN_USERS = 1 << 40
 
 
@@ -134,6 +140,45 @@ class EventTargets(Targets):
         """
         later = located.position - tf.gather(self._first, located.user)
         return users + later * _MORE_THAN_USERS
+
+
+class ListedTargets(Targets):
+    """Events that are listed one by one: those of training that are new."""
+
+    def __init__(
+        self,
+        events: Int64,
+        histories: Histories,
+        ranges: tuple[Int64, Int64],
+        offsets: tf.Tensor,
+        features: dict[str, tf.Tensor],
+        times: tf.Tensor | None,
+    ) -> None:
+        """Finds those that are targets.
+
+        Args:
+          events: their numbers ``[K]``, ascending.
+          histories: that they are of.
+          ranges: begins and ends of the positions, ``[U]`` each.
+          offsets: see `EventTargets`.
+          features: likewise.
+          times: likewise.
+        """
+        self.features, self.times, self.labels = features, times, None
+        users = np.searchsorted(histories.offsets, events, "right") - 1
+        positions = events - histories.offsets[users]
+        events = events[(positions >= ranges[0][users]) & (positions < ranges[1][users])]
+        known = histories.item_features[histories.features.item[0]][events] >= FIRST_KNOWN
+        self.count = int(known.sum())
+        self.left_out = LeftOut(len(events) - self.count)
+        self._events = tf.constant(events[known], tf.int64)
+        self._offsets = offsets
+
+    def at(self, numbers: tf.Tensor) -> Located:
+        """As the contract says; `place` is the number of the event."""
+        event = tf.gather(self._events, numbers)
+        user = tf.searchsorted(self._offsets, event, side="right", out_type=tf.int64) - 1
+        return Located(user, event - tf.gather(self._offsets, user), event)
 
 
 class ImpressionTargets(Targets):

@@ -16,13 +16,15 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.errors import UserError
-from lookback.dataloading.draws import Key, Without, draw_below, shuffled
+from lookback.dataloading.draws import Hiding, Key, Without, draw_below, shuffled
 from lookback.dataloading.evaluations import LeftOut
 from lookback.dataloading.histories.resident import Histories, ItemCounts
 from lookback.dataloading.histories.splits import Int64, LeaveLastOut
 from lookback.dataloading.histories.targets import (
+    NOTHING_IS_NEW,
     EventTargets,
     ImpressionTargets,
+    ListedTargets,
     Located,
     Targets,
     UnknownEvents,
@@ -68,6 +70,7 @@ class WindowConfig:
       auxiliary_negatives: draw one negative for each short slot, for DIEN's auxiliary loss.
       time_features: add log-bucketed gaps between event and target.
       repeatable: the same negatives in every epoch instead of fresh ones.
+      oov_rate: share of (sample, id) whose id training hides, see `Hiding`.
       min_history: shortest history that training targets have (seed 000's default).
     """
 
@@ -77,6 +80,7 @@ class WindowConfig:
     auxiliary_negatives: bool = True
     time_features: bool = False
     repeatable: bool = False
+    oov_rate: float = 0.0
     min_history: int = 1
 
     def __post_init__(self) -> None:
@@ -135,7 +139,7 @@ class WindowBuilder:
         self._config = config
         self._features = histories.features
         self._split, self._shard = histories.split, histories.part
-        self.explicit = histories.impressions is not None
+        self.explicit, self._only_new = histories.impressions is not None, histories.only_new
         self._longest = int(np.diff(histories.offsets).max(initial=0))
         self._offsets = tf.constant(histories.offsets, tf.int64)
         self._users = {n: tf.constant(v) for n, v in histories.user_features.items()}
@@ -157,11 +161,17 @@ class WindowBuilder:
         begins, ends = histories.targets["train"]
         # Training asks for a history, so that what has none is no target that it leaves out.
         ranges = {**histories.targets, "train": (begins + self._config.min_history, ends)}
-        return {
-            split: EventTargets(of, unknown, self._offsets, self._events, self._times)
+        shared = (self._offsets, self._events, self._times)
+        found: dict[str, Targets] = {
+            split: EventTargets(of, unknown, *shared)
             for split, of in ranges.items()
             if split != "validation" or histories.split.has_validation
         }
+        if histories.new is not None:
+            found["train"] = ListedTargets(
+                np.flatnonzero(histories.new), histories, ranges["train"], *shared
+            )
+        return found
 
     def _place_pool(
         self, histories: Histories, unknown: UnknownEvents, counts: ItemCounts | None
@@ -295,7 +305,14 @@ class WindowBuilder:
         located = self._targets["train"].at(numbers)
         drawn_in = tf.constant(0, tf.int64) if self._config.repeatable else tf.cast(epoch, tf.int64)
         draws = Draws((seed, "train", drawn_in), self._shard.global_numbers(numbers))
-        return self._batch("train", located, draws, candidates=self.rows)
+        features, labels = self._batch("train", located, draws, candidates=self.rows)
+        key = (seed, "hidden", tf.cast(epoch, tf.int64))
+        hide = Hiding(key, self._config.oov_rate, draws.numbers)
+        for name in self._features.ids:
+            for column in (name, history_name(name), negatives_name(name)):
+                if column in features:
+                    features[column] = hide(name, features[column])
+        return features, labels
 
     def train_numbers(
         self,
@@ -339,10 +356,10 @@ class WindowBuilder:
         numbers = self.eval_numbers(split, step, batch_size, negatives, part)
         targets, key = self._of(split), (seed, f"evaluate/{split}", tf.constant(0, tf.int64))
         located = targets.at(numbers)
-        if not isinstance(targets, EventTargets):
+        if targets.labels is not None:
             return self._batch(split, located, None, candidates=1)
         numbers = self._shard.global_numbers(numbers if split == "train" else located.user)
-        if split != "train":
+        if split != "train" and isinstance(targets, EventTargets):
             numbers = targets.draw_numbers(located, numbers)
         return self._batch(split, located, Draws(key, numbers), candidates=1 + negatives)
 
@@ -484,6 +501,8 @@ class WindowBuilder:
         return max(1, batch_size if self.explicit else batch_size // (1 + negatives))
 
     def _nothing_to_train_on(self) -> UserError:
+        if self._only_new:
+            return UserError(NOTHING_IS_NEW)
         if self.explicit:
             return UserError(f"The training set has no impressions. {AGAIN}")
         unknown = self.left_out("train").unknown_targets

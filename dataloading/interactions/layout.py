@@ -12,9 +12,10 @@ from lookback.core.options import SET, UNSET, option
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, Layout
 from lookback.dataloading.modes import EVALUATES, INFERS, LEARNS, TRAINS
-from lookback.dataloading.sampling import SamplingOptions, topk_option
+from lookback.dataloading.sampling import SamplingOptions, new_events, topk_option
 from lookback.formats.dataset_info import is_histories, read_histories_info, training_events
 from lookback.formats.description import is_materialised
+from lookback.formats.history_columns import NEW
 
 if TYPE_CHECKING:
     from lookback.dataloading.sources import BatchSource
@@ -89,19 +90,25 @@ class InteractionsLayout(Layout):
         from lookback.dataloading.interactions.source import InteractionSource
 
         return InteractionSource(
-            Histories.load(directory, verification=batches.verification),
+            Histories.load(
+                directory, verification=batches.verification, only_new=options.train_on == NEW
+            ),
             **batches.arguments(),
             negative_samples=options.negative_samples,
             exact_negatives=options.exact_negatives,
             repeatable=options.repeatable,
+            oov_rate=options.oov_rate,
             test_negatives=options.test_negatives,
             full_catalogue=options.full_catalogue,
             topk=options.topk,
         )
 
     def training_rows(self, directory: Path, options: InteractionsOptions, model: object) -> int:
-        """Every event but those held out, with its negatives."""
-        return training_events(directory) * (1 + options.negative_samples)
+        """Every event but those held out, or those that are new, with its negatives."""
+        events = training_events(directory)
+        if options.train_on == NEW:
+            events = min(events, new_events(directory))
+        return events * (1 + options.negative_samples)
 
     def identity(self, directory: Path, options: InteractionsOptions, ranks: int) -> dict[str, Any]:
         """The content."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.errors import UserError
-from lookback.dataloading.draws import Key, draw_below, sample_keys, shuffled
+from lookback.dataloading.draws import Hiding, Key, draw_below, sample_keys, shuffled
 from lookback.dataloading.evaluations import (
     CATALOGUE,
     EvaluationPass,
@@ -27,6 +27,7 @@ from lookback.dataloading.evaluations import (
 )
 from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.histories.splits import LeaveLastOut
+from lookback.dataloading.histories.targets import NOTHING_IS_NEW
 from lookback.dataloading.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, NumberedSource
@@ -67,6 +68,7 @@ class InteractionSource(NumberedSource):
         negative_samples: int = 4,
         exact_negatives: bool = False,
         repeatable: bool = False,
+        oov_rate: float = 0.0,
         test_negatives: int = 100,
         full_catalogue: bool = False,
         topk: int = 10,
@@ -89,6 +91,7 @@ class InteractionSource(NumberedSource):
             item there are not trained on. Without it negatives are drawn from the whole catalogue,
             and a few are positives (seed 003's approximation).
           repeatable: the same training negatives in every epoch instead of fresh ones.
+          oov_rate: share of users and items that training hides, see `Hiding`.
           test_negatives: for each held-out item; distinct, and none that the user has met.
           full_catalogue: evaluate among all items that the user has not met as well.
           topk: K of the figures.
@@ -108,7 +111,7 @@ class InteractionSource(NumberedSource):
         self._seed, self._eval_seed = seed, eval_seed
         self._negatives, self._test_negatives = negative_samples, test_negatives
         self._repeatable, self._full_catalogue = repeatable, full_catalogue
-        self._topk = topk
+        self._topk, self._oov_rate = topk, oov_rate
         self._part, self._micro_batches = part, micro_batches
         self._repeat_count = repeat_count
         eval_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -144,7 +147,10 @@ class InteractionSource(NumberedSource):
         Raises:
           UserError: if there is none.
         """
-        event = np.flatnonzero(histories.in_training())
+        chosen = histories.in_training()
+        if histories.new is not None:
+            chosen &= histories.new == 1
+        event = np.flatnonzero(chosen)
         item = histories.item_features[self._features.item][event]
         places = np.arange(histories.num_users, dtype=np.int32)
         user = np.repeat(places, np.diff(histories.offsets))[event]
@@ -154,6 +160,8 @@ class InteractionSource(NumberedSource):
         self._sample_users = tf.constant(user[positive])
         self._sample_items = tf.constant(item[positive])
         self._positives = len(positive)
+        if not len(event) and histories.new is not None:
+            raise UserError(NOTHING_IS_NEW)
         if len(event) and not self._positives:
             raise UserError(
                 f"The training set has no positives: {self._left_out}. Run the workflow with a "
@@ -173,9 +181,10 @@ class InteractionSource(NumberedSource):
         positive = tf.expand_dims(tf.gather(self._sample_items, numbers), 1)  # [B, 1]
         drawn_in = tf.constant(0, tf.int64) if self._repeatable else tf.cast(feed[0], tf.int64)
         negatives = self._draw((self._seed, "interactions", drawn_in), user, numbers)
+        hide = Hiding((self._seed, "hidden", feed[0]), self._oov_rate, numbers)
         features = {
-            self._features.user: tf.gather(self._user_ids, user),
-            self._features.item: tf.concat([positive, negatives], 1),
+            self._features.user: hide("user", tf.gather(self._user_ids, user)),
+            self._features.item: hide("item", tf.concat([positive, negatives], 1)),
             SAMPLE_KEY: sample_keys((self._seed, "dropout", feed[0]), "units", numbers),
         }
         return features, _first_of(user, 1 + self._negatives)

@@ -61,6 +61,14 @@ def test_a_directory_of_nothing_is_no_dataset(tmp_path: Path, model_type):
         open_source(*configs(tmp_path, model_type=model_type))
 
 
+@pytest.mark.parametrize("option", [{"train_on": "new"}, {"oov_rate": 0.1}])
+def test_samples_that_others_materialised_are_trained_on_as_they_are(tmp_path: Path, option):
+    (tmp_path / "metadata.json").write_text("{}")
+    (name,) = option
+    with pytest.raises(UserError, match=rf"{name}: materialised samples .*\. Leave --{name} out"):
+        open_with(tmp_path, SOLO, max_seq_length=100, long_seq_length=90, **option)
+
+
 def test_histories_of_own_users_are_not_cut(dataset):
     for cut in ({"micro_batches": 2}, {"grads_accumulated": 2}):
         with pytest.raises(UserError, match="shard_histories: expected without --micro_batches"):
