@@ -13,6 +13,7 @@ import warnings
 
 BENCHMARKS = {
     "accuracy": "lookback.benchmarks.accuracy",
+    "cold_start": "lookback.benchmarks.cold_start",
     "criteo_workflow": "lookback.benchmarks.criteo_workflow",
     "dlrm_accuracy": "lookback.benchmarks.dlrm_accuracy",
     "dlrm_inference": "lookback.benchmarks.dlrm_inference",

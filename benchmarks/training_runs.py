@@ -12,6 +12,7 @@ import tensorflow as tf
 from lookback.core.options import from_values
 from lookback.dataloading.layout import LayoutOptions
 from lookback.models import MODELS
+from lookback.serving.export import export_bundle
 from lookback.training.config import RunConfig
 from lookback.training.data import open_source
 from lookback.training.output.logging import RunLogger
@@ -19,13 +20,16 @@ from lookback.training.run import command_line
 from lookback.training.trainer import Trainer
 
 
-def train_and_evaluate(run: RunConfig, data: LayoutOptions, options: Any) -> dict[str, Any]:
+def train_and_evaluate(
+    run: RunConfig, data: LayoutOptions, options: Any, export_dir: Path | None = None
+) -> dict[str, Any]:
     """Trains as train.py does and evaluates at the end.
 
     Args:
       run: of the run, with a seed; nothing is saved.
       data: options of the layout.
       options: of the model.
+      export_dir: a bundle to write; None: none.
 
     Returns:
       The figures of the test split by name, such as "auc".
@@ -38,6 +42,8 @@ def train_and_evaluate(run: RunConfig, data: LayoutOptions, options: Any) -> dic
     trainer = Trainer(model, source, run, model_identity={}, run_identity={}, goals=data.goals)
     with tempfile.TemporaryDirectory() as directory, RunLogger(directory, enabled=False) as log:
         summary = trainer.train(log).summary
+    if export_dir is not None:
+        export_bundle(model, run.dataset_dir, export_dir)
     return {n.removeprefix("test_"): value for n, value in summary.items() if n.startswith("test_")}
 
 
@@ -55,9 +61,11 @@ class Variant:
     model_type: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def run(self, dataset_dir: Path, seed: int, **more: Any) -> dict[str, Any]:
+    def run(
+        self, dataset_dir: Path, seed: int, export_dir: Path | None = None, **more: Any
+    ) -> dict[str, Any]:
         """Trains once; gives the figures. `more` are options of train.py."""
         once = {"eval_split": "test", "eval_every": None}  # the protocols have no validation
         given = {"dataset_dir": dataset_dir, "seed": seed, **once, **more}
         configs = from_values(command_line(), model_type=self.model_type, **given, **self.options)
-        return train_and_evaluate(*configs)
+        return train_and_evaluate(*configs, export_dir)

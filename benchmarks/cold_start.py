@@ -1,0 +1,176 @@
+"""How well models score items that they have never seen, with ids hidden in training and without.
+
+Of MovieLens-100k a share of the items is held out: no event of theirs is trained on. Then each user
+who had some of them is asked for all of them, by requests to an exported bundle that bring the
+items' genres, as a shop would ask for what came in today.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookback.benchmarks.accuracy import of_seeds, with_deviation
+from lookback.benchmarks.options import add_movielens, require_movielens
+
+if TYPE_CHECKING:
+    from lookback.benchmarks.harness import BenchmarkReport
+
+QUESTION = "What AUC do models reach on items that they have never seen, by --oov_rate?"
+
+SETTINGS: dict[str, Any] = {"global_batch_size": 1024, "lr": 0.003, "epochs": 4}
+"""Options of the runs: issue A's second protocol."""
+
+_GENRES = slice(5, 24)  # columns of u.item
+_RECIPE = Path(__file__).parents[1] / "workflows" / "recipes" / "movielens-100k.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds this benchmark's options."""
+    add_movielens(parser)
+    parser.add_argument("--models", nargs="+", choices=("din", "dien", "sim"), default=["din"])
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.0, 0.1], help="--oov_rate")
+    parser.add_argument("--seeds", type=int, help="runs of each (default 5; quick 1)")
+    parser.add_argument("--share", type=float, default=0.1, help="of the items to hold out")
+
+
+def run(args: argparse.Namespace) -> BenchmarkReport:
+    """Trains every model with every rate and seed, and scores the items held out.
+
+    Args:
+      args: as from `add_arguments`, with `quick` (one seed and one epoch).
+
+    Raises:
+      UserError: if MovieLens-100k is not there.
+    """
+    require_movielens(args.input)
+    from lookback.benchmarks.harness import BenchmarkReport
+    from lookback.benchmarks.training_runs import Variant
+    from lookback.workflows.commands import PROGRAM
+
+    settings = {**SETTINGS, **({"epochs": 1} if args.quick else {})}
+    seeds = range(1, 1 + (args.seeds or (1 if args.quick else 5)))
+    rows: list[tuple[object, ...]] = []
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        raw, dataset = Path(directory) / "raw", Path(directory) / "dataset"
+        requests, labels = hold_out(args.input, raw, args.share)
+        words = ("run", "--config", _RECIPE, "--input", raw, "--output", dataset)
+        if PROGRAM.main(list(map(str, words))):
+            raise RuntimeError("the workflow failed; it has said why")
+        for model_type in args.models:
+            for rate in args.rates:
+                results = []
+                for seed in seeds:
+                    variant, bundle = Variant(model_type, model_type), Path(directory) / "bundle"
+                    known = variant.run(dataset, seed, bundle, oov_rate=rate, **settings)
+                    new = score(bundle, requests, labels)
+                    results.append({"known": known["auc"], **new})
+                    print(f"{model_type}, rate {rate:g}, seed {seed}: {results[-1]}", flush=True)
+                figure = {k: v for name in results[0] for k, v in of_seeds(name, results).items()}
+                figures[f"{model_type}_{rate:g}"] = figure
+                told = [with_deviation(name, figure) for name in ("auc", "gauc", "known")]
+                rows.append((model_type, f"{rate:g}", *told))
+    positives = sum(map(sum, labels))
+    return BenchmarkReport(
+        title=f"AUC on {len(labels[0])} new items of MovieLens-100k, {len(seeds)} seed(s): "
+        f"{len(labels)} users, {positives:,} positives",
+        columns=("model", "oov_rate", "AUC, new items", "GAUC, new items", "test AUC, known"),
+        rows=rows,
+        config={"seeds": list(seeds), "share": args.share, **settings, "quick": args.quick},
+        figures=figures,
+        ratios={},
+    )
+
+
+def hold_out(
+    source: Path, target: Path, share: float
+) -> tuple[list[dict[str, Any]], list[list[int]]]:
+    """Copies MovieLens-100k without the events of some items.
+
+    Args:
+      source: directory of the data.
+      target: to create.
+      share: of the items.
+
+    Returns:
+      A request for all held-out items of each user who had some of them, with all other events of
+      the user as the history; and its labels, 1 where the user had the item.
+    """
+    import numpy as np
+
+    with (source / "u.item").open(encoding="latin-1") as file:
+        items = list(csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE))
+    with (source / "u.user").open() as file:
+        users = {row[0]: row for row in csv.reader(file, delimiter="|")}
+    names = _genre_names()
+    genres = {
+        row[0]: [n for n, flag in zip(names, row[_GENRES], strict=True) if flag == "1"]
+        for row in items
+    }
+    held_out = np.random.default_rng(0).choice(len(items), int(share * len(items)), replace=False)
+    new = [items[place][0] for place in sorted(held_out.tolist())]
+    target.mkdir()
+    for name in ("u.item", "u.user"):
+        shutil.copyfile(source / name, target / name)
+    events: dict[str, list[list[str]]] = {}
+    for line in (source / "u.data").read_text().splitlines():
+        row = line.split("\t")
+        events.setdefault(row[0], []).append(row)
+    kept = [row for rows in events.values() for row in rows if row[1] not in set(new)]
+    (target / "u.data").write_text("".join("\t".join(row) + "\n" for row in kept))
+    candidates = {"item_id": [int(item) for item in new], "genres": [genres[i] for i in new]}
+    requests, labels = [], []
+    for user, rows in events.items():
+        had = {row[1] for row in rows}
+        if not had & set(new):
+            continue
+        past = sorted((row for row in rows if row[1] not in set(new)), key=lambda row: int(row[3]))
+        history = {"item_id": [int(r[1]) for r in past], "rating": [int(r[2]) for r in past]}
+        _, age, gender, occupation, _ = users[user]
+        requests.append(
+            {
+                **{"user_id": int(user), "age": int(age), "gender": gender},
+                **{"occupation": occupation, "history": history, "candidates": candidates},
+            }
+        )
+        labels.append([int(item in had) for item in new])
+    return requests, labels
+
+
+def score(
+    bundle_dir: Path, requests: Sequence[Mapping[str, Any]], labels: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """AUC of all scores, and the mean of the users' own (GAUC, each user alike).
+
+    Args:
+      bundle_dir: of the model.
+      requests: of `hold_out`.
+      labels: likewise.
+    """
+    import numpy as np
+    from sklearn.metrics import roc_auc_score
+
+    from lookback.serving.bundle import Bundle
+
+    scores = [s.logit for s in Bundle.load(bundle_dir).score(requests)]
+    of_users = [
+        roc_auc_score(own, found)
+        for own, found in zip(labels, scores, strict=True)
+        if 0 < sum(own) < len(own)
+    ]
+    auc = roc_auc_score(np.concatenate([np.asarray(own) for own in labels]), np.concatenate(scores))
+    return {"auc": float(auc), "gauc": float(np.mean(of_users))}
+
+
+def _genre_names() -> list[str]:
+    """Names of the flags of u.item, as the recipe has them."""
+    from lookback.core.yaml_files import read_yaml
+
+    names: list[str] = read_yaml(_RECIPE)["items"]["features"]["genres"]["flags"]
+    return names
