@@ -1,4 +1,4 @@
-"""InferenceCall requests as Triton and KServe write them: JSON, or JSON followed by bytes.
+"""Inference requests as Triton and KServe write them: JSON, or JSON followed by bytes.
 
 The protocol is version 2 of KServe's, with Triton's extension for binary tensors ("Binary Tensor
 Data Extension"): a header says how long the JSON is, and each text of a tensor follows as its
