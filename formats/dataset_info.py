@@ -9,6 +9,7 @@
     split, history_length    (histories) what is held out; and more, for people
     labels                   (histories) `SAMPLED`, as where it is absent, or `EXPLICIT`
     features                 (histories) how each feature of a user's own log was made
+    update                   (histories) of which dataset this is the update, and what is new
     files, sha256            all other files with sizes and digests, and that of all of this
                              (`core.manifests`); absent from datasets of earlier versions
 
@@ -40,6 +41,13 @@ from lookback.core.manifests import (
 DATASET_FILE = "dataset.json"
 WORKFLOW_DIRECTORY = "workflow"
 """In a dataset: the saved workflow that made it."""
+UPDATE_DIRECTORY = "update"
+"""In a dataset of histories: the log that it was made of (`formats.kept_log`)."""
+UPDATE = "update"
+"""Key: of which dataset (``of``, its content hash) this is the update, and how much is new:
+``new_events`` of the histories (and ``new_impressions``) that came since, ``new_training`` targets
+to train on that that dataset did not train on, how many events came that were ``seen_again``, and
+``new_ids`` by column."""
 VOCABULARIES = "vocabularies"
 """Key: digests of what the ids of columns stand for."""
 FEATURES = "features"

@@ -85,6 +85,9 @@ class Column:
         return role_of(self.tags)
 
 
+NEW_COLUMN = Column(NEW, "int8", (SEQUENCE, LIST), is_list=True)
+
+
 def role_of(tags: Iterable[str]) -> Role:
     """Whose a feature with these tags is."""
     tags = set(tags)
@@ -130,7 +133,7 @@ def typed_columns(
         Column(ITEM_ID, "int32", (ITEM, ID, SEQUENCE, LIST, CATEGORICAL), is_list=True),
         *(column for role in ROLES[1:] for column in of[role]),
         Column(TIMESTAMP, "int64", (TIME, SEQUENCE, LIST), is_list=True),
-        *([Column(NEW, "int8", (SEQUENCE, LIST), is_list=True)] if new else []),
+        *([NEW_COLUMN] if new else []),
     )
 
 

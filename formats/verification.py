@@ -21,6 +21,7 @@ from lookback.formats.dataset_info import (
     AGAIN,
     DATASET_FILE,
     FEATURES,
+    UPDATE_DIRECTORY,
     VOCABULARIES,
     WORKFLOW_DIRECTORY,
     read_info,
@@ -34,6 +35,9 @@ from lookback.formats.description import (
 )
 
 TRUSTED = "trusted_dataset_digest"
+
+_UNREAD = (WORKFLOW_DIRECTORY, UPDATE_DIRECTORY)
+"""Of a dataset, what only `python -m workflows` reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ def verify_dataset(
     Args:
       directory: of the dataset.
       verification: how far.
-      parts: files and directories in it; None: all but the saved workflow.
+      parts: files and directories in it; None: all but the saved workflow and the kept log.
       unread: of these, what is left out.
 
     Raises:
@@ -118,7 +122,7 @@ def compare(
 
     def chosen(name: str) -> bool:
         first = name.partition("/")[0]
-        asked = first != WORKFLOW_DIRECTORY if parts is None else first in parts
+        asked = first not in _UNREAD if parts is None else first in parts
         return asked and first not in unread
 
     present = [name for name in visible_files(directory) if "/" in name and chosen(name)]

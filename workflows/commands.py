@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lookback.core.files import atomic_file
-from lookback.core.options import Command, CommandLine, Program, changed, changes, option, without
+from lookback.core.options import (
+    Command,
+    CommandLine,
+    ConfigFile,
+    Program,
+    changed,
+    changes,
+    option,
+    without,
+)
 from lookback.formats.dataset_info import is_tabular
 from lookback.formats.verification import TRUSTED, DatasetChecks
 from lookback.workflows import GENERATORS, TABULAR_DATASETS
+from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.datasets.log import LogReader
 from lookback.workflows.feature_spec_export import export_feature_spec
 from lookback.workflows.feature_spec_import import import_feature_spec
+from lookback.workflows.histories.reader import HistoryOptions
 from lookback.workflows.log.document import described
 from lookback.workflows.log.recipes import list_recipes, recipe_of
 from lookback.workflows.log.schema import SCHEMA
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.order import Report
 from lookback.workflows.pipeline import (
+    KEEP_LOG,
     KINDS,
     fit_dataset,
     fixed_by_fit,
@@ -31,6 +44,7 @@ from lookback.workflows.pipeline import (
 from lookback.workflows.saved import OPTIONS_FILE, workflow_digest
 from lookback.workflows.summaries import print_digest, print_histories, print_tabular
 from lookback.workflows.tabular.export import DATASET_TYPES
+from lookback.workflows.update import update_dataset
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,23 @@ class WorkflowChoice:
         help="SHA-256 that options.json of the workflow must have, or dataset.json of the dataset; "
         "none: any",
         none=("",),
+    )
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """Which dataset goes on, and until when it trains."""
+
+    scope = "what to read"
+
+    dataset: Path = option(help="dataset of histories to go on from, with the log that it keeps")
+    test_from: str | None = option(
+        None,
+        help="split by time: first moment of the test, a date, a time of ISO 8601, or seconds; "
+        "none: as it was",
+    )
+    validation_from: str | None = option(
+        None, help="likewise of the validation part; none: moved as far as --test_from is"
     )
 
 
@@ -234,6 +265,32 @@ def _transform(
     _print(report)
 
 
+def _update(
+    asked: UpdateOptions,
+    source: InputOptions,
+    target: OutputOptions,
+    checks: DatasetChecks,
+    *options: Any,
+) -> None:
+    _say(checks.begin(asked.dataset))
+    given: dict[str, Any] = {}
+    for chosen in options:
+        given |= changed(chosen)
+    report = update_dataset(
+        asked.dataset,
+        source.input,
+        target.output,
+        test_from=asked.test_from,
+        validation_from=asked.validation_from,
+        overwrite=target.overwrite,
+        verification=checks.verification,
+        log=_log,
+        progress=True,
+        **given,
+    )
+    _print(report)
+
+
 def _generate(choice: GeneratorChoice, target: OutputOptions, *options: Any) -> None:
     GENERATORS[choice.dataset].generate(target.output, target.overwrite, *options)
 
@@ -348,19 +405,37 @@ OF_RAW_DATA = CommandLine(
     document=described,
 )
 
+OF_FIT = dataclasses.replace(
+    OF_RAW_DATA,
+    variants={
+        name: (without(options, KEEP_LOG), reader)
+        for name, (options, reader) in OF_RAW_DATA.variants.items()
+    },
+)
+
+
+def _of_new_files(file: ConfigFile) -> Mapping[str, Any]:
+    """What a description of new files says; that they are of a log, the dataset knows."""
+    said = described(file)
+    return said if said is file.content else {n: v for n, v in said.items() if n != "dataset"}
+
+
 PROGRAM = Program(
     "python -m workflows",
     "Turns raw data into datasets that train.py reads.",
     {
         "run": Command("ingest, fit and transform: raw data to dataset", OF_RAW_DATA, _run),
-        "fit": Command("raw data to saved workflow, and nothing else", OF_RAW_DATA, _fit),
+        "fit": Command("raw data to saved workflow, and nothing else", OF_FIT, _fit),
         "transform": Command(
             "new raw data to dataset with a saved workflow",
             CommandLine(
                 (
                     *(WorkflowChoice, InputOptions, OutputOptions),
                     *(
-                        changes(without(kind.options, *fixed_by_fit(kind.options)), "as at the fit")
+                        changes(
+                            without(kind.options, *fixed_by_fit(kind.options), KEEP_LOG),
+                            "as at the fit",
+                        )
                         for kind in KINDS
                     ),
                     changes(LogReader, "as at the fit"),
@@ -368,6 +443,23 @@ PROGRAM = Program(
                 document=described,
             ),
             _transform,
+        ),
+        "update": Command(
+            "dataset and raw data that came since to a dataset that goes on from it",
+            CommandLine(
+                (
+                    *(UpdateOptions, InputOptions, OutputOptions, DatasetChecks),
+                    changes(
+                        without(HistoryOptions, *fixed_by_fit(HistoryOptions)), "the dataset's"
+                    ),
+                    *(
+                        changes(reader, "the dataset's")
+                        for reader in (LogReader, InteractionsReader)
+                    ),
+                ),
+                document=_of_new_files,
+            ),
+            _update,
         ),
         "export": Command(
             "dataset to the layout of other tools",

@@ -18,6 +18,8 @@ from lookback.formats.dataset_info import (
     FEATURES,
     LABELS,
     SPLITS,
+    UPDATE,
+    UPDATE_DIRECTORY,
     WORKFLOW_DIRECTORY,
     impression_count,
     is_tabular,
@@ -45,7 +47,7 @@ def describe(
     directory = Path(directory)
     metadata = read_info(directory)
     _require_described(directory, metadata)
-    for parts in (None, (WORKFLOW_DIRECTORY,)):
+    for parts in (None, (WORKFLOW_DIRECTORY, UPDATE_DIRECTORY)):
         verify_dataset(directory, verification, parts)
     schema = read_schema(directory)
     console = console or Console()
@@ -56,6 +58,8 @@ def describe(
     if FEATURES in metadata:
         console.print(_features_table(metadata))
     console.print(_flat_table("counts", metadata["counts"]))
+    if UPDATE in metadata:
+        console.print(_flat_table("update", metadata[UPDATE]))
     if not is_tabular(directory):
         console.print(_flat_table("history length (events a user)", metadata["history_length"]))
         console.print(_split_table(metadata))

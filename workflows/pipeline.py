@@ -102,6 +102,9 @@ class DataKind:
         return importlib.import_module(self.pipeline)
 
 
+KEEP_LOG = "keep_log"
+"""Option of histories that only those commands have that keep the log."""
+
 KINDS = (
     DataKind(DATASETS, HistoryOptions, "lookback.workflows.histories.pipeline"),
     DataKind(TABULAR_DATASETS, TabularDatasetOptions, "lookback.workflows.tabular.pipeline"),
@@ -164,6 +167,7 @@ def fit_dataset(
 ) -> Report:
     """Raw data to saved workflow; see `run_dataset`. `output_dir` becomes the workflow itself."""
     kind = kind_of(name)
+    _refuse_kept(options)
     target = _output(output_dir, WORKFLOW, overwrite, input_dir)
     report: Report = kind.does().fit(_order(kind, name, options, target, log, progress))
     return report
@@ -208,10 +212,11 @@ def transform_dataset(
     fixed = sorted(fixed_by_fit(kind.readers[name], kind.options) & set(options))
     if fixed:
         raise UserError(f"{fixed[0]} is fixed by the fit; fit a new workflow to change it.")
+    _refuse_kept(options)
     target = _output(output_dir, DATASET, overwrite, input_dir, workflow_dir)
     file = saved_workflow(workflow_dir) / OPTIONS_FILE
     fitted = kind.saved(name, saved["options"], file)
-    order = _order(kind, name, {**fitted, **options}, target, log, progress)
+    order = _order(kind, name, with_changes(fitted, options), target, log, progress)
     if isinstance(order.reader, Reader):
         _check_features(order.reader, kind.read(name, fitted)[0])
     report: Report = kind.does().transform(order, Path(workflow_dir))
@@ -226,6 +231,24 @@ def fixed_by_fit(*configs: type) -> set[str]:
         for name, option in options_of(config).items()
         if option.continued
     }
+
+
+def with_changes(fitted: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a fit with changes to them.
+
+    A new description of a log tells all of how its files are read: where it names no unit of times,
+    that of the fit's files does not count.
+    """
+    unit = {"time_unit": None} if "events" in options else {}
+    return {**fitted, **unit, **options}
+
+
+def _refuse_kept(options: Mapping[str, Any]) -> None:
+    if KEEP_LOG in options:
+        raise UserError(
+            f"{KEEP_LOG}: expected with `run` and `update`, which write a dataset that can be "
+            f"updated, received {shown(options[KEEP_LOG])}. Leave it out."
+        )
 
 
 def _check_features(reader: Reader, fitted: Reader) -> None:

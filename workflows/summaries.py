@@ -11,9 +11,11 @@ from lookback.formats.dataset_info import (
     LABELS,
     LEAVE_LAST_OUT,
     SPLITS,
+    UPDATE,
     impression_count,
 )
 from lookback.formats.verification import TRUSTED, dataset_digest
+from lookback.workflows.histories.continued import CHANGED
 from lookback.workflows.log.columns import TIMES_AT_CLOCK_CHANGES
 from lookback.workflows.log.parse import LEFT_OUT
 from lookback.workflows.order import Report
@@ -49,6 +51,8 @@ def print_histories(report: Report) -> None:
         f"kept {counts['users']:,} users, {counts['events']:,} events, {counts['items']:,} items; "
         f"dropped {counts['users_dropped']:,} users with {counts['events_dropped']:,} events"
     )
+    for line in _updated(report):
+        print(line)
     if "duplicate_events" in counts:
         print(
             f"dropped {counts['duplicate_events']:,} repeated events (same user and item, later); "
@@ -98,6 +102,37 @@ def print_histories(report: Report) -> None:
             print(f"{count:,} of the events read have no {name}: their id has no metadata")
     print(f"content hash: {report.metadata['content_hash']}")
     print_digest(report.directory)
+
+
+def _updated(report: Report) -> Iterator[str]:
+    """What there is to say of an update."""
+    counts, said = report.metadata["counts"], report.metadata.get(UPDATE)
+    if said is None:
+        return
+    new_ids = ", ".join(f"{name} {count:,}" for name, count in said["new_ids"].items() if count)
+    duplicates = report.metadata["options"]["duplicates"]
+    new = f"{said['new_events']:,} events"
+    if "new_impressions" in said:
+        new += f", {said['new_impressions']:,} impressions"
+    kept = "kept: --duplicates all" if duplicates == "all" else "left out"
+    yield f"new in it: {new}; new ids: {new_ids or 'none'}; old ones are as they were"
+    yield f"{said['seen_again']:,} of the events that came were there already ({kept})"
+    yield (
+        f"{said['new_training']:,} to train on that the dataset before did not train on"
+        if said["new_training"]
+        else "WARNING: nothing is new to train on: what came is held out (move a split by time: "
+        "--test_from), or left out"
+    )
+    for name in CHANGED.values():
+        if counts.get(name):
+            yield f"{counts[name]:,} {name.replace('_', ' ')}: what came counts, in old events, too"
+    fitted = [
+        name
+        for name, feature in report.metadata.get(FEATURES, {}).items()
+        if feature["type"] in ("number", "buckets")
+    ]
+    if fitted:
+        yield f"{', '.join(fitted)}: transformed as fitted before, not fitted again"
 
 
 def _typed(report: Report) -> Iterator[str]:

@@ -127,16 +127,24 @@ class AmazonReader(Reader):
         return [found[name] for name in dict.fromkeys(chosen)]
 
     def remarks(self, paths: Sequence[Path]) -> list[str]:
-        """What of the first review is not read, and whether there are metadata."""
+        """What of the first review is not read."""
         lines = []
         with contextlib.suppress(BadLineError):  # which is told with its number later
             value = _object(first_line(paths[0]).encode())
             lines += columns_not_read(
                 key for key in value if key not in _edition(value).schema.names
             )
-        if not self.metadata_files(paths[0].parent):
-            lines.append(f"WARNING: there is no meta_*.json[.gz]: every item is of {NO_CATEGORY}")
         return lines
+
+    def unknown(self, directory: Path) -> list[str]:
+        """Whether there are metadata."""
+        if self.metadata_files(directory):
+            return []
+        return [f"WARNING: there is no meta_*.json[.gz]: every item is of {NO_CATEGORY}"]
+
+    def of_new(self, directory: Path) -> tuple[Reader, tuple[str, ...]]:
+        """See `Reader.of_new`."""
+        return self, () if self.metadata_files(directory) else ("items",)
 
     def parse_block(self, block: Block, unit: TimeUnit | None = None) -> Parsed:
         """Reviews of a block."""

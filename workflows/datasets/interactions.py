@@ -39,6 +39,7 @@ class InteractionsReader(Reader):
 
     scope = "options of interactions"
     takes_file: ClassVar[bool] = True
+    says_where: ClassVar[tuple[str, ...]] = ("user_column", "item_column", "time_column")
 
     user_column: str = option(names.USER_ID, help="column of the users", nonempty=True)
     item_column: str = option(names.ITEM_ID, help="column of the items", nonempty=True)

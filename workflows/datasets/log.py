@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,7 +30,7 @@ from lookback.workflows.log.description import (
     SplitRule,
     contradictions_of,
 )
-from lookback.workflows.log.files import matching
+from lookback.workflows.log.files import came, matching
 from lookback.workflows.log.parquet_records import count_rows
 from lookback.workflows.log.parse import (
     Plan,
@@ -51,6 +52,7 @@ KEYS = {"items": names.ITEM_ID, "users": names.USER_ID}
 class LogReader(Reader):
     """A log that a YAML file describes; its parts are options that only a file can give."""
 
+    says_where = ("events", "items", "users")
     scope = "options of log (in the YAML of --config: `workflows schema`)"
 
     events: EventFiles | None = option(None, help="files with one event a row")
@@ -104,6 +106,17 @@ class LogReader(Reader):
         if unit is None and self._events.time.unit == STEPS:
             raise UserError(f"events.time.unit is {STEPS}: pass time_unit={STEPS!r}, too.")
         return parse(_record_block(block), self._plan, unit)
+
+    def of_new(self, directory: Path) -> tuple[Reader, tuple[str, ...]]:
+        """See `Reader.of_new`."""
+        parts = {"items": self.items, "users": self.users}
+        lacks = tuple(
+            part
+            for part, files in parts.items()
+            if files is not None and not came(directory, files.files, f"{part}.files")
+        )
+        none: dict[str, Any] = dict.fromkeys(lacks)
+        return dataclasses.replace(self, **none), lacks
 
     def metadata_files(self, directory: Path) -> Sequence[Path]:
         """The files of items and users."""

@@ -175,13 +175,20 @@ class MovieLensReader(Reader):
         found = [_find(directory, name) for name in (layout.movies, *users)]
         return [path for path in found if path is not None]
 
-    def remarks(self, paths: Sequence[Path]) -> list[str]:
+    def unknown(self, directory: Path) -> list[str]:
         """Whether there are movies."""
-        (path,) = paths
-        movies = _layout(path.parent).movies
-        if _find(path.parent, movies) is not None:
+        movies = _layout(directory).movies
+        if _find(directory, movies) is not None:
             return []
         return [f"WARNING: there is no {movies}[.gz]: every movie is of {NO_CATEGORY}"]
+
+    def of_new(self, directory: Path) -> tuple[Reader, tuple[str, ...]]:
+        """See `Reader.of_new`."""
+        layout = _layout(directory)
+        lacks = () if _find(directory, layout.movies) is not None else ("items",)
+        if self.user_features and (not layout.users or _find(directory, layout.users) is None):
+            return dataclasses.replace(self, user_columns=None), (*lacks, "users")
+        return self, lacks
 
     def parse_block(self, block: Block, unit: TimeUnit | None = None) -> Parsed:
         """Ratings of a block; without a unit their times are seconds."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lookback.formats.history_columns import SPLIT, Column
+from lookback.formats.history_columns import NEW, SPLIT, Column
 from lookback.formats.impressions import LABEL
 from lookback.formats.transforms import Bag, Transform, Vocabulary
 from lookback.formats.vocabulary import read_ids
@@ -24,7 +24,44 @@ from lookback.workflows.histories.typed import (
     count_elements,
     fit_numbers,
     number_bags,
+    read_features,
 )
+
+
+@dataclass(frozen=True)
+class Before:
+    """What an earlier fit gave: of a saved workflow, or of the dataset that an update goes on from.
+
+    Attributes:
+      transforms: of each feature that has a `FeatureSpec`, as saved.
+      vocabularies: the files of the saved ones, by column.
+    """
+
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+    vocabularies: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Known values of each vocabulary."""
+        return {name: len(read_ids(path, name)) for name, path in self.vocabularies.items()}
+
+
+def fitted_before(
+    saved: Path, columns: Sequence[Column], specs: Mapping[str, FeatureSpec]
+) -> Before:
+    """What a saved workflow holds.
+
+    Args:
+      saved: its directory.
+      columns: of the dataset.
+      specs: of the features.
+
+    Raises:
+      UserError: if it is damaged, or of other features.
+    """
+    transforms = read_features(saved, specs) if specs else {}
+    names = vocabulary_names(columns, transforms)
+    return Before(transforms, ops.saved_vocabularies(saved, names))
 
 
 @dataclass(frozen=True)
@@ -59,9 +96,11 @@ def fit_features(
     frequency_threshold: int,
     directory: Path,
     runner: Runner,
+    before: Before | None = None,
 ) -> FittedFeatures:
     """Fits all features but those that the workflow fits, the vocabularies of single categories.
 
+    What was fitted before stays: numbers and buckets are transformed as they were, and ids go on.
     Where the last events are left out, vocabularies count all events, as they do of ids; with any
     other split, and where labels are explicit, those of the training part.
 
@@ -72,16 +111,21 @@ def fit_features(
       frequency_threshold: of values without a threshold of their own.
       directory: to write in.
       runner: where the tasks run.
+      before: what the fit goes on from; None: nothing.
     """
     if selection.typed is None:
         return FittedFeatures()
-    numbers = fit_numbers(files, specs, selection.typed.explicit, runner)
-    transforms = {name: spec.unfitted or numbers[name] for name, spec in specs.items()}
+    if before is None:
+        numbers = fit_numbers(files, specs, selection.typed.explicit, runner)
+        transforms = {name: spec.unfitted or numbers[name] for name, spec in specs.items()}
+    else:
+        transforms = dict(before.transforms)
     combinations = _combinations(files, specs, selection, runner)
     thresholds = min_counts(specs, frequency_threshold)
     thresholds = {name: thresholds[name] for name in _with_elements(transforms)}
     counts = {name: count_elements(combinations[name]) for name in thresholds}
-    paths = ops.write_vocabularies(counts, directory, thresholds)
+    known = {} if before is None else before.vocabularies
+    paths = ops.write_vocabularies(counts, directory, thresholds, known)
     elements = {name: Path(path) for name, path in paths.items()}
     return _numbered(transforms, combinations, elements, directory)
 
@@ -90,8 +134,7 @@ def restore_features(
     files: Sequence[Path],
     specs: Mapping[str, FeatureSpec],
     selection: Selection,
-    transforms: Mapping[str, Transform],
-    vocabularies: Mapping[str, Path],
+    before: Before,
     directory: Path,
     runner: Runner,
 ) -> FittedFeatures:
@@ -101,16 +144,15 @@ def restore_features(
       files: see `fit_features`.
       specs: likewise.
       selection: likewise.
-      transforms: as saved.
-      vocabularies: files of the saved ones.
+      before: what they were fitted to.
       directory: see `fit_features`.
       runner: likewise.
     """
     if selection.typed is None:
         return FittedFeatures()
     combinations = _combinations(files, specs, selection, runner)
-    elements = {name: vocabularies[name] for name in _with_elements(transforms)}
-    return _numbered(transforms, combinations, elements, directory)
+    elements = {name: before.vocabularies[name] for name in _with_elements(before.transforms)}
+    return _numbered(before.transforms, combinations, elements, directory)
 
 
 def min_counts(specs: Mapping[str, FeatureSpec], frequency_threshold: int) -> dict[str, int]:
@@ -131,15 +173,16 @@ def typed_columns(
     frequency_threshold: int,
 ) -> ops.TypedColumns:
     """What the workflow needs to know of the columns."""
+    encoded = tuple(
+        column.name
+        for column in columns
+        if column.name in (SPLIT, NEW)
+        or not isinstance(transforms.get(column.name, Vocabulary()), Vocabulary)
+    )
     if selection.typed is None:
-        return ops.TypedColumns()
+        return ops.TypedColumns(encoded)
     return ops.TypedColumns(
-        encoded=tuple(
-            column.name
-            for column in columns
-            if column.name == SPLIT
-            or not isinstance(transforms.get(column.name, Vocabulary()), Vocabulary)
-        ),
+        encoded=encoded,
         min_counts=min_counts(specs, frequency_threshold),
         label=LABEL if selection.typed.explicit else None,
     )

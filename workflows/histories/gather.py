@@ -21,11 +21,18 @@ from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.formats import history_columns as names
 from lookback.formats.dataset_info import SPLITS
 from lookback.formats.impressions import LABEL
-from lookback.workflows.histories.rules import EventRules, LeaveLast, Split
+from lookback.formats.kept_log import TRAINED
+from lookback.workflows.histories.rules import TRAIN, EventRules, LeaveLast, Parts, Split
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Ties = Literal["file", "item"]
+
+OLD, UNTRAINED, CAME = range(3)
+"""Values of `NEW` on the way: of events of the dataset before that it trained on, of its others,
+and of those that came since."""
+
+ROWS_READ_AT_ONCE = 1 << 16  # row groups of the log on its way to where it is kept
 
 PART = "part"
 """Of events with typed features: to which part of the split one belongs."""
@@ -115,6 +122,11 @@ class Gathered:
     missing: dict[str, int] = field(default_factory=dict)
     parts: tuple[int, ...] = (0,) * len(SPLITS)
     impressions: tuple[int, ...] = (0,) * len(SPLITS)
+    seen_again: int = 0
+    new_events: int = 0
+    new_impressions: int = 0
+    new_training: int = 0
+    kept_log: Path | None = None
 
 
 def gather_partition(
@@ -123,17 +135,19 @@ def gather_partition(
     columns: Sequence[str],
     directory: Path,
     selection: Selection,
+    keep_log: bool = False,
 ) -> Gathered:
-    """Task of the second pass."""
+    """Task of the second pass; with `keep_log`, also writes all that was read."""
     number, source = task
-    table, read = sort_events(source, selection)
-    in_order = table[names.HISTORY_ID].to_numpy()
-    histories = int(in_order[-1]) + 1
-    repeats, before = read - len(table), len(table)
+    every = sort_events(source, selection)
+    histories = int(every[names.HISTORY_ID][-1].as_py()) + 1
+    table, place = without_repeats(every, selection)
+    repeats, before = len(every) - len(table), len(table)
     typed = selection.typed
     if typed is not None and typed.items is not None:
         items = read_parquet(typed.items)[names.ITEM_ID].combine_chunks()
-        table = table.filter(pc.is_in(table[names.ITEM_ID], value_set=items))
+        frequent = pc.is_in(table[names.ITEM_ID], value_set=items)
+        table, place = table.filter(frequent), place[frequent.to_numpy()]
     rare = before - len(table)
     history, time = table[names.HISTORY_ID].to_numpy(), table[names.TIMESTAMP].to_numpy()
     lengths = left = np.bincount(history, minlength=histories)
@@ -147,8 +161,12 @@ def gather_partition(
     stay = kept[history] & first
     ties = held_out_ties(history[stay], time[stay], selection.split.held_out)
     table = _in_ticks(table, time, selection.ticks)
+    part = _parts(table, stay, selection.split)
+    log = directory / f"log-{number:05d}.parquet"
+    if keep_log:
+        _write_log(every, place[stay][part == TRAIN], log)
     if typed is not None:
-        table = table.filter(pa.array(stay))
+        table, stay = table.filter(pa.array(stay)), np.ones(len(part), np.bool_)
     without = {}
     for key, defaults, path in features:
         table, missing = _join(table, key, defaults, path)
@@ -157,13 +175,16 @@ def gather_partition(
     written = [names.HISTORY_ID, *columns]
     counted: dict[str, Any] = {}
     if typed is not None:
-        table, counted = _typed(table, selection.split, typed)
+        table, counted = _typed(table.append_column(PART, pa.array(part)), typed)
         written += [PART, *([LABEL] if typed.explicit else [])]
+    if names.NEW in columns:
+        table, new = _new(table, stay, part == TRAIN)
+        counted |= {**new, "seen_again": seen_again(every, selection)}
     file = directory / f"events-{number:05d}.parquet"
     pq.write_table(table.select(written), file, compression=COMPRESSION)
     return Gathered(
         file=file,
-        events=read,
+        events=len(every),
         users=histories,
         users_with_one_event=int((lengths == 1).sum()),
         users_kept=int(kept.sum()),
@@ -175,19 +196,17 @@ def gather_partition(
         longest=int(lengths.max()),
         without_features=without,
         rare_events=rare,
+        kept_log=log if keep_log else None,
         **counted,
     )
 
 
-def sort_events(source: Sequence[tuple[Path, int]], selection: Selection) -> tuple[pa.Table, int]:
-    """Sorts by user and time; numbers the histories; leaves exact repeats out.
+def sort_events(source: Sequence[tuple[Path, int]], selection: Selection) -> pa.Table:
+    """All events of a partition by user and time, with the numbers of their histories.
 
     Args:
       source: files and the row group of each that belong to the partition.
-      selection: what to keep.
-
-    Returns:
-      The events, and how many there were.
+      selection: says in which order, and what a history is.
     """
     table = pa.concat_tables([open_parquet(file).read_row_group(group) for file, group in source])
     users = encode_column(table[names.USER_ID])
@@ -199,16 +218,74 @@ def sort_events(source: Sequence[tuple[Path, int]], selection: Selection) -> tup
         keys.insert(0, _ranks(items.dictionary)[items.indices.to_numpy()])
     order = np.lexsort(keys)  # stable
     table, history = table.take(pa.array(order)), history[order]
-    time = table[names.TIMESTAMP].to_numpy()
     typed = selection.typed
     if typed is not None and typed.rules.session_gap is not None:
+        time = table[names.TIMESTAMP].to_numpy()
         history = sessions(history, time, typed.rules.session_gap * selection.ticks)
-    table = table.append_column(names.HISTORY_ID, pa.array(history, pa.int64()))
+    return table.append_column(names.HISTORY_ID, pa.array(history, pa.int64()))
+
+
+def without_repeats(table: pa.Table, selection: Selection) -> tuple[pa.Table, Ints]:
+    """Leaves exact repeats out, but where they are kept; also gives the places of what is left.
+
+    Args:
+      table: see `sort_events`.
+      selection: what to keep.
+    """
     if selection.exact_repeats:
-        return table, len(order)
-    same = [names.ITEM_ID, *([LABEL] if typed is not None and typed.explicit else [])]
-    repeated = exact_repeats(history, time, table.select(same))
-    return table.filter(pa.array(~repeated)) if repeated.any() else table, len(order)
+        return table, np.arange(len(table))
+    repeated = exact_repeats(*_compared(table, selection))
+    return table.filter(pa.array(~repeated)) if repeated.any() else table, np.flatnonzero(~repeated)
+
+
+def seen_again(table: pa.Table, selection: Selection) -> int:
+    """How many of the events that came since are exact repeats of those of the dataset before.
+
+    Args:
+      table: see `sort_events`; of equal events those of the dataset come first.
+      selection: what else there is to tell events by.
+    """
+    came = table[names.NEW].to_numpy() == CAME
+    tied, key = _tied(*_compared(table, selection))
+    _, first, which = np.unique(key, return_index=True, return_inverse=True)
+    return int((came[tied] & ~came[tied][first][which]).sum())
+
+
+def _compared(table: pa.Table, selection: Selection) -> tuple[Ints, Any, pa.Table]:
+    """What events are compared by: their histories and times ``[N]``, and the rest."""
+    typed = selection.typed
+    rest = [names.ITEM_ID, *([LABEL] if typed is not None and typed.explicit else [])]
+    history, time = table[names.HISTORY_ID].to_numpy(), table[names.TIMESTAMP].to_numpy()
+    return history, time, table.select(rest)
+
+
+def _new(table: pa.Table, stay: Bools, training: Bools) -> tuple[pa.Table, dict[str, int]]:
+    """Puts 0 and 1 into `NEW`; counts which of the events that stay came since.
+
+    Args:
+      table: ``[N]``
+      stay: ``[N]``
+      training: which of those that stay are to train on.
+    """
+    new = table[names.NEW].to_numpy()
+    came = (new == CAME) & stay
+    clicked = table[LABEL].to_numpy() == 1 if LABEL in table.column_names else came
+    place = table.column_names.index(names.NEW)
+    table = table.set_column(place, names.NEW, pa.array(np.minimum(new, 1)))
+    return table, {
+        "new_events": int((came & clicked).sum()),
+        "new_impressions": int(came.sum()),
+        "new_training": int(((new[stay] > OLD) & training).sum()),
+    }
+
+
+def _write_log(every: pa.Table, trained: Ints, file: Path) -> None:
+    """Writes all events as they were read, and which of them are to train on."""
+    flags = np.zeros(len(every), np.bool_)
+    flags[trained] = True
+    own = {names.HISTORY_ID, names.NEW} & {*every.column_names}
+    every = every.drop(sorted(own)).append_column(TRAINED, pa.array(flags))
+    pq.write_table(every, file, compression=COMPRESSION, row_group_size=ROWS_READ_AT_ONCE)
 
 
 def sessions(history: Ints, time: np.ndarray[Any, Any], gap: int) -> Ints:
@@ -226,11 +303,22 @@ def sessions(history: Ints, time: np.ndarray[Any, Any], gap: int) -> Ints:
     return np.r_[np.zeros(min(len(history), 1), np.int64), np.cumsum(begins)]
 
 
-def _typed(table: pa.Table, split: Split, typed: TypedSelection) -> tuple[pa.Table, dict[str, Any]]:
-    """Adds the events' parts, and counts what is missing and what each part has."""
+def _parts(table: pa.Table, stay: Bools, split: Split) -> Parts:
+    """To which part of the split those events belong that stay; times are those that are written.
+
+    Args:
+      table: ``[N]``
+      stay: ``[N]``
+      split: says it.
+    """
+    table = table.select([names.HISTORY_ID, names.TIMESTAMP, names.USER_ID]).filter(pa.array(stay))
     history, time = table[names.HISTORY_ID].to_numpy(), table[names.TIMESTAMP].to_numpy()
-    part = split.parts(history, time, table[names.USER_ID])
-    table = table.append_column(PART, pa.array(part))
+    return split.parts(history, time, table[names.USER_ID])
+
+
+def _typed(table: pa.Table, typed: TypedSelection) -> tuple[pa.Table, dict[str, Any]]:
+    """Hides what is known of clicks alone; counts what is missing and what each part has."""
+    part = table[PART].to_numpy()
     happened = np.ones(len(table), np.bool_)
     impressions = (0,) * len(SPLITS)
     if typed.explicit:
@@ -318,15 +406,23 @@ def exact_repeats(history: Ints, time: np.ndarray[Any, Any], items: pa.Table) ->
     from pandas import Series
 
     repeated = np.zeros(len(history), dtype=np.bool_)
-    same = _as_before(history, time)
-    if same.any():  # in most logs few events are tied, and only they are compared
-        tied = np.flatnonzero(same | np.r_[same[1:], False])
-        key = np.cumsum(~same)[tied]
-        for column in items.take(pa.array(tied)).columns:
-            code = encode_column(column).indices.to_numpy().astype(np.int64)
-            key = key * (int(code.max()) + 1) + code
-        repeated[tied] = Series(key).duplicated().to_numpy()
+    tied, key = _tied(history, time, items)
+    repeated[tied] = Series(key).duplicated().to_numpy()
     return repeated
+
+
+def _tied(history: Ints, time: np.ndarray[Any, Any], items: pa.Table) -> tuple[Ints, Ints]:
+    """Places of the events that others tie with in time; equal numbers for equal events of them.
+
+    In most logs they are few, and only they are compared.
+    """
+    same = _as_before(history, time)
+    tied = np.flatnonzero(same | np.r_[same[1:], False])
+    key: Ints = np.cumsum(~same)[tied]
+    for column in items.take(pa.array(tied)).columns:
+        code = encode_column(column).indices.to_numpy().astype(np.int64)
+        key = key * (int(code.max(initial=0)) + 1) + code
+    return tied, key
 
 
 def held_out_ties(history: Ints, time: np.ndarray[Any, Any], held_out: int) -> int:

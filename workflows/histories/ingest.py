@@ -76,6 +76,11 @@ class Events:
       parts: (typed) these users' events by part of the split; of explicit labels the clicks.
       impressions: likewise all events, where labels are explicit.
       counts: what the parser counted.
+      seen_again: of an update, events that came though the dataset before had them.
+      new_events: likewise those that came and are in histories.
+      new_impressions: likewise among the impressions, or if there are none the histories.
+      new_training: targets to train on that the dataset before did not train on.
+      kept_logs: all that was read: files, and their rows.
     """
 
     files: tuple[Path, ...]
@@ -97,6 +102,11 @@ class Events:
     parts: tuple[int, ...] = ()
     impressions: tuple[int, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
+    seen_again: int = 0
+    new_events: int = 0
+    new_impressions: int = 0
+    new_training: int = 0
+    kept_logs: tuple[tuple[Path, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,7 @@ def ingest(
     partitions: int,
     selection: Selection,
     bad_lines: BadLineCounter,
+    keep_log: bool = False,
 ) -> Events:
     """Reads raw events and writes them to `directory`, partitioned by user.
 
@@ -134,6 +145,7 @@ def ingest(
       partitions: how many.
       selection: which events to keep.
       bad_lines: counts bad lines; `paths` must be new to it.
+      keep_log: whether to write all that is read, too.
 
     Raises:
       UserError: if there are more bad lines than allowed, or no events.
@@ -151,7 +163,7 @@ def ingest(
         bad_lines.add(result.path, result.parsed)
         found.append(result)
     if not any(sum(part.rows) for part in found):
-        raise _no_events(paths, {**bad_lines.reasons, **_summed(s.parsed.counts for s in found)})
+        raise _no_events(paths, {**bad_lines.reasons, **summed(s.parsed.counts for s in found)})
     found = _of_one_type(found, runner, partitions)
     sources = _row_groups(found, partitions)
     tasks = [(number, source) for number, source in enumerate(sources) if source]
@@ -165,6 +177,7 @@ def ingest(
         columns=tuple(columns),
         directory=directory,
         selection=dataclasses.replace(selection, typed=typed),
+        keep_log=keep_log,
     )
     parts = list(runner.map(gather, tasks, label="sorting", total=len(tasks)))
     for part in found:
@@ -173,9 +186,10 @@ def ingest(
         files=tuple(part.file for part in parts if part.users_kept),
         schema=open_parquet(parts[0].file).schema_arrow,
         longest=max(part.longest for part in parts),
-        counts=_summed(part.parsed.counts for part in found),
-        without_features=_summed(part.without_features for part in parts),
-        missing=_summed(part.missing for part in parts),
+        counts=summed(part.parsed.counts for part in found),
+        without_features=summed(part.without_features for part in parts),
+        missing=summed(part.missing for part in parts),
+        kept_logs=tuple((part.kept_log, part.events) for part in parts if part.kept_log),
         **_totals(parts),
     )
 
@@ -188,7 +202,8 @@ def _no_events(paths: Sequence[Path], left_out: Mapping[str, int]) -> UserError:
     return UserError(f"No events in {listed}: the input is empty. Check --input.")
 
 
-def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """What counts by name add up to."""
     total: dict[str, int] = {}
     for part in counts:
         for name, count in part.items():
@@ -223,7 +238,7 @@ def _of_one_type(splits: Sequence[_Split], runner: Runner, partitions: int) -> l
     """Splits again what has other types than the common ones."""
     schemas = [split.parsed.table.schema for split in splits if any(split.rows)]
     common = pa.schema(
-        (name, _common_type([schema.field(name).type for schema in schemas]))
+        (name, common_type([schema.field(name).type for schema in schemas]))
         for name in schemas[0].names
     )
     differ = [split for split in splits if any(split.rows) and split.parsed.table.schema != common]
@@ -237,11 +252,12 @@ def _of_one_type(splits: Sequence[_Split], runner: Runner, partitions: int) -> l
 
 def _split_again(split: _Split, schema: pa.Schema, partitions: int) -> _Split:
     """Task between the passes."""
-    table = open_parquet(split.file).read().cast(schema, safe=False)  # int64 to float64 rounds
+    table = open_parquet(split.file).read().select(schema.names)
+    table = table.cast(schema, safe=False)  # int64 to float64 rounds
     return dataclasses.replace(split, rows=_write_split(table, split.file, partitions))
 
 
-def _common_type(types: Sequence[pa.DataType]) -> pa.DataType:
+def common_type(types: Sequence[pa.DataType]) -> pa.DataType:
     """The type that holds all values: text over int64, float64 over int64, any over null."""
     for wider in (pa.string(), pa.float64()):
         if wider in types:

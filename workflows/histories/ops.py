@@ -38,6 +38,7 @@ from lookback.formats.vocabulary import (
     id_file,
     ids_digest,
     read_ids,
+    together,
 )
 from lookback.workflows.histories.gather import encode_column, first_events
 from lookback.workflows.histories.value_counts import COUNT, VALUE, count_values, merge_counts
@@ -54,10 +55,12 @@ class HistoryVocabulary(ops.Categorify):
     """`nvtabular.ops.Categorify`, fitted and applied with Arrow on CPU.
 
     The files it writes and the ids it gives are Categorify's: 0 padding, 1 null, 2 out of
-    vocabulary, then the known values by falling count. Three things differ:
+    vocabulary, then the known values by falling count. Four things differ:
 
     - values of equal count follow in the order of the values themselves, so a vocabulary depends
       on the data alone (upstream sorts the counts with an unstable sort, categorify.py:1322);
+    - a vocabulary can go on from another one: its ids stay, and new values follow (what
+      NVTabular#798 asks for);
     - a partition without rows passes (upstream fails on it: ``dropna().iloc[0]``, :1663);
     - counting and looking up run on Arrow's kernels: about 10 times the speed of the merge of
       string columns, and without the interpreter's lock.
@@ -68,13 +71,20 @@ class HistoryVocabulary(ops.Categorify):
       freq_threshold: for each column, the count below which a value is left out (and so becomes
         index 2); 0 keeps all.
       out_path: directory for the vocabulary files.
+      known: of columns the file of a vocabulary that the new one goes on from; None: of none.
     """
 
-    def __init__(self, freq_threshold: dict[str, int], out_path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        freq_threshold: dict[str, int],
+        out_path: str | os.PathLike[str],
+        known: Mapping[str, Path] | None = None,
+    ) -> None:
         super().__init__(
             freq_threshold=freq_threshold, out_path=str(out_path), dtype=np.dtype(np.int32)
         )
         self._fitted_upstream = False
+        self._known = dict(known or {})
 
     def fit(self, col_selector: nvt.ColumnSelector, ddf: Any) -> Any:
         """Counts the values of each column; the counts are merged in a tree."""
@@ -87,14 +97,17 @@ class HistoryVocabulary(ops.Categorify):
         while len(level) > 1:
             step = COUNTS_MERGED_AT_ONCE
             level = [merge(level[i : i + step]) for i in range(0, len(level), step)]
-        return dask.delayed(write_vocabularies)(level[0], self.out_path, self.freq_threshold)
+        return dask.delayed(write_vocabularies)(
+            level[0], self.out_path, self.freq_threshold, self._known
+        )
 
     def fit_finalize(self, categories: dict[str, str]) -> None:
         """Takes the paths of the vocabulary files, in the canonical order."""
         super().fit_finalize(categories)
         if self._fitted_upstream:
             for name, path in categories.items():
-                _order_vocabulary(name, Path(path))
+                _order_vocabulary(name, Path(path), self._known.get(name))
+        self._known = {}  # paths of this run alone are not to be saved
 
     def transform(self, col_selector: nvt.ColumnSelector, df: Any) -> Any:
         """Replaces raw values by their int32 indices."""
@@ -308,6 +321,7 @@ def build_workflow(
     frequency_threshold: int,
     vocabulary_directory: str | os.PathLike[str],
     typed: TypedColumns = TypedColumns(),
+    known: Mapping[str, Path] | None = None,
 ) -> nvt.Workflow:
     """The workflow from partitioned raw events to encoded, tagged histories.
 
@@ -323,6 +337,7 @@ def build_workflow(
         index of its own. Users are not subject to it: `min_interactions` is their threshold.
       vocabulary_directory: where fitting writes the vocabularies.
       typed: which of the columns come as they are to be, and what else is known of them.
+      known: see `HistoryVocabulary`.
     """
     thresholds = {
         column.name: typed.min_counts.get(column.name, frequency_threshold if column.is_list else 0)
@@ -333,7 +348,7 @@ def build_workflow(
     others = [*typed.encoded, *([typed.label] if typed.label else [])]
     events = [names.HISTORY_ID, *categorical, *others, names.TIMESTAMP]
     kept = events >> ops.Filter(f=_filter(min_interactions, fewest_items))
-    encoded = kept[categorical] >> HistoryVocabulary(thresholds, vocabulary_directory)
+    encoded = kept[categorical] >> HistoryVocabulary(thresholds, vocabulary_directory, known)
     rest = kept[[names.HISTORY_ID, *others, names.TIMESTAMP]]
     # `a + b` changes `a` where `a` is a sum itself (merlin/dag/node.py); `encoded` is not.
     histories = (encoded + rest) >> HistoryLists(
@@ -493,15 +508,25 @@ def _merge_counts(parts: list[dict[str, pa.Table]]) -> dict[str, pa.Table]:
 
 
 def write_vocabularies(
-    counts: Mapping[str, pa.Table], out_path: str | os.PathLike[str], thresholds: Mapping[str, int]
+    counts: Mapping[str, pa.Table],
+    out_path: str | os.PathLike[str],
+    thresholds: Mapping[str, int],
+    known: Mapping[str, Path],
 ) -> dict[str, str]:
-    """Writes the files that `nvtabular.ops.Categorify` reads; returns their paths by column."""
+    """Writes the files that `nvtabular.ops.Categorify` reads; returns their paths by column.
+
+    Args:
+      counts: of the values of each column.
+      out_path: where to write.
+      thresholds: fewest events of a value with an id, by column.
+      known: see `HistoryVocabulary`; these values have one in any case.
+    """
     directory = Path(out_path) / VOCABULARY_DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name in thresholds:
         table = counts.get(name, _NO_COUNTS)
-        kept = table.filter(pc.greater_equal(table["count"], thresholds[name]))
+        kept = _in_order(table, name, thresholds[name], known.get(name))
         left_out = pc.sum(table["count"]).as_py() or 0
         left_out -= pc.sum(kept["count"]).as_py() or 0
         path = _vocabulary_file(directory, name)
@@ -552,27 +577,44 @@ def _raw_type(path: Path, name: str) -> Any:
     return md.int64 if pa.types.is_integer(found) else md.object_
 
 
+def _in_order(counts: pa.Table, name: str, threshold: int, known: Path | None) -> pa.Table:
+    """The values with ids, in their order, and counts (`VALUE`, `COUNT`).
+
+    Those of a vocabulary that was there stay where they are, whatever their counts are now.
+    """
+    before = _NO_COUNTS
+    if known is not None and len(values := read_ids(known, name)):
+        if not len(counts):  # then they have no type either
+            counts = pa.table({VALUE: values.slice(0, 0), COUNT: counts[COUNT]})
+        if pa.types.is_string(values.type) != pa.types.is_string(counts[VALUE].type):
+            # Ids are integers as long as all of them are.
+            values = values.cast(pa.string())
+            counts = counts.set_column(0, VALUE, counts[VALUE].cast(pa.string()))
+        values = values.cast(counts[VALUE].type)
+        place = pc.index_in(values, value_set=together(counts[VALUE]))
+        times = counts[COUNT].take(place).fill_null(0)
+        before = pa.table({VALUE: values, COUNT: times.cast(counts[COUNT].type)})
+        counts = counts.filter(pc.invert(pc.is_in(counts[VALUE], value_set=values)))
+    new = counts.filter(pc.greater_equal(counts[COUNT], threshold))
+    new = new.take(pc.sort_indices(new, sort_keys=[(COUNT, "descending"), (VALUE, "ascending")]))
+    return pa.concat_tables([before, new]) if len(before) else new
+
+
 def _write_vocabulary(name: str, path: Path, counts: pa.Table) -> None:
-    counts = counts.take(
-        pc.sort_indices(counts, sort_keys=[("count", "descending"), ("value", "ascending")])
-    )
     pd.DataFrame(
-        {name: counts["value"].to_pandas(), count_column(name): counts["count"].to_numpy()},
+        {name: counts[VALUE].to_pandas(), count_column(name): counts[COUNT].to_numpy()},
     ).set_index(pd.RangeIndex(FIRST_KNOWN, FIRST_KNOWN + len(counts))).to_parquet(
         path, compression=None
     )
 
 
-def _order_vocabulary(name: str, path: Path) -> None:
+def _order_vocabulary(name: str, path: Path, known: Path | None = None) -> None:
     """Puts a vocabulary that upstream's code fitted in the canonical order."""
     table = read_parquet(path)
-    ordered = table.take(
-        pc.sort_indices(table, sort_keys=[(count_column(name), "descending"), (name, "ascending")])
-    )
-    if ordered.column(name) != table.column(name):
-        _write_vocabulary(
-            name, path, pa.table({"value": ordered[name], "count": ordered[count_column(name)]})
-        )
+    counts = pa.table({VALUE: table[name], COUNT: table[count_column(name)]})
+    ordered = _in_order(counts, name, 0, known)
+    if ordered[VALUE] != table[name]:
+        _write_vocabulary(name, path, ordered)
 
 
 @functools.lru_cache(maxsize=16)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,15 +29,18 @@ from lookback.formats.dataset_info import (
     HISTORIES,
     LABELS,
     SPLITS,
+    UPDATE,
     VOCABULARIES,
     WORKFLOW_DIRECTORY,
     impression_count,
+    read_histories_info,
     write_info,
 )
 from lookback.formats.impressions import IMPRESSIONS_DIRECTORY
 from lookback.formats.transforms import Transform
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.workflows.cluster import ResourcePlan, Runner, make_plan, open_runner
+from lookback.workflows.histories.continued import Continued, write_log
 from lookback.workflows.histories.gather import PART, Selection
 from lookback.workflows.histories.ingest import Events, ingest
 from lookback.workflows.histories.reader import HistoryOptions, Reader
@@ -46,7 +50,7 @@ from lookback.workflows.saved import saved_workflow
 from lookback.workflows.text import BadLineCounter
 
 if TYPE_CHECKING:
-    from lookback.workflows.histories.fitted import FittedFeatures
+    from lookback.workflows.histories.fitted import Before, FittedFeatures
     from lookback.workflows.histories.typed import Encoding
     from lookback.workflows.histories.write import Encoded
 
@@ -57,7 +61,7 @@ HistoriesOrder = WorkflowOrder[Reader, HistoryOptions]
 
 def run(order: HistoriesOrder) -> Report:
     """Raw data to dataset: ingest, fit, transform, write."""
-    with _prepared(order) as job:
+    with _prepared(order, order.reader, keep_log=order.options.keep_log) as job:
         workflow, features = _fit(job)
         _save(job, workflow, features, job.output / WORKFLOW_DIRECTORY)
         return _transform(job, workflow, features)
@@ -65,7 +69,7 @@ def run(order: HistoriesOrder) -> Report:
 
 def fit(order: HistoriesOrder) -> Report:
     """Raw data to saved workflow, which is the output itself."""
-    with _prepared(order) as job:
+    with _prepared(order, order.reader) as job:
         workflow, features = _fit(job)
         _save(job, workflow, features, job.output)
         shutil.rmtree(job.working)  # nothing else follows
@@ -77,37 +81,58 @@ def transform(order: HistoriesOrder, workflow_directory: Path) -> Report:
 
     Each user keeps a history of their own, whether the workflow knows them or not.
     """
-    from lookback.workflows.histories import fitted, ops, typed
+    from lookback.workflows.histories import ops
+    from lookback.workflows.histories.fitted import fitted_before, restore_features
 
-    columns, specs, saved = (
-        order.reader.columns,
-        order.reader.feature_specs,
-        saved_workflow(workflow_directory),
-    )
-    transforms = typed.read_features(saved, specs) if specs else {}
-    vocabularies = ops.saved_vocabularies(saved, fitted.vocabulary_names(columns, transforms))
-    with _prepared(order) as job:
-        features = fitted.restore_features(
-            job.events.files,
-            specs,
-            job.selection,
-            transforms,
-            vocabularies,
-            job.working,
-            job.runner,
+    columns, specs = order.reader.columns, order.reader.feature_specs
+    before = fitted_before(saved_workflow(workflow_directory), columns, specs)
+    with _prepared(order, order.reader) as job:
+        features = restore_features(
+            job.events.files, specs, job.selection, before, job.working, job.runner
         )
         workflow = ops.restore_workflow(
-            vocabularies, columns, **_workflow_options(job, features.transforms)
+            before.vocabularies, columns, **_workflow_options(job, features.transforms)
         )
         _save(job, workflow, features, job.output / WORKFLOW_DIRECTORY)
         return _transform(job, workflow, features)
 
 
+def update(order: HistoriesOrder, dataset: Path) -> Report:
+    """A dataset's log and raw data that came since to a dataset that goes on from it.
+
+    Ids keep their rows and new ones follow; what else was fitted stays as it was.
+
+    Args:
+      order: its input is what came since.
+      dataset: has the log, see `formats.kept_log`.
+    """
+    from lookback.workflows.histories import ops
+    from lookback.workflows.histories.fitted import fitted_before
+
+    reader = Continued.of(order.reader, order.input, dataset)
+    saved = saved_workflow(dataset)
+    before = fitted_before(saved, reader.columns, reader.feature_specs)
+    with _prepared(order, reader, keep_log=order.options.keep_log) as job:
+        workflow, features = _fit(job, before)
+        _save(job, workflow, features, job.output / WORKFLOW_DIRECTORY)
+        sizes = ops.vocabulary_sizes(workflow)
+        said = {
+            "of": read_histories_info(dataset)["content_hash"],
+            "new_events": job.events.new_events,
+            **({"new_impressions": job.events.new_impressions} if reader.explicit else {}),
+            "new_training": job.events.new_training,
+            "seen_again": job.events.seen_again,
+            "new_ids": {name: sizes[name] - n for name, n in before.sizes.items()},
+        }
+        return _transform(job, workflow, features, {UPDATE: said})
+
+
 @dataclass(frozen=True)
 class _Job:
-    """An order whose events are ingested."""
+    """An order whose events are ingested; `reader` read them."""
 
     order: HistoriesOrder
+    reader: Reader
     output: Path
     plan: ResourcePlan
     runner: Runner
@@ -167,10 +192,16 @@ class _Job:
 
 
 @contextmanager
-def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
-    """Checks everything that can be checked, then ingests into the output's temporary directory."""
-    reader, options, directory = order.reader, order.options, order.input
-    require_readable(directory, "--input", takes_file=reader.takes_file)
+def _prepared(order: HistoriesOrder, reader: Reader, keep_log: bool = False) -> Iterator[_Job]:
+    """Checks everything that can be checked, then ingests into the output's temporary directory.
+
+    Args:
+      order: says how.
+      reader: of the events.
+      keep_log: whether to write all that is read beside the histories, see `formats.kept_log`.
+    """
+    options, directory = order.options, order.input
+    require_readable(directory, "--input", takes_file=order.reader.takes_file)
     order.output.check()
     columns, selection = reader.columns, options.selection(reader)
     paths = reader.event_files(directory)
@@ -211,9 +242,12 @@ def _prepared(order: HistoriesOrder) -> Iterator[_Job]:
                 partitions=plan.partitions,
                 selection=selection,
                 bad_lines=bad_lines,
+                keep_log=keep_log,
             )
             _check_users(events, options, selection)
-            yield _Job(order, output, plan, runner, events, selection, bad_lines, counts)
+            if keep_log:
+                write_log(events.kept_logs, features, output, runner)
+            yield _Job(order, reader, output, plan, runner, events, selection, bad_lines, counts)
 
 
 def _check_users(events: Events, options: HistoryOptions, selection: Selection) -> None:
@@ -270,7 +304,7 @@ def _events_dataset(job: _Job, features: FittedFeatures, *, training: bool = Fal
         _read_events,
         encoding=features.encoding,
         training=training,
-        split=any(column.name == names.SPLIT for column in job.order.reader.columns),
+        split=any(column.name == names.SPLIT for column in job.reader.columns),
     )
     empty = job.working / "empty.parquet"
     pq.write_table(job.events.schema.empty_table(), empty)
@@ -295,7 +329,7 @@ def _workflow_options(job: _Job, transforms: Mapping[str, Transform]) -> dict[st
     """What a workflow is made with; of typed events those that are kept are chosen already."""
     from lookback.workflows.histories.fitted import typed_columns
 
-    selection, reader = job.selection, job.order.reader
+    selection, reader = job.selection, job.reader
     threshold = job.order.options.frequency_threshold
     is_typed = selection.typed is not None
     return {
@@ -308,7 +342,7 @@ def _workflow_options(job: _Job, transforms: Mapping[str, Transform]) -> dict[st
     }
 
 
-def _fit(job: _Job) -> tuple[Any, FittedFeatures]:
+def _fit(job: _Job, before: Before | None = None) -> tuple[Any, FittedFeatures]:
     from lookback.workflows.histories import ops
     from lookback.workflows.histories.fitted import fit_features
 
@@ -317,15 +351,17 @@ def _fit(job: _Job) -> tuple[Any, FittedFeatures]:
     job.order.log("fitting the vocabularies")
     features = fit_features(
         job.events.files,
-        job.order.reader.feature_specs,
+        job.reader.feature_specs,
         job.selection,
         threshold,
         job.working,
         job.runner,
+        before,
     )
     workflow = ops.build_workflow(
-        job.order.reader.columns,
+        job.reader.columns,
         vocabulary_directory=job.working,
+        known=None if before is None else before.vocabularies,
         **_workflow_options(job, features.transforms),
     )
     training = not isinstance(job.selection.split, LeaveLast)
@@ -343,7 +379,7 @@ def _fit(job: _Job) -> tuple[Any, FittedFeatures]:
 def _save(job: _Job, workflow: Any, features: FittedFeatures, directory: Path) -> None:
     from lookback.workflows.histories import ops, typed
 
-    specs = job.order.reader.feature_specs
+    specs = job.reader.feature_specs
 
     def beside(directory: Path) -> None:
         if specs:
@@ -354,12 +390,18 @@ def _save(job: _Job, workflow: Any, features: FittedFeatures, directory: Path) -
     )
 
 
-def _transform(job: _Job, workflow: Any, features: FittedFeatures) -> Report:
+def _transform(
+    job: _Job,
+    workflow: Any,
+    features: FittedFeatures,
+    said: Mapping[str, Any] = MappingProxyType({}),
+) -> Report:
+    """Encodes and writes; `said` is what dataset.json says beside what follows from the data."""
     from dask import delayed
 
     from lookback.workflows.histories import ops, write
 
-    columns = job.order.reader.columns
+    columns = job.reader.columns
     ranges = write.user_ranges(ops.user_event_counts(workflow))
     encode = delayed(functools.partial(write.write_encoded, columns=columns, ranges=ranges))
     frames = workflow.transform(_events_dataset(job, features)).to_ddf().to_delayed()
@@ -372,11 +414,8 @@ def _transform(job: _Job, workflow: Any, features: FittedFeatures) -> Report:
     written = list(job.runner.map(write.write_part, parts, label="writing", total=len(parts)))
     impressions = _write_impressions(job, workflow, features, encoded, written)
     shutil.rmtree(job.working)
-    return Report(
-        job.order.output.path,
-        job.plan,
-        write_info(job.output, HISTORIES, _content(job, workflow, features, written, impressions)),
-    )
+    content = {**_content(job, workflow, features, written, impressions), **said}
+    return Report(job.order.output.path, job.plan, write_info(job.output, HISTORIES, content))
 
 
 def _write_impressions(
@@ -398,7 +437,7 @@ def _write_impressions(
     ids = [read_parquet(file, [names.USER_ID])[names.USER_ID].to_numpy() for file in written]
     np.save(users, np.concatenate(ids))
     encoder = ImpressionEncoder(
-        columns=job.order.reader.columns,
+        columns=job.reader.columns,
         encoding=features.encoding,
         vocabulary=ops.vocabulary_of(workflow),
         vocabulary_columns=tuple(ops.vocabulary_columns(workflow)),
@@ -420,7 +459,7 @@ def _content(
     from lookback.workflows.histories import ops, typed
     from lookback.workflows.histories.fitted import vocabulary_names
 
-    columns, specs = job.order.reader.columns, job.order.reader.feature_specs
+    columns, specs = job.reader.columns, job.reader.feature_specs
     rows = features.rows()
     rows |= {name: size + FIRST_KNOWN for name, size in ops.vocabulary_sizes(workflow).items()}
     cardinalities = {name: rows[name] for name in names.categorical_names(columns)}

@@ -21,7 +21,12 @@ from lookback.core.arrow_files import read_parquet
 from lookback.core.errors import UserError
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
-from lookback.workflows.histories.gather import COMPRESSION, Selection, sort_events
+from lookback.workflows.histories.gather import (
+    COMPRESSION,
+    Selection,
+    sort_events,
+    without_repeats,
+)
 from lookback.workflows.histories.rules import EventRules
 from lookback.workflows.histories.value_counts import COUNT, VALUE, count_values, merge_counts
 
@@ -69,7 +74,7 @@ def frequent_items(
 def _ids(task: Task, selection: Selection, directory: Path) -> tuple[Path, pa.Table]:
     """Task: writes the ids of a partition's events; gives the counts of items."""
     number, source = task
-    table, _ = sort_events(source, selection)
+    table, _ = without_repeats(sort_events(source, selection), selection)
     file = directory / f"ids-{number:05d}.parquet"
     pq.write_table(table.select([names.HISTORY_ID, names.ITEM_ID]), file, compression=COMPRESSION)
     return file, count_values(table[names.ITEM_ID])

@@ -72,11 +72,13 @@ class Reader(abc.ABC):
       user_features: names of the columns about users, beside their id.
       item_features: names of the columns about items, beside their id.
       takes_file: whether the input may be a single file instead of a directory.
+      says_where: options that say where in files things stand: new files may have it otherwise.
     """
 
     user_features: ClassVar[tuple[str, ...]] = ()
     item_features: ClassVar[tuple[str, ...]] = ()
     takes_file: ClassVar[bool] = False
+    says_where: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def event_files(self, directory: Path) -> list[Path]:
@@ -128,6 +130,21 @@ class Reader(abc.ABC):
         """What of the files of events is not read, and other things to say before the work."""
         return []
 
+    def unknown(self, directory: Path) -> list[str]:
+        """What is not known of items and users as their files are missing, a line each."""
+        return []
+
+    def of_new(self, directory: Path) -> tuple[Reader, tuple[str, ...]]:
+        """The reader of what came since a dataset was written, without files that did not come.
+
+        Args:
+          directory: what came.
+
+        Returns:
+          The reader, and of what no file came: "items", "users".
+        """
+        return self, ()
+
     def passed_over(self, directory: Path, paths: Sequence[Path]) -> list[str]:
         """What of the input is not read, a line each: files, and what `remarks` says.
 
@@ -136,7 +153,8 @@ class Reader(abc.ABC):
           paths: its files of events.
         """
         read = {*paths, *self.metadata_files(directory)}
-        return [*files_not_read(directory, read), *self.remarks(paths)]
+        said = [*files_not_read(directory, read), *self.remarks(paths)]
+        return [*said, *self.unknown(directory)]
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -171,7 +189,12 @@ class HistoryOptions(DatasetOptions):
     counted but with `--duplicates all`. A user's other events with an item that they had before
     count for `min_interactions` whatever becomes of them; users who have fewer events after that
     than a split takes (one to train on and those held out) are left out as well.
+
+    Attributes:
+      says_where: see `Reader`.
     """
+
+    says_where: ClassVar[tuple[str, ...]] = ("time_unit", "years", "max_bad_lines", "keep_log")
 
     min_interactions: int = option(
         MIN_INTERACTIONS, help="leave out users with fewer events", at_least=1
@@ -201,6 +224,11 @@ class HistoryOptions(DatasetOptions):
     validation: bool = option(
         True,
         help="keep the event before a user's last for validation; --no_validation: train on it",
+    )
+    keep_log: bool = option(
+        True,
+        help="keep what was read beside the histories, in update/, so that `workflows update` can "
+        "go on from it; --no_keep_log: save the space",
     )
     partition_events: int | None = option(
         None,

@@ -83,6 +83,11 @@ class TimeSplit:
     held_out = 0
 
     @property
+    def held_out_from(self) -> int:
+        """First time that is not trained on."""
+        return self.test_from if self.validation_from is None else self.validation_from
+
+    @property
     def expected(self) -> tuple[str, ...]:
         """Parts that must not be empty."""
         return SPLITS if self.validation_from is not None else (SPLITS[TRAIN], SPLITS[TEST])
@@ -96,8 +101,8 @@ class TimeSplit:
 
     def parts(self, history: Ints, time: Ints, users: pa.ChunkedArray) -> Parts:
         """See `LeaveLast.parts`."""
-        validation = self.test_from if self.validation_from is None else self.validation_from
-        return np.searchsorted([validation, self.test_from], time, side="right").astype(np.int8)
+        moments = [self.held_out_from, self.test_from]
+        return np.searchsorted(moments, time, side="right").astype(np.int8)
 
     def to_json(self, events: npt.NDArray[np.int64]) -> dict[str, Any]:
         """See `LeaveLast.to_json`."""

@@ -43,6 +43,11 @@ def matching(directory: Path, patterns: Sequence[str], key: str) -> list[Path]:
     return list(found)
 
 
+def came(directory: Path, patterns: Sequence[str], key: str) -> bool:
+    """Whether names and patterns mean any file; see `matching`."""
+    return any(_files(directory, pattern, key) for pattern in patterns)
+
+
 def _files(directory: Path, pattern: str, key: str) -> list[Path]:
     exact = directory / pattern
     if exact.is_file():  # its name may have brackets
