@@ -152,7 +152,8 @@ class Bag:
     """A list of categories, of which the order and repeats do not count.
 
     Of more than `most` known elements those with the smallest ids are kept: of a vocabulary the
-    most frequent ones. Elements out of the vocabulary are left out.
+    most frequent ones when it was fitted, and those that an update added after them. Elements out
+    of the vocabulary are left out.
 
     Attributes:
       most: elements that are kept (M).

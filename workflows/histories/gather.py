@@ -145,9 +145,7 @@ def gather_partition(
     repeats, before = len(every) - len(table), len(table)
     typed = selection.typed
     if typed is not None and typed.items is not None:
-        items = read_parquet(typed.items)[names.ITEM_ID].combine_chunks()
-        frequent = pc.is_in(table[names.ITEM_ID], value_set=items)
-        table, place = table.filter(frequent), place[frequent.to_numpy()]
+        table, place = _of_items(table, place, typed.items)
     rare = before - len(table)
     history, time = table[names.HISTORY_ID].to_numpy(), table[names.TIMESTAMP].to_numpy()
     lengths = left = np.bincount(history, minlength=histories)
@@ -236,6 +234,13 @@ def without_repeats(table: pa.Table, selection: Selection) -> tuple[pa.Table, In
         return table, np.arange(len(table))
     repeated = exact_repeats(*_compared(table, selection))
     return table.filter(pa.array(~repeated)) if repeated.any() else table, np.flatnonzero(~repeated)
+
+
+def _of_items(table: pa.Table, place: Ints, file: Path) -> tuple[pa.Table, Ints]:
+    """Events ``[N]`` of those items that a file lists, and their places ``[N]``."""
+    items = read_parquet(file)[names.ITEM_ID].combine_chunks()
+    kept = pc.is_in(table[names.ITEM_ID], value_set=items)
+    return table.filter(kept), place[kept.to_numpy()]
 
 
 def seen_again(table: pa.Table, selection: Selection) -> int:
