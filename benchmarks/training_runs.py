@@ -67,5 +67,7 @@ class Variant:
         """Trains once; gives the figures. `more` are options of train.py."""
         once = {"eval_split": "test", "eval_every": None}  # the protocols have no validation
         given = {"dataset_dir": dataset_dir, "seed": seed, **once, **more}
-        configs = from_values(command_line(), model_type=self.model_type, **given, **self.options)
-        return train_and_evaluate(*configs, export_dir)
+        run, data, options = from_values(
+            command_line(), model_type=self.model_type, **given, **self.options
+        )
+        return train_and_evaluate(run, data, options, export_dir)

@@ -28,7 +28,7 @@ _SAMPLES_AT_ONCE = 4096  # of two times two lists of 100: 13 MB
 _AHEAD = 2  # batches that are parsed while one is worked on
 
 
-class Parsed(NamedTuple):
+class ParsedLists(NamedTuple):
     """A feature's values in some records: those of record r from ``splits[r]`` on."""
 
     values: Array
@@ -87,7 +87,7 @@ def read_tfrecord(
         if batch is None:
             break
         parsed = {
-            name: Parsed(batch[name].values.numpy(), batch[name].row_splits.numpy())
+            name: ParsedLists(batch[name].values.numpy(), batch[name].row_splits.numpy())
             for name in kinds
         }
         for name, values in parsed.items():
@@ -151,7 +151,7 @@ def _samples_in_first(file: Path, names: Iterable[str]) -> int:
 
 
 def _samples(
-    parsed: Mapping[str, Parsed], slots: Mapping[str, int], file: Path, record: int
+    parsed: Mapping[str, ParsedLists], slots: Mapping[str, int], file: Path, record: int
 ) -> dict[str, Array]:
     """The samples of some records, of which the first has the number `record`."""
     single = [name for name in parsed if name not in slots]

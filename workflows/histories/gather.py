@@ -423,7 +423,7 @@ def _tied(history: Ints, time: np.ndarray[Any, Any], items: pa.Table) -> tuple[I
     """
     same = _as_before(history, time)
     tied = np.flatnonzero(same | np.r_[same[1:], False])
-    key: Ints = np.cumsum(~same)[tied]
+    key: Ints = np.cumsum(~same, dtype=np.int64)[tied]
     for column in items.take(pa.array(tied)).columns:
         code = encode_column(column).indices.to_numpy().astype(np.int64)
         key = key * (int(code.max(initial=0)) + 1) + code
