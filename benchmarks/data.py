@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lookback.core.files import atomic_directory
 from lookback.formats.dataset_info import HISTORIES, write_info
@@ -34,8 +32,8 @@ if TYPE_CHECKING:
 
 # Users to a partition in NVIDIA's preprocessing (DASK_TRAIN_DATASET_CHUNKSIZE), hence to a file.
 _USERS_PER_FILE = 15_000
-# Rows to a row group of the materialised form: 4 lists of 100 in about 25 MB before compression.
-_ROWS_PER_GROUP = 15_000
+# Samples that are made at once, of four lists each.
+_SAMPLES_AT_ONCE = 16_384
 
 Array = npt.NDArray[Any]
 
@@ -210,6 +208,8 @@ def materialise(
     """
     if directory.exists():
         return directory
+    from lookback.formats.materialised import MaterialisedWriter, write_cardinalities
+
     rng = np.random.default_rng(seed)
     targets = np.maximum(histories.targets["train"][1] - 1, 0)
     users = histories.num_users
@@ -217,17 +217,15 @@ def materialise(
         users = min(users, int(np.searchsorted(np.cumsum(2 * targets), max_rows)) + 1)
     with atomic_directory(directory) as temporary:
         for split in ("train", "test"):
-            (temporary / split).mkdir()
             for part, first in enumerate(range(0, users, _USERS_PER_FILE)):
                 chosen = np.arange(first, min(first + _USERS_PER_FILE, users))
-                path = temporary / split / f"part.{part}.parquet"
-                tables = _sample_tables(histories, split, chosen, max_seq_length, rng)
-                _write_tables(path, tables, compression)
+                writer = MaterialisedWriter(temporary, split, compression, part)
+                for samples in _samples(histories, split, chosen, max_seq_length, rng):
+                    writer.write(samples)
+                writer.close()
         names = (*histories.features.user, *histories.features.item)
-        cardinalities = [
-            {"name": name, "value": int(histories.schema[name].int_domain.max)} for name in names
-        ]
-        (temporary / "metadata.json").write_text(json.dumps({"cardinalities": cardinalities}))
+        cardinalities = {name: int(histories.schema[name].int_domain.max) for name in names}
+        write_cardinalities(temporary, cardinalities)
     return directory
 
 
@@ -252,10 +250,10 @@ def _offsets(rng: np.random.Generator, users: int, min_length: int, mean_length:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _sample_tables(
+def _samples(
     histories: Histories, split: str, users: Array, slots: int, rng: np.random.Generator
-) -> Iterator[pa.Table]:
-    """Tables of about `_ROWS_PER_GROUP` rows with the samples of some users, sorted by user."""
+) -> Iterator[dict[str, Array]]:
+    """Some thousand samples at a time of some users, sorted by user, by column."""
     lengths = np.diff(histories.offsets)[users]
     if split == "train":
         counts = np.maximum(histories.targets["train"][1][users] - 1, 0)
@@ -266,20 +264,20 @@ def _sample_tables(
     within = np.arange(len(user)) - np.repeat(np.cumsum(counts) - counts, counts)
     begin = histories.offsets[user]
     target = begin + np.repeat(first, counts) + within
-    step = _ROWS_PER_GROUP // 2
+    step = _SAMPLES_AT_ONCE // 2
     for start in range(0, len(user), step):
         part = slice(start, start + step)
-        yield _sample_table(histories, user[part], begin[part], target[part], slots, rng)
+        yield _samples_of(histories, user[part], begin[part], target[part], slots, rng)
 
 
-def _sample_table(
+def _samples_of(
     histories: Histories,
     user: Array,
     begin: Array,
     target: Array,
     slots: int,
     rng: np.random.Generator,
-) -> pa.Table:
+) -> dict[str, Array]:
     """The positive and the negative row of each target, in this order: user, then label 1, 0."""
     user, begin, target = (np.repeat(values, 2) for values in (user, begin, target))
     rows = len(user)
@@ -290,30 +288,17 @@ def _sample_table(
     # An event drawn uniformly is an item drawn by popularity.
     candidate = np.where(label == 1, target, rng.integers(0, histories.num_events, rows))
     drawn = rng.integers(0, histories.num_events, (rows, slots))
-    columns = {"label": pa.array(label)}
+    columns = {"label": label}
     for name in histories.features.user:
-        columns[name] = pa.array(histories.user_features[name][user].astype(np.int64))
+        columns[name] = histories.user_features[name][user].astype(np.int64)
     items = {name: histories.item_features[name] for name in histories.features.item}
     for name, values in items.items():
-        columns[name] = pa.array(values[candidate])
+        columns[name] = values[candidate]
     for prefix, chosen in (("", events), ("neg_", drawn)):
         for name, values in items.items():
             padded = np.where(valid, values[chosen], 0).astype(np.int32)
-            columns[f"{prefix}{name}_sequence"] = pa.ListArray.from_arrays(
-                np.arange(rows + 1, dtype=np.int32) * slots, padded.reshape(-1)
-            )
-    return pa.table(columns)
-
-
-def _write_tables(path: Path, tables: Iterator[pa.Table], compression: str) -> None:
-    writer = None
-    try:
-        for table in tables:
-            writer = writer or pq.ParquetWriter(path, table.schema, compression=compression)
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
+            columns[f"{prefix}{name}_sequence"] = padded
+    return columns
 
 
 def _schema(cardinalities: Mapping[str, int], *, times: bool) -> Schema:

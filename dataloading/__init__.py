@@ -10,6 +10,7 @@ from lookback.dataloading.interactions.layout import InteractionsLayout
 from lookback.dataloading.layout import Layout
 from lookback.dataloading.tabular.layout import TabularLayout
 from lookback.formats.dataset_info import read_info
+from lookback.formats.description import is_split_binary
 
 LAYOUTS: dict[str, Layout] = {
     "histories": HistoriesLayout(),
@@ -31,6 +32,13 @@ def require_data(layout: str, directory: Path, model_type: str) -> None:
     """
     if LAYOUTS[layout].found_in(directory) is not None:
         return
+    if is_split_binary(directory):  # or TFRecord files, and so on: the specification may say either
+        raise UserError(
+            f"model_type: {model_type} reads {LAYOUTS[layout].reads}, and {directory} holds files "
+            "of NVIDIA's recipes (feature_spec.yaml). If they are SIM's samples, `python -m "
+            f"workflows import-feature-spec {directory} --output DATASET` makes a dataset of them. "
+            "Or: Choose another model or dataset."
+        )
     for found in filter(None, (other.found_in(directory) for other in LAYOUTS.values())):
         raise UserError(
             f"model_type: {model_type} reads {LAYOUTS[layout].reads}, and {directory} holds "

@@ -50,6 +50,12 @@ def test_another_layouts_data_is_refused(tmp_path: Path, model_type, text):
         open_source(*configs(tmp_path, model_type=model_type))
 
 
+def test_nvidia_s_samples_are_to_be_imported(tmp_path: Path):
+    (tmp_path / "feature_spec.yaml").write_text("channel_spec: {}")
+    with pytest.raises(UserError, match=r"sim reads histories.*`python -m workflows import-feat"):
+        open_source(*configs(tmp_path, model_type="sim"))
+
+
 def test_rows_cannot_be_made_of_histories(dataset):
     with pytest.raises(UserError, match=r"dlrm reads rows of .* and .* holds histories\. Choose"):
         open_source(*configs(dataset[1], model_type="dlrm"))

@@ -16,6 +16,7 @@ import yaml
 
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_tabular_info
+from lookback.formats.split_binary import SplitBinaryDataset
 from lookback.workflows.commands import PROGRAM
 from lookback.workflows.feature_spec_export import export_feature_spec
 from lookback.workflows.feature_spec_import import Import, import_feature_spec
@@ -242,6 +243,11 @@ def test_records_that_are_no_such_samples(tmp_path: Path) -> None:
     lists = {n: v for n, v in samples.items() if not n.endswith("_pos")}
     write_records(file, lists, 1, False)
     refused(r"part_1.tfrecord: no record has the feature\(s\) \['item_id_pos', 'cat_id_pos'\]")
+
+
+def test_dlrm_does_not_read_samples(sim: tuple[Path, Path, Import]) -> None:
+    with pytest.raises(UserError, match=r"describes samples of histories, no rows.*import-feature"):
+        SplitBinaryDataset(sim[0])
 
 
 # --- rows ---
