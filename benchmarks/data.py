@@ -288,7 +288,7 @@ def _samples_of(
     # An event drawn uniformly is an item drawn by popularity.
     candidate = np.where(label == 1, target, rng.integers(0, histories.num_events, rows))
     drawn = rng.integers(0, histories.num_events, (rows, slots))
-    columns = {"label": label}
+    columns: dict[str, Array] = {"label": label}
     for name in histories.features.user:
         columns[name] = histories.user_features[name][user].astype(np.int64)
     items = {name: histories.item_features[name] for name in histories.features.item}

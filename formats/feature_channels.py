@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lookback.core.errors import shown
+from lookback.core.errors import UserError, shown
 from lookback.core.options.nested import Problems
 from lookback.formats.feature_spec import FeatureSpecification
 from lookback.formats.materialised import Columns
@@ -49,15 +49,11 @@ def channels_of(spec: FeatureSpecification) -> Columns | TabularFeatures:
         return _history(spec)
     if LABEL in found and found <= set(TABULAR_CHANNELS):
         return _tabular(spec)
-    problems = spec.problems()
-    problems.add(
-        spec.channel_place(),
-        f"the channels are {shown(list(spec.channels))}. Expected SIM's "
+    raise UserError(
+        f"{spec.file}: the channels are {shown(list(spec.channels))}. Expected SIM's "
         f"({', '.join(HISTORY_CHANNELS)}) or DLRM's ({', '.join(TABULAR_CHANNELS)}): give each "
-        "feature the channel of the model that is to read it as such.",
+        "feature the channel of the model that is to read it as such."
     )
-    problems.raise_any()
-    raise AssertionError
 
 
 def ids_rows(spec: FeatureSpecification, name: str) -> int:
@@ -90,7 +86,7 @@ def _history(spec: FeatureSpecification) -> Columns:
         _check_ids(spec, problems, name, lists=False)
     for name in (*positive, *negative):
         _check_ids(spec, problems, name, lists=True)
-    for names in zip(target, positive, negative):  # noqa: B905 (their numbers are checked above)
+    for names in zip(target, positive, negative, strict=False):  # other numbers are said above
         rows = {spec.features[name].cardinality for name in names}
         if len(rows) > 1:
             problems.add(
@@ -116,6 +112,10 @@ def _tabular(spec: FeatureSpecification) -> TabularFeatures:
         problems.add(spec.channel_place(), "no feature beside the label. Expected one at least.")
     for name in categorical:
         _check_ids(spec, problems, name, lists=False)
+        if not name or name.startswith(".") or set(name) & set("/\0"):
+            problems.add(
+                spec.feature_place(name), "expected a name that a file may have: split_binary's do."
+            )
     for name in numerical:
         feature = spec.features[name]
         if feature.dtype.kind == "b" or feature.dimensions is not None:

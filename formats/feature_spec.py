@@ -201,8 +201,6 @@ class _Parser:
 
     def _feature(self, name: str, given: Any) -> SpecFeature:
         place = (_FEATURES, name)
-        if not name or name.startswith(".") or set(name) & set("/\\\0\n\r"):
-            self._add(place, "expected a name that a file may have, too.")
         if not isinstance(given, Mapping):
             self._add(place, f"expected its {_DTYPE}, received {shown(given)}.")
             return SpecFeature(np.dtype(np.int64))

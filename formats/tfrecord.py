@@ -57,15 +57,16 @@ def read_tfrecord(
       UserError: if the file cannot be read, or a record has not what it should, by the record's
         number (from 0 on).
     """
-    first = _samples_in_first(file, [name for name in kinds if name not in slots])
-    if not first:
-        return
     features = {
         name: tf.io.RaggedFeature(
             tf.float32 if kind.kind == "f" else tf.int64, row_splits_dtype=tf.int64
         )
         for name, kind in kinds.items()
     }
+    single = {name: feature for name, feature in features.items() if name not in slots}
+    first = _samples_in_first(file, single)
+    if first is None:
+        return
     batches = (
         tf.data.TFRecordDataset(str(file))
         .batch(max(1, _SAMPLES_AT_ONCE // first))
@@ -83,7 +84,7 @@ def read_tfrecord(
         try:
             batch = next(iterator, None)
         except tf.errors.OpError as error:
-            raise _unreadable(file, error, record) from error
+            raise _unreadable(file, error.message, record) from error
         if batch is None:
             break
         parsed = {
@@ -132,22 +133,16 @@ def write_tfrecord(
     return count
 
 
-def _samples_in_first(file: Path, names: Iterable[str]) -> int:
-    """Samples in a file's first record; 0 if the file has none."""
+def _samples_in_first(file: Path, single: Mapping[str, tf.io.RaggedFeature]) -> int | None:
+    """Samples in a file's first record, by what has one value a sample; None without a record."""
     try:
         record = next(iter(tf.data.TFRecordDataset(str(file)).take(1)), None)
         if record is None:
-            return 0
-        found = tf.train.Example.FromString(record.numpy()).features.feature
+            return None
+        parsed = tf.io.parse_example([record.numpy()], dict(single)) if single else {}
     except tf.errors.OpError as error:
-        raise _unreadable(file, error, 0) from error
-    except Exception as error:  # protobuf's DecodeError, which is at home in several places
-        raise UserError(
-            f"{file}, record 0 is no tf.train.Example ({error}). Expected NVIDIA's preprocessing "
-            "of SIM to have written it."
-        ) from error
-    return max((len(getattr(found[name], str(found[name].WhichOneof("kind") or "int64_list")).value)
-                for name in names if name in found), default=1)  # fmt: skip
+        raise _unreadable(file, error.message, 0) from error
+    return max([1, *(len(values.values) for values in parsed.values())])
 
 
 def _samples(
@@ -188,10 +183,9 @@ def _samples(
     return rows
 
 
-def _unreadable(file: Path, error: tf.errors.OpError, record: int) -> UserError:
-    said = str(error.message).splitlines()[0] if error.message else type(error).__name__
+def _unreadable(file: Path, said: object, record: int) -> UserError:
     return UserError(
-        f"{file}, after record {record}: {shown(said)}. Expected a TFRecord file, not compressed, "
-        "of tf.train.Example with lists of integers (of features with a float dtype, of floats), "
-        "whole. Copy it again, or write it again."
+        f"{file}, record {record} or after it: {shown(str(said))}. Expected a TFRecord file, not "
+        "compressed, whole, of tf.train.Example with lists of integers (of features with a float "
+        "dtype, of floats), as NVIDIA's preprocessing of SIM writes it. Copy or write it again."
     )

@@ -230,6 +230,16 @@ def test_dlrm_s_channels_are_rows(tmp_path: Path) -> None:
     )
 
 
+def test_names_of_rows_are_those_of_files(tmp_path: Path) -> None:
+    text = ABSTRACT.replace("user_id", "../user_id")
+    channels = {**CHANNELS, "categorical": ["user_gender", "../user_id", "item_id"]}
+    spec = read_feature_spec(
+        write_spec(tmp_path, {**yaml.safe_load(text), "channel_spec": channels})
+    )
+    with pytest.raises(UserError, match=r"'?\.\./user_id.*expected a name that a file may have"):
+        channels_of(spec)
+
+
 def test_all_that_is_wrong_is_named_at_once_by_place_and_line(tmp_path: Path) -> None:
     text = ABSTRACT.replace("dtype: torch.int8\n    cardinality: 3", "dtype: text")
     text = text.replace("cardinality: 856", "cardinality: -1").replace("- label\n  test", "  test")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import yaml
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import read_tabular_info
 from lookback.formats.split_binary import SplitBinaryDataset
+from lookback.workflows.cluster import recall_tensorflow
 from lookback.workflows.commands import PROGRAM
 from lookback.workflows.feature_spec_export import export_feature_spec
 from lookback.workflows.feature_spec_import import Import, import_feature_spec
@@ -228,9 +231,14 @@ def test_records_that_are_no_such_samples(tmp_path: Path) -> None:
         assert not (tmp_path / "data").exists()
 
     file.write_bytes(whole[:-3])
-    refused(r"part_1.tfrecord, after record \d+: .*whole")
+    refused(r"part_1.tfrecord, record 0 or after it: .*whole")
     file.write_bytes(whole[:100] + b"\xff" + whole[101:])
-    refused(r"part_1.tfrecord, after record 0")
+    refused(r"part_1.tfrecord, record 0 or after")
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        writer.write(b"no example")
+    refused(r"part_1.tfrecord, record 0 or after")
     samples = {name: values[10:] for name, values in make_samples("train").items()}
     write_records(file, {n: v for n, v in samples.items() if n != "user_id"}, 1, False)
     refused(r"part_1.tfrecord, record 0: 0 values of 'user_id', 1 of 'label'")
@@ -274,6 +282,7 @@ def test_the_seeds_abstract_example_with_dlrm_s_channels(tmp_path: Path) -> None
     assert info["cardinalities"] == {"user_gender": 3, "user_id": 2655, "item_id": 856}
     assert info["counts"] == report.rows == {"train": 7, "test": 7}
     assert "not read of feature_spec.yaml: source_spec.other" in report.notes
+    assert PROGRAM.main(["describe", str(tmp_path / "data")]) == 0
 
 
 @pytest.mark.parametrize(
@@ -351,6 +360,18 @@ def test_commands(
     assert "30 rows" in capsys.readouterr().out
     assert PROGRAM.main(["export-feature-spec", str(raw), "--output", str(tmp_path / "no")]) == 2
     assert "neither materialised samples" in capsys.readouterr().err
+
+
+def test_tensorflow_is_there_again_where_the_door_went_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    recall_tensorflow()
+    assert "tensorflow" not in sys.modules and os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    recall_tensorflow()  # nothing to undo
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_what_is_imported_trains(
