@@ -24,7 +24,7 @@ from lookback.formats.dataset_info import UPDATE_DIRECTORY
 from lookback.formats.history_columns import ITEM_ID, USER_ID
 
 EVENTS_PER_FILE = 1_000_000
-EVENTS_PER_GROUP = 125_000
+EVENTS_PER_GROUP = 500_000  # each has its own dictionary of ids
 
 TRAINED = "_trained"
 """Column of events: whether the histories have one, in the part that is trained on. (No feature

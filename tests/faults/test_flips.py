@@ -207,8 +207,9 @@ KINDS = (
     *("checkpoint", "bundle"),
 )
 NOT_READ = {
-    # Training needs no workflow (`serving` compares it: test_a_bundle_takes_no_damaged_vocabulary).
-    "histories": ("workflow", ".lookback.json"),
+    # Training needs no workflow (`serving` compares it: test_a_bundle_takes_no_damaged_vocabulary)
+    # and no log (`workflows update` compares it).
+    "histories": ("workflow", "update", ".lookback.json"),
     "rows": ("workflow", ".lookback.json"),
     "split_binary": (".lookback.json",),
     "workflow of rows": ("workflow.pkl",),
