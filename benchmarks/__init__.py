@@ -25,6 +25,7 @@ BENCHMARKS = {
     "sharding": "lookback.benchmarks.sharding",
     "sim_inference": "lookback.benchmarks.sim_inference",
     "sim_train": "lookback.benchmarks.sim_train",
+    "streamed_histories": "lookback.benchmarks.streamed_histories",
     "synthetic": "lookback.benchmarks.synthetic",
     "world_size": "lookback.benchmarks.world_size",
 }

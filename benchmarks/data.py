@@ -21,7 +21,14 @@ import numpy.typing as npt
 
 from lookback.core.files import atomic_directory
 from lookback.formats.dataset_info import HISTORIES, write_info
-from lookback.formats.histories import COUNT, write_catalogue, write_histories
+from lookback.formats.histories import (
+    COUNT,
+    HISTORIES_DIRECTORY,
+    part_name,
+    write_catalogue,
+    write_histories,
+    write_users,
+)
 from lookback.formats.schema import write_schema
 from lookback.formats.vocabulary import FIRST_KNOWN
 
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
 _USERS_PER_FILE = 15_000
 # Samples that are made at once, of four lists each.
 _SAMPLES_AT_ONCE = 16_384
+_USERS_PER_PART = 1 << 16  # of many histories
 
 Array = npt.NDArray[Any]
 
@@ -143,6 +151,74 @@ def generate_histories(
         info = {
             "dataset": "benchmark",
             "counts": {"users": users, "events": events, "items": len(distinct)},
+            "cardinalities": cardinalities,
+            "split": {"rule": "leave_last_out", "test": 1, "validation": 0},
+        }
+        write_info(temporary, HISTORIES, info)
+    return directory
+
+
+def generate_many_histories(
+    directory: Path,
+    *,
+    users: int,
+    items: int = 500_000,
+    categories: int = 1_000,
+    min_length: int = 20,
+    mean_length: float = 100.0,
+    seed: int = 0,
+) -> Path:
+    """Writes histories as `generate_histories` does, part by part: memory holds one part.
+
+    Args:
+      directory: to write; left alone if it is there already.
+      users: rows.
+      items: size of the catalogue.
+      categories: each item has one of them.
+      min_length: of a history.
+      mean_length: of a history.
+      seed: of everything.
+
+    Returns:
+      `directory`.
+    """
+    if directory.exists():
+        return directory
+    rng = np.random.default_rng(seed)
+    names = rng.permutation(items) + FIRST_KNOWN
+    popularity = np.cumsum(1 / np.arange(1.0, items + 1))
+    category_of = (zipf(rng, categories, items + FIRST_KNOWN) + FIRST_KNOWN).astype(np.int32)
+    counts, events = np.zeros(items + FIRST_KNOWN, np.int64), 0
+    with atomic_directory(directory) as temporary:
+        (temporary / HISTORIES_DIRECTORY).mkdir()
+        for number, first in enumerate(range(0, users, _USERS_PER_PART)):
+            rng = np.random.default_rng([seed, number])
+            size = min(_USERS_PER_PART, users - first)
+            offsets = _offsets(rng, size, min_length, mean_length).astype(np.int32)
+            ranks = np.searchsorted(popularity, rng.random(offsets[-1]) * popularity[-1])
+            item = names[ranks].astype(np.int32)
+            steps = rng.integers(0, 86_400, len(item), np.int64).cumsum()
+            times = 900_000_000 + steps - np.repeat(steps[offsets[:-1]], np.diff(offsets))
+            lists = {"item_id": item, "category_id": category_of[item], "timestamp": times}
+            user = np.arange(first, first + size, dtype=np.int32) + FIRST_KNOWN
+            columns = {name: pa.ListArray.from_arrays(offsets, v) for name, v in lists.items()}
+            table = pa.table({"user_id": user, **columns})
+            write_users(table, temporary / HISTORIES_DIRECTORY / part_name(number))
+            counts += np.bincount(item, minlength=len(counts))
+            events += len(item)
+        seen = np.flatnonzero(counts)
+        catalogue = {"item_id": seen.astype(np.int32), "category_id": category_of[seen]}
+        write_catalogue(temporary, {**catalogue, COUNT: counts[seen]})
+        cardinalities = {
+            "user_id": users + FIRST_KNOWN,
+            "item_id": items + FIRST_KNOWN,
+            "category_id": categories + FIRST_KNOWN,
+        }
+        write_schema(_schema(cardinalities, times=True), temporary)
+        info = {
+            "dataset": "benchmark",
+            "content_hash": f"generated:{users},{items},{categories},{seed}",
+            "counts": {"users": users, "events": events, "items": len(seen)},
             "cardinalities": cardinalities,
             "split": {"rule": "leave_last_out", "test": 1, "validation": 0},
         }

@@ -107,16 +107,32 @@ class Without:
 
     Of the numbers s_0 < s_1 < ... that are left out, k come before the r-th of the others: as many
     as there are j with ``s_j - j <= r``. So it is ``r + k``, by a binary search.
+
+    Attributes:
+      count: how many are left out (K).
+      empty: whether it is known that there are none.
     """
 
     def __init__(self, left_out: npt.NDArray[np.int64]) -> None:
         """Leaves out numbers ``[K]``, ascending."""
-        self.count = len(left_out)
-        self._ahead = tf.constant(left_out - np.arange(self.count), tf.int64)
+        self.count, self.empty = len(left_out), not len(left_out)
+        self._ahead = tf.constant(left_out - np.arange(len(left_out)), tf.int64)
+
+    @property
+    def placed(self) -> tf.Tensor:
+        """What `of` takes, ``[K + 1]``."""
+        return tf.concat([self._ahead, [tf.int64.max]], 0)  # a search needs a number to find
+
+    @classmethod
+    def of(cls, placed: tf.Tensor) -> Without:
+        """The same in a graph that is made before there are numbers; `count` says nothing."""
+        found = cls(np.zeros(0, np.int64))
+        found.empty, found._ahead = False, placed
+        return found
 
     def nth(self, places: tf.Tensor) -> tf.Tensor:
         """The numbers at places (int64 of any shape) among those that are not left out."""
-        if not self.count:
+        if self.empty:
             return places
         flat = tf.reshape(places, [-1])
         before = tf.searchsorted(self._ahead, flat, side="right", out_type=tf.int64)

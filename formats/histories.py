@@ -61,9 +61,16 @@ def history_files(directory: Path) -> list[Path]:
     return files
 
 
-def write_users(table: pa.Table, file: Path) -> None:
-    """Writes one part: a row a user, by encoded id."""
-    pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP_USERS)
+def write_users(table: pa.Table, file: Path, row_group_users: int | None = None) -> None:
+    """Writes one part: a row a user, by encoded id.
+
+    Args:
+      table: of the users.
+      file: to write.
+      row_group_users: rows of a row group; None: `ROW_GROUP_USERS`.
+    """
+    size = row_group_users or ROW_GROUP_USERS
+    pq.write_table(table, file, compression="zstd", row_group_size=size)
 
 
 def write_histories(
@@ -72,6 +79,7 @@ def write_histories(
     offsets: npt.NDArray[Any],
     events: Mapping[str, npt.NDArray[Any]],
     files: int = 1,
+    row_group_users: int | None = None,
 ) -> None:
     """Writes histories that are in memory.
 
@@ -81,6 +89,7 @@ def write_histories(
       offsets: ``[U + 1]``; user u's events are ``offsets[u]`` up to ``offsets[u + 1]``.
       events: ``[N]`` by column of events.
       files: number of parts.
+      row_group_users: as of `write_users`.
     """
     offsets = offsets.astype(np.int32)
     table = pa.table(
@@ -91,7 +100,7 @@ def write_histories(
     step = -(-len(table) // files)
     for part in range(files):
         rows = table.slice(part * step, step)
-        write_users(rows, directory / HISTORIES_DIRECTORY / part_name(part))
+        write_users(rows, directory / HISTORIES_DIRECTORY / part_name(part), row_group_users)
 
 
 def lengths_of(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:

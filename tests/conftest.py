@@ -180,14 +180,19 @@ def write_dataset() -> Callable[..., Path]:
     from tests.typed_data import write_impressions
 
     def write(
-        histories: Histories, directory: Path, *, files: int = 2, info: dict[str, Any] | None = None
+        histories: Histories,
+        directory: Path,
+        *,
+        files: int = 2,
+        row_group_users: int | None = None,
+        info: dict[str, Any] | None = None,
     ) -> Path:
         events = {**histories.item_features, **histories.event_features}
         if histories.timestamps is not None:
             events["timestamp"] = histories.timestamps
         split, users = _split_of(histories)
         users |= histories.user_features
-        write_histories(directory, users, histories.offsets, events, files)
+        write_histories(directory, users, histories.offsets, events, files, row_group_users)
         write_catalogue(directory, histories.catalogue)
         for name, bags in histories.bags.items():
             write_bags(directory, name, (bags > 0).sum(1), bags[bags > 0])

@@ -76,22 +76,47 @@ class Impressions:
             counts[impression_count(split)] = len(columns.get(USER, ()))
             if columns:
                 _require(_below(columns[USER], users), checks.directory, split, USER)
-                _require(_below(columns[LABEL], 2), checks.directory, split, LABEL)
                 own = columns[USER] % part.ranks == part.rank
                 if choosing:
                     own &= columns[NEW] == 1
                 if part.ranks > 1 or choosing:
                     columns = {name: values[own] for name, values in columns.items()}
-                found[split] = cls(
-                    users=(columns[USER] // part.ranks).astype(np.int32),
-                    positions=columns[POSITION].astype(np.int32, copy=False),
-                    features=checks.checked(columns, names),
-                    timestamps=columns[TIMESTAMP].astype(np.int64, copy=False),
-                    labels=columns[LABEL].astype(np.int8, copy=False),
-                )
-                before = found[split]._strictly_before(offsets, times)
-                _require(before, checks.directory, split, POSITION)
+                columns[USER] = columns[USER] // part.ranks
+                found[split] = cls.of(checks, split, columns, offsets, times)
         return found, counts
+
+    @classmethod
+    def of(
+        cls,
+        checks: FeatureChecks,
+        split: str,
+        columns: Mapping[str, npt.NDArray[Any]],
+        offsets: Int64,
+        times: Int64,
+    ) -> Impressions:
+        """Impressions of some users.
+
+        Args:
+          checks: of the dataset's features.
+          split: of which they are, for errors.
+          columns: ``[N]`` by name, of users the places in these histories.
+          offsets: ``[U + 1]``, of the users' histories.
+          times: ``[N]``, of their events, ascending.
+
+        Raises:
+          UserError: as `load`.
+        """
+        _require(_below(columns[USER], len(offsets) - 1), checks.directory, split, USER)
+        _require(_below(columns[LABEL], 2), checks.directory, split, LABEL)
+        found = cls(
+            users=columns[USER].astype(np.int32),
+            positions=columns[POSITION].astype(np.int32, copy=False),
+            features=checks.checked(columns, checks.features.of("item", "context")),
+            timestamps=columns[TIMESTAMP].astype(np.int64, copy=False),
+            labels=columns[LABEL].astype(np.int8, copy=False),
+        )
+        _require(found._strictly_before(offsets, times), checks.directory, split, POSITION)
+        return found
 
     def _strictly_before(self, offsets: Int64, times: Int64) -> bool:
         """Whether each position is how many of the user's events are before the impression."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lookback.core.errors import UserError
-from lookback.core.limits import MOST_WIDTH
+from lookback.core.limits import MOST_BYTES, MOST_WIDTH
 from lookback.core.options import SET, UNSET, option, refuse_unserved
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
@@ -36,6 +36,7 @@ from lookback.formats.history_columns import NEW
 if TYPE_CHECKING:
     from lookback.dataloading.histories.materialised import MaterialisedDataset
     from lookback.dataloading.histories.resident import Histories, ItemCounts
+    from lookback.dataloading.histories.windows import WindowConfig
     from lookback.dataloading.sources import BatchSource
 
 
@@ -67,6 +68,17 @@ class HistoriesOptions(SamplingOptions, ClickOptions):
         continued=True,
         unserved={MATERIALISED: "hold no histories"},
         suits=TRAINS,
+    )
+    history_memory: int | None = option(
+        None,
+        help="What histories may take in memory, all processes together, such as 4GB: blocks of "
+        "users are read in a random order and shuffled among those that are held; none: all are "
+        "loaded, by each process",
+        above=0,
+        unit="bytes",
+        unserved={MATERIALISED: "are read from disk as they are needed"},
+        needs={"shard_histories": UNSET, "full_catalogue": UNSET},
+        limit=MOST_BYTES,
     )
 
 
@@ -141,10 +153,12 @@ class HistoriesLayout(Layout):
         return (1 if is_explicit(directory) else 2) * events
 
     def identity(self, directory: Path, options: HistoriesOptions, ranks: int) -> dict[str, Any]:
-        """The content; and how many processes divide the users, if they do."""
+        """The content; and how many processes divide the users, or what memory does."""
         if self.found_in(directory) == MATERIALISED:
             return {"dataset": file_sizes(directory, "*/*.parquet")}
-        shared = {"ranks": ranks} if options.shard_histories else {}
+        shared: dict[str, Any] = {"ranks": ranks} if options.shard_histories else {}
+        if options.history_memory is not None:
+            shared["history_memory"] = options.history_memory
         return {"dataset": read_histories_info(directory)["content_hash"], **shared}
 
     def unread(self, directory: Path, model: HistoryModelOptions) -> tuple[str, ...]:
@@ -210,10 +224,13 @@ def _open_resident(
         refuse_unserved(IMPRESSIONS, options, model)
         if not model.auxiliary_negatives:
             refuse_unserved(WITHOUT_AUXILIARY_LOSS, options, model)
-    if options.shard_histories and (batches.micro_batches or 0) * world.size > 1:
+    cuts = (batches.micro_batches or 0) * world.size > 1
+    streams = options.history_memory is not None and world.size > 1
+    if cuts and (options.shard_histories or streams):
         raise UserError(
-            "shard_histories: expected without --micro_batches and --grads_accumulated, which cut "
-            "batches that all processes share. Remove one of them."
+            f"{'history_memory' if streams else 'shard_histories'}: expected without "
+            "--micro_batches and --grads_accumulated, which cut batches that all processes share. "
+            "Remove one of them."
         )
     if batches.batch_size % 2 and not explicit:
         raise UserError(
@@ -229,9 +246,10 @@ def _open_resident(
         repeatable=options.repeatable,
         oov_rate=options.oov_rate,
     )
+    if options.history_memory is not None:
+        return _open_streamed(directory, batches, options, windows, model.features, world)
     own_users = options.shard_histories and world.size > 1
-    part = batches.part if own_users else WHOLE
-    only_new = options.train_on == NEW
+    part, only_new = batches.part if own_users else WHOLE, options.train_on == NEW
     histories = Histories.load(
         directory, part, batches.verification, model.features, only_new=only_new
     )
@@ -244,6 +262,33 @@ def _open_resident(
         topk=options.topk,
         counts=_counts_of_all(histories, world) if own_users else None,
         gather=world.gather,
+    )
+
+
+def _open_streamed(
+    directory: Path,
+    batches: BatchOptions,
+    options: HistoriesOptions,
+    windows: WindowConfig,
+    features: Sequence[str] | None,
+    world: World,
+) -> BatchSource:
+    from lookback.dataloading.histories.blocks import Blocks
+    from lookback.dataloading.histories.resident import HistoriesReader
+    from lookback.dataloading.histories.streamed import StreamedSource
+
+    reader = HistoriesReader.open(
+        directory, batches.verification, features, only_new=options.train_on == NEW
+    )
+    blocks = Blocks(reader, windows)
+    return StreamedSource(
+        blocks,
+        blocks.survey(world),
+        windows,
+        options.history_memory or 0,
+        **batches.arguments(),
+        test_negatives=options.test_negatives,
+        topk=options.topk,
     )
 
 

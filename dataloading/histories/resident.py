@@ -5,10 +5,12 @@ A feature costs four bytes an event, whatever its kind: see `formats.features`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -182,7 +184,55 @@ class Histories:
           UserError: if the directory is no such dataset, or its parts contradict each other, or it
             has no such feature, or does not say what is new.
         """
-        directory = Path(dataset_dir)
+        reader = HistoriesReader.open(
+            Path(dataset_dir), verification, chosen_features, only_new=only_new
+        )
+        with reading(reader.directory):
+            table, users = _read_users(history_files(reader.directory), reader.columns(), part)
+        found = reader.histories(table, part)
+        said = {"users": users}
+        if part == WHOLE:
+            said["events"] = found.num_events
+        if reader.explicit:
+            impressions, counts = Impressions.load(
+                reader.checks, found.offsets, found.timestamps, users, part, only_new=only_new
+            )
+            found = dataclasses.replace(found, impressions=impressions)
+            said |= counts
+        reader.check_counts(said)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class HistoriesReader:
+    """A dataset of histories but for its users: what is the same for all, read once.
+
+    Attributes:
+      directory: of the dataset.
+      info: its dataset.json.
+      schema: of the features that are read.
+      checks: of their values.
+      catalogue: as of `Histories`.
+      only_new: whether training is on what is new alone.
+    """
+
+    directory: Path
+    info: Mapping[str, Any]
+    schema: Schema
+    checks: FeatureChecks
+    catalogue: Mapping[str, Values]
+    only_new: bool = False
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        verification: Verification,
+        chosen_features: Sequence[str] | None,
+        *,
+        only_new: bool = False,
+    ) -> HistoriesReader:
+        """As `Histories.load` says."""
         info = read_histories_info(directory)
         verify_dataset(directory, verification)
         schema = read_schema(directory)
@@ -190,52 +240,88 @@ class Histories:
             raise nothing_new(directory)
         if chosen_features is not None:
             schema = chosen(schema, chosen_features)
-        features = HistoryFeatures.from_schema(schema)
-        lists = [*features.of("item", "context", "event"), *filter(None, [features.time])]
-        split = [SPLIT] if info["split"]["rule"] == BY_USERS else []
-        explicit = info.get(LABELS) == EXPLICIT
-        if only_new and not explicit:
-            lists.append(NEW)
-        try:
-            table, users = _read_users(
-                history_files(directory), [*features.of("user"), *split, *lists], part
-            )
-            items = read_catalogue(directory, features.of("item"))
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(
-                f"{directory} cannot be read ({error}). The dataset is damaged or incomplete: run "
-                "the workflow again."
-            ) from error
-        offsets = _offsets(table, lists, directory)
-        columns = {name: values_of(table[name]) for name in table.column_names}
+        names = HistoryFeatures.from_schema(schema).of("item")
+        with reading(directory):
+            items = read_catalogue(directory, names)
         checks = FeatureChecks.of(directory, schema)
+        return cls(directory, info, schema, checks, checks.checked(items, names), only_new)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the targets are impressions."""
+        return bool(self.info.get(LABELS) == EXPLICIT)
+
+    def columns(self) -> list[str]:
+        """Names of all columns that are read of users."""
+        features = self.checks.features
+        split = [SPLIT] if self.info["split"]["rule"] == BY_USERS else []
+        return [*features.of("user"), *split, *self._lists()]
+
+    def _lists(self) -> list[str]:
+        features = self.checks.features
+        new = [NEW] if self.only_new and not self.explicit else []
+        return [*features.of("item", "context", "event"), *filter(None, [features.time]), *new]
+
+    def histories(self, table: pa.Table, part: Part = WHOLE) -> Histories:
+        """The histories in rows of the files, without impressions.
+
+        Args:
+          table: of the columns.
+          part: whose users they are.
+
+        Raises:
+          UserError: if they are not as the schema says.
+        """
+        with reading(self.directory):
+            offsets = _offsets(table, self._lists(), self.directory)
+            columns = {name: values_of(table[name]) for name in self.columns()}
+        checks, features = self.checks, self.checks.features
         times = columns[features.time].astype(np.int64, copy=False) if features.time else None
-        found = {"users": users, "items": len(items[features.item[0]])}
-        if part == WHOLE:
-            found["events"] = int(offsets[-1])
-        impressions = None
-        if explicit:
-            impressions, counts = Impressions.load(
-                checks, offsets, times, users, part, only_new=only_new
-            )
-            found |= counts
-            del found["items"]  # the catalogue has those that were shown and never chosen, too
-        _check_counts(found, info.get("counts", {}), directory)
-        return cls(
-            schema=schema,
+        return Histories(
+            schema=self.schema,
             user_features=checks.checked(columns, features.of("user")),
             offsets=offsets,
             item_features=checks.checked(columns, features.of("item")),
             timestamps=times,
-            catalogue=checks.checked(items, features.of("item")),
-            split=read_split(info, columns.get(SPLIT) if split else None, directory),
+            catalogue=self.catalogue,
+            split=read_split(self.info, columns.get(SPLIT), self.directory),
             part=part,
             event_features=checks.checked(columns, features.of("context", "event")),
             bags=checks.bags,
-            impressions=impressions,
-            only_new=only_new,
+            only_new=self.only_new,
             new=columns.get(NEW),
         )
+
+    def check_counts(self, found: Mapping[str, int]) -> None:
+        """Refuses a dataset that has more or less than it says.
+
+        Args:
+          found: numbers by the key of the counts.
+
+        Raises:
+          UserError: naming the first that differs.
+        """
+        said = self.info.get("counts", {})
+        if not self.explicit:  # else the catalogue has those that were shown and never chosen, too
+            found = {**found, "items": len(self.catalogue[self.checks.features.item[0]])}
+        for name, number in found.items():
+            if said.get(name, number) != number:
+                raise UserError(
+                    f"{self.directory} holds {number:,} {name}, dataset.json says "
+                    f"{said[name]:,}. Files are missing, or not of this dataset. {AGAIN}"
+                )
+
+
+@contextlib.contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Says what is wrong with a dataset that cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(
+            f"{directory} cannot be read ({error}). The dataset is damaged or incomplete: run "
+            "the workflow again."
+        ) from error
 
 
 def _read_users(files: list[Path], columns: list[str], part: Part) -> tuple[pa.Table, int]:
@@ -251,16 +337,6 @@ def _read_users(files: list[Path], columns: list[str], part: Part) -> tuple[pa.T
                 tables.append(pa.Table.from_batches([batch]).take(own))
                 seen += len(batch)
     return pa.concat_tables(tables), seen
-
-
-def _check_counts(found: Mapping[str, int], said: Mapping[str, int], directory: Path) -> None:
-    """Refuses a dataset that has more or less than it says."""
-    for name, number in found.items():
-        if said.get(name, number) != number:
-            raise UserError(
-                f"{directory} holds {number:,} {name}, dataset.json says {said[name]:,}. Files are "
-                f"missing, or not of this dataset. {AGAIN}"
-            )
 
 
 def _offsets(table: pa.Table, lists: list[str], directory: Path) -> Int64:

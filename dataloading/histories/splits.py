@@ -131,6 +131,24 @@ class ByUsers(Split):
         return found
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class KnownTargets(Split):
+    """What another split found of some users.
+
+    Attributes:
+      ranges: of these users.
+      has_validation: as of the other.
+    """
+
+    ranges: Ranges
+    has_validation: bool = True
+
+    def targets(self, offsets: Int64, timestamps: Int64 | None) -> Ranges:
+        """The ranges."""
+        del offsets, timestamps
+        return self.ranges
+
+
 def read_split(info: Mapping[str, Any], parts: npt.NDArray[Any] | None, directory: Path) -> Split:
     """The split of a dataset.
 

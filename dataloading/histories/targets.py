@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+import copy
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,28 @@ class Targets(abc.ABC):
     @abc.abstractmethod
     def at(self, numbers: tf.Tensor) -> Located:
         """The targets with numbers ``[B]`` (int64, below `count`)."""
+
+    @property
+    @abc.abstractmethod
+    def placed(self) -> dict[str, Any]:
+        """Tensors ``[N]`` of these targets but for what is of all events."""
+
+    @abc.abstractmethod
+    def over(
+        self,
+        placed: dict[str, Any],
+        offsets: tf.Tensor,
+        features: dict[str, tf.Tensor],
+        times: tf.Tensor | None,
+    ) -> Targets:
+        """Others' targets of the dataset, for `at`.
+
+        Args:
+          placed: of the others.
+          offsets: of their histories, ``[U + 1]``.
+          features: ``[N]`` of all their events.
+          times: ``[N]`` likewise, None if they are not wanted.
+        """
 
 
 class UnknownEvents:
@@ -128,6 +151,26 @@ class EventTargets(Targets):
         position = numbers - tf.gather(self._shift, user)
         return Located(user, position, tf.gather(self._offsets, user) + position)
 
+    @property
+    def placed(self) -> dict[str, Any]:
+        """As the contract says."""
+        rest = {"ends": self._ends, "shift": self._shift, "first": self._first}
+        return {"known": self._known.placed, **rest}
+
+    def over(
+        self,
+        placed: dict[str, Any],
+        offsets: tf.Tensor,
+        features: dict[str, tf.Tensor],
+        times: tf.Tensor | None,
+    ) -> EventTargets:
+        """As the contract says."""
+        other = copy.copy(self)
+        other._known, other._offsets = Without.of(placed["known"]), offsets
+        other._ends, other._shift, other._first = (placed[n] for n in ("ends", "shift", "first"))
+        other.features, other.times = features, times
+        return other
+
     def draw_numbers(self, located: Located, users: tf.Tensor) -> tf.Tensor:
         """What negatives of an evaluation are drawn by: who else is left out changes nobody's.
 
@@ -180,6 +223,24 @@ class ListedTargets(Targets):
         user = tf.searchsorted(self._offsets, event, side="right", out_type=tf.int64) - 1
         return Located(user, event - tf.gather(self._offsets, user), event)
 
+    @property
+    def placed(self) -> dict[str, Any]:
+        """As the contract says."""
+        return {"listed": self._events}
+
+    def over(
+        self,
+        placed: dict[str, Any],
+        offsets: tf.Tensor,
+        features: dict[str, tf.Tensor],
+        times: tf.Tensor | None,
+    ) -> ListedTargets:
+        """As the contract says."""
+        other = copy.copy(self)
+        other._events, other._offsets = placed["listed"], offsets
+        other.features, other.times = features, times
+        return other
+
 
 class ImpressionTargets(Targets):
     """Impressions, whose labels are their own."""
@@ -197,3 +258,25 @@ class ImpressionTargets(Targets):
         """As the contract says; `place` is the number."""
         user, position = (tf.gather(a, numbers) for a in (self._users, self._positions))
         return Located(tf.cast(user, tf.int64), tf.cast(position, tf.int64), numbers)
+
+    @property
+    def placed(self) -> dict[str, Any]:
+        """As the contract says."""
+        times = {} if self.times is None else {"times": self.times}
+        rest = {"users": self._users, "positions": self._positions, "labels": self.labels}
+        return {"features": self.features, **rest, **times}
+
+    def over(
+        self,
+        placed: dict[str, Any],
+        offsets: tf.Tensor,
+        features: dict[str, tf.Tensor],
+        times: tf.Tensor | None,
+    ) -> ImpressionTargets:
+        """As the contract says; nothing of it is of all events."""
+        del offsets, features, times
+        other = copy.copy(self)
+        other._users, other._positions = placed["users"], placed["positions"]
+        other.features, other.labels = placed["features"], placed["labels"]
+        other.times = placed.get("times")
+        return other

@@ -8,6 +8,7 @@ generator, so that any batch can be rebuilt from (seed, epoch, step) alone.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -50,6 +51,20 @@ class Draws(NamedTuple):
 
     key: Key
     numbers: tf.Tensor
+
+
+class Trained(NamedTuple):
+    """What there is to train on.
+
+    Attributes:
+      samples: targets.
+      unknown: targets that are no item.
+      longest: events of the longest history.
+    """
+
+    samples: int
+    unknown: int
+    longest: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,18 +155,70 @@ class WindowBuilder:
         self._features = histories.features
         self._split, self._shard = histories.split, histories.part
         self.explicit, self._only_new = histories.impressions is not None, histories.only_new
+        self._bags = {n: tf.constant(v) for n, v in histories.bags.items()}
+        self._numbers: tf.Tensor | None = None
+        unknown = self._place(histories)
+        self._place_pool(histories, unknown, counts)
+
+    def over(self, histories: Histories, numbers: Int64) -> WindowBuilder:
+        """The same windows over others' histories of the dataset, with the same negatives.
+
+        Args:
+          histories: of some users; their catalogue and bags are not looked at.
+          numbers: of the users among everybody, ``[U]``.
+
+        Raises:
+          ValueError: if negatives are drawn from the histories that this one has.
+        """
+        if not self._item_ends and self._config.negatives != "uniform":
+            raise ValueError("Negatives of other users' histories need everybody's counts.")
+        other = copy.copy(self)
+        other._numbers = tf.constant(numbers, tf.int64)
+        other._place(histories)
+        return other
+
+    @property
+    def placed(self) -> dict[str, Any]:
+        """Tensors, of one axis each, of the users that the windows are over."""
+        found = {"offsets": self._offsets, "users": self._users, "events": self._events}
+        found |= {"unknown": self._unknown_events.placed, "numbers": self._numbers}
+        if self._times is not None:
+            found["times"] = self._times
+        return {**found, "targets": {split: of.placed for split, of in self._targets.items()}}
+
+    def over_placed(self, placed: dict[str, Any]) -> WindowBuilder:
+        """As `over`, in a graph that is made before it is known of whom.
+
+        Args:
+          placed: of what `over` gave, as `placed` says.
+        """
+        other = copy.copy(self)
+        other._offsets, other._users = placed["offsets"], placed["users"]
+        other._events = placed["events"]
+        other._items = {name: other._events[name] for name in self._items}
+        other._times, other._numbers = placed.get("times"), placed["numbers"]
+        other._unknown_events = Without.of(placed["unknown"])
+        of_events = (other._offsets, other._events, other._times)
+        other._targets = {
+            split: self._targets[split].over(of, *of_events)
+            for split, of in placed["targets"].items()
+        }
+        return other
+
+    def _place(self, histories: Histories) -> UnknownEvents:
+        """Places users, events and targets on the device."""
         self._longest = int(np.diff(histories.offsets).max(initial=0))
         self._offsets = tf.constant(histories.offsets, tf.int64)
         self._users = {n: tf.constant(v) for n, v in histories.user_features.items()}
         self._items = {n: _events(v) for n, v in histories.item_features.items()}
         others = {n: _events(v) for n, v in histories.event_features.items()}
         self._events = {**self._items, **others}
-        times = histories.timestamps if config.time_features else None
+        times = histories.timestamps if self._config.time_features else None
         self._times = None if times is None else _events(times)
-        self._bags = {n: tf.constant(v) for n, v in histories.bags.items()}
         unknown = UnknownEvents(histories)
+        self._unknown_events = Without(unknown.events)
         self._targets = self._targets_of(histories, unknown)
-        self._place_pool(histories, unknown, counts)
+        return unknown
 
     def _targets_of(self, histories: Histories, unknown: UnknownEvents) -> dict[str, Targets]:
         """Impressions, or else events, of the splits that there are."""
@@ -179,7 +246,6 @@ class WindowBuilder:
         """Places what negatives are drawn from on the device."""
         # Drawing an event uniformly draws an item by popularity, its other features with it.
         self._pool = self._items
-        self._pool_events = Without(unknown.events)
         # Events of training are numbered user by user, held-out ones left out.
         training = histories.targets["train"]
         ends = np.cumsum(training[1])
@@ -249,21 +315,31 @@ class WindowBuilder:
         located = self._of(split).at(tf.range(self.num_samples(split), dtype=tf.int64))
         return located.user.numpy(), located.place.numpy()
 
-    def train_steps(self, batch_size: int, drop_remainder: bool = False) -> int:
+    @property
+    def trained(self) -> Trained:
+        """What there is to train on here."""
+        left_out = self.left_out("train")
+        return Trained(self.num_samples("train"), left_out.unknown_targets, self._longest)
+
+    def train_steps(
+        self, batch_size: int, drop_remainder: bool = False, trained: Trained | None = None
+    ) -> int:
         """Steps of one epoch.
 
         Args:
           batch_size: rows of a batch, even where negatives are drawn.
           drop_remainder: leave out a last batch that is not full.
+          trained: what there is; None: what is here.
 
         Raises:
           UserError: if the batch size is odd or below 2, or larger than the dataset while
             `drop_remainder` leaves nothing; or if no user has a sample.
         """
-        batch = self._of_batch(batch_size)
-        samples = self.num_samples("train")
+        batch = self.training_targets(batch_size)
+        trained = trained or self.trained
+        samples = trained.samples
         if not samples:
-            raise self._nothing_to_train_on()
+            raise self._nothing_to_train_on(trained)
         if self._config.auxiliary_negatives and not self._drawn_from:
             raise UserError(
                 "The model's auxiliary loss draws negatives from the events of training, and there "
@@ -302,9 +378,22 @@ class WindowBuilder:
           labels B = batch_size, C = 1.
         """
         numbers = self.train_numbers(seed, epoch, step, batch_size, part)
+        return self.train_samples(seed, epoch, numbers, self._shard.global_numbers(numbers))
+
+    def train_samples(
+        self, seed: int, epoch: tf.Tensor | int, numbers: tf.Tensor, drawn_by: tf.Tensor
+    ) -> tuple[FeatureTensors, tf.Tensor]:
+        """Training samples, as `train_batch` gives them.
+
+        Args:
+          seed: of the run.
+          epoch: integer scalar.
+          numbers: of the samples here, int64 ``[B]``.
+          drawn_by: of the same samples among everybody's, int64 ``[B]``.
+        """
         located = self._targets["train"].at(numbers)
         drawn_in = tf.constant(0, tf.int64) if self._config.repeatable else tf.cast(epoch, tf.int64)
-        draws = Draws((seed, "train", drawn_in), self._shard.global_numbers(numbers))
+        draws = Draws((seed, "train", drawn_in), drawn_by)
         features, labels = self._batch("train", located, draws, candidates=self.rows)
         key = (seed, "hidden", tf.cast(epoch, tf.int64))
         hide = Hiding(key, self._config.oov_rate, draws.numbers)
@@ -324,12 +413,12 @@ class WindowBuilder:
     ) -> tf.Tensor:
         """Numbers ``[B]`` (int64) of the samples in a part of the batch of (seed, epoch, step)."""
         samples = self.num_samples("train")
-        index = part.of_batch(step, self._of_batch(batch_size), samples)
+        index = part.of_batch(step, self.training_targets(batch_size), samples)
         return shuffled(seed, epoch, index, samples)
 
     def eval_steps(self, split: str, batch_size: int, negatives: int = 1) -> int:
         """Steps that cover a split once, `negatives` sampled for each positive."""
-        return -(-self.num_samples(split) // self._histories(batch_size, negatives))
+        return -(-self.num_samples(split) // self.evaluation_targets(batch_size, negatives))
 
     def eval_batch(
         self,
@@ -354,14 +443,29 @@ class WindowBuilder:
           The features (C = 1 + negatives, no auxiliary negatives) and float32 labels ``[B, C]``.
         """
         numbers = self.eval_numbers(split, step, batch_size, negatives, part)
+        return self.eval_samples(
+            split, seed, numbers, self._shard.global_numbers(numbers), negatives
+        )
+
+    def eval_samples(
+        self, split: str, seed: int, numbers: tf.Tensor, drawn_by: tf.Tensor, negatives: int = 1
+    ) -> tuple[FeatureTensors, tf.Tensor]:
+        """Samples of a split, as `eval_batch` gives them.
+
+        Args:
+          split: likewise.
+          seed: likewise.
+          numbers: of the samples here, int64 ``[B]``.
+          drawn_by: of the same samples among everybody's, int64 ``[B]``.
+          negatives: as of `eval_batch`.
+        """
         targets, key = self._of(split), (seed, f"evaluate/{split}", tf.constant(0, tf.int64))
         located = targets.at(numbers)
         if targets.labels is not None:
             return self._batch(split, located, None, candidates=1)
-        numbers = self._shard.global_numbers(numbers if split == "train" else located.user)
         if split != "train" and isinstance(targets, EventTargets):
-            numbers = targets.draw_numbers(located, numbers)
-        return self._batch(split, located, Draws(key, numbers), candidates=1 + negatives)
+            drawn_by = targets.draw_numbers(located, self._everybodys(located.user))
+        return self._batch(split, located, Draws(key, drawn_by), candidates=1 + negatives)
 
     def eval_numbers(
         self,
@@ -372,12 +476,18 @@ class WindowBuilder:
         part: Part = WHOLE,
     ) -> tf.Tensor:
         """Numbers ``[B]`` (int64) of the samples in what `eval_batch` returns."""
-        batch = self._histories(batch_size, negatives)
+        batch = self.evaluation_targets(batch_size, negatives)
         return part.of_batch(step, batch, self.num_samples(split))
 
     def users(self, split: str, numbers: tf.Tensor) -> tf.Tensor:
         """Whose samples ``[B]`` of a split are: numbers of users, everybody's counted."""
-        return self._shard.global_numbers(self._of(split).at(numbers).user)
+        return self._everybodys(self._of(split).at(numbers).user)
+
+    def _everybodys(self, users: tf.Tensor) -> tf.Tensor:
+        """Numbers ``[B]`` of users among everybody, from their places here."""
+        if self._numbers is None:
+            return self._shard.global_numbers(users)
+        return tf.gather(self._numbers, users)
 
     def positives(self, split: str, numbers: tf.Tensor) -> tuple[tf.Tensor, FeatureTensors]:
         """Samples ``[B]`` of a split by number, without negatives.
@@ -447,7 +557,8 @@ class WindowBuilder:
         found = {}
         for name, values in self._pool.items():
             negative = _where(valid, tf.gather(values, drawn))  # [B, S]
-            if self._pool_events.count:  # what is no item is set against itself: it teaches nothing
+            # What is no item is set against itself: it teaches nothing.
+            if not self._unknown_events.empty:
                 negative = tf.where(unknown, features[history_name(name)][:, -S:], negative)
             found[negatives_name(name)] = negative
         return found
@@ -465,8 +576,8 @@ class WindowBuilder:
         if self._config.negatives == "uniform":
             return draw_below(key, stream, numbers, width, rows)
         if key[1] != "train":
-            drawn = draw_below(key, stream, numbers, width, rows - self._pool_events.count)
-            return self._pool_events.nth(drawn)
+            drawn = draw_below(key, stream, numbers, width, rows - self._unknown_events.count)
+            return self._unknown_events.nth(drawn)
         bound = self._training_ends[-1] - self._training_events.count
         drawn = self._training_events.nth(draw_below(key, stream, numbers, width, bound))
         flat = tf.reshape(drawn, [-1])
@@ -484,8 +595,15 @@ class WindowBuilder:
             )
         return self._targets[split]
 
-    def _of_batch(self, batch_size: int) -> int:
-        """Targets of a training batch."""
+    def training_targets(self, batch_size: int) -> int:
+        """Targets of a training batch.
+
+        Args:
+          batch_size: rows.
+
+        Raises:
+          UserError: if the batch size is odd or below 2.
+        """
         if batch_size < self.rows or batch_size % self.rows:
             raise UserError(
                 f"global_batch_size must be {'even and ' if self.rows > 1 else ''}at least "
@@ -494,23 +612,30 @@ class WindowBuilder:
             )
         return batch_size // self.rows
 
-    def _histories(self, batch_size: int, negatives: int) -> int:
-        """Targets of an evaluation batch."""
+    def evaluation_targets(self, batch_size: int, negatives: int) -> int:
+        """Targets of an evaluation batch.
+
+        Args:
+          batch_size: rows.
+          negatives: beside each positive.
+
+        Raises:
+          UserError: if there are none.
+        """
         if negatives < 1:
             raise UserError(f"test_negatives must be at least 1, received {negatives}.")
         return max(1, batch_size if self.explicit else batch_size // (1 + negatives))
 
-    def _nothing_to_train_on(self) -> UserError:
+    def _nothing_to_train_on(self, trained: Trained) -> UserError:
         if self._only_new:
             return UserError(NOTHING_IS_NEW)
         if self.explicit:
             return UserError(f"The training set has no impressions. {AGAIN}")
-        unknown = self.left_out("train").unknown_targets
-        if unknown:
+        if trained.unknown:
             return UserError(
-                f"The training set has no samples: all {unknown} events that could be targets are "
-                "unknown ids. Run the workflow with a lower --frequency_threshold, or on the data "
-                "that its ids come from."
+                f"The training set has no samples: all {trained.unknown} events that could be "
+                "targets are unknown ids. Run the workflow with a lower --frequency_threshold, or "
+                "on the data that its ids come from."
             )
         if not isinstance(self._split, LeaveLastOut):
             return UserError(
@@ -521,7 +646,7 @@ class WindowBuilder:
         return UserError(
             f"The training set has no samples: they need users with {least} interactions or more "
             f"({self._split.held_out} held out, one to train on and {self._config.min_history} "
-            f"before it), and the longest history has {self._longest}. Run the workflow with "
+            f"before it), and the longest history has {trained.longest}. Run the workflow with "
             f"--min_interactions {least}, on data that has such users."
         )
 
@@ -535,9 +660,10 @@ def time_gap_bucket(seconds: tf.Tensor) -> tf.Tensor:
     Returns:
       int32 buckets of the same shape, in ``[1, TIME_GAP_BUCKETS)``.
     """
-    gap = tf.cast(tf.maximum(seconds, 0), tf.float64)
-    bucket = tf.cast(tf.math.log1p(gap) / np.log(2.0), tf.int32) + 1
-    return tf.minimum(bucket, TIME_GAP_BUCKETS - 1)
+    # In whole numbers: compiled, a quotient of logarithms is one bucket off at powers of two.
+    powers = tf.constant([1 << power for power in range(TIME_GAP_BUCKETS - 1)], tf.int64)
+    later = tf.reshape(tf.maximum(seconds, 0) + 1, [-1])
+    return tf.reshape(tf.searchsorted(powers, later, side="right"), tf.shape(seconds))
 
 
 def _events(values: npt.NDArray[Any]) -> tf.Tensor:

@@ -608,6 +608,8 @@ def test_time_gap_bucket_against_exact_integers():
     gaps = [0, 1, 2, -1, -(10**12), 2**31, 2**31 + 1, 2**33, 2**62, 86_400, *powers]
     found = time_gap_bucket(tf.constant(gaps, tf.int64))
     assert found.dtype == tf.int32
+    compiled = tf.function(time_gap_bucket, autograph=False)
+    np.testing.assert_array_equal(compiled(tf.constant(gaps, tf.int64)), found)
     expected = [bucket(gap) for gap in gaps]
     wrong = [(g, f, e) for g, f, e in zip(gaps, found.numpy(), expected, strict=True) if f != e]
     assert not wrong

@@ -212,7 +212,7 @@ def test_popular_negatives_are_known_events_each_as_likely(rare, training):
     events = np.flatnonzero(
         (rare.item_features["item_id"] > UNKNOWN) & (rare.in_training() | (not training))
     )
-    skipping = builder._training_events if training else builder._pool_events
+    skipping = builder._training_events if training else builder._unknown_events
     places = skipping.nth(tf.range(len(events), dtype=tf.int64)).numpy()
     if training:
         user = np.searchsorted(builder._training_ends, places, side="right")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lookback.core.errors import UserError
-from lookback.core.options import from_values
+from lookback.core.options import from_values, parse
 from lookback.core.world import SOLO
 from lookback.formats.dataset_info import SPLITS, TABULAR, write_info
-from lookback.training.data import compare_vocabularies, open_source
+from lookback.training.data import compare_vocabularies, open_source, run_identity
 from lookback.training.run import command_line
 
 LENGTHS = (20, 7, 3, 3, 12, 9)
@@ -28,6 +28,7 @@ LENGTHS = (20, 7, 3, 3, 12, 9)
         ({"full_catalogue": True}, "full_catalogue: materialised samples hold no catalogue"),
         ({"repeatable": True}, "repeatable: materialised samples bring"),
         ({"shard_histories": True}, "shard_histories: materialised samples hold no histories"),
+        ({"history_memory": 10**9}, "history_memory: materialised samples are read from disk"),
     ],
 )
 def test_what_only_histories_can_serve_is_refused(tmp_path: Path, options, text):
@@ -101,6 +102,28 @@ def users_of(source) -> list[list[int]]:
     """Users of an epoch's batches."""
     feeds = source.train_feeds(0, 0)
     return [source.train_batch(feed)[0]["user_id"].numpy().tolist() for feed in feeds]
+
+
+def test_histories_that_stream_are_not_divided_otherwise(dataset, in_ranks):
+    for other in ("shard_histories", "full_catalogue"):
+        with pytest.raises(UserError, match=f"history_memory: .*{other}"):
+            configs(dataset[1], history_memory=10**9, **{other: True})
+    with pytest.raises(UserError, match="history_memory: expected a size above 0"):
+        parse(
+            ["--model_type", "sim", "--dataset_dir", "d", "--history_memory", "0GB"], command_line()
+        )
+
+    def work(world):
+        with pytest.raises(UserError, match="history_memory: expected without --micro_batches"):
+            open_with(dataset[1], world, history_memory=10**9, micro_batches=2)
+
+    in_ranks(2, work)
+
+
+def test_memory_of_histories_is_what_a_continued_run_repeats(dataset):
+    given = configs(dataset[1], history_memory=10**9)
+    alone, shared = (run_identity(*given, ranks=ranks) for ranks in (1, 2))
+    assert alone == shared == {**run_identity(*configs(dataset[1])), "history_memory": 10**9}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

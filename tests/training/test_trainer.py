@@ -33,7 +33,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
     histories = make_histories(lengths=[20, 7, 3, 3, 12, 15, 30], items=40)
-    return write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset")
+    return write_dataset(histories, tmp_path_factory.mktemp("data") / "dataset", row_group_users=2)
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +135,7 @@ DIEN = {"dropout_rate": 0.3, "time_features": True}
         (4, {"optimizer": "adagrad", "model": {"dropout_rate": 0.5}}),
         (5, {"optimizer": "sgd", "repeat_count": 2, "epochs": 1}),
         (4, {"model_type": "dien", "model": DIEN}),
+        (4, {"history_memory": 2700}),  # two of four blocks at a time
     ],
 )
 def test_a_terminated_run_continues_bit_for_bit(dataset, tmp_path, stop, more):
