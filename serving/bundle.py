@@ -16,7 +16,7 @@ import numpy.typing as npt
 from lookback.core.errors import UserError
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MODEL_DIRECTORY, SIGNATURE, Manifest
-from lookback.serving.requests import Request, RequestEncoder, RequestError
+from lookback.serving.requests import EncodedBatch, Request, RequestEncoder, RequestError
 from lookback.serving.scores import Float32, Scores
 
 ROWS_A_BATCH = 4096
@@ -83,20 +83,51 @@ class Bundle:
         """
         counts = [self.encoder.check(index, request) for index, request in enumerate(requests)]
         scores: list[Scores] = []
-        for start, stop in _batches(counts):
+        for start, stop in _batches(np.asarray(counts, np.int64)):
             try:
                 batch = self.encoder.encode(requests[start:stop])
             except RequestError as error:
                 raise RequestError(start + error.index, error.detail) from error
-            pieces = self._layout.pieces(batch.inputs, ROWS_A_BATCH)
-            logits, probabilities = zip(*map(self.predict, pieces), strict=True)
-            logit, probability = np.concatenate(logits, 1), np.concatenate(probabilities, 1)
-            for row, count in enumerate(batch.counts):
-                found = Scores(logit[row, :count], probability[row, :count])
-                inputs = {name: values[row] for name, values in batch.inputs.items()}
-                request = requests[start + row]
-                scores.append(self._layout.chosen(request, self.encoder, inputs, found))
+            logits, probabilities = self.scores_of(batch)
+            end = 0
+            for request, count in zip(requests[start:stop], batch.counts, strict=True):
+                own = slice(end, end := end + int(count))
+                found = Scores(logits[own], probabilities[own])
+                items = {name: values[own] for name, values in batch.items.items()}
+                scores.append(self._layout.chosen(request, self.encoder, items, found))
         return scores
+
+    def scores_of(self, batch: EncodedBatch) -> tuple[Float32, Float32]:
+        """Scores all that an encoded batch asks for, in blocks of bounded size.
+
+        Args:
+          batch: of any number of requests.
+
+        Returns:
+          Logits and probabilities ``[N]`` of its items, request after request; or of its rows.
+        """
+        counts = np.asarray(batch.counts, np.int64)
+        logits = np.zeros(int(counts.sum()), np.float32)
+        probabilities = np.zeros_like(logits)
+        starts = counts.cumsum() - counts
+        # By their counts: little of what is scored is padding then.
+        order = np.argsort(counts, kind="stable")
+        for start, stop in _batches(counts[order]):
+            rows = order[start:stop]
+            shared = {name: values[rows] for name, values in batch.shared.items()}
+            width = int(counts[rows].max())
+            step = max(1, ROWS_A_BATCH // len(rows))
+            for first in range(0, width, step):
+                columns = np.arange(first, min(first + step, width))
+                own = columns < counts[rows][:, np.newaxis]  # [b, c]
+                places = (starts[rows][:, np.newaxis] + columns)[own]
+                items = {}
+                for name, values in batch.items.items():
+                    items[name] = np.zeros((*own.shape, *values.shape[1:]), values.dtype)
+                    items[name][own] = values[places]
+                logit, probability = self.predict({**shared, **items})
+                logits[places], probabilities[places] = logit[own], probability[own]
+        return logits, probabilities
 
     def predict(self, inputs: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
         """Scores one encoded batch.
@@ -113,10 +144,10 @@ class Bundle:
         return outputs["logit"].numpy(), outputs["probability"].numpy()
 
 
-def _batches(counts: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cuts requests of `counts` candidates into ranges of at most `ROWS_A_BATCH` padded rows."""
+def _batches(counts: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Cuts requests of `counts` scores into ranges of at most `ROWS_A_BATCH` padded rows."""
     start, widest = 0, 0
-    for index, count in enumerate(counts):
+    for index, count in enumerate(counts.tolist()):
         widest = max(widest, count)
         if index > start and (index + 1 - start) * widest > ROWS_A_BATCH:
             yield start, index

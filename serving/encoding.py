@@ -99,7 +99,7 @@ class VocabularyEncoder:
             return pa.array([], pa.string() if self._text else pa.int64())
         try:
             # Without a type: with one, Arrow would cut 1.5 to 1.
-            values = pa.array(ids)
+            values = ids if isinstance(ids, pa.Array) else pa.array(ids)
             if pa.types.is_null(values.type):
                 return values.cast(pa.string() if self._text else pa.int64())
             if self._text and pa.types.is_string(values.type):
@@ -144,15 +144,11 @@ class EncodedIds:
         Raises:
           ValueError: if they are not integers that are rows of the table.
         """
-        values = np.asarray(ids if len(ids) else np.zeros(0, np.int32))
-        # NumPy takes True for 1 among integers.
-        integers = values.dtype.kind in "iu" and values.ndim == 1 and bool not in map(type, ids)
-        if not integers or not np.all((values >= self._lowest) & (values < self._rows)):
-            raise ValueError(
-                f"expected encoded ids, integers from {self._lowest} to {self._rows - 1} (the "
-                f"bundle was exported without a workflow), received {excerpt(ids)}"
-            )
-        return values.astype(np.int32)
+        expected = (
+            f"expected encoded ids, integers from {self._lowest} to {self._rows - 1} (the bundle "
+            "was exported without a workflow)"
+        )
+        return whole_numbers(ids, self._lowest, self._rows - 1, expected).astype(np.int32)
 
 
 class ItemFeatures:
@@ -218,6 +214,8 @@ def finite_numbers(
     Raises:
       ValueError: if one of them is no finite number.
     """
+    if isinstance(values, pa.Array):
+        return _finite_array(values, expected, missing)
 
     def number(value: Any) -> float:
         if value is None and missing is not None:
@@ -235,7 +233,50 @@ def finite_numbers(
         raise ValueError(f"expected {expected}, received {excerpt(values)}") from None
 
 
+def whole_numbers(
+    values: Sequence[Any], least: int, most: int, expected: str
+) -> npt.NDArray[np.int64]:
+    """Integers ``[N]`` as requests give them.
+
+    Args:
+      values: to read.
+      least: of them.
+      most: of them.
+      expected: what they must be, for the error.
+
+    Raises:
+      ValueError: if one of them is no integer, or beyond the bounds.
+    """
+    if isinstance(values, pa.Array):
+        good = pa.types.is_integer(values.type) and not values.null_count
+        numbers = values.to_numpy(zero_copy_only=False) if good else np.zeros(0)
+    else:
+        # By exact type: True is no number, and NumPy makes what it likes of lists of several types.
+        good = all(type(value) is int or isinstance(value, np.integer) for value in values)
+        good = good and all(least <= int(value) <= most for value in values)
+        numbers = np.asarray(values if good else (), np.int64)
+    if not good or not np.all((numbers >= least) & (numbers <= most)):
+        raise ValueError(f"{expected}, received {excerpt(values)}")
+    return numbers.astype(np.int64)
+
+
+def _finite_array(
+    values: pa.Array, expected: str, missing: float | None
+) -> npt.NDArray[np.float64]:
+    """`finite_numbers` of an Arrow array."""
+    kind = values.type
+    typed = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+    nulls = values.is_null().to_numpy(zero_copy_only=False)
+    if typed and (missing is not None or not nulls.any()):
+        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        if np.isfinite(numbers[~nulls]).all():
+            return np.where(nulls, 0.0 if missing is None else missing, numbers)
+    raise ValueError(f"expected {expected}, received {excerpt(values)}")
+
+
 def excerpt(ids: Sequence[Any], shown: int = 3) -> str:
     """The first few values, for an error."""
-    text = ", ".join(f"{value!r:.40}" for value in list(ids)[:shown])
+    first = ids[:shown]
+    values = first.to_pylist() if isinstance(first, pa.Array) else list(first)
+    text = ", ".join(f"{value!r:.40}" for value in values)
     return f"[{text}{', ...' if len(ids) > shown else ''}]"

@@ -36,12 +36,23 @@ class EncodedBatch:
     """Requests as the model takes them.
 
     Attributes:
-      inputs: of the signature, by name; the first axis is the request.
-      counts: how many scores each request gets.
+      shared: inputs of the signature that all scores of a request have in common, by name; the
+        first axis is the request.
+      counts: how many scores each request gets. ``[B]``
+      items: the others, of what is to be scored, request after request: ``[N, ...]``. Without any,
+        a request is a row, and gets one score.
     """
 
-    inputs: dict[str, npt.NDArray[Any]]
-    counts: tuple[int, ...]
+    shared: dict[str, npt.NDArray[Any]]
+    counts: Sequence[int] | npt.NDArray[np.int64]
+    items: dict[str, npt.NDArray[Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """Of the signature; those of items ``[B, C, ...]``, 0 beyond a request's own."""
+        counts = np.asarray(self.counts, np.int64)
+        width = max(1, *counts.tolist())
+        return {**self.shared, **{n: padded(v, counts, width) for n, v in self.items.items()}}
 
 
 class RequestEncoder(Protocol):
@@ -64,9 +75,31 @@ class RequestEncoder(Protocol):
     def encode(self, requests: Sequence[Request]) -> EncodedBatch:
         """Encodes requests, at least one, into one batch.
 
+        They may be a `serving.columns.RequestTable`, of which whoever cares for speed reads
+        columns.
+
         Raises:
           RequestError: naming the request and the field.
         """
+
+
+def padded(
+    values: npt.NDArray[Any], lengths: npt.NDArray[np.int64], width: int, *, left: bool = False
+) -> npt.NDArray[Any]:
+    """Lists of different lengths as rows ``[B, width, ...]``, padded with 0 on one side.
+
+    Args:
+      values: of all lists, one after another. ``[N, ...]``
+      lengths: of each, at most `width`. ``[B]``
+      width: of the rows.
+      left: whether the padding comes first.
+    """
+    rows = np.zeros((len(lengths), width, *values.shape[1:]), values.dtype)
+    ends = np.cumsum(lengths)
+    first = width - ends if left else lengths - ends
+    places = np.arange(len(values)) + np.repeat(first, lengths)
+    rows[np.repeat(np.arange(len(lengths)), lengths), places] = values
+    return rows
 
 
 def check_keys(

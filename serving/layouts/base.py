@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,11 @@ class RequestLayout(abc.ABC):
           UserError: if a file is not as expected.
         """
 
-    def pieces(
-        self, inputs: Mapping[str, npt.NDArray[Any]], rows: int
-    ) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
-        """Cuts a batch along the candidates' axis so that each piece has about `rows` rows.
-
-        Only where a request may ask for any number of scores, and a model works on nothing that
-        candidates share; otherwise the batch is the one piece.
-        """
-        del rows
-        yield inputs
-
     def chosen(
         self,
         request: Request,
         encoder: Any,
-        inputs: Mapping[str, npt.NDArray[Any]],
+        items: Mapping[str, npt.NDArray[Any]],
         scores: Scores,
     ) -> Scores:
         """What of a request's scores it asked for: all, if it names what to score.
@@ -60,10 +49,10 @@ class RequestLayout(abc.ABC):
         Args:
           request: to answer.
           encoder: from `load_encoder`.
-          inputs: the request's row of its batch.
-          scores: of it, in the order of `inputs`.
+          items: what was scored for it, as its batch has it.
+          scores: of it, in that order.
         """
-        del request, encoder, inputs
+        del request, encoder, items
         return scores
 
     @abc.abstractmethod

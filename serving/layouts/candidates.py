@@ -1,18 +1,14 @@
-"""What requests for a user's candidates have in common: lists of items, checked and encoded."""
+"""What requests for a user's candidates have in common: lists of items, checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from lookback.formats.vocabulary import FIRST_KNOWN
+from lookback.serving.columns import CANDIDATES
 from lookback.serving.encoding import Encoder, Int32, VocabularyEncoder
-from lookback.serving.requests import RequestError, attempt, check_keys, is_list
-
-CANDIDATES = "candidates"
+from lookback.serving.requests import RequestError, check_keys, is_list
 
 
 def check_items(
@@ -58,30 +54,6 @@ def check_candidates(
     return count
 
 
-def encode_lists(
-    encoder: Encoder, field: str, lists: Sequence[Sequence[Any]]
-) -> list[npt.NDArray[Any]]:
-    """Encodes one list of each request, all of them at once.
-
-    Args:
-      encoder: of the values.
-      field: the lists' name in a request.
-      lists: of each request.
-
-    Raises:
-      RequestError: naming the request and the field.
-    """
-    try:
-        joined = encoder.encode([value for values in lists for value in values])
-    except ValueError:
-        # Once more one by one, to tell whose it is.
-        for index, values in enumerate(lists):
-            attempt(index, field, encoder.encode, values)
-        raise
-    ends = np.cumsum([len(values) for values in lists])
-    return np.split(joined, ends[:-1])
-
-
 def known(encoder: Encoder, ids: Int32) -> tuple[bool, ...] | None:
     """Which of encoded items ``[C]`` are known, as `Scores.known` has it.
 
@@ -90,14 +62,3 @@ def known(encoder: Encoder, ids: Int32) -> tuple[bool, ...] | None:
       ids: that it gave.
     """
     return tuple((ids >= FIRST_KNOWN).tolist()) if isinstance(encoder, VocabularyEncoder) else None
-
-
-def padded(rows: Sequence[npt.NDArray[Any]], width: int, *, left: bool) -> npt.NDArray[Any]:
-    """Rows of different lengths as one array ``[B, width, ...]``, padded with 0 on one side."""
-    filled = np.zeros((len(rows), width, *rows[0].shape[1:]), rows[0].dtype)
-    for target, row in zip(filled, rows, strict=True):
-        if left:
-            target[width - len(row) :] = row
-        else:
-            target[: len(row)] = row
-    return filled

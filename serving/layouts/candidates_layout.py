@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lookback.serving.columns import CANDIDATES
 from lookback.serving.layouts.base import RequestLayout
-from lookback.serving.layouts.candidates import CANDIDATES
 from lookback.serving.manifest import CandidatesManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Float32, Scores

@@ -510,8 +510,7 @@ def test_an_answer_says_which_candidates_are_known():
     batch = encoder.encode([request])
     layout = InteractionRequestLayout()
     scores = Scores(np.array([0.1, 0.9, 0.5], np.float32), np.full(3, 0.5, np.float32))
-    inputs = {name: values[0] for name, values in batch.inputs.items()}
-    chosen = layout.chosen(request, encoder, inputs, scores)
+    chosen = layout.chosen(request, encoder, batch.items, scores)
     assert chosen.known == (True, False, False)
     manifest = InteractionsManifest(
         model_type="neumf",

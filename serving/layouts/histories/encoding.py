@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lookback.formats.bags import padded, read_bags
 from lookback.formats.transforms import Bag, Buckets, Hashed, Number, Vocabulary, transform_of
-from lookback.formats.vocabulary import FIRST_KNOWN, NULL
+from lookback.formats.vocabulary import FIRST_KNOWN, NULL, PADDING
 from lookback.serving.encoding import Int32, VocabularyEncoder, excerpt, finite_numbers
 from lookback.serving.manifest import HistoriesManifest
 
@@ -134,10 +135,13 @@ class BagEncoder:
 
     def encode(self, values: Sequence[Any]) -> Int32:
         """Ids of the elements of lists, None for missing: ``[N, M]``, padded with 0."""
-        lists = [self.bag.cut(self._list(value)) or [] for value in values]
-        ids = self.elements.encode([element for value in lists for element in value])
-        offsets = np.cumsum([0, *map(len, lists)])
-        kept, ends = self.bag.keep(ids, offsets)
+        if isinstance(values, pa.Array):
+            ids, lengths = self._of_array(values)
+        else:
+            lists = [self.bag.cut(self._list(value)) or [] for value in values]
+            ids = self.elements.encode([element for value in lists for element in value])
+            lengths = np.array([*map(len, lists)], np.int64)
+        kept, ends = self.bag.keep(ids, np.r_[0, np.cumsum(lengths)])
         return padded(np.diff(ends), kept, self.bag.most)
 
     def decode(self, encoded: npt.NDArray[Any]) -> list[Any]:
@@ -146,6 +150,16 @@ class BagEncoder:
         elements = self.elements.decode(encoded[encoded > 0])
         ends = np.cumsum(lengths).tolist()
         return [elements[end - n : end] for end, n in zip(ends, lengths.tolist(), strict=True)]
+
+    def _of_array(self, lists: pa.Array) -> tuple[Int32, npt.NDArray[np.int64]]:
+        """Ids of all elements, 0 of empty ones, which do not count; and how many each list has."""
+        if not pa.types.is_list(lists.type) or lists.flatten().null_count:
+            raise ValueError(f"expected lists of categories or null, received {excerpt(lists)}")
+        texts = _texts(lists.flatten())
+        empty = pc.equal(texts, "").to_numpy(zero_copy_only=False)
+        ids = np.where(empty, PADDING, self.elements.encode(texts))
+        lengths = pc.list_value_length(lists).fill_null(0)
+        return ids.astype(np.int32), lengths.to_numpy(zero_copy_only=False).astype(np.int64)
 
     def _list(self, value: Any) -> list[str] | None:
         if value is None:
@@ -204,6 +218,11 @@ def _categories(
 
 def _texts(values: Sequence[Any]) -> pa.Array:
     """Strings, integers as they are written, and None ``[N]``, as text."""
+    if isinstance(values, pa.Array):
+        kind = values.type
+        if pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+            return values.cast(pa.string())
+        raise ValueError(f"expected strings or integers (or null), received {excerpt(values)}")
     # By exact type: True is no number. NumPy's integers write themselves alike.
     good = all(
         value is None

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy.typing as npt
 
+from lookback.serving.columns import HISTORY
 from lookback.serving.encoding import EncodedIds, ItemFeatures
 from lookback.serving.layouts.candidates import known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
 from lookback.serving.layouts.histories.encoding import FeatureEncoder, bags_of, encoder_of
-from lookback.serving.layouts.histories.requests import (
-    HISTORY,
-    TIME_GAP_INPUT,
-    HistoryRequestEncoder,
-)
+from lookback.serving.layouts.histories.requests import TIME_GAP_INPUT, HistoryRequestEncoder
 from lookback.serving.layouts.histories.sample import sample_users
 from lookback.serving.manifest import HistoriesManifest
 from lookback.serving.requests import Request
@@ -68,13 +65,12 @@ class HistoryRequestLayout(CandidateRequestLayout):
         self,
         request: Request,
         encoder: HistoryRequestEncoder,
-        inputs: Mapping[str, npt.NDArray[Any]],
+        items: Mapping[str, npt.NDArray[Any]],
         scores: Scores,
     ) -> Scores:
         """Every candidate, and whether it is known."""
         item_id = encoder.item_features[0]
-        ids = inputs[item_id][: len(scores.logit)]
-        return dataclasses.replace(scores, known=known(encoder.encoders[item_id], ids))
+        return dataclasses.replace(scores, known=known(encoder.encoders[item_id], items[item_id]))
 
     def about(self, request: Request, manifest: HistoriesManifest) -> str:
         """How long the history is."""

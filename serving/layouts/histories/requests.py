@@ -31,21 +31,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from lookback.serving.encoding import EncodedIds, Int32, ItemFeatures
-from lookback.serving.layouts.candidates import (
+from lookback.formats.history_columns import TIMESTAMP
+from lookback.serving.columns import (
     CANDIDATES,
-    check_candidates,
-    check_items,
-    encode_lists,
-    padded,
+    HISTORY,
+    Columns,
+    Ragged,
+    RequestTable,
+    columns_of,
+    encode_ragged,
 )
+from lookback.serving.encoding import EncodedIds, ItemFeatures, whole_numbers
+from lookback.serving.layouts.candidates import check_candidates, check_items
 from lookback.serving.layouts.histories.encoding import FeatureEncoder
 from lookback.serving.manifest import HISTORY_SUFFIX
-from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys, is_list
+from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys, padded
 
-HISTORY = "history"
-TIMESTAMP = "timestamp"
 TIME_GAP_INPUT = "time_gap_history"
 
 _MOST_SECONDS = 1 << 61
@@ -77,12 +80,13 @@ class HistoryRequestEncoder:
     encoders: Mapping[str, FeatureEncoder | EncodedIds]
     catalogue: ItemFeatures | None
 
-    def check(self, index: int, request: Request) -> int:
+    def check(self, index: int, request: Request, *, candidates: bool = True) -> int:
         """Checks a request's shape, not its ids.
 
         Args:
           index: to name it by.
           request: see the module.
+          candidates: whether it names what to score; else it must not.
 
         Returns:
           Its number of candidates.
@@ -90,25 +94,34 @@ class HistoryRequestEncoder:
         Raises:
           RequestError: saying what was expected and what came.
         """
+        asked = (CANDIDATES,) if candidates else ()
         check_keys(
             index,
             "the request",
             request,
-            needed=(*self.user_features, *self.context_features, HISTORY, CANDIDATES),
+            needed=(*self._of_users, HISTORY, *asked),
             allowed=(TIMESTAMP,),
         )
-        others = self.item_features[1:]
-        optional = others if self.catalogue is not None else ()
-        needed = [name for name in self.item_features if name not in optional]
-        own = (*self.context_features, *self.event_features)
-        allowed = [*optional, *own, TIMESTAMP]
-        events = check_items(index, HISTORY, request[HISTORY], needed=needed, allowed=allowed)
-        for name in own:
+        needed, optional = self._of_items
+        events = check_items(
+            index, HISTORY, request[HISTORY], needed=needed, allowed=(*optional, *self._of_events)
+        )
+        for name in self._of_events[:-1]:
             if events and name not in request[HISTORY]:
                 raise RequestError(
                     index, f"{HISTORY}.{name} is missing; the model reads it of every event."
                 )
+        if not candidates:
+            return 0
         return check_candidates(index, request, needed=needed, allowed=optional)
+
+    def check_all(self, requests: Sequence[Request], *, candidates: bool = True) -> list[int]:
+        """`check` of all requests; of a table at once, if it is as it must be."""
+        if isinstance(requests, RequestTable):
+            counts = self._counts(requests, candidates)
+            if counts is not None:
+                return counts
+        return [self.check(i, r, candidates=candidates) for i, r in enumerate(requests)]
 
     def encode(self, requests: Sequence[Request]) -> EncodedBatch:
         """Encodes requests into one batch.
@@ -117,98 +130,152 @@ class HistoryRequestEncoder:
           requests: at least one; see the module.
 
         Returns:
-          int32: features of users and the context ``[B]``, of items ``[B, C]`` (0 beyond a
-          request's own candidates), histories ``[B, T]``, those of time gaps among them (0 on the
-          left). Bags have an axis more, and numbers are float32.
+          int32: features of users and the context ``[B]``, of items ``[N]``, histories ``[B, T]``,
+          those of time gaps among them (0 on the left). Bags have an axis more, and numbers are
+          float32.
 
         Raises:
           RequestError: naming the request and the field.
         """
-        counts = tuple(self.check(index, request) for index, request in enumerate(requests))
-        inputs: dict[str, npt.NDArray[Any]] = {}
-        for name in (*self.user_features, *self.context_features):
-            values = encode_lists(
-                self.encoders[name], name, [[request[name]] for request in requests]
-            )
-            inputs[name] = np.concatenate(values)
-        T, C = self.max_seq_length, max(counts)
-        for part, width in ((HISTORY, T), (CANDIDATES, C)):
-            encoded = self._encode_items(part, requests)
-            for name, rows in encoded.items():
-                input_name = f"{name}{HISTORY_SUFFIX}" if part == HISTORY else name
-                inputs[input_name] = padded(rows, width, left=part == HISTORY)
-        if self.time_gap_bucket is not None:
-            found = [self._gaps(index, request) for index, request in enumerate(requests)]
-            buckets = np.asarray(self.time_gap_bucket(padded(found, T, left=True)))
-            padding = inputs[f"{self.item_features[0]}{HISTORY_SUFFIX}"] == 0
-            inputs[TIME_GAP_INPUT] = np.where(padding, 0, buckets).astype(np.int32)
-        return EncodedBatch(inputs, counts)
+        counts = self.check_all(requests)
+        columns = columns_of(requests)
+        return EncodedBatch(self.encode_users(columns), counts, self.encode_items(columns))
 
-    def _encode_items(
-        self, part: str, requests: Sequence[Request]
-    ) -> dict[str, list[npt.NDArray[Any]]]:
+    def encode_users(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+        """What of requests, which are checked, does not depend on candidates; see `encode`."""
+        inputs = {
+            name: encode_ragged(self.encoders[name], name, columns.one(name))
+            for name in self._of_users
+        }
+        T = self.max_seq_length
+        lengths = self.seen(columns).newest(T).lengths
+        for name, values in self._encode(columns, HISTORY).items():
+            inputs[f"{name}{HISTORY_SUFFIX}"] = padded(values, lengths, T, left=True)
+        if self.time_gap_bucket is not None:
+            buckets = np.asarray(self.time_gap_bucket(self._gaps(columns)))
+            inputs[TIME_GAP_INPUT] = padded(buckets.astype(np.int32), lengths, T, left=True)
+        return inputs
+
+    def encode_items(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+        """The candidates of requests, which are checked: ``[N, ...]`` by item feature."""
+        return self._encode(columns, CANDIDATES)
+
+    def seen(self, columns: Columns) -> Ragged:
+        """The items of each request's history."""
+        return columns.several(HISTORY, self.item_features[0])
+
+    @property
+    def _of_users(self) -> tuple[str, ...]:
+        return *self.user_features, *self.context_features
+
+    @property
+    def _of_events(self) -> tuple[str, ...]:
+        """What a history may hold beside its items; the time comes last."""
+        return *self.context_features, *self.event_features, TIMESTAMP
+
+    @property
+    def _of_items(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What must be said of an item, and what may be left out where it is known."""
+        if self.catalogue is None:
+            return self.item_features, ()
+        return self.item_features[:1], self.item_features[1:]
+
+    def _counts(self, table: RequestTable, candidates: bool) -> list[int] | None:
+        """How many candidates each row has; None if one is not as it must be."""
+        needed, optional = self._of_items
+        own = self._of_events
+        if not set(self._of_users) <= set(table.names()) <= {*self._of_users, TIMESTAMP}:
+            return None
+        events = table.lengths(HISTORY, needed, (*optional, *own), own[:-1])
+        if events is None or bool(table.names(CANDIDATES)) != candidates:
+            return None
+        if not candidates:
+            return [0] * len(table)
+        counts = table.lengths(CANDIDATES, needed, optional)
+        return None if counts is None or not counts.all() else counts.tolist()
+
+    def _encode(self, columns: Columns, part: str) -> dict[str, npt.NDArray[Any]]:
         """What is known of each request's newest T events, or of all its candidates."""
         item_id, *others = self.item_features
-        kept = self.max_seq_length if part == HISTORY else None
-        own = (*self.context_features, *self.event_features) if part == HISTORY else ()
+        own = self._of_events[:-1] if part == HISTORY else ()
 
-        def newest(values: Sequence[Any]) -> Sequence[Any]:
-            return values if kept is None else values[-kept:]
+        def field(name: str) -> Ragged:
+            values = columns.several(part, name)
+            return values.newest(self.max_seq_length) if part == HISTORY else values
 
-        raw = [newest(request[part][item_id]) for request in requests]
-        encoded = {item_id: encode_lists(self.encoders[item_id], f"{part}.{item_id}", raw)}
+        items = field(item_id)
+        encoded = {item_id: encode_ragged(self.encoders[item_id], f"{part}.{item_id}", items)}
         for name in (*others, *own):
-            lists = [newest(request[part].get(name, ())) for request in requests]
-            values = encode_lists(self.encoders[name], f"{part}.{name}", lists)
-            for index, request in enumerate(requests):
-                if name in others and name not in request[part]:
-                    items = encoded[item_id][index]
-                    values[index] = self._look_up(index, part, name, items, raw[index])
-            encoded[name] = values
+            values = field(name)
+            found = encode_ragged(self.encoders[name], f"{part}.{name}", values)
+            if name in others and not values.given.all():
+                found = self._look_up(part, name, encoded[item_id], items, values.given, found)
+            encoded[name] = found
         return encoded
 
     def _look_up(
-        self, index: int, part: str, name: str, items: Int32, raw: Sequence[Any]
+        self,
+        part: str,
+        name: str,
+        ids: npt.NDArray[Any],
+        items: Ragged,
+        given: npt.NDArray[np.bool_],
+        values: npt.NDArray[Any],
     ) -> npt.NDArray[Any]:
+        """A feature of all items ``[N]``: as it is given, or else as the catalogue has it."""
         if self.catalogue is None:
             raise ValueError("check() demands every feature where there is no catalogue")
-        known = self.catalogue.knows(items)
+        absent = ~given[items.owners]
+        known = self.catalogue.knows(ids) | ~absent
         if not known.all():
+            place = int(np.argmin(known))
+            (item,) = items.values[place : place + 1]
+            item = item.as_py() if isinstance(item, pa.Scalar) else item
             raise RequestError(
-                index,
-                f"{part}.{name} is absent, and the catalogue does not know item "
-                f"{raw[int(np.argmin(known))]!r}. Give {part}.{name}.",
+                int(items.owners[place]),
+                f"{part}.{name} is absent, and the catalogue does not know item {item!r}. Give "
+                f"{part}.{name}.",
             )
-        return self.catalogue.lookup(name, items)
+        found = np.zeros((len(ids), *values.shape[1:]), values.dtype)
+        found[~absent] = values
+        found[absent] = self.catalogue.lookup(name, ids[absent])
+        return found
 
-    def _gaps(self, index: int, request: Request) -> npt.NDArray[np.int64]:
-        """Seconds from each of the newest T events to the request."""
-        item_id = self.item_features[0]
-        events = len(request[HISTORY][item_id])
-        if not events:
-            return np.zeros(0, np.int64)
-        for where, value in ((f"{HISTORY}.", request[HISTORY]), ("", request)):
-            if TIMESTAMP not in value:
+    def _gaps(self, columns: Columns) -> npt.NDArray[np.int64]:
+        """Seconds from each of the newest T events to the request: ``[N]``."""
+        events = self.seen(columns).lengths
+        times = columns.several(HISTORY, TIMESTAMP)
+        now = columns.one(TIMESTAMP, optional=True)
+        for where, field in ((f"{HISTORY}.", times), ("", now)):
+            absent = (events > 0) & ~field.given
+            if absent.any():
                 raise RequestError(
-                    index, f"{where}{TIMESTAMP} (seconds) is missing; the model has time features."
+                    int(np.argmax(absent)),
+                    f"{where}{TIMESTAMP} (seconds) is missing; the model has time features.",
                 )
-        now = _seconds(index, TIMESTAMP, [request[TIMESTAMP]])[0]
-        times = _seconds(index, f"{HISTORY}.{TIMESTAMP}", request[HISTORY][TIMESTAMP])
-        if np.any(np.diff(times) < 0):
+        seconds = encode_ragged(_Seconds(), f"{HISTORY}.{TIMESTAMP}", times)
+        owners = times.owners
+        decreases = (np.diff(seconds) < 0) & (owners[1:] == owners[:-1])
+        if decreases.any():
             raise RequestError(
-                index, f"{HISTORY}.{TIMESTAMP} decreases; histories are oldest first."
+                int(owners[int(np.argmax(decreases))]),
+                f"{HISTORY}.{TIMESTAMP} decreases; histories are oldest first.",
             )
-        return now - times[-self.max_seq_length :]
+        moments = np.zeros(len(events), np.int64)
+        moments[now.given] = encode_ragged(_Seconds(), TIMESTAMP, now)
+        gaps = moments[owners] - seconds
+        newest = np.arange(len(gaps)) >= np.repeat(times.ends - self.max_seq_length, events)
+        return gaps[newest]
 
 
-def _seconds(index: int, field: str, values: Any) -> npt.NDArray[np.int64]:
-    # By exact type: True is no number, and NumPy makes what it likes of lists of several types.
-    whole = is_list(values) and all(
-        type(value) is int or isinstance(value, np.integer) for value in values
-    )
-    if not whole or any(abs(int(value)) > _MOST_SECONDS for value in values):
-        raise RequestError(
-            index,
-            f"{field}: expected whole seconds, at most {_MOST_SECONDS:,}, received {values!r:.60}.",
+class _Seconds:
+    """Times of requests: only checked."""
+
+    def encode(self, values: Sequence[Any]) -> npt.NDArray[np.int64]:
+        """The whole seconds ``[N]`` themselves; raises ValueError if they are none."""
+        return whole_numbers(
+            values,
+            -_MOST_SECONDS,
+            _MOST_SECONDS,
+            f"expected whole seconds, at most {_MOST_SECONDS:,}",
         )
-    return np.asarray(values, np.int64)

@@ -13,12 +13,13 @@ from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import FEATURES, read_histories_info
 from lookback.formats.histories import history_files
+from lookback.formats.history_columns import TIMESTAMP
 from lookback.formats.impressions import POSITION, USER, impression_files
 from lookback.formats.vocabulary import FIRST_KNOWN
+from lookback.serving.columns import CANDIDATES, HISTORY
 from lookback.serving.encoding import EncodedIds
-from lookback.serving.layouts.candidates import CANDIDATES
 from lookback.serving.layouts.histories.encoding import bags_of
-from lookback.serving.layouts.histories.requests import HISTORY, TIMESTAMP, HistoryRequestEncoder
+from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
 from lookback.serving.manifest import HistoriesManifest, require_same_workflow
 
 TEST = "test"

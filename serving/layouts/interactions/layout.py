@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from lookback.formats.vocabulary import FIRST_KNOWN
+from lookback.serving.columns import CANDIDATES
 from lookback.serving.encoding import ItemFeatures, VocabularyEncoder
-from lookback.serving.layouts.candidates import CANDIDATES, known
+from lookback.serving.layouts.candidates import known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout, best_first
 from lookback.serving.layouts.interactions.requests import (
     DEFAULT_K,
@@ -42,29 +43,17 @@ class InteractionRequestLayout(CandidateRequestLayout):
         # Null and unknown ids are no items to recommend.
         return InteractionsRequestEncoder(user_id, item_id, users, items, ids[ids >= FIRST_KNOWN])
 
-    def pieces(
-        self, inputs: Mapping[str, npt.NDArray[Any]], rows: int
-    ) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
-        """Some candidates of all users at a time: a catalogue may be larger than any batch."""
-        users = {name: values for name, values in inputs.items() if values.ndim == 1}
-        items = {name: values for name, values in inputs.items() if name not in users}
-        ((size, width),) = {values.shape for values in items.values()}
-        step = max(1, rows // size)
-        for start in range(0, width, step):
-            cut = {name: values[:, start : start + step] for name, values in items.items()}
-            yield {**users, **cut}
-
     def chosen(
         self,
         request: Request,
         encoder: InteractionsRequestEncoder,
-        inputs: Mapping[str, npt.NDArray[Any]],
+        items: Mapping[str, npt.NDArray[Any]],
         scores: Scores,
     ) -> Scores:
         """The best of the catalogue, or every candidate; and whether it is known."""
-        ids = inputs[encoder.item_id]
+        ids = items[encoder.item_id]
         if CANDIDATES in request:
-            return dataclasses.replace(scores, known=known(encoder.items, ids[: len(scores.logit)]))
+            return dataclasses.replace(scores, known=known(encoder.items, ids))
         best = best_first(scores.logit)[: request.get(K, DEFAULT_K)]
         return Scores(
             logit=scores.logit[best],

@@ -19,9 +19,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from lookback.serving.columns import (
+    CANDIDATES,
+    Columns,
+    Ragged,
+    RequestTable,
+    columns_of,
+    encode_ragged,
+)
 from lookback.serving.encoding import Int32, VocabularyEncoder
-from lookback.serving.layouts.candidates import CANDIDATES, check_candidates, encode_lists, padded
+from lookback.serving.layouts.candidates import check_candidates
 from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys, is_list
 
 K = "k"
@@ -47,12 +56,13 @@ class InteractionsRequestEncoder:
     items: VocabularyEncoder
     catalogue: Int32
 
-    def check(self, index: int, request: Request) -> int:
+    def check(self, index: int, request: Request, *, candidates: bool | None = None) -> int:
         """Checks a request's shape, not its ids.
 
         Args:
           index: to name it by.
           request: see the module.
+          candidates: whether it must name what to score; None: it may.
 
         Returns:
           How many items are scored for it, at most.
@@ -60,8 +70,11 @@ class InteractionsRequestEncoder:
         Raises:
           RequestError: saying what was expected and what came.
         """
-        allowed = (CANDIDATES, K, EXCLUDE)
-        check_keys(index, "the request", request, needed=(self.user_id,), allowed=allowed)
+        needed: tuple[str, ...] = (self.user_id,)
+        allowed: tuple[str, ...] = (CANDIDATES, K, EXCLUDE)
+        if candidates is not None:  # what is ranked, and how much of it, is said once for all
+            needed, allowed = (*needed, *([CANDIDATES] if candidates else ())), (EXCLUDE,)
+        check_keys(index, "the request", request, needed=needed, allowed=allowed)
         if CANDIDATES in request:
             for name in (K, EXCLUDE):
                 if name in request:
@@ -81,6 +94,14 @@ class InteractionsRequestEncoder:
             raise RequestError(index, f"{EXCLUDE}: expected a list, received {excluded!r:.60}")
         return len(self.catalogue)
 
+    def check_all(self, requests: Sequence[Request], *, candidates: bool) -> list[int]:
+        """`check` of all requests; of a table at once, if it is as it must be."""
+        if isinstance(requests, RequestTable):
+            counts = self._counts(requests, candidates)
+            if counts is not None:
+                return counts
+        return [self.check(i, r, candidates=candidates) for i, r in enumerate(requests)]
+
     def encode(self, requests: Sequence[Request]) -> EncodedBatch:
         """Encodes requests into one batch.
 
@@ -88,34 +109,57 @@ class InteractionsRequestEncoder:
           requests: at least one; see the module.
 
         Returns:
-          int32: user ids ``[B]``, item ids ``[B, C]`` (0 beyond a request's own).
+          int32: user ids ``[B]``, item ids ``[N]``.
 
         Raises:
           RequestError: naming the request and the field.
         """
         for index, request in enumerate(requests):
             self.check(index, request)
-        users = encode_lists(self.users, self.user_id, [[r[self.user_id]] for r in requests])
-        given = encode_lists(
-            self.items,
-            f"{CANDIDATES}.{self.item_id}",
-            [r[CANDIDATES][self.item_id] if CANDIDATES in r else () for r in requests],
+        columns = columns_of(requests)
+        given = _split(
+            self.encode_items(columns)[self.item_id], columns.several(CANDIDATES, self.item_id)
         )
-        excluded = encode_lists(self.items, EXCLUDE, [r.get(EXCLUDE, ()) for r in requests])
+        seen = self.seen(columns)
+        excluded = _split(encode_ragged(self.items, EXCLUDE, seen), seen)
         rows = [
             candidates if CANDIDATES in request else self._without(left_out)
             for request, candidates, left_out in zip(requests, given, excluded, strict=True)
         ]
-        counts = tuple(map(len, rows))
-        # One column at least: a request may exclude all there is.
-        inputs: dict[str, Any] = {
-            self.user_id: np.concatenate(users),
-            self.item_id: padded(rows, max(1, *counts), left=False),
-        }
-        return EncodedBatch(inputs, counts)
+        items = {self.item_id: np.concatenate(rows)}
+        return EncodedBatch(self.encode_users(columns), tuple(map(len, rows)), items)
+
+    def encode_users(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+        """The user ids ``[B]`` of requests, which are checked."""
+        return {self.user_id: encode_ragged(self.users, self.user_id, columns.one(self.user_id))}
+
+    def encode_items(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+        """The candidates ``[N]`` of requests, which are checked."""
+        items = columns.several(CANDIDATES, self.item_id)
+        return {self.item_id: encode_ragged(self.items, f"{CANDIDATES}.{self.item_id}", items)}
+
+    def seen(self, columns: Columns) -> Ragged:
+        """The items that each request leaves out."""
+        return columns.several("", EXCLUDE)
+
+    def _counts(self, table: RequestTable, candidates: bool) -> list[int] | None:
+        """How many items each row names; None if one is not as it must be."""
+        if not {self.user_id} <= set(table.names()) <= {self.user_id, EXCLUDE}:
+            return None
+        if bool(table.names(CANDIDATES)) != candidates or not table.holds_lists(EXCLUDE):
+            return None
+        if not candidates:
+            return [0] * len(table)
+        counts = table.lengths(CANDIDATES, (self.item_id,), ())
+        return None if counts is None or not counts.all() else counts.tolist()
 
     def _without(self, excluded: Int32) -> Int32:
         """The catalogue but for some items."""
         return (
             self.catalogue[~np.isin(self.catalogue, excluded)] if len(excluded) else self.catalogue
         )
+
+
+def _split(values: npt.NDArray[Any], of: Ragged) -> list[npt.NDArray[Any]]:
+    """Values ``[N]`` by request."""
+    return np.split(values, of.ends[:-1])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lookback.core.errors import UserError
-from lookback.serving.layouts.candidates import CANDIDATES
+from lookback.serving.columns import CANDIDATES
 from lookback.serving.layouts.histories.sample import random_users
 from lookback.serving.layouts.interactions.requests import EXCLUDE, InteractionsRequestEncoder
 from lookback.serving.manifest import InteractionsManifest, require_same_workflow
