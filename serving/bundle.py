@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from lookback.core.errors import UserError
 from lookback.serving.layouts.registry import LAYOUTS
@@ -32,8 +33,11 @@ class Bundle:
                                  "candidates": {"item_id": ["B1", "B2"]}}])
     """
 
-    def __init__(self, manifest: Manifest, encoder: RequestEncoder, saved_model: Any) -> None:
+    def __init__(
+        self, directory: Path, manifest: Manifest, encoder: RequestEncoder, saved_model: Any
+    ) -> None:
         """Joins the parts; `load` reads them."""
+        self.directory = directory
         self.manifest = manifest
         self.encoder = encoder
         self._layout = LAYOUTS[manifest.layout]
@@ -67,7 +71,7 @@ class Bundle:
                 f"The model in {directory} cannot be loaded by TensorFlow {tf.__version__} "
                 f"({error}). It was exported with {manifest.versions['tensorflow']}."
             ) from error
-        return cls(manifest, encoder, saved_model)
+        return cls(directory, manifest, encoder, saved_model)
 
     def score(self, requests: Sequence[Request]) -> list[Scores]:
         """Scores the candidates of every request.
@@ -96,6 +100,29 @@ class Bundle:
                 items = {name: values[own] for name, values in batch.items.items()}
                 scores.append(self._layout.chosen(request, self.encoder, items, found))
         return scores
+
+    def recommend(
+        self,
+        users: Sequence[Any],
+        k: int = 10,
+        *,
+        candidates: Any = None,
+        exclude_seen: bool = False,
+        dataset_dir: str | Path | None = None,
+        timestamp: int | None = None,
+    ) -> pd.DataFrame:
+        """Ranks items for users; arguments, result and errors as `serving.offline.recommend`."""
+        from lookback.serving.offline.recommend import recommend
+
+        return recommend(
+            self,
+            users,
+            k,
+            candidates=candidates,
+            exclude_seen=exclude_seen,
+            dataset_dir=dataset_dir,
+            timestamp=timestamp,
+        )
 
     def scores_of(self, batch: EncodedBatch) -> tuple[Float32, Float32]:
         """Scores all that an encoded batch asks for, in blocks of bounded size.

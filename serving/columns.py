@@ -24,7 +24,6 @@ HISTORY, CANDIDATES = PARTS = ("history", "candidates")
 """Parts of a request that are objects of lists, all of one length."""
 
 Int64 = npt.NDArray[np.int64]
-Values = Sequence[Any] | pa.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +31,12 @@ class Ragged:
     """A list of values of each request, request after request.
 
     Attributes:
-      values: of all of them. ``[N]``
+      values: of all of them, a list or an Arrow array. ``[N]``
       lengths: how many each has. ``[B]``
       given: which requests have the field; the length of others is 0. Bool ``[B]``.
     """
 
-    values: Values
+    values: Sequence[Any]
     lengths: Int64
     given: npt.NDArray[np.bool_]
 
@@ -51,7 +50,7 @@ class Ragged:
         """Whose each value is: numbers of requests, ``[N]``."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
-    def row(self, index: int) -> Values:
+    def row(self, index: int) -> Sequence[Any]:
         """The values of one request."""
         end = int(self.ends[index])
         return self.values[end - int(self.lengths[index]) : end]
@@ -62,7 +61,7 @@ class Ragged:
         if kept.all():
             return self
         if isinstance(self.values, pa.Array):
-            values: Values = self.values.filter(pa.array(kept))
+            values: Sequence[Any] = self.values.filter(pa.array(kept))
         else:
             values = list(itertools.compress(self.values, kept.tolist()))
         return Ragged(values, np.minimum(self.lengths, most), self.given)

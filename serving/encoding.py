@@ -41,6 +41,7 @@ class VocabularyEncoder:
 
     def __init__(self, values: pa.Array) -> None:
         self._text = not pa.types.is_integer(values.type)
+        self._values = values.cast(pa.string() if self._text else pa.int64())
         self._index = pd.Index(values.to_numpy(zero_copy_only=False))
         # Asking builds the hash table, which the first request would wait for otherwise.
         if not self._index.is_unique:
@@ -92,6 +93,12 @@ class VocabularyEncoder:
             special[i] if i < FIRST_KNOWN else self._plain(self._index[i - FIRST_KNOWN])
             for i in np.asarray(ids).tolist()
         ]
+
+    def raw(self, ids: npt.NDArray[Any]) -> pa.Array:
+        """Raw ids of encoded ones ``[N]``, null of those that are not known."""
+        known = np.asarray(ids) >= FIRST_KNOWN
+        places = pa.array(np.where(known, ids - FIRST_KNOWN, 0), mask=~known)
+        return self._values.take(places)
 
     def _typed(self, ids: Sequence[Any]) -> pa.Array:
         expected = "strings" if self._text else "integers"
@@ -149,6 +156,10 @@ class EncodedIds:
             "was exported without a workflow)"
         )
         return whole_numbers(ids, self._lowest, self._rows - 1, expected).astype(np.int32)
+
+    def raw(self, ids: npt.NDArray[Any]) -> pa.Array:
+        """The ids ``[N]`` themselves."""
+        return pa.array(ids, pa.int64())
 
 
 class ItemFeatures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from lookback.serving.columns import CANDIDATES
 from lookback.serving.layouts.base import RequestLayout
+from lookback.serving.layouts.candidates import StoredUsers
 from lookback.serving.manifest import CandidatesManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Float32, Scores
@@ -31,6 +33,24 @@ class CandidateRequestLayout(RequestLayout):
     @abc.abstractmethod
     def about(self, request: Request, manifest: Any) -> str:
         """What a request tells of its user, in a few words."""
+
+    @abc.abstractmethod
+    def stored_users(
+        self, manifest: Any, encoder: Any, export_dir: Path, dataset_dir: Path, moment: int | None
+    ) -> StoredUsers:
+        """How the users of a dataset become requests.
+
+        Args:
+          manifest: of the bundle.
+          encoder: of the bundle.
+          export_dir: the bundle.
+          dataset_dir: what it was trained on, or was written with its vocabularies.
+          moment: of all requests, in seconds; None: it is not said.
+
+        Raises:
+          UserError: if bundle and dataset do not belong together, or the model reads of the moment
+            what is not said.
+        """
 
     def input_rows(self, name: str, manifest: Any) -> int:
         """Rows of the table that an input of the signature is looked up in."""

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy.typing as npt
 
+from lookback.core.errors import UserError
+from lookback.formats.history_columns import TIMESTAMP
 from lookback.serving.columns import HISTORY
 from lookback.serving.encoding import EncodedIds, ItemFeatures
-from lookback.serving.layouts.candidates import known
+from lookback.serving.layouts.candidates import StoredUsers, StoredValues, known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
 from lookback.serving.layouts.histories.encoding import FeatureEncoder, bags_of, encoder_of
 from lookback.serving.layouts.histories.requests import TIME_GAP_INPUT, HistoryRequestEncoder
-from lookback.serving.layouts.histories.sample import sample_users
+from lookback.serving.layouts.histories.sample import require_same_dataset, sample_users
 from lookback.serving.manifest import HistoriesManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
@@ -71,6 +73,42 @@ class HistoryRequestLayout(CandidateRequestLayout):
         """Every candidate, and whether it is known."""
         item_id = encoder.item_features[0]
         return dataclasses.replace(scores, known=known(encoder.encoders[item_id], items[item_id]))
+
+    def stored_users(
+        self,
+        manifest: HistoriesManifest,
+        encoder: HistoryRequestEncoder,
+        export_dir: Path,
+        dataset_dir: Path,
+        moment: int | None,
+    ) -> StoredUsers:
+        """All events of a user are the history."""
+        if manifest.ids != "raw":
+            raise UserError(
+                f"{export_dir} was exported without a workflow, so no dataset is known to have its "
+                "ids. Give requests of encoded ids (--input)."
+            )
+        require_same_dataset(manifest, export_dir, dataset_dir)
+        if manifest.context_features:
+            raise UserError(
+                f"The model reads {', '.join(manifest.context_features)} of the moment of a "
+                "request, of which a dataset says nothing. Give requests (--input) that say it."
+            )
+        if manifest.time_features and moment is None:
+            raise UserError(
+                "The model reads how long ago events were, and a dataset does not say when its "
+                "users ask. Give the moment in seconds (--timestamp)."
+            )
+        bags = {name: bags_of(dataset_dir, manifest, name) for name in manifest.bags}
+        features = [name for names in manifest.roles.values() for name in names]
+        stored: dict[str, Any] = {
+            n: StoredValues(manifest.input_type(n), bags.get(n)) for n in features
+        }
+        lists = [*manifest.item_features, *manifest.event_features]
+        lists += [TIMESTAMP] * manifest.time_features
+        columns = {name: name for name in manifest.user_features}
+        columns |= {f"{HISTORY}.{name}": name for name in lists}
+        return StoredUsers(columns, dataclasses.replace(encoder, encoders=stored), moment)
 
     def about(self, request: Request, manifest: HistoriesManifest) -> str:
         """How long the history is."""

@@ -34,6 +34,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lookback.formats.history_columns import TIMESTAMP
+from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.serving.columns import (
     CANDIDATES,
     HISTORY,
@@ -44,7 +45,13 @@ from lookback.serving.columns import (
     encode_ragged,
 )
 from lookback.serving.encoding import EncodedIds, ItemFeatures, whole_numbers
-from lookback.serving.layouts.candidates import check_candidates, check_items
+from lookback.serving.layouts.candidates import (
+    CandidateRequestEncoder,
+    IdEncoder,
+    Inputs,
+    check_candidates,
+    check_items,
+)
 from lookback.serving.layouts.histories.encoding import FeatureEncoder
 from lookback.serving.manifest import HISTORY_SUFFIX
 from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys, padded
@@ -56,7 +63,7 @@ _MOST_SECONDS = 1 << 61
 
 
 @dataclasses.dataclass(frozen=True)
-class HistoryRequestEncoder:
+class HistoryRequestEncoder(CandidateRequestEncoder):
     """Encodes requests for one model.
 
     Attributes:
@@ -80,20 +87,37 @@ class HistoryRequestEncoder:
     encoders: Mapping[str, FeatureEncoder | EncodedIds]
     catalogue: ItemFeatures | None
 
-    def check(self, index: int, request: Request, *, candidates: bool = True) -> int:
-        """Checks a request's shape, not its ids.
+    @property
+    def ids(self) -> tuple[tuple[str, IdEncoder] | None, tuple[str, IdEncoder]]:
+        """The first features of users and items."""
+        user, item = self.user_features[:1], self.item_features[0]
+        ids: dict[str, Any] = {name: self.encoders[name] for name in (*user, item)}
+        return (user[0], ids[user[0]]) if user else None, (item, ids[item])
 
-        Args:
-          index: to name it by.
-          request: see the module.
-          candidates: whether it names what to score; else it must not.
+    @property
+    def item_fields(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The id alone must be there, if there is a catalogue."""
+        if self.catalogue is None:
+            return self.item_features, ()
+        return self.item_features[:1], self.item_features[1:]
 
-        Returns:
-          Its number of candidates.
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The time."""
+        return (TIMESTAMP,)
 
-        Raises:
-          RequestError: saying what was expected and what came.
-        """
+    @property
+    def whole_catalogue(self) -> Inputs | None:
+        """Of the bundle."""
+        if self.catalogue is None:
+            return None
+        item_id, *others = self.item_features
+        ids = np.sort(self.catalogue.ids[self.catalogue.ids >= FIRST_KNOWN])
+        return {item_id: ids, **{n: self.catalogue.lookup(n, ids) for n in others}}
+
+    def check(self, index: int, request: Request, *, candidates: bool | None = None) -> int:
+        """As `CandidateRequestEncoder` has it; `score` demands candidates."""
+        candidates = candidates is None or candidates
         asked = (CANDIDATES,) if candidates else ()
         check_keys(
             index,
@@ -102,7 +126,7 @@ class HistoryRequestEncoder:
             needed=(*self._of_users, HISTORY, *asked),
             allowed=(TIMESTAMP,),
         )
-        needed, optional = self._of_items
+        needed, optional = self.item_fields
         events = check_items(
             index, HISTORY, request[HISTORY], needed=needed, allowed=(*optional, *self._of_events)
         )
@@ -114,14 +138,6 @@ class HistoryRequestEncoder:
         if not candidates:
             return 0
         return check_candidates(index, request, needed=needed, allowed=optional)
-
-    def check_all(self, requests: Sequence[Request], *, candidates: bool = True) -> list[int]:
-        """`check` of all requests; of a table at once, if it is as it must be."""
-        if isinstance(requests, RequestTable):
-            counts = self._counts(requests, candidates)
-            if counts is not None:
-                return counts
-        return [self.check(i, r, candidates=candidates) for i, r in enumerate(requests)]
 
     def encode(self, requests: Sequence[Request]) -> EncodedBatch:
         """Encodes requests into one batch.
@@ -137,11 +153,11 @@ class HistoryRequestEncoder:
         Raises:
           RequestError: naming the request and the field.
         """
-        counts = self.check_all(requests)
+        counts = self.check_all(requests, candidates=True)
         columns = columns_of(requests)
         return EncodedBatch(self.encode_users(columns), counts, self.encode_items(columns))
 
-    def encode_users(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+    def encode_users(self, columns: Columns) -> Inputs:
         """What of requests, which are checked, does not depend on candidates; see `encode`."""
         inputs = {
             name: encode_ragged(self.encoders[name], name, columns.one(name))
@@ -156,7 +172,7 @@ class HistoryRequestEncoder:
             inputs[TIME_GAP_INPUT] = padded(buckets.astype(np.int32), lengths, T, left=True)
         return inputs
 
-    def encode_items(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+    def encode_items(self, columns: Columns) -> Inputs:
         """The candidates of requests, which are checked: ``[N, ...]`` by item feature."""
         return self._encode(columns, CANDIDATES)
 
@@ -173,16 +189,9 @@ class HistoryRequestEncoder:
         """What a history may hold beside its items; the time comes last."""
         return *self.context_features, *self.event_features, TIMESTAMP
 
-    @property
-    def _of_items(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What must be said of an item, and what may be left out where it is known."""
-        if self.catalogue is None:
-            return self.item_features, ()
-        return self.item_features[:1], self.item_features[1:]
-
-    def _counts(self, table: RequestTable, candidates: bool) -> list[int] | None:
-        """How many candidates each row has; None if one is not as it must be."""
-        needed, optional = self._of_items
+    def counts_of(self, table: RequestTable, *, candidates: bool) -> list[int] | None:
+        """By the lengths of the lists."""
+        needed, optional = self.item_fields
         own = self._of_events
         if not set(self._of_users) <= set(table.names()) <= {*self._of_users, TIMESTAMP}:
             return None
@@ -194,7 +203,7 @@ class HistoryRequestEncoder:
         counts = table.lengths(CANDIDATES, needed, optional)
         return None if counts is None or not counts.all() else counts.tolist()
 
-    def _encode(self, columns: Columns, part: str) -> dict[str, npt.NDArray[Any]]:
+    def _encode(self, columns: Columns, part: str) -> Inputs:
         """What is known of each request's newest T events, or of all its candidates."""
         item_id, *others = self.item_features
         own = self._of_events[:-1] if part == HISTORY else ()

@@ -58,7 +58,7 @@ def sample_users(
         raise UserError(f"expected at least 1 user and 1 candidate, received {users}, {candidates}")
     if manifest.ids != "raw":
         raise UserError(f"{export_dir} was exported without a workflow, so it knows no raw ids.")
-    _require_same(manifest, export_dir, dataset_dir)
+    require_same_dataset(manifest, export_dir, dataset_dir)
     if encoder.catalogue is None:
         raise ValueError("a bundle of raw ids has a catalogue")
     random = np.random.default_rng(seed)
@@ -134,7 +134,12 @@ def _shown(
         yield histories[impression[USER]], impression, impression[POSITION]
 
 
-def _require_same(manifest: HistoriesManifest, export_dir: Path, dataset_dir: Path) -> None:
+def require_same_dataset(manifest: HistoriesManifest, export_dir: Path, dataset_dir: Path) -> None:
+    """Checks that a dataset's ids and numbers are those of a bundle.
+
+    Raises:
+      UserError: if not.
+    """
     require_same_workflow(manifest, export_dir, dataset_dir)
     said = read_histories_info(dataset_dir).get(FEATURES, {})
     differing = [name for name, own in manifest.transforms.items() if said.get(name) != own]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.serving.columns import CANDIDATES
 from lookback.serving.encoding import ItemFeatures, VocabularyEncoder
-from lookback.serving.layouts.candidates import known
+from lookback.serving.layouts.candidates import StoredUsers, StoredValues, known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout, best_first
 from lookback.serving.layouts.interactions.requests import (
     DEFAULT_K,
@@ -21,7 +21,7 @@ from lookback.serving.layouts.interactions.requests import (
     K,
 )
 from lookback.serving.layouts.interactions.sample import sample_interactions
-from lookback.serving.manifest import InteractionsManifest
+from lookback.serving.manifest import InteractionsManifest, require_same_workflow
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
 
@@ -61,6 +61,21 @@ class InteractionRequestLayout(CandidateRequestLayout):
             known=known(encoder.items, ids[best]),
             items=tuple(encoder.items.decode(ids[best])),
         )
+
+    def stored_users(
+        self,
+        manifest: InteractionsManifest,
+        encoder: InteractionsRequestEncoder,
+        export_dir: Path,
+        dataset_dir: Path,
+        moment: int | None,
+    ) -> StoredUsers:
+        """What users have seen is left out, if that is asked for."""
+        del moment
+        require_same_workflow(manifest, export_dir, dataset_dir)
+        ids: Any = StoredValues("int32")
+        stored = dataclasses.replace(encoder, users=ids, items=ids)
+        return StoredUsers({encoder.user_id: encoder.user_id, EXCLUDE: encoder.item_id}, stored)
 
     def about(self, request: Request, manifest: InteractionsManifest) -> str:
         """What is ranked."""

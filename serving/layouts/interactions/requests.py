@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,12 @@ from lookback.serving.columns import (
     encode_ragged,
 )
 from lookback.serving.encoding import Int32, VocabularyEncoder
-from lookback.serving.layouts.candidates import check_candidates
+from lookback.serving.layouts.candidates import (
+    CandidateRequestEncoder,
+    IdEncoder,
+    Inputs,
+    check_candidates,
+)
 from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys, is_list
 
 K = "k"
@@ -39,7 +44,7 @@ DEFAULT_K = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class InteractionsRequestEncoder:
+class InteractionsRequestEncoder(CandidateRequestEncoder):
     """Encodes requests for one model.
 
     Attributes:
@@ -56,20 +61,30 @@ class InteractionsRequestEncoder:
     items: VocabularyEncoder
     catalogue: Int32
 
+    leaves_out: ClassVar[bool] = True
+
+    @property
+    def ids(self) -> tuple[tuple[str, IdEncoder] | None, tuple[str, IdEncoder]]:
+        """All there is."""
+        return (self.user_id, self.users), (self.item_id, self.items)
+
+    @property
+    def item_fields(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The id."""
+        return (self.item_id,), ()
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """What is left out."""
+        return (EXCLUDE,)
+
+    @property
+    def whole_catalogue(self) -> Inputs | None:
+        """Of the bundle."""
+        return {self.item_id: np.sort(self.catalogue)}
+
     def check(self, index: int, request: Request, *, candidates: bool | None = None) -> int:
-        """Checks a request's shape, not its ids.
-
-        Args:
-          index: to name it by.
-          request: see the module.
-          candidates: whether it must name what to score; None: it may.
-
-        Returns:
-          How many items are scored for it, at most.
-
-        Raises:
-          RequestError: saying what was expected and what came.
-        """
+        """As `CandidateRequestEncoder` has it; `score` ranks the catalogue without candidates."""
         needed: tuple[str, ...] = (self.user_id,)
         allowed: tuple[str, ...] = (CANDIDATES, K, EXCLUDE)
         if candidates is not None:  # what is ranked, and how much of it, is said once for all
@@ -92,15 +107,7 @@ class InteractionsRequestEncoder:
             )
         if not is_list(excluded):
             raise RequestError(index, f"{EXCLUDE}: expected a list, received {excluded!r:.60}")
-        return len(self.catalogue)
-
-    def check_all(self, requests: Sequence[Request], *, candidates: bool) -> list[int]:
-        """`check` of all requests; of a table at once, if it is as it must be."""
-        if isinstance(requests, RequestTable):
-            counts = self._counts(requests, candidates)
-            if counts is not None:
-                return counts
-        return [self.check(i, r, candidates=candidates) for i, r in enumerate(requests)]
+        return len(self.catalogue) if candidates is None else 0
 
     def encode(self, requests: Sequence[Request]) -> EncodedBatch:
         """Encodes requests into one batch.
@@ -129,11 +136,11 @@ class InteractionsRequestEncoder:
         items = {self.item_id: np.concatenate(rows)}
         return EncodedBatch(self.encode_users(columns), tuple(map(len, rows)), items)
 
-    def encode_users(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+    def encode_users(self, columns: Columns) -> Inputs:
         """The user ids ``[B]`` of requests, which are checked."""
         return {self.user_id: encode_ragged(self.users, self.user_id, columns.one(self.user_id))}
 
-    def encode_items(self, columns: Columns) -> dict[str, npt.NDArray[Any]]:
+    def encode_items(self, columns: Columns) -> Inputs:
         """The candidates ``[N]`` of requests, which are checked."""
         items = columns.several(CANDIDATES, self.item_id)
         return {self.item_id: encode_ragged(self.items, f"{CANDIDATES}.{self.item_id}", items)}
@@ -142,9 +149,10 @@ class InteractionsRequestEncoder:
         """The items that each request leaves out."""
         return columns.several("", EXCLUDE)
 
-    def _counts(self, table: RequestTable, candidates: bool) -> list[int] | None:
-        """How many items each row names; None if one is not as it must be."""
-        if not {self.user_id} <= set(table.names()) <= {self.user_id, EXCLUDE}:
+    def counts_of(self, table: RequestTable, *, candidates: bool) -> list[int] | None:
+        """By the lengths of the lists."""
+        optional = () if candidates else (EXCLUDE,)
+        if not {self.user_id} <= set(table.names()) <= {self.user_id, *optional}:
             return None
         if bool(table.names(CANDIDATES)) != candidates or not table.holds_lists(EXCLUDE):
             return None
