@@ -1,10 +1,9 @@
-"""The program `serving`: score, serve, sample, describe, benchmark."""
+"""The program `serving`: score, score-file, serve, sample, describe, benchmark."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import sys
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, TextIO
 from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file
-from lookback.core.json_files import load_json
 from lookback.core.limits import MOST_ROWS, MOST_STEPS
 from lookback.core.options import Command, CommandLine, Program, option
 from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
 from lookback.formats.verification import DatasetChecks, verify_dataset
+from lookback.serving.offline.commands import SCORE_FILE
+from lookback.serving.request_lines import request_chunks
 from lookback.serving.scores import Scores
 from lookback.serving.server.run import ServeOptions, serve
 
@@ -28,10 +28,6 @@ from lookback.serving.server.run import ServeOptions, serve
 
 if TYPE_CHECKING:
     from lookback.serving.bundle import Bundle
-
-LINES_AT_ONCE = 256
-MOST_OF_A_LINE = 16 << 20
-"""Bytes of a request: some hundred thousand events. `LINES_AT_ONCE` of them are held at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,38 +148,6 @@ def _open_output(path: Path, inputs: Sequence[Path]) -> Iterator[TextIO]:
         yield file
 
 
-def request_chunks(source: BinaryIO, name: str) -> Iterator[list[tuple[str, Any]]]:
-    """Requests with where they stand, some at a time, each alone if they come from a person.
-
-    Args:
-      source: lines of JSON.
-      name: names it in errors.
-
-    Raises:
-      UserError: naming the line that is too long or is not JSON.
-    """
-    size = 1 if source.isatty() else LINES_AT_ONCE
-    chunk: list[tuple[str, Any]] = []
-    for number in itertools.count(1):
-        line = source.readline(MOST_OF_A_LINE + 1)
-        if not line:
-            break
-        where = f"{name}, line {number}"
-        if len(line) > MOST_OF_A_LINE:
-            raise UserError(
-                f"{where}: expected one JSON object of at most {MOST_OF_A_LINE:,} bytes, received "
-                "a longer line. Cut the history or the candidates into several requests."
-            )
-        if not line.strip():
-            continue
-        chunk.append((where, load_json(line, where, "Expected one object a line, in UTF-8.")))
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
 def _score_lines(bundle: Bundle, lines: Sequence[tuple[str, Any]]) -> list[Scores]:
     from lookback.serving.requests import RequestError
 
@@ -274,6 +238,7 @@ PROGRAM = Program(
             CommandLine((BundleOptions, ScoreOptions)),
             _score,
         ),
+        "score-file": SCORE_FILE,
         "serve": Command("answer requests over HTTP", CommandLine((ServeOptions,)), serve),
         "sample": Command(
             "make requests out of a dataset",

@@ -155,7 +155,7 @@ class OfflineRanking:
         self, columns: Columns, counts: Int64, logits: Float32, scores: Float32
     ) -> tuple[Int64, pa.Array, Float32, Int64]:
         """Users, items, scores and ranks of the candidates that are kept, user by user."""
-        _require_finite(logits)
+        require_finite(logits)
         given = columns.several(CANDIDATES, self._names.ids[1][0])
         raw = given.values if isinstance(given.values, pa.Array) else pa.array(given.values)
         kept = np.ones(len(logits), np.bool_)
@@ -163,7 +163,8 @@ class OfflineRanking:
             seen = self._encoder.seen(columns)
             kept = ~_pairs_among(given.owners, raw, seen.owners, seen.values)
         owners = given.owners
-        order = np.lexsort([-logits, owners])  # equal scores stay in their order
+        keys: Any = (-logits, owners)
+        order = np.lexsort(keys)  # equal scores stay in their order
         order = order[kept[order]]
         lengths = np.bincount(owners[order], minlength=len(counts))
         rank = np.arange(len(order)) - np.repeat(lengths.cumsum() - lengths, lengths) + 1
@@ -186,7 +187,7 @@ class OfflineRanking:
         for start in range(0, count, step):
             some = {name: values[start : start + step] for name, values in shared.items()}
             logits = self._logits(some, items.inputs, min(step, count - start))
-            _require_finite(logits)
+            require_finite(logits)
             inside = (rows >= start) & (rows < start + step)
             logits[rows[inside] - start, places[inside]] = -np.inf
             found.append(best_of(logits, k, start))
@@ -250,7 +251,12 @@ def _unknown(encoder: Any, ids: npt.NDArray[Any]) -> int:
     return int(np.count_nonzero((ids > PADDING) & (ids < FIRST_KNOWN)))
 
 
-def _require_finite(logits: Float32) -> None:
+def require_finite(logits: Float32) -> None:
+    """Refuses a model whose scores say nothing.
+
+    Raises:
+      UserError: if one is no finite number.
+    """
     if not np.isfinite(logits).all():
         raise UserError(
             "The bundle's model gives a score that is no finite number, so its ranking says "

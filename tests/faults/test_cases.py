@@ -31,8 +31,8 @@ from lookback.formats.dataset_info import HISTORIES, read_info, write_info
 from lookback.formats.split_binary import SplitBinaryDataset
 from lookback.formats.tabular_rows import TabularRows
 from lookback.serving.commands import PROGRAM as SERVING
-from lookback.serving.commands import request_chunks
 from lookback.serving.manifest import InteractionsManifest, Manifest
+from lookback.serving.request_lines import request_chunks
 from lookback.workflows.commands import PROGRAM as WORKFLOWS
 from lookback.workflows.describe import describe
 
@@ -374,7 +374,7 @@ def test_serving_score_traceback_of_the_files() -> None:
 
 
 def test_a_line_without_end_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lookback.serving.commands.MOST_OF_A_LINE", 20)
+    monkeypatch.setattr("lookback.serving.request_lines.MOST_OF_A_LINE", 20)
     assert len(next(request_chunks(io.BytesIO(b"[12345678901234567]\n" * 2), "r"))) == 2
     with pytest.raises(UserError, match="r, line 2: expected one JSON object of at most 20 bytes"):
         list(request_chunks(io.BytesIO(b"[1]\n[123456789012345678901]\n"), "r"))

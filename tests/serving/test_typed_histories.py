@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from lookback.core.errors import UserError
@@ -16,6 +17,7 @@ from lookback.formats.features import history_name
 from lookback.formats.history_columns import TIME_GAP
 from lookback.formats.transforms import Bag, Buckets, Hashed, Number
 from lookback.serving.bundle import Bundle
+from lookback.serving.columns import RequestTable
 from lookback.serving.commands import PROGRAM
 from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.layouts.histories.encoding import (
@@ -115,6 +117,73 @@ def test_raw_requests_are_encoded_and_scored_as_the_data_was(
     expected = model(batch, training=False).numpy()
     assert np.abs(expected).max() > 1 and np.ptp(expected, 1).min() > 1e-3
     np.testing.assert_allclose(logits(bundle, requests), expected, atol=1e-5)
+
+
+def table_of(requests: list[dict[str, Any]]) -> pa.Table:
+    """A column has one type: brands become text, of which the hash is."""
+    for request in requests:
+        for part in ("history", "candidates"):
+            brands = request[part]["brand"]
+            request[part]["brand"] = [None if b is None else str(b) for b in brands]
+    return pa.Table.from_pylist(requests)
+
+
+def test_a_table_of_requests_is_encoded_as_the_objects_are(
+    bundle: Bundle, requests: list[dict[str, Any]]
+) -> None:
+    table = table_of(requests)
+    expected = bundle.encoder.encode(requests)
+    flat = table.flatten()
+    assert "history.genres" in flat.column_names
+    tags = flat.column_names.index("country")
+    flat = flat.set_column(tags, "country", flat["country"].dictionary_encode())
+    for given in (table, flat):
+        rows = RequestTable(given, bundle.encoder.optional)
+        found = bundle.encoder.encode(rows)
+        assert list(found.counts) == list(expected.counts)
+        for name, values in expected.inputs.items():
+            np.testing.assert_array_equal(found.inputs[name], values, err_msg=name)
+            assert found.inputs[name].dtype == values.dtype
+        part = bundle.encoder.encode(rows[3:8]).inputs
+        alone = bundle.encoder.encode(requests[3:8]).inputs
+        for name, values in alone.items():
+            np.testing.assert_array_equal(part[name], values, err_msg=name)
+        assert rows[4]["history"].keys() == requests[4]["history"].keys()
+        assert rows[4]["candidates"] == requests[4]["candidates"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("candidates.item_id", [100, None, 101], None),  # null is a value
+        ("candidates.item_id", [], "candidates.category_id has 3 entries and candidates.item_id 0"),
+        ("candidates.item_id", None, "candidates: 'item_id' is missing"),
+        ("history.item_id", None, "history: 'item_id' is missing"),
+        ("history.dwell", None, "history.dwell is missing; the model reads it of every event"),
+        ("history.dwell", [1.0], "history.dwell has 1 entries and history.item_id"),
+        ("history.dwell", [float("nan")] * 20, "history.dwell has 20 entries"),
+        ("age", float("inf"), r"age: expected finite numbers \(or null\), received \[inf\]"),
+        ("interests", [None], "interests: expected lists of categories or null"),
+        ("candidates.price", None, None),  # the catalogue has it
+    ],
+)
+def test_a_faulty_row_of_a_table_is_named(
+    bundle: Bundle, requests: list[dict[str, Any]], column: str, value: Any, text: str | None
+) -> None:
+    table = table_of(requests).flatten()
+    values = table[column].to_pylist()
+    values[2] = value
+    place = table.column_names.index(column)
+    changed = table.set_column(place, column, pa.array(values, table[column].type))
+    rows = RequestTable(changed, bundle.encoder.optional)
+    if text is None:
+        assert len(bundle.encoder.encode(rows).counts) == len(requests)
+        return
+    with pytest.raises(RequestError, match=text) as caught:
+        bundle.encoder.encode(rows)
+    assert caught.value.index == 2
+    with pytest.raises(RequestError, match=r"requests\[0\]: the request: 'contry' is unknown"):
+        bundle.encoder.encode(RequestTable(table.append_column("contry", table["country"])))
 
 
 def test_what_the_catalogue_knows_of_items_may_be_left_out(

@@ -108,7 +108,8 @@ class HistoryRequestLayout(CandidateRequestLayout):
         lists += [TIMESTAMP] * manifest.time_features
         columns = {name: name for name in manifest.user_features}
         columns |= {f"{HISTORY}.{name}": name for name in lists}
-        return StoredUsers(columns, dataclasses.replace(encoder, encoders=stored), moment)
+        own = dataclasses.replace(encoder, encoders=stored)
+        return StoredUsers(columns, own, moment if manifest.time_features else None)
 
     def about(self, request: Request, manifest: HistoriesManifest) -> str:
         """How long the history is."""
