@@ -13,9 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lookback.core.digests import digest_of
+from lookback.core.errors import UserError
 from lookback.serving.bundle import Bundle
 from lookback.serving.export import export_bundle
 from lookback.serving.offline import job, work
+from lookback.serving.offline.ranking import Asked, OfflineRanking
 from tests.serving.tabular_data import raw_rows, requests_of, write_dataset
 from tests.serving.tabular_data import small_model as small_rows_model
 from tests.serving.test_interactions import small_model
@@ -182,6 +185,31 @@ def test_what_was_killed_goes_on(
     assert pd.read_parquet(output).equals(pd.read_parquet(whole))
     assert not parts.exists()
     assert "already exists" in refused(bundle, *job_of, "--output", output)
+
+
+@pytest.mark.slow
+def test_processes_share_a_job(
+    sim_bundle: Path,
+    requests: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each gets a range of the parts that are not there yet; what one refuses ends all."""
+    lines = as_lines(requests, tmp_path / "requests.jsonl")
+    bundle = Bundle.load(sim_bundle)
+    expected, _ = OfflineRanking(bundle, Asked(None, 4)).score(requests)
+    digest = digest_of(sim_bundle / "bundle.json")
+    task = work.Task(sim_bundle, digest, lines, top_k=4)
+    monkeypatch.setattr(work, "ROWS_A_PART", 4)  # of this process, which cuts the parts
+    counts, _ = job.run_job(task, tmp_path / "scores", workers=2)
+    assert counts["users"] == len(requests)
+    found = pd.read_parquet(tmp_path / "scores")
+    pd.testing.assert_frame_equal(found, expected.to_pandas(), atol=1e-6)
+    requests[-1]["history"]["item_id"] = [1]  # type: ignore[list-item]
+    as_lines(requests, lines)
+    with pytest.raises(UserError, match=r"requests.jsonl, line \d+: history.item_id: expected str"):
+        job.run_job(task, tmp_path / "again", workers=2)
+    assert not (tmp_path / "again").exists()
 
 
 def test_rows_get_a_probability_each(

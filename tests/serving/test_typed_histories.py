@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lookback.core.arrow_files import read_parquet
 from lookback.core.errors import UserError
 from lookback.formats.features import history_name
 from lookback.formats.history_columns import TIME_GAP
 from lookback.formats.transforms import Bag, Buckets, Hashed, Number
 from lookback.serving.bundle import Bundle
-from lookback.serving.columns import RequestTable
+from lookback.serving.columns import RequestTable, columns_of
 from lookback.serving.commands import PROGRAM
 from lookback.serving.encoding import VocabularyEncoder
+from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
 from lookback.serving.layouts.histories.encoding import (
     BagEncoder,
     BucketEncoder,
@@ -152,11 +155,42 @@ def test_a_table_of_requests_is_encoded_as_the_objects_are(
         assert rows[4]["candidates"] == requests[4]["candidates"]
 
 
+def test_users_of_a_dataset_are_encoded_as_their_requests_are(
+    bundle: Bundle, bundle_dir: Path, dataset: Path, log: typed_data.TypedLog
+) -> None:
+    """Of a model without context, of which a dataset says nothing."""
+    layout = LAYOUTS["histories"]
+    assert isinstance(layout, CandidateRequestLayout)
+    with pytest.raises(UserError, match="reads device, sensors, hour of the moment of a request"):
+        layout.stored_users(bundle.manifest, bundle.encoder, bundle_dir, dataset, None)
+    manifest: Any = bundle.manifest
+    manifest = dataclasses.replace(manifest, context_features=())
+    encoder: Any = bundle.encoder
+    encoder = dataclasses.replace(encoder, context_features=())
+    stored = layout.stored_users(manifest, encoder, bundle_dir, dataset, None)
+    histories = read_parquet(dataset / "histories", list(stored.columns.values()))
+    found = stored.encoder.encode_users(stored.requests(histories))
+    names = ("item_id", *typed_data.OF_EVENT)
+    requests = []
+    for user, events in log.events.items():
+        history: dict[str, Any] = {name: [event[name] for event in events] for name in names}
+        history |= {
+            name: [log.items[item][name] for item in history["item_id"]]
+            for name in typed_data.NAMES["item"]
+        }
+        requests.append({"user_id": user, **log.users[user], "history": history})
+    assert encoder.check_all(requests, candidates=False) == [0] * len(requests)
+    expected = encoder.encode_users(columns_of(requests))
+    assert found.keys() == expected.keys() and len(found) > 10
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "text"),
     [
         ("candidates.item_id", [100, None, 101], None),  # null is a value
-        ("candidates.item_id", [], "candidates.category_id has 3 entries and candidates.item_id 0"),
+        ("candidates.item_id", [], "has 3 entries and candidates.item_id 0"),
         ("candidates.item_id", None, "candidates: 'item_id' is missing"),
         ("history.item_id", None, "history: 'item_id' is missing"),
         ("history.dwell", None, "history.dwell is missing; the model reads it of every event"),
