@@ -17,7 +17,8 @@ from lookback.benchmarks.comparison import Contender, precision, train_step
 from lookback.benchmarks.harness import BenchmarkReport
 from lookback.benchmarks.peers.client import contender, missing
 from lookback.dataloading.sources import Batch, BatchSource
-from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL, tabular_schema
+from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
+from lookback.formats.tabular_schema import tabular_schema
 from lookback.models import dlrm
 from lookback.models.click_model import ClickModel
 from lookback.models.tabular_config import DLRMConfig

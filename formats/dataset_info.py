@@ -8,7 +8,7 @@
     created_by               versions of the software
     split, history_length    (histories) what is held out; and more, for people
     labels                   (histories) `SAMPLED`, as where it is absent, or `EXPLICIT`
-    features                 (histories) how each feature of a user's own log was made
+    features                 how each feature of a user's own log was made
     update                   (histories) of which dataset this is the update, and what is new
     files, sha256            all other files with sizes and digests, and that of all of this
                              (`core.manifests`); absent from datasets of earlier versions
@@ -51,7 +51,7 @@ to train on that that dataset did not train on, how many events came that were `
 VOCABULARIES = "vocabularies"
 """Key: digests of what the ids of columns stand for."""
 FEATURES = "features"
-"""Key: the transformations of typed features of histories, see `formats.transforms`."""
+"""Key: the transformations of typed features, see `formats.transforms`."""
 HISTORIES = "lookback-histories"
 TABULAR = "lookback-tabular"
 FORMAT_VERSION = 1

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
 from lookback.core.manifests import Files
-from lookback.formats.dataset_info import SPLITS, TABULAR, VOCABULARIES, write_info
+from lookback.formats.dataset_info import FEATURES, SPLITS, TABULAR, VOCABULARIES, write_info
 from lookback.formats.schema import write_schema
 
 LABEL = "label"
@@ -191,6 +191,7 @@ def write_description(
     cardinalities: Mapping[str, int],
     numerical: int | Sequence[str],
     vocabularies: Mapping[str, str] | None = None,
+    features: Mapping[str, Any] | None = None,
     known: Files | None = None,
 ) -> dict[str, Any]:
     """Writes ``schema.pbtxt``, then ``dataset.json``, which makes the directory a dataset.
@@ -203,6 +204,7 @@ def write_description(
       cardinalities: rows of the table of each categorical column, in order.
       numerical: names of the numerical columns, or how many; see `TabularWriter`.
       vocabularies: what the ids of each column stand for, where a workflow gave them.
+      features: the transformation of each column, where each has its own (`formats.transforms`).
       known: see `formats.dataset_info.write_info`.
 
     Returns:
@@ -216,15 +218,19 @@ def write_description(
         "options": dict(options),
         "counts": dict(counts),
         "cardinalities": dict(cardinalities),
-        "content_hash": content_hash(directory, cardinalities, numerical),
+        "content_hash": content_hash(directory, cardinalities, numerical, features),
         VOCABULARIES: dict(vocabularies or {}),
+        **({FEATURES: dict(features)} if features else {}),
     }
     write_schema(tabular_schema(numerical, cardinalities), directory)
     return write_info(directory, TABULAR, content, known)
 
 
 def content_hash(
-    directory: Path, cardinalities: Mapping[str, int], numerical: int | Sequence[str]
+    directory: Path,
+    cardinalities: Mapping[str, int],
+    numerical: int | Sequence[str],
+    features: Mapping[str, Any] | None = None,
 ) -> str:
     """``sha256:<hex>`` of the columns, and of the values of each part in order.
 
@@ -236,6 +242,7 @@ def content_hash(
         # Numbered columns are as many as there are, as they were before columns had other names.
         "numerical": len(names) if names == column_names(len(names), 0)[0] else names,
         "cardinalities": dict(cardinalities),
+        **({FEATURES: dict(features)} if features else {}),
         "parts": {split: [_digest(file) for file in parts(directory, split)] for split in SPLITS},
     }
     text = json.dumps(content)

@@ -13,10 +13,6 @@ from merlin.schema import ColumnSchema, Schema, Tags
 
 from lookback.core.errors import UserError
 
-NUMERICAL = "numerical"
-CATEGORICAL = "categorical"
-"""The features of a batch."""
-
 
 @dataclasses.dataclass(frozen=True)
 class TabularFeatures:

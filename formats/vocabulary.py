@@ -96,6 +96,30 @@ def read_ids(path: Path, feature: str) -> pa.Array:
     return values
 
 
+def encode_ids(values: pa.Array, known: pa.Array) -> npt.NDArray[np.int32]:
+    """Indices of raw values of histories: of unknown ones `OUT_OF_VOCABULARY`, of nulls `NULL`.
+
+    Args:
+      values: strings or integers ``[N]``.
+      known: the known ones, in the order of their indices, see `read_ids`.
+
+    Returns:
+      ``[N]``
+    """
+    if not len(known):  # then it has no type either
+        known = pa.array([], values.type)
+    if pa.types.is_string(values.type) and not pa.types.is_string(known.type):
+        known = known.cast(values.type)  # numbers, but among the new ids is text
+    elif values.type != known.type:
+        values = values.cast(known.type)
+    found = pc.index_in(values, value_set=known)
+    indices = found.fill_null(OUT_OF_VOCABULARY - FIRST_KNOWN).to_numpy().astype(np.int32)
+    indices += np.int32(FIRST_KNOWN)
+    if values.null_count:
+        indices[values.is_null().to_numpy(zero_copy_only=False)] = NULL
+    return indices
+
+
 class Keys(NamedTuple):
     """The known values of a column of tabular data, mapped from their file.
 

@@ -13,7 +13,8 @@ from lookback.core.errors import UserError
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.tables import tables_from_schema
 from lookback.embeddings.types import TableSpec
-from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL, TabularFeatures
+from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
+from lookback.formats.tabular_schema import TabularFeatures
 from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp_relu import ReluMLP, bias_initializer
 from lookback.models.click_body import ClickBody

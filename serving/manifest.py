@@ -32,6 +32,7 @@ from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_object, read_json
 from lookback.core.manifests import FILES, entries_of, fault_of, is_whole, sealed
 from lookback.core.outputs import FOLDER, OutputKind
+from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.transforms import BAG, TYPE, Number
 
 FORMAT = "lookback-bundle"
@@ -42,9 +43,6 @@ MANIFEST_FILE = "bundle.json"
 MODEL_DIRECTORY = "model"
 EMPTY_DIRECTORY = f"{MODEL_DIRECTORY}/assets"  # every SavedModel has it
 SIGNATURE = "serving_default"
-NUMERICAL = "numerical"
-CATEGORICAL = "categorical"
-"""Inputs of tabular models, and their fields in a request."""
 HISTORY_SUFFIX = "_history"
 """Ends the names of inputs that are histories of a feature."""
 

@@ -1,9 +1,10 @@
 """Raw data → dataset with schema: ``python -m workflows --help``.
 
-There are two kinds of datasets. *Histories* are what users did, in order of time; *tabular* ones
-have a row an impression: label, numbers, categorical values. A new dataset is one file in
-`datasets/` with a reader of its kind (`histories.reader.Reader`, `tabular.reader.TabularReader`),
-and one line here.
+There are three kinds of datasets. *Histories* are what users did, in order of time; *tabular* ones
+have a row an impression: label, numbers, categorical values. Of these the lines are either label,
+integers and hashes, or whatever a description says column by column. A new dataset is one file in
+`datasets/` with a reader of its kind (`histories.reader.Reader`, `tabular.reader.TabularReader`,
+`tabular.row_reader.RowReader`), and one line here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from lookback.workflows.datasets.criteo import CriteoReader
 from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.datasets.log import LogReader
 from lookback.workflows.datasets.movielens import MovieLensReader
+from lookback.workflows.datasets.tabular_log import TabularLogReader
 from lookback.workflows.generators import synthetic, synthetic_criteo
 from lookback.workflows.histories.reader import Reader
 from lookback.workflows.tabular.reader import TabularReader
+from lookback.workflows.tabular.row_reader import RowReader
 
 DATASETS: dict[str, type[Reader]] = {
     "amazon": AmazonReader,
@@ -29,6 +32,10 @@ DATASETS: dict[str, type[Reader]] = {
 
 TABULAR_DATASETS: dict[str, type[TabularReader]] = {
     "criteo": CriteoReader,
+}
+
+ROW_DATASETS: dict[str, type[RowReader]] = {
+    "tabular_log": TabularLogReader,
 }
 
 GENERATORS: dict[str, ModuleType] = {

@@ -20,9 +20,9 @@ from lookback.core.options import (
     option,
     without,
 )
-from lookback.formats.dataset_info import is_tabular
+from lookback.formats.dataset_info import TABULAR, is_tabular
 from lookback.formats.verification import TRUSTED, DatasetChecks
-from lookback.workflows import GENERATORS, TABULAR_DATASETS
+from lookback.workflows import GENERATORS
 from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.datasets.log import LogReader
 from lookback.workflows.feature_spec_export import export_feature_spec
@@ -386,8 +386,8 @@ def _say(note: str | None) -> None:
 
 
 def _print(report: Report) -> None:
-    """Says what was written; which kind it is, its dataset's registry tells."""
-    tabular = report.metadata["dataset"] in TABULAR_DATASETS
+    """Says what was written."""
+    tabular = report.metadata["format"] == TABULAR
     (print_tabular if tabular else print_histories)(report)
 
 

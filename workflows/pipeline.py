@@ -1,7 +1,8 @@
 """Raw data to dataset, for whichever kind of data: what is asked for, and who does it.
 
 `fit` makes a saved workflow of raw data, `transform` a dataset of raw data and a workflow, and
-`run` both at once. How that goes is the kind's affair: `histories.pipeline`, `tabular.pipeline`.
+`run` both at once. How that goes is the kind's affair: `histories.pipeline`, `tabular.pipeline`,
+`tabular.row_pipeline`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 from lookback.core.errors import UserError, shown
 from lookback.core.options import options_of
 from lookback.core.outputs import OutputKind as OutputKind
-from lookback.workflows import DATASETS, TABULAR_DATASETS
+from lookback.workflows import DATASETS, ROW_DATASETS, TABULAR_DATASETS
+from lookback.workflows.event_reader import EventReader
 from lookback.workflows.histories.reader import HistoryOptions, Reader
 from lookback.workflows.options import DatasetOptions
 from lookback.workflows.order import Log, Report, WorkflowOrder
@@ -28,6 +30,7 @@ from lookback.workflows.saved import (
     verify_workflow,
 )
 from lookback.workflows.tabular.reader import TabularDatasetOptions
+from lookback.workflows.tabular.row_reader import RowOptions
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ KEEP_LOG = "keep_log"
 KINDS = (
     DataKind(DATASETS, HistoryOptions, "lookback.workflows.histories.pipeline"),
     DataKind(TABULAR_DATASETS, TabularDatasetOptions, "lookback.workflows.tabular.pipeline"),
+    DataKind(ROW_DATASETS, RowOptions, "lookback.workflows.tabular.row_pipeline"),
 )
 
 
@@ -137,7 +141,7 @@ def run_dataset(
     """Raw data to dataset: fit and transform.
 
     Args:
-      name: a key of `DATASETS` or `TABULAR_DATASETS`.
+      name: a key of `DATASETS`, `TABULAR_DATASETS` or `ROW_DATASETS`.
       input_dir: directory of raw files, or where the reader takes one a file.
       output_dir: the dataset to create.
       overwrite: replace a dataset of ours at `output_dir`, and what an unfinished run with other
@@ -217,7 +221,7 @@ def transform_dataset(
     file = saved_workflow(workflow_dir) / OPTIONS_FILE
     fitted = kind.saved(name, saved["options"], file)
     order = _order(kind, name, with_changes(fitted, options), target, log, progress)
-    if isinstance(order.reader, Reader):
+    if isinstance(order.reader, EventReader):
         _check_features(order.reader, kind.read(name, fitted)[0])
     report: Report = kind.does().transform(order, Path(workflow_dir))
     return report
@@ -251,11 +255,12 @@ def _refuse_kept(options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_features(reader: Reader, fitted: Reader) -> None:
+def _check_features(reader: EventReader, fitted: EventReader) -> None:
     """Refuses other features than those of the fit."""
     new, old = reader.feature_specs, fitted.feature_specs
     differ = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    if differ or reader.explicit != fitted.explicit:
+    labels = [r.explicit for r in (reader, fitted) if isinstance(r, Reader)]
+    if differ or len(set(labels)) > 1:
         what = f"feature {differ[0]!r}" if differ else "labels"
         raise UserError(
             f"{what} is another than at the fit. A saved workflow takes other files and columns of "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from lookback.formats.dataset_info import (
     EXPLICIT,
@@ -31,12 +32,17 @@ def print_digest(directory: Path) -> None:
 def print_tabular(report: Report) -> None:
     """Prints what a run or a transformation of tabular data did."""
     counts = report.metadata["counts"]
-    rows = ", ".join(f"{split} {counts[split]:,}" for split in ("train", "validation", "test"))
+    rows = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
     bad = sum(counts["bad_lines"].values())
     print(f"dataset: {report.directory}")
     print(f"rows: {rows}; rows of all tables: {sum(report.metadata['cardinalities'].values()):,}")
     if bad:
         print(f"left out {bad:,} bad lines: {counts['bad_lines']}")
+    if "positives" in counts:
+        shown = ", ".join(f"{split} {counts['positives'][split]:,}" for split in SPLITS)
+        print(f"rows with label 1: {shown}; all that is fitted is of the rows to train on")
+        for line in (*_missing(counts), *_of_files(counts)):
+            print(line)
     print(f"content hash: {report.metadata['content_hash']}")
     print_digest(report.directory)
 
@@ -45,7 +51,6 @@ def print_histories(report: Report) -> None:
     """Prints what a run or a transformation of histories did."""
     counts = report.metadata["counts"]
     bad = sum(counts["bad_lines"].values())
-    unknown = {name: count for name, count in counts["unknown_ids"].items() if count}
     print(f"dataset: {report.directory}")
     print(
         f"kept {counts['users']:,} users, {counts['events']:,} events, {counts['items']:,} items; "
@@ -76,30 +81,8 @@ def print_histories(report: Report) -> None:
         print(line)
     if bad:
         print(f"left out {bad:,} bad lines: {counts['bad_lines']}")
-    if counts.get(TIMES_WITHOUT_ZONE):
-        print(f"{counts[TIMES_WITHOUT_ZONE]:,} times name no zone: taken as UTC")
-    if unknown:
-        print(f"out of vocabulary: {unknown}")
-    if counts.get(TIMES_AT_CLOCK_CHANGES):
-        print(
-            f"{counts[TIMES_AT_CLOCK_CHANGES]:,} times are of an hour that clocks there show twice "
-            "(taken as the first) or never (taken as the next)"
-        )
-    for name, count in counts.items():
-        if name.startswith(LEFT_OUT) and count:
-            print(f"left out {count:,} rows by the condition on {name.removeprefix(LEFT_OUT)}")
-    for kind in ("item", "user"):
-        if counts.get(f"duplicate_{kind}_metadata"):
-            repeated = counts[f"duplicate_{kind}_metadata"]
-            print(f"{repeated:,} repeated {kind}s in the metadata: first counts")
-    if counts.get("items_without_category"):
-        print(
-            f"WARNING: {counts['items_without_category']:,} of {counts['items_in_metadata']:,} "
-            "items in the metadata have no category that was understood"
-        )
-    for name, count in counts["events_without_features"].items():
-        if count:
-            print(f"{count:,} of the events read have no {name}: their id has no metadata")
+    for line in _of_files(counts):
+        print(line)
     print(f"content hash: {report.metadata['content_hash']}")
     print_digest(report.directory)
 
@@ -151,9 +134,7 @@ def _typed(report: Report) -> Iterator[str]:
     if report.metadata.get(LABELS) == EXPLICIT:
         shown = ", ".join(f"{name} {counts[impression_count(name)]:,}" for name in SPLITS)
         yield f"impressions: {shown}; the events of the histories are the clicks"
-    missing = {name: count for name, count in counts.get("missing_values", {}).items() if count}
-    if missing:
-        yield f"missing values: {missing}"
+    yield from _missing(counts)
     for name, cut in counts.get("bags_cut", {}).items():
         if cut:
             most = report.metadata[FEATURES][name]["bag"]["most"]
@@ -161,6 +142,42 @@ def _typed(report: Report) -> Iterator[str]:
                 f"{name}: {cut:,} events have more than {most}, of which those first in the "
                 "vocabulary are kept"
             )
+
+
+def _of_files(counts: Mapping[str, Any]) -> Iterator[str]:
+    """What there is to say of files of events, items and users, and of their values."""
+    unknown = {name: count for name, count in counts["unknown_ids"].items() if count}
+    if counts.get(TIMES_WITHOUT_ZONE):
+        yield f"{counts[TIMES_WITHOUT_ZONE]:,} times name no zone: taken as UTC"
+    if unknown:
+        yield f"out of vocabulary: {unknown}"
+    if counts.get(TIMES_AT_CLOCK_CHANGES):
+        yield (
+            f"{counts[TIMES_AT_CLOCK_CHANGES]:,} times are of an hour that clocks there show twice "
+            "(taken as the first) or never (taken as the next)"
+        )
+    for name, count in counts.items():
+        if name.startswith(LEFT_OUT) and count:
+            yield f"left out {count:,} rows by the condition on {name.removeprefix(LEFT_OUT)}"
+    for kind in ("item", "user"):
+        if counts.get(f"duplicate_{kind}_metadata"):
+            repeated = counts[f"duplicate_{kind}_metadata"]
+            yield f"{repeated:,} repeated {kind}s in the metadata: first counts"
+    if counts.get("items_without_category"):
+        yield (
+            f"WARNING: {counts['items_without_category']:,} of {counts['items_in_metadata']:,} "
+            "items in the metadata have no category that was understood"
+        )
+    for name, count in counts["events_without_features"].items():
+        if count:
+            yield f"{count:,} of the events read have no {name}: their id has no metadata"
+
+
+def _missing(counts: Mapping[str, Any]) -> Iterator[str]:
+    """How many values are missing, if any."""
+    missing = {name: count for name, count in counts.get("missing_values", {}).items() if count}
+    if missing:
+        yield f"missing values: {missing}"
 
 
 def _ties(report: Report) -> str:

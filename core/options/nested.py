@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from lookback.core.errors import UserError, shown
-from lookback.core.options.needs import Condition, Presence
+from lookback.core.options.needs import Condition, Presence, alternatives
 from lookback.core.options.option import Option, Structure, option_of
 from lookback.core.yaml_files import Place
 
@@ -158,6 +158,11 @@ class NestedField:
         """Whether it must be given."""
         return self.default is dataclasses.MISSING
 
+    @property
+    def needs(self) -> tuple[Condition, ...]:
+        """Conditions on the other fields, one of which must hold for it to be given."""
+        return alternatives(self.field.metadata.get("needs"))
+
 
 @functools.cache
 def parts_of(config: type[Nested]) -> tuple[NestedField, ...]:
@@ -295,7 +300,7 @@ def _needs_hold(
     """Whether every key that is given has an effect beside the others."""
     good = True
     for part in parts_of(config):
-        needs = part.option.needs if part.option is not None else ()
+        needs = part.needs
         if part.key in raw and needs and not any(_holds(needed, values) for needed in needs):
             words = " or ".join(_said(needed) for needed in needs)
             problems.add((*place, part.key), f"it has an effect only with {words}. Remove it.")
@@ -401,7 +406,7 @@ def schema_of(found: Option, definitions: dict[str, Any]) -> dict[str, Any]:
 
 def _rules(part: NestedField) -> Iterator[dict[str, Any]]:
     """What a key needs of others, where that is a word of theirs."""
-    for needed in part.option.needs if part.option is not None else ():
+    for needed in part.needs:
         words = {name: {"enum": list(w)} for name, w in needed.items() if isinstance(w, tuple)}
-        if len(words) == len(needed) and part.option is not None and len(part.option.needs) == 1:
+        if len(words) == len(needed) and len(part.needs) == 1:
             yield {"if": {"required": [part.key]}, "then": {"properties": words}}

@@ -20,9 +20,9 @@ from lookback.dataloading.tabular.order import LANES, WINDOW, BatchOrder, Shuffl
 from lookback.formats.dataset_info import is_tabular
 from lookback.formats.description import is_split_binary
 from lookback.formats.split_binary import SplitBinaryDataset
+from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.tabular_parquet import TabularDataset
 from lookback.formats.tabular_rows import TabularData, TabularRows
-from lookback.formats.tabular_schema import CATEGORICAL, NUMERICAL
 
 
 class TabularSource(BatchSource):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REGISTRIES = [
     ("lookback.workflows", "DATASETS"),
     ("lookback.workflows", "TABULAR_DATASETS"),
+    ("lookback.workflows", "ROW_DATASETS"),
     ("lookback.workflows", "GENERATORS"),
     ("lookback.models", "MODELS"),
     ("lookback.dataloading", "LAYOUTS"),

@@ -15,10 +15,12 @@ from lookback.core.errors import UserError
 from lookback.core.options import parse
 from lookback.workflows.commands import OF_RAW_DATA, PROGRAM
 from lookback.workflows.datasets.log import LogReader
+from lookback.workflows.datasets.tabular_log import TabularLogReader
 from lookback.workflows.histories.feature_specs import FeatureSpec
 from lookback.workflows.log.description import LogFile
 from lookback.workflows.log.document import options_of_log, read_description
 from lookback.workflows.log.schema import SCHEMA, schema_text
+from lookback.workflows.tabular.row_splits import RandomRows
 
 WHOLE = """\
 version: 1
@@ -58,6 +60,18 @@ events:
   user: u
   item: i
   time: t
+"""
+ROWS = """\
+version: 1
+layout: tabular
+events:
+  files: [a.csv]
+  user: u
+  time: t
+  label: {column: c}
+  features:
+    ad: {type: hash, buckets: 9}
+split: {by: rows, test: 0.1}
 """
 
 
@@ -118,8 +132,19 @@ def test_options_stand_beside_and_the_command_line_wins(tmp_path: Path) -> None:
     words = ["--config", str(path), "--min_interactions", "7", "--input", str(tmp_path / "in")]
     _, source, _, options, _ = parse(words, OF_RAW_DATA)
     assert source.input == tmp_path / "in" and options.min_interactions == 7
-    with pytest.raises(UserError, match=r"'events' .*is an option of log, not of movielens"):
+    with pytest.raises(UserError, match="of log, tabular_log, not of movielens"):
         parse([*words, "--dataset", "movielens"], OF_RAW_DATA)
+    path.write_text(f"{ROWS}output: out\nseed: 3\n")
+    choice, _, _, options, reader = parse(["--config", str(path)], OF_RAW_DATA)
+    assert choice.dataset == "tabular_log" and isinstance(reader, TabularLogReader)
+    assert options.seed == 3 and reader.row_split == RandomRows(0.1)
+    path.write_text(f"{ROWS}output: out\ndataset: log\n")
+    with pytest.raises(UserError, match="this log is of dataset tabular_log, received"):
+        parse(["--config", str(path)], OF_RAW_DATA)
+    for text, dataset in ((ROWS, "log"), (SMALL, "tabular_log")):
+        path.write_text(f"{text}output: out\n")
+        with pytest.raises(UserError):
+            parse(["--config", str(path), "--dataset", dataset], OF_RAW_DATA)
     path.write_text("dataset: movielens\ninput: there\noutput: out\n")  # lines of options
     assert parse(["--config", str(path)], OF_RAW_DATA)[0].dataset == "movielens"
 
@@ -137,13 +162,17 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "key below": (
         SMALL.replace("  user:", "  usr:"),
-        r"events\.user \(line 2\): expected this key: column of the users' ids",
+        r"events\.usr \(line 4\): there is no such key\. Did you mean 'user'\?",
     ),
     "nothing": (
         SMALL.replace("user: u", "user:"),
-        r"events\.user \(line 4\): expected text, received None",
+        r"events\.user \(line 4\): expected this key: histories are of users, items and times",
     ),
     "a list": ("- 1\n", r"my\.yaml: expected a description of a log, received \[1\]"),
+    "no user": (
+        SMALL.replace("  user: u\n", ""),
+        r"events\.user \(line 2\): expected this key: histories are of users, items and times",
+    ),
     "no mapping": (
         "version: 1\nevents: a.csv\n",
         r"events \(line 2\): expected a mapping with files, format, csv, .*, received 'a\.csv'",
@@ -188,7 +217,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "same column": (
         SMALL.replace("item: i", "item: u"),
-        r"events \(line 2\): expected three columns of user, item and time, received u, u, t",
+        r"events \(line 2\): expected different columns of user, item and time, received u, u, t",
     ),
     "type": (
         f"{SMALL}  features:\n    dwell: {{type: nmber}}\n",
@@ -294,6 +323,79 @@ BROKEN: dict[str, tuple[str, str]] = {
 }
 
 
+_AD = "    ad: {type: hash, buckets: 9"
+BROKEN |= {
+    **{
+        f"rows with {key}": (
+            f"{ROWS}{key}: {value}\n",
+            rf"{key} \(line 11\): it has an effect only with layout: histories\. Remove it",
+        )
+        for key, value in (
+            *(("sessions", "{gap: 1h}"), ("filters", "{iterate: true}"), ("labels", "explicit")),
+            *(("duplicates", "keep"), ("ties", "file")),
+        )
+    },
+    "rows without a label": (
+        ROWS.replace("  label: {column: c}\n", ""),
+        r"events\.label \(line 3\): expected this key: rows are learned from by their labels",
+    ),
+    "rows with known": (
+        ROWS.replace(_AD, f"{_AD}, known: before"),
+        r"events\.features\.ad\.known \(line 9\): .* leave features out that are known only after",
+    ),
+    "rows with of": (
+        ROWS.replace(_AD, f"{_AD}, of: item"),
+        r"events\.features\.ad\.of \(line 9\): a row of layout tabular is by itself",
+    ),
+    "rows with lists": (
+        ROWS.replace("type: hash, buckets: 9", "type: categories"),
+        r"events\.features\.ad\.type \(line 9\): .*no lists.*\(type: category or hash\)",
+    ),
+    "rows with items of nobody": (
+        f"{ROWS}items: {{files: i.csv, key: i, features: {{x: {{type: number}}}}}}\n",
+        r"items \(line 11\): expected events\.item, too",
+    ),
+    "rows without features": (
+        ROWS.replace("  user: u\n", "").replace(
+            "  features:\n    ad: {type: hash, buckets: 9}\n", ""
+        ),
+        r"events\.features \(line 3\): expected a feature, received none",
+    ),
+    "rows with a name of ours": (
+        ROWS.replace("    ad:", "    numerical:"),
+        r"events\.features\.numerical \(line 9\): the name is taken",
+    ),
+    "rows without a split": (
+        ROWS[: ROWS.index("split")],
+        r"split\.test \(line 1\): expected this key: the fraction of the rows to test with",
+    ),
+    "rows of which none is for training": (
+        ROWS.replace("test: 0.1", "test: 0.5, validation: 0.5"),
+        r"split\.test \(line 10\): with validation, it leaves no rows to train on",
+    ),
+    "rows by users of nobody": (
+        ROWS.replace("  user: u\n", "").replace("by: rows", "by: users"),
+        r"split\.by \(line 9\): expected events\.user, by which the rows are split",
+    ),
+    "rows by a time that they lack": (
+        ROWS.replace("  time: t\n", "").replace("rows, test: 0.1", "time, test_from: 2024-01-01"),
+        r"split\.by \(line 9\): expected events\.time, by which",
+    ),
+    "rows of the last in words": (
+        ROWS.replace("by: rows, test: 0.1", "by: last, test: 0.1, validation: true"),
+        r"split\.validation \(line 10\): beside by: last, expected a fraction.*received True",
+    ),
+    "histories by rows": (
+        f"{SMALL}split: {{by: rows, test: 0.1}}\n",
+        r"split\.by \(line 7\): histories are split by last, time or users",
+    ),
+    "histories by the last tenth": (
+        f"{SMALL}split: {{by: last, test: 0.1}}\n",
+        r"split\.test \(line 7\): .*the last event of each user is for the test",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_description_is_named_with_path_and_line(tmp_path: Path, name: str) -> None:
     text, match = BROKEN[name]
@@ -319,7 +421,8 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 def test_the_schema_is_that_of_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
     assert PROGRAM.main(["schema"]) == 0
-    assert capsys.readouterr().out == SCHEMA.read_text() == schema_text(OF_RAW_DATA.options("log"))
+    beside = {**OF_RAW_DATA.options("log"), **OF_RAW_DATA.options("tabular_log")}
+    assert capsys.readouterr().out == SCHEMA.read_text() == schema_text(beside)
 
 
 def _fits(schema: Any, value: Any, whole: Any) -> bool:
@@ -369,10 +472,22 @@ def _as_json(text: str) -> Any:
 
 def test_the_schema_takes_what_we_take_and_marks_what_it_can() -> None:
     schema = json.loads(SCHEMA.read_text())
-    for text in (WHOLE, SMALL, f"{SMALL}output: out\nworkers: 2\nmemory_limit: 6GB\n"):
+    for text in (WHOLE, SMALL, ROWS, f"{SMALL}output: out\nworkers: 2\nmemory_limit: 6GB\n"):
         assert _fits(schema, _as_json(text), schema)
     marked = {
-        *("version", "no version", "no events", "key of the top", "key below", "nothing"),
+        *(
+            "version",
+            "no version",
+            "no events",
+            "key of the top",
+            "key below",
+            "nothing",
+            "no user",
+            *(
+                f"rows with {key}"
+                for key in ("sessions", "filters", "labels", "duplicates", "ties")
+            ),
+        ),
         *("a list", "no mapping", "unit", "type", "without effect", "clip", "known of items"),
         *("booleans", "conditions", "fraction", "split"),
     }

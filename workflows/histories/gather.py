@@ -158,7 +158,7 @@ def gather_partition(
         kept = enough & (left >= selection.fewest_items)
     stay = kept[history] & first
     ties = held_out_ties(history[stay], time[stay], selection.split.held_out)
-    table = _in_ticks(table, time, selection.ticks)
+    table = in_ticks(table, selection.ticks)
     part = _parts(table, stay, selection.split)
     log = directory / f"log-{number:05d}.parquet"
     if keep_log:
@@ -167,7 +167,7 @@ def gather_partition(
         table, stay = table.filter(pa.array(stay)), np.ones(len(part), np.bool_)
     without = {}
     for key, defaults, path in features:
-        table, missing = _join(table, key, defaults, path)
+        table, missing = join_features(table, key, defaults, path)
         if path is not None:
             without.update(dict.fromkeys(defaults, missing))
     written = [names.HISTORY_ID, *columns]
@@ -453,14 +453,15 @@ def _as_before(history: Ints, time: np.ndarray[Any, Any]) -> Bools:
     return np.r_[np.zeros(min(len(history), 1), np.bool_), same]
 
 
-def _in_ticks(table: pa.Table, time: np.ndarray[Any, Any], ticks: int) -> pa.Table:
+def in_ticks(table: pa.Table, ticks: int) -> pa.Table:
     """Whole ticks in place of the times."""
+    time = table[names.TIMESTAMP].to_numpy()
     whole = np.floor(time).astype(np.int64) if time.dtype.kind == "f" else time
     place = table.column_names.index(names.TIMESTAMP)
     return table.set_column(place, names.TIMESTAMP, pa.array(whole // ticks))
 
 
-def _join(
+def join_features(
     table: pa.Table, key: str, defaults: Mapping[str, str | None], path: Path | None
 ) -> tuple[pa.Table, int]:
     """Adds the features of each row's id; also gives the number of rows whose id has none."""

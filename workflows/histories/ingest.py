@@ -236,11 +236,7 @@ def _split_block(block: Block, parser: Parser, directory: Path, partitions: int)
 
 def _of_one_type(splits: Sequence[_Split], runner: Runner, partitions: int) -> list[_Split]:
     """Splits again what has other types than the common ones."""
-    schemas = [split.parsed.table.schema for split in splits if any(split.rows)]
-    common = pa.schema(
-        (name, common_type([schema.field(name).type for schema in schemas]))
-        for name in schemas[0].names
-    )
+    common = common_schema([split.parsed.table.schema for split in splits if any(split.rows)])
     differ = [split for split in splits if any(split.rows) and split.parsed.table.schema != common]
     if not differ:
         return list(splits)
@@ -255,6 +251,14 @@ def _split_again(split: _Split, schema: pa.Schema, partitions: int) -> _Split:
     table = open_parquet(split.file).read().select(schema.names)
     table = table.cast(schema, safe=False)  # int64 to float64 rounds
     return dataclasses.replace(split, rows=_write_split(table, split.file, partitions))
+
+
+def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The types that hold all values of tables with the same columns."""
+    return pa.schema(
+        (name, common_type([schema.field(name).type for schema in schemas]))
+        for name in schemas[0].names
+    )
 
 
 def common_type(types: Sequence[pa.DataType]) -> pa.DataType:

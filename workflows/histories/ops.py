@@ -35,6 +35,7 @@ from lookback.formats.vocabulary import (
     OUT_OF_VOCABULARY,
     PADDING,
     count_column,
+    encode_ids,
     id_file,
     ids_digest,
     read_ids,
@@ -124,18 +125,7 @@ class HistoryVocabulary(ops.Categorify):
         values = pa.array(series, from_pandas=True)
         if isinstance(values, pa.ChunkedArray):
             values = values.combine_chunks()
-        if not len(vocabulary):  # then it has no type either
-            vocabulary = pa.array([], values.type)
-        if pa.types.is_string(values.type) and not pa.types.is_string(vocabulary.type):
-            vocabulary = vocabulary.cast(values.type)  # numbers, but among the new ids is text
-        elif values.type != vocabulary.type:
-            values = values.cast(vocabulary.type)
-        found = pc.index_in(values, value_set=vocabulary)
-        indices = found.fill_null(OUT_OF_VOCABULARY - FIRST_KNOWN).to_numpy()
-        indices = indices.astype(np.int32) + np.int32(FIRST_KNOWN)
-        if values.null_count:
-            indices[values.is_null().to_numpy(zero_copy_only=False)] = NULL
-        return indices
+        return encode_ids(values, vocabulary)
 
 
 Vocabulary = HistoryVocabulary
@@ -378,13 +368,30 @@ def save_workflow(
     """
     write_workflow(workflow, directory)
     beside(directory)
-    vocabulary = vocabulary_of(workflow)
-    encoder = ops.Categorify(dtype=np.dtype(np.int32), out_path=vocabulary.out_path)
-    _take_vocabularies(encoder, vocabulary.categories)
-    raw = Schema([_raw_column(workflow, name) for name in vocabulary.categories])
-    encoding = nvt.Workflow(list(vocabulary.categories) >> encoder).fit_schema(raw)
-    write_workflow(encoding, directory / ENCODER_DIRECTORY)
+    categories = vocabulary_of(workflow).categories
+    raw = Schema([_raw_column(workflow, name) for name in categories])
+    save_encoder(categories, raw, directory / ENCODER_DIRECTORY)
     write_options(options, directory)
+
+
+def save_encoder(categories: Mapping[str, str], raw: Schema, directory: Path) -> None:
+    """Saves `nvtabular.ops.Categorify` with vocabularies, as a workflow of its own.
+
+    Args:
+      categories: files of the vocabularies, by column.
+      raw: schema of what it encodes.
+      directory: is created.
+    """
+    first = next(iter(categories.values()))
+    encoder = ops.Categorify(dtype=np.dtype(np.int32), out_path=str(Path(first).parent.parent))
+    _take_vocabularies(encoder, categories)
+    write_workflow(nvt.Workflow(list(categories) >> encoder).fit_schema(raw), directory)
+
+
+def save_values(categories: Mapping[str, str], directory: Path) -> None:
+    """`save_encoder` of columns of single values."""
+    raw = [ColumnSchema(name, dtype=_raw_type(Path(p), name)) for name, p in categories.items()]
+    save_encoder(categories, Schema(raw), directory / ENCODER_DIRECTORY)
 
 
 def restore_workflow(

@@ -6,11 +6,9 @@ All else is common to all datasets: see `pipeline`.
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
 from lookback.core.options import option
@@ -18,27 +16,10 @@ from lookback.formats import history_columns as names
 from lookback.formats.histories import COUNT
 from lookback.formats.history_columns import Column, category, typed_columns
 from lookback.formats.impressions import LABEL, POSITION, USER
-from lookback.workflows.cluster import Runner
-from lookback.workflows.histories.feature_specs import FeatureSpec
-from lookback.workflows.histories.gather import (
-    PART,
-    KnownFeatures,
-    Selection,
-    Ties,
-    TypedSelection,
-)
+from lookback.workflows.event_reader import EventReader
+from lookback.workflows.histories.gather import PART, Selection, Ties, TypedSelection
 from lookback.workflows.histories.rules import EventRules, LeaveLast, UserSplit
-from lookback.workflows.options import WHERE, DatasetOptions
-from lookback.workflows.passed_over import files_not_read
-from lookback.workflows.text import BadLineCounter, Block, Parsed, blocks, estimate_lines
-from lookback.workflows.times import (
-    FIRST_YEAR,
-    LAST_YEAR,
-    NANOSECONDS,
-    STEPS,
-    TimeUnit,
-    UnitOfYears,
-)
+from lookback.workflows.options import WHERE, TimedOptions
 
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
 
@@ -63,10 +44,8 @@ Duplicates = Literal["keep", "first", "all"]
 
 
 @dataclass(frozen=True)
-class Reader(abc.ABC):
-    """Reads one kind of raw data. A subclass is a frozen dataclass; its fields are its `option`s.
-
-    An instance must pickle: it travels to the tasks.
+class Reader(EventReader):
+    """Reads one kind of raw data to histories.
 
     Attributes:
       user_features: names of the columns about users, beside their id.
@@ -80,60 +59,6 @@ class Reader(abc.ABC):
     takes_file: ClassVar[bool] = False
     says_where: ClassVar[tuple[str, ...]] = ()
 
-    @abc.abstractmethod
-    def event_files(self, directory: Path) -> list[Path]:
-        """The files of events in `directory`, in order.
-
-        Raises:
-          UserError: if there are none, or it is not clear which.
-        """
-
-    def inputs(self, directory: Path) -> tuple[Path, ...]:
-        """What the output must keep apart from."""
-        return (directory,)
-
-    def count_events(self, paths: list[Path]) -> int:
-        """About how many events the files hold."""
-        return estimate_lines(paths)
-
-    def blocks(self, path: Path) -> Iterator[Block]:
-        """Cuts a file to blocks, in order."""
-        return blocks(path)
-
-    @abc.abstractmethod
-    def parse_block(self, block: Block, unit: TimeUnit | None = None) -> Parsed:
-        """Parses a block.
-
-        Args:
-          block: what `blocks` gave.
-          unit: of times that are numbers; None: the publisher's.
-
-        Returns:
-          a table of `user_id`, `item_id` (string or int64) and `timestamp` (see
-          `workflows.times.read_numbers`), without nulls, and the bad lines. With them come the raw
-          columns of the features of events, of which null is missing: numbers as float64,
-          categories as string or int64, lists of them as `formats.transforms.canonical` text; and
-          where labels are explicit `label`, int8: 1 of a click, else 0.
-        """
-
-    @abc.abstractmethod
-    def features(
-        self, directory: Path, runner: Runner, bad_lines: BadLineCounter
-    ) -> tuple[list[KnownFeatures], dict[str, int]]:
-        """What is known of users and items, and counts to report."""
-
-    def metadata_files(self, directory: Path) -> Sequence[Path]:
-        """The files in `directory` that `features` reads."""
-        return ()
-
-    def remarks(self, paths: Sequence[Path]) -> list[str]:
-        """What of the files of events is not read, and other things to say before the work."""
-        return []
-
-    def unknown(self, directory: Path) -> list[str]:
-        """What is not known of items and users as their files are missing, a line each."""
-        return []
-
     def of_new(self, directory: Path) -> tuple[Reader, tuple[str, ...]]:
         """The reader of what came since a dataset was written, without files that did not come.
 
@@ -145,17 +70,6 @@ class Reader(abc.ABC):
         """
         return self, ()
 
-    def passed_over(self, directory: Path, paths: Sequence[Path]) -> list[str]:
-        """What of the input is not read, a line each: files, and what `remarks` says.
-
-        Args:
-          directory: the input.
-          paths: its files of events.
-        """
-        read = {*paths, *self.metadata_files(directory)}
-        said = [*files_not_read(directory, read), *self.remarks(paths)]
-        return [*said, *self.unknown(directory)]
-
     @property
     def columns(self) -> tuple[Column, ...]:
         """Columns of the dataset."""
@@ -164,11 +78,6 @@ class Reader(abc.ABC):
             *(category(name, "item") for name in self.item_features),
         ]
         return typed_columns(features, split=isinstance(self.rules.split, UserSplit))
-
-    @property
-    def feature_specs(self) -> Mapping[str, FeatureSpec]:
-        """What is asked for of each feature beside the ids; empty: all are vocabularies."""
-        return {}
 
     @property
     def explicit(self) -> bool:
@@ -182,7 +91,7 @@ class Reader(abc.ABC):
 
 
 @dataclass(frozen=True)
-class HistoryOptions(DatasetOptions):
+class HistoryOptions(TimedOptions):
     """Options that all datasets of histories share.
 
     Exact repeats (user, item and time the same) are one event, and are dropped before anything is
@@ -209,18 +118,6 @@ class HistoryOptions(DatasetOptions):
         help="order of a user's events of the same time: as in the input (`file`), or by raw item "
         "id (`item`, NVIDIA's), which puts an order into the data that was not there",
     )
-    time_unit: TimeUnit | None = option(
-        None,
-        help="of times that are numbers; none: the publisher's (s; ms of Amazon 2023). steps: any "
-        "numbers that increase, not checked. ISO 8601 and parquet's types tell theirs",
-    )
-    years: tuple[int, ...] | None = option(
-        None,
-        help="FIRST,LAST: the years in which times lie; none: 1995 to a year from now, as others "
-        "are mostly of another unit",
-        at_least=FIRST_YEAR,
-        at_most=LAST_YEAR,
-    )
     validation: bool = option(
         True,
         help="keep the event before a user's last for validation; --no_validation: train on it",
@@ -236,27 +133,6 @@ class HistoryOptions(DatasetOptions):
         at_least=1,
         scope=WHERE,
     )
-
-    def __post_init__(self) -> None:
-        """Validates."""
-        super().__post_init__()
-        if self.years is not None and self.time_unit in (None, STEPS):
-            raise UserError(
-                "years: expected with --time_unit s, ms, us, ns, yyyymmdd or yymmddhh, as other "
-                f"years make it harder to tell units, received {self.time_unit}. Name the unit."
-            )
-        if self.years is not None and (len(self.years) != 2 or self.years[0] > self.years[1]):
-            raise UserError(
-                "years: expected two, the first and the last one as in 1980,1999, received "
-                f"{','.join(map(str, self.years))}."
-            )
-
-    @property
-    def unit(self) -> TimeUnit | None:
-        """Of times that are numbers, with the years in which all times lie; None: as published."""
-        if self.years is None or self.time_unit is None:
-            return self.time_unit
-        return cast(TimeUnit, UnitOfYears(self.time_unit, *self.years))
 
     def selection(self, reader: Reader) -> Selection:
         """Which events of a reader's are kept, in which order.
@@ -281,7 +157,7 @@ class HistoryOptions(DatasetOptions):
             exact_repeats=self.duplicates == "all",
             ties=self.ties,
             split=split,
-            ticks=1 if self.time_unit == STEPS else NANOSECONDS,
+            ticks=self.ticks,
             typed=typed,
         )
 

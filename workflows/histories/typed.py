@@ -202,7 +202,7 @@ def fit_numbers(
             fitted[name] = Buckets(spec.boundaries)
     if added or counted:
         look = functools.partial(_look, added=added, counted=counted, explicit=explicit)
-        sums, counts = _together(runner.map(look, files, label="measuring", total=len(files)))
+        sums, counts = all_together(runner.map(look, files, label="measuring", total=len(files)))
         fitted |= {name: _number(spec, *sums[name]) for name, spec in added.items()}
         fitted |= {name: _quantiles(spec, counts[name]) for name, spec in counted.items()}
     return fitted
@@ -229,7 +229,7 @@ def count_combinations(
     if not chosen:
         return {}
     count = functools.partial(_count, specs=chosen, explicit=explicit, training=training)
-    return _together(
+    return all_together(
         ({}, found) for found in runner.map(count, files, label="counting", total=len(files))
     )[1]
 
@@ -363,7 +363,7 @@ def _count(
     return counts
 
 
-def _together(
+def all_together(
     parts: Iterable[tuple[Mapping[str, _Sums], Mapping[str, pa.Table]]],
 ) -> tuple[dict[str, _Sums], dict[str, pa.Table]]:
     """Sums and counts of all partitions; few of them are held at a time."""

@@ -16,6 +16,7 @@ from lookback.core.options import option
 from lookback.core.options.nested import Nested
 from lookback.core.yaml_files import Place
 from lookback.formats.history_columns import Role
+from lookback.formats.tabular_columns import INPUTS
 from lookback.workflows.histories.feature_specs import (
     MOST_ELEMENTS,
     FeatureSpec,
@@ -25,6 +26,7 @@ from lookback.workflows.histories.gather import Ties
 from lookback.workflows.histories.reader import RESERVED, Duplicates
 from lookback.workflows.histories.rules import TimeSplit, UserSplit
 from lookback.workflows.log.values import Interval, Moment, Share, Values
+from lookback.workflows.tabular.row_splits import LastRows, RandomRows, RowSplit
 from lookback.workflows.times import STEPS, known_zone
 
 VERSION = 1
@@ -40,6 +42,7 @@ ENDINGS: dict[str, FileFormat] = {
 
 Unit = Literal["s", "ms", "us", "ns", "yyyymmdd", "yymmddhh", "iso", "steps"]
 Labels = Literal["sampled", "explicit"]
+Layout = Literal["histories", "tabular"]
 
 CATEGORIES = ("category", "categories")
 MOST_QUANTILES = 10_000
@@ -50,6 +53,10 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _GAP = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d)?", re.ASCII)
 _GAP_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 ENDINGS_OF_BATCHES = ("_history", "_negatives")
+NEEDED_OF_EVENTS = ("user", "item", "time")
+"""Keys of the files of events that histories are made of; a row of layout tabular may lack them."""
+
+_OF_HISTORIES = {"layout": ("histories",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,15 +197,15 @@ class Feature(Nested):
 class EventFeature(Feature):
     """One feature that stands in the files of events."""
 
-    of: Literal["event", "item"] = option(
-        "event",
-        help="whose it is: the event's, or the item's as it was then (its price), so that each "
-        "candidate has its own",
+    of: Literal["event", "item"] | None = option(
+        None,
+        help="(histories) whose it is: the event's, or the item's as it was then (its price), so "
+        "that each candidate has its own; none: the event's",
     )
-    known: Literal["before", "after"] = option(
-        "after",
-        help="before: when an item is shown (device, hour), so of targets, too; after: only when "
-        "the event is over (dwell time, rating), so of histories alone",
+    known: Literal["before", "after"] | None = option(
+        None,
+        help="(histories) before: when an item is shown (device, hour), so of targets, too; after: "
+        "only when the event is over (dwell time, rating), so of histories alone; none: after",
         needs={"of": ("event",)},
     )
 
@@ -298,10 +305,18 @@ class _Files(Nested):
 class EventFiles(_Files):
     """Files with one event a row."""
 
-    user: str = option(help="column of the users' ids", nonempty=True)
-    item: str = option(help="column of the items' ids", nonempty=True)
-    time: TimeColumn = option(help="column of the times")
-    label: LabelColumn | None = option(None, help="of explicit labels: which rows are clicks")
+    user: str | None = option(
+        None, help="column of the users' ids; histories need it", nonempty=True
+    )
+    item: str | None = option(
+        None, help="column of the items' ids; histories need it", nonempty=True
+    )
+    time: TimeColumn | None = option(
+        None, help="column of the times; histories and a split by time need it"
+    )
+    label: LabelColumn | None = option(
+        None, help="of explicit labels, and of layout tabular: which rows are clicks"
+    )
     where: tuple[Condition, ...] = option((), help="conditions that all must hold of a row")
     features: Mapping[str, EventFeature] = option(factory=dict, help="features of events, by name")
 
@@ -309,9 +324,11 @@ class EventFiles(_Files):
         """See `Nested.contradictions`."""
         yield from super().contradictions()
         yield from _wrong_names(self.features)
-        chosen = (self.user, self.item, self.time.column)
+        time = None if self.time is None else self.time.column
+        chosen = [column for column in (self.user, self.item, time) if column is not None]
         if len(set(chosen)) < len(chosen):
-            yield (), f"expected three columns of user, item and time, received {_listed(chosen)}."
+            listed = _listed(chosen)
+            yield (), f"expected different columns of user, item and time, received {listed}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,16 +378,19 @@ class Sessions(Nested):
 class SplitRule(Nested):
     """What is held out for validation and test."""
 
-    by: Literal["last", "time", "users"] = option(
-        "last", help="last: the last events of each user; time: what is later; users: some of them"
+    by: Literal["last", "time", "users", "rows"] = option(
+        "last",
+        help="last: the last events of each user, of layout tabular the last rows; time: what is "
+        "later; users: some of them; rows: some of them, of layout tabular alone",
     )
     validation: Share | None = option(
         None,
-        help="of last: whether there is one, which none means; of users: the fraction of them",
-        needs={"by": ("last", "users")},
+        help="of last, of histories: whether there is one, which none means; else the fraction of "
+        "users or rows",
+        needs={"by": ("last", "users", "rows")},
     )
     test: Share | None = option(
-        None, help="of users: the fraction of them", needs={"by": ("users",)}
+        None, help="the fraction of users or rows", needs={"by": ("last", "users", "rows")}
     )
     validation_from: Moment | None = option(
         None, help="first moment of the validation; none: there is none", needs={"by": ("time",)}
@@ -378,11 +398,13 @@ class SplitRule(Nested):
     test_from: Moment | None = option(
         None, help="first moment of the test", needs={"by": ("time",)}
     )
-    seed: int = option(0, help="draws the users", at_least=0, needs={"by": ("users",)})
+    seed: int = option(
+        0, help="draws the users or rows", at_least=0, needs={"by": ("users", "rows")}
+    )
 
     @property
     def rule(self) -> TimeSplit | UserSplit | None:
-        """What is asked of the pipeline; None: the last events, as the options say."""
+        """What is asked of histories; None: the last events, as the options say."""
         if self.by == "time" and self.test_from is not None:
             first = self.validation_from
             return TimeSplit(self.test_from.seconds, None if first is None else first.seconds)
@@ -390,23 +412,42 @@ class SplitRule(Nested):
             return UserSplit(_fraction(self.test), _fraction(self.validation), self.seed)
         return None
 
+    @property
+    def row_rule(self) -> RowSplit:
+        """What is asked of rows."""
+        test, validation = _fraction(self.test), _fraction(self.validation)
+        if self.by == "rows":
+            return RandomRows(test, validation, self.seed)
+        return self.rule or LastRows(test, validation)
+
     def contradictions(self) -> Iterator[tuple[Place, str]]:
         """See `Nested.contradictions`."""
-        shares = {"validation": self.validation, "test": self.test}
-        for name, share in shares.items():
-            wanted = bool if self.by == "last" else float
-            if share is not None and not isinstance(share.value, wanted):
-                words = "true or false" if self.by == "last" else "a fraction between 0 and 1"
-                yield (name,), f"beside by: {self.by}, expected {words}, received {share.value}."
-        if self.by == "users" and self.test is None:
-            yield ("test",), "expected this key: the fraction of the users to test with."
-        if self.by == "users" and sum(_fraction(share) for share in shares.values()) >= 1:
-            yield ("test",), "with validation, it leaves no users to train on. Give smaller ones."
         if self.by == "time" and self.test_from is None:
             yield ("test_from",), "expected this key: the first moment of the test."
         first, second = self.validation_from, self.test_from
         if first is not None and second is not None and first.seconds >= second.seconds:
             yield ("validation_from",), "expected a moment before test_from."
+
+    def wrong_with(self, layout: Layout) -> Iterator[tuple[Place, str]]:
+        """What is wrong with it where histories, or rows, are split."""
+        if layout == "histories" and self.by == "rows":
+            yield ("by",), "histories are split by last, time or users. Say layout: tabular, too."
+            return
+        if self.by == "time":
+            return
+        of_each = layout == "histories" and self.by == "last"
+        shares = {"validation": self.validation, "test": self.test}
+        for name, share in shares.items():
+            if share is not None and isinstance(share.value, bool) != of_each:
+                words = "true or false" if of_each else "a fraction between 0 and 1"
+                yield (name,), f"beside by: {self.by}, expected {words}, received {share.value}."
+        of = "users" if self.by == "users" else "rows"
+        if of_each and self.test is not None:
+            yield ("test",), "the last event of each user is for the test. Remove it."
+        if not of_each and self.test is None:
+            yield ("test",), f"expected this key: the fraction of the {of} to test with."
+        if not of_each and sum(_fraction(share) for share in shares.values()) >= 1:
+            yield ("test",), f"with validation, it leaves no {of} to train on. Give smaller ones."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,31 +455,46 @@ class LogFile(Nested):
     """A log: files of events, of items and of users, and what becomes of them."""
 
     version: int = option(help="of this format: 1", at_least=VERSION, at_most=VERSION)
+    layout: Layout = option(
+        "histories",
+        help="histories: what each user did, for SIM, DIN, DIEN, NeuMF; tabular: each row by "
+        "itself with its label, for DLRM and DCNv2",
+    )
     events: EventFiles = option(help="files with one event a row")
     items: KeyedFiles | None = option(None, help="files with one item a row")
     users: KeyedFiles | None = option(None, help="files with one user a row")
-    filters: Filters = option(Filters(), help="which users and items are kept")
+    filters: Filters = option(Filters(), help="which users and items are kept", needs=_OF_HISTORIES)
     sessions: Sessions | None = option(
-        None, help="cut histories where nothing happens for a while; none: they are whole"
+        None,
+        help="cut histories where nothing happens for a while; none: they are whole",
+        needs=_OF_HISTORIES,
     )
     labels: Labels = option(
         "sampled",
         help="sampled: every row is a positive, negatives are drawn; explicit: rows are "
         "impressions, with clicks among them",
+        needs=_OF_HISTORIES,
     )
     split: SplitRule = option(SplitRule(), help="what is held out")
-    duplicates: Duplicates | None = option(None, help="see --duplicates; none: keep")
-    ties: Ties | None = option(None, help="see --ties; none: file")
+    duplicates: Duplicates | None = option(
+        None, help="see --duplicates; none: keep", needs=_OF_HISTORIES
+    )
+    ties: Ties | None = option(None, help="see --ties; none: file", needs=_OF_HISTORIES)
 
     def contradictions(self) -> Iterator[tuple[Place, str]]:
         """See `Nested.contradictions`."""
-        yield from contradictions_of(self.events, self.items, self.users, self.labels)
+        if self.layout == "tabular":
+            yield from wrong_of_rows(self.events, self.items, self.users, self.split)
+        else:
+            yield from wrong_of_histories(
+                self.events, self.items, self.users, self.labels, self.split
+            )
         if self.labels == "explicit" and self.split.by == "last":
             wrong = (
                 "of explicit labels, expected by: time or users, received last: impressions that "
             )
             yield ("split",), f"{wrong}are shown together belong to one part."
-        if self.events.time.unit == STEPS:
+        if self.events.time is not None and self.events.time.unit == STEPS:
             moments = {
                 "validation_from": self.split.validation_from,
                 "test_from": self.split.test_from,
@@ -450,10 +506,18 @@ class LogFile(Nested):
                 yield ("sessions", "gap"), "times are steps, so expected a number of steps."
 
 
-def contradictions_of(
-    events: EventFiles, items: KeyedFiles | None, users: KeyedFiles | None, labels: Labels
+def wrong_of_histories(
+    events: EventFiles,
+    items: KeyedFiles | None,
+    users: KeyedFiles | None,
+    labels: Labels,
+    split: SplitRule,
 ) -> Iterator[tuple[Place, str]]:
-    """What is wrong with the parts of a description beside each other; see `contradictions`."""
+    """What is wrong with the parts of a description of histories; see `Nested.contradictions`."""
+    for key in NEEDED_OF_EVENTS:
+        if getattr(events, key) is None:
+            wrong = "expected this key: histories are of users, items and times (layout: tabular"
+            yield ("events", key), f"{wrong} takes rows without them)."
     if labels == "explicit" and events.label is None:
         yield ("events", "label"), "expected this key, as labels are explicit: {column, positive}."
     if labels == "sampled" and events.label is not None:
@@ -461,6 +525,58 @@ def contradictions_of(
             "it has an effect only with labels: explicit. Add that, or use events.where instead."
         )
         yield ("events", "label"), wrong
+    yield from _names_of_two(events, items, users)
+    yield from ((("split", *below), sentence) for below, sentence in split.wrong_with("histories"))
+
+
+def wrong_of_rows(
+    events: EventFiles, items: KeyedFiles | None, users: KeyedFiles | None, split: SplitRule
+) -> Iterator[tuple[Place, str]]:
+    """What is wrong with the parts of a description of layout tabular."""
+    if events.label is None:
+        yield (
+            ("events", "label"),
+            "expected this key: rows are learned from by their labels.",
+        )
+    for part, files, key in (("items", items, "item"), ("users", users, "user")):
+        if files is not None and getattr(events, key) is None:
+            yield (part,), f"expected events.{key}, too: the column of the rows that joins them."
+    if not (events.features or events.user or events.item):
+        yield ("events", "features"), "expected a feature, received none to learn from."
+    for part, own in (("events", events), ("items", items), ("users", users)):
+        for name, feature in own.features.items() if own is not None else ():
+            for wrong in _wrong_of_row(feature):
+                yield (part, "features", name, wrong), _NOT_TABULAR[wrong]
+            if name in INPUTS:
+                yield (part, "features", name), f"the name is taken. Rename it: column: {name}."
+    yield from _names_of_two(events, items, users)
+    for key, column in (("users", events.user), ("time", events.time)):
+        if split.by == key and column is None:
+            wanted = key.removesuffix("s")
+            yield ("split", "by"), f"expected events.{wanted}, by which the rows are split."
+    yield from ((("split", *below), sentence) for below, sentence in split.wrong_with("tabular"))
+
+
+_NOT_TABULAR = {
+    "type": "a row of layout tabular has one value a column, and no lists. Make a column of each "
+    "category (type: category or hash), or leave the layout histories.",
+    "of": "a row of layout tabular is by itself: what stands in it is of that row. Remove it.",
+    "known": "all that stands in a row of layout tabular is read to predict its label, so leave "
+    "features out that are known only afterwards, and remove this key of the others.",
+}
+
+
+def _wrong_of_row(feature: Feature) -> list[str]:
+    """Keys of a feature that layout tabular does not have."""
+    given = {"type": feature.type == "categories"}
+    if isinstance(feature, EventFeature):
+        given |= {"of": feature.of is not None, "known": feature.known is not None}
+    return [key for key, is_given in given.items() if is_given]
+
+
+def _names_of_two(
+    events: EventFiles, items: KeyedFiles | None, users: KeyedFiles | None
+) -> Iterator[tuple[Place, str]]:
     seen: dict[str, str] = {}
     for part, files in (("events", events), ("items", items), ("users", users)):
         for name in files.features if files is not None else ():

@@ -13,7 +13,9 @@ from lookback.core.options.nested import Problems, parts_of, read_nested, unknow
 from lookback.core.yaml_files import load_yaml, read_text, yaml_lines
 from lookback.workflows.log.description import LogFile, SplitRule
 
-DATASET = "log"
+DATASETS = {"histories": "log", "tabular": "tabular_log"}
+"""Names of the datasets of the layouts."""
+
 _MARKS = ("version", "events")
 """Keys that tell a description from lines of options."""
 
@@ -32,7 +34,7 @@ def described(file: ConfigFile) -> Mapping[str, Any]:
     log = log_of(file)
     rest = {key: value for key, value in file.content.items() if key not in _keys()}
     chosen = {"input": str(file.path.parent), **options_of_log(log), **rest}
-    return {**chosen, "dataset": DATASET} if "dataset" in file.known else chosen
+    return {**chosen, "dataset": DATASETS[log.layout]} if "dataset" in file.known else chosen
 
 
 def read_description(path: Path) -> LogFile:
@@ -58,11 +60,12 @@ def log_of(file: ConfigFile) -> LogFile:
     for key in file.content:
         if key not in _keys() and key not in file.known:
             problems.add((str(key),), unknown_key(key, dict.fromkeys([*_keys(), *file.known])))
-    if file.content.get("dataset", DATASET) != DATASET:
-        wrong = f"a log is of dataset {DATASET}, received {shown(file.content['dataset'])}."
-        problems.add(("dataset",), wrong)
     own = {key: value for key, value in file.content.items() if key in _keys()}
     log = read_nested(LogFile, own, problems)
+    dataset = DATASETS["histories" if log is None else log.layout]
+    if log is not None and file.content.get("dataset", dataset) != dataset:
+        wrong = f"this log is of dataset {dataset}, received {shown(file.content['dataset'])}."
+        problems.add(("dataset",), f"{wrong} Remove the line.")
     problems.raise_any()
     if log is None:
         raise TypeError("what is wrong with a description is told")
@@ -71,17 +74,22 @@ def log_of(file: ConfigFile) -> LogFile:
 
 def options_of_log(log: LogFile) -> dict[str, Any]:
     """The options of the reader and the pipeline that a description stands for, by name."""
-    unit = log.events.time.unit
+    unit = None if log.events.time is None else log.events.time.unit
     options: dict[str, Any] = {
         "events": log.events,
         "items": log.items,
         "users": log.users,
+        "split": log.split,
+    }
+    if log.layout == "tabular":
+        return {**options, **({} if unit in (None, "iso") else {"time_unit": unit})}
+    last = log.split.validation if log.split.by == "last" else None
+    options |= {
         "labels": log.labels,
         "filters": dataclasses.replace(log.filters, min_events_per_user=None),
         "sessions": log.sessions,
         "split": SplitRule() if log.split.rule is None else log.split,
     }
-    last = log.split.validation if log.split.by == "last" else None
     chosen: dict[str, Any] = {
         "duplicates": log.duplicates,
         "ties": log.ties,

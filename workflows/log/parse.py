@@ -121,13 +121,15 @@ class Plan:
 
 def plan_of_events(events: EventFiles) -> Plan:
     """What is read of files of events."""
-    label = [] if events.label is None else [RawColumn(LABEL, events.label.column, "label")]
+    chosen: list[tuple[str, str | None, Kind]] = [
+        (names.USER_ID, events.user, "id"),
+        (names.ITEM_ID, events.item, "id"),
+        (names.TIMESTAMP, None if events.time is None else events.time.column, "time"),
+        (LABEL, None if events.label is None else events.label.column, "label"),
+    ]
     return Plan(
         (
-            RawColumn(names.USER_ID, events.user, "id"),
-            RawColumn(names.ITEM_ID, events.item, "id"),
-            RawColumn(names.TIMESTAMP, events.time.column, "time"),
-            *label,
+            *(RawColumn(name, at, kind) for name, at, kind in chosen if at is not None),
             *_outputs(events.features),
         ),
         events.where,

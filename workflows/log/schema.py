@@ -9,10 +9,10 @@ from typing import Any
 
 from lookback.core.options import Option
 from lookback.core.options.nested import parts_of, schema_of
-from lookback.workflows.log.description import LogFile
+from lookback.workflows.log.description import NEEDED_OF_EVENTS, LogFile
 
 SCHEMA = Path(__file__).with_name("schema.json")
-"""`log_schema` of the options of ``workflows run``, which a test keeps it equal to."""
+"""`log_schema` of the options of ``workflows run`` for both layouts; a test keeps it equal."""
 
 
 def log_schema(beside: Mapping[str, Option]) -> dict[str, Any]:
@@ -24,6 +24,10 @@ def log_schema(beside: Mapping[str, Option]) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     LogFile.schema(definitions)
     top = definitions.pop(LogFile.__name__)
+    rows = {"properties": {"layout": {"enum": ["tabular"]}}, "required": ["layout"]}
+    there = {key: {"type": ["string", "integer", "object"]} for key in NEEDED_OF_EVENTS}
+    histories = {"properties": {"events": {"required": list(there), "properties": there}}}
+    top["allOf"].append({"anyOf": [rows, histories]})
     own = {part.key for part in parts_of(LogFile)}
     for name, found in beside.items():
         if name not in own:

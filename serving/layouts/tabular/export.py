@@ -17,10 +17,11 @@ from lookback.formats.dataset_info import (
 from lookback.formats.description import FEATURE_SPEC_FILE, is_split_binary
 from lookback.formats.raw_ids import KEY_DIRECTORY
 from lookback.formats.schema import SCHEMA_FILE
+from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.vocabulary import UNKNOWN, key_file
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary
-from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
+from lookback.serving.manifest import TabularManifest
 
 if TYPE_CHECKING:
     from merlin.schema import Schema

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.vocabulary import UNKNOWN
 from lookback.serving.encoding import EncodedIds, Encoder
 from lookback.serving.layouts.base import RequestLayout
@@ -20,7 +21,7 @@ from lookback.serving.layouts.tabular.encoding import (
 )
 from lookback.serving.layouts.tabular.requests import RowEncoder
 from lookback.serving.layouts.tabular.sample import sample_rows
-from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest
+from lookback.serving.manifest import TabularManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
 

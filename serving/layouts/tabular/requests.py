@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.serving.encoding import Encoder
 from lookback.serving.layouts.tabular.encoding import Numbers
-from lookback.serving.manifest import CATEGORICAL, NUMERICAL
 from lookback.serving.requests import (
     EncodedBatch,
     Request,

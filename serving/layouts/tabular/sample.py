@@ -10,9 +10,10 @@ import numpy as np
 
 from lookback.core.errors import UserError
 from lookback.core.manifests import SIZES
+from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary, ShiftedLogEncoder
 from lookback.serving.layouts.tabular.requests import RowEncoder
-from lookback.serving.manifest import CATEGORICAL, NUMERICAL, TabularManifest, require_same_workflow
+from lookback.serving.manifest import TabularManifest, require_same_workflow
 
 SPLIT = "test"
 
