@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lookback.core.errors import UserError
 from lookback.core.manifests import visible_files
-from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
+from lookback.formats.dataset_info import AGAIN, DATASET_FILE, WORKFLOW_DIRECTORY
+from lookback.formats.raw_ids import ID_DIRECTORY
+from lookback.formats.transforms import Bag, Buckets, Hashed, Vocabulary, transform_of
 from lookback.formats.verification import verify_dataset
+from lookback.formats.vocabulary import FIRST_KNOWN, id_file
+from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.manifest import Manifest
 
 # Importing Merlin takes seconds, and train.py checks its target before it sets TensorFlow up.
@@ -106,6 +110,33 @@ class ExportedDataset(abc.ABC):
                 f"The model's tables have {dict(model)} rows and those of {self.directory} "
                 f"{dict(rows)}: it was not made for this dataset."
             )
+
+    def vocabularies_of(
+        self, rows: Mapping[str, int], transforms: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, str]:
+        """The files of the vocabularies of typed features, checked against the sizes of tables.
+
+        So are the tables of features that have none.
+
+        Args:
+          rows: of each feature's table.
+          transforms: what `formats.transforms` says of the features; of others: a vocabulary.
+        """
+        files = {}
+        for name, count in rows.items():
+            made = transform_of(transforms.get(name, Vocabulary().to_json()))
+            ids = made.elements if isinstance(made, Bag) else made
+            if isinstance(ids, Hashed | Buckets):
+                if ids.rows != count:
+                    raise UserError(
+                        f"{self.directory / DATASET_FILE}: the transformation of {name!r} needs "
+                        f"{ids.rows} rows, and the schema has {count}. {AGAIN}"
+                    )
+                continue
+            files[name] = file = f"{ID_DIRECTORY}/{id_file(name)}"
+            known = len(VocabularyEncoder.read(self.directory / file, name))
+            self.require_known(name, file, known, FIRST_KNOWN, count)
+        return files
 
     def require_known(self, name: str, file: str, known: int, reserved: int, rows: int) -> None:
         """Checks that a vocabulary of `known` ids fills a table of `rows`."""

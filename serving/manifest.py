@@ -233,6 +233,8 @@ class TabularManifest(Manifest):
     Attributes:
       numerical: names of the numbers, the columns of the input `numerical` ``[B, N]``.
       categorical: names of the ids, the columns of the input `categorical` ``[B, M]``.
+      transforms: of each feature what `formats.transforms` says of it, by name, where each has its
+        own; else all numbers have one, and all ids a vocabulary of keys.
     """
 
     layout = "tabular"
@@ -240,6 +242,7 @@ class TabularManifest(Manifest):
 
     numerical: tuple[str, ...]
     categorical: tuple[str, ...]
+    transforms: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]:

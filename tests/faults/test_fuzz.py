@@ -375,8 +375,10 @@ def request_cases(place: Path) -> dict[str, Case]:
     rows = RowEncoder(
         ("num_0",),
         ("cat_0",),
-        ShiftedLogEncoder(),
-        {"cat_0": KeyVocabulary(np.array([1, 2]), np.array([1, 2], np.int32))},
+        {
+            "num_0": ShiftedLogEncoder(),
+            "cat_0": KeyVocabulary(np.array([1, 2]), np.array([1, 2], np.int32)),
+        },
     )
     pairs = InteractionsRequestEncoder(
         "user_id", "item_id", names, numbers, np.array([3, 4], np.int32)

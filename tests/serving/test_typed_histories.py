@@ -22,13 +22,13 @@ from lookback.serving.bundle import Bundle
 from lookback.serving.columns import RequestTable, columns_of
 from lookback.serving.commands import PROGRAM
 from lookback.serving.encoding import VocabularyEncoder
-from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
-from lookback.serving.layouts.histories.encoding import (
+from lookback.serving.feature_encoders import (
     BagEncoder,
     BucketEncoder,
     HashEncoder,
     NumberEncoder,
 )
+from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import Manifest
 from lookback.serving.requests import RequestError

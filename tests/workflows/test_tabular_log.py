@@ -18,60 +18,7 @@ from lookback.workflows.commands import PROGRAM
 from lookback.workflows.histories.rules import TEST, UserSplit
 from lookback.workflows.tabular import row_tasks
 from lookback.workflows.tabular.row_splits import RandomRows
-
-START = 1_500_000_000
-ROWS = 400
-YAML = """\
-version: 1
-layout: tabular
-events:
-  files: ["rows-*.{ending}"]
-  user: who
-  item: what
-  time: ts
-  label: {{column: clicked, positive: ["yes"]}}
-  where: [{{column: device, not_in: [bot]}}]
-  features:
-    device: {{type: category, min_count: 30}}
-    dwell: {{type: number, log: true}}
-    level: {{type: buckets, column: dwell, boundaries: [0, 1]}}
-    ad: {{type: hash, buckets: 16}}
-items:
-  files: items.csv
-  key: what
-  features:
-    kind: {{type: category}}
-    price: {{type: number, fill: 5, clip: [0, 30], standardise: false}}
-split: {split}
-workers: 0
-"""
-BY_TIME = f"{{by: time, validation_from: {START + 300}, test_from: {START + 350}}}"
-
-
-def _write(directory: Path) -> pd.DataFrame:
-    """Rows in two files each of CSV, JSON lines and parquet, and items; gives all rows joined."""
-    random = np.random.default_rng(0)
-    directory.mkdir()
-    devices = random.choice(["phone", "pc", "tv", "bot", None], ROWS, p=[0.4, 0.3, 0.05, 0.1, 0.15])
-    frame = pd.DataFrame(
-        {
-            "who": [f"u{n}" for n in random.integers(0, 20, ROWS)],
-            "what": random.integers(1, 40, ROWS),
-            "ts": START + np.arange(ROWS),
-            "clicked": random.choice(["yes", "no"], ROWS),
-            "device": devices,
-            "dwell": np.where(random.random(ROWS) < 0.2, np.nan, random.normal(size=ROWS).round(3)),
-            "ad": [f"ad{n}" for n in random.integers(0, 100, ROWS)],
-        }
-    )
-    items = pd.DataFrame({"what": range(1, 38), "kind": [f"k{n % 4}" for n in range(37)]})
-    items["price"] = items["what"] * 1.5
-    items.to_csv(directory / "items.csv", index=False)
-    for number, part in enumerate((frame[:150], frame[150:])):
-        part.to_csv(directory / f"rows-{number}.csv", index=False)
-        part.to_parquet(directory / f"rows-{number}.parquet")
-        part.to_json(directory / f"rows-{number}.jsonl", orient="records", lines=True)
-    return frame[frame["device"] != "bot"].merge(items, on="what", how="left")
+from tests.workflows.row_log import BY_TIME, ROWS, START, YAML, write_rows
 
 
 def _run(command: str, *words: object) -> int:
@@ -102,7 +49,7 @@ def test_rows_are_what_pandas_makes_of_them_in_every_format(
 ) -> None:
     monkeypatch.setattr(row_tasks, "ROWS_A_PART", 150)  # others than those of the files
     raw = tmp_path / "raw"
-    frame = _write(raw)
+    frame = write_rows(raw)
     hashes = set()
     for ending in ("csv", "jsonl", "parquet"):
         config = raw / f"{ending}.yaml"
@@ -179,7 +126,7 @@ def test_rows_are_what_pandas_makes_of_them_in_every_format(
 
 
 def test_splits_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    frame = _write(tmp_path / "raw")
+    frame = write_rows(tmp_path / "raw")
 
     def written(split: str, name: str) -> Path:
         config = tmp_path / f"raw/{name}.yaml"
@@ -235,7 +182,7 @@ def test_rows_are_drawn_by_their_numbers_and_the_seed() -> None:
 def test_rows_that_nothing_can_be_learned_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], said: str
 ) -> None:
-    _write(tmp_path / "raw")
+    write_rows(tmp_path / "raw")
     config = tmp_path / "raw/my.yaml"
     text = YAML.format(ending="csv", split=BY_TIME)
     assert change[0] in text

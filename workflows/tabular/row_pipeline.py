@@ -39,7 +39,7 @@ from lookback.workflows.tabular.row_tasks import (
     Joined,
     PartWriter,
     Piece,
-    RowEncoder,
+    RowEncoding,
     RowJoiner,
     parse_rows,
     part_tasks,
@@ -54,8 +54,8 @@ RowOrder = WorkflowOrder[RowReader, RowOptions]
 def run(order: RowOrder) -> Report:
     """Raw data to dataset: parse, join, fit, write."""
     with _prepared(order) as job:
-        encoder = _fit(job, job.output / WORKFLOW_DIRECTORY)
-        return _write(job, encoder)
+        encoding = _fit(job, job.output / WORKFLOW_DIRECTORY)
+        return _write(job, encoding)
 
 
 def fit(order: RowOrder) -> Report:
@@ -70,10 +70,10 @@ def transform(order: RowOrder, workflow_directory: Path) -> Report:
     """Raw data to dataset with a saved workflow."""
     saved = saved_workflow(workflow_directory)
     transforms = typed.read_features(saved, order.reader.feature_specs)
-    encoder = RowEncoder(transforms, _vocabularies(saved, transforms))
+    encoding = RowEncoding(transforms, _vocabularies(saved, transforms))
     with _prepared(order) as job:
-        _save(job, encoder, job.output / WORKFLOW_DIRECTORY)
-        return _write(job, encoder)
+        _save(job, encoding, job.output / WORKFLOW_DIRECTORY)
+        return _write(job, encoding)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _check_fit(job: _Job) -> None:
         )
 
 
-def _fit(job: _Job, directory: Path) -> RowEncoder:
+def _fit(job: _Job, directory: Path) -> RowEncoding:
     """Fits all features to the training rows, and saves what was fitted."""
     from lookback.workflows.histories import ops
 
@@ -230,15 +230,15 @@ def _fit(job: _Job, directory: Path) -> RowEncoder:
     counts = typed.all_together(({}, counted) for counted in found)[1]
     counts = {name: own.filter(pc.greater(own[COUNT], 0)) for name, own in counts.items()}
     paths = ops.write_vocabularies(counts, job.working, thresholds)
-    encoder = RowEncoder(transforms, {name: Path(path) for name, path in paths.items()})
-    for name, path in encoder.vocabularies.items():
+    encoding = RowEncoding(transforms, {name: Path(path) for name, path in paths.items()})
+    for name, path in encoding.vocabularies.items():
         if not len(read_ids(path, name)):
             job.order.log(
                 f"WARNING: {name}: no value has {thresholds[name]} or more rows to train on, so "
                 "all are unknown (min_count, --frequency_threshold)"
             )
-    _save(job, encoder, directory)
-    return encoder
+    _save(job, encoding, directory)
+    return encoding
 
 
 def _count(file: Path, columns: tuple[str, ...]) -> dict[str, Any]:
@@ -248,13 +248,13 @@ def _count(file: Path, columns: tuple[str, ...]) -> dict[str, Any]:
     return {name: count_where(table[name], {COUNT: training}) for name in columns}
 
 
-def _save(job: _Job, encoder: RowEncoder, directory: Path) -> None:
+def _save(job: _Job, encoding: RowEncoding, directory: Path) -> None:
     from lookback.workflows.histories import ops
 
     directory.mkdir(exist_ok=True)
-    typed.save_features(encoder.transforms, job.order.reader.feature_specs, directory)
-    if encoder.vocabularies:
-        ops.save_values({n: str(path) for n, path in encoder.vocabularies.items()}, directory)
+    typed.save_features(encoding.transforms, job.order.reader.feature_specs, directory)
+    if encoding.vocabularies:
+        ops.save_values({n: str(path) for n, path in encoding.vocabularies.items()}, directory)
     write_options({"dataset": job.order.dataset, "options": job.saved_options}, directory)
 
 
@@ -265,12 +265,12 @@ def _vocabularies(saved: Path, transforms: Mapping[str, Transform]) -> dict[str,
     return ops.saved_vocabularies(saved / ops.ENCODER_DIRECTORY, _with_vocabulary(transforms))
 
 
-def _write(job: _Job, encoder: RowEncoder) -> Report:
+def _write(job: _Job, encoding: RowEncoding) -> Report:
     """Writes all parts, then the description."""
-    transforms = encoder.transforms
+    transforms = encoding.transforms
     numerical = [name for name, made in transforms.items() if isinstance(made, Number)]
     categorical = [name for name in transforms if name not in numerical]
-    writer = PartWriter(encoder, (numerical, categorical), job.output, job.order.options.seed)
+    writer = PartWriter(encoding, (numerical, categorical), job.output, job.order.options.seed)
     tasks = part_tasks(job.files, [piece.rows for piece in job.pieces])
     unknown = _summed(list(job.runner.map(writer.write, tasks, label="writing", total=len(tasks))))
     shutil.rmtree(job.working)

@@ -118,7 +118,7 @@ class RowJoiner:
 
 
 @dataclass(frozen=True)
-class RowEncoder:
+class RowEncoding:
     """Makes ids and numbers of raw rows; must pickle.
 
     Attributes:
@@ -160,13 +160,13 @@ class PartWriter:
     """Encodes the rows of a part and writes them by split; must pickle.
 
     Attributes:
-      encoder: of the rows.
+      encoding: of the rows.
       columns: names of the numerical and of the categorical columns.
       directory: of the dataset.
       seed: of the shuffle of training rows, within the part.
     """
 
-    encoder: RowEncoder
+    encoding: RowEncoding
     columns: tuple[Sequence[str], Sequence[str]]
     directory: Path
     seed: int
@@ -175,7 +175,7 @@ class PartWriter:
         """Task: writes a part; gives how many values are not known, by feature."""
         tables = [read_parquet(file).slice(at, end - at) for file, at, end in task.sources]
         table = pa.concat_tables(tables)
-        values = self.encoder.encode(table)
+        values = self.encoding.encode(table)
         part, label = table[PART].to_numpy(), table[LABEL].to_numpy()
         for number, split in enumerate(SPLITS):
             chosen = np.flatnonzero(part == number)
@@ -192,7 +192,7 @@ class PartWriter:
             write_part(file, label[chosen], numerical, categorical, self.columns)
         return {
             name: int((values[name] == OUT_OF_VOCABULARY).sum())
-            for name in self.encoder.vocabularies
+            for name in self.encoding.vocabularies
         }
 
 

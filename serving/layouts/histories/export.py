@@ -21,9 +21,7 @@ from lookback.formats.histories import CATALOGUE_FILE
 from lookback.formats.history_columns import ROLES, Role
 from lookback.formats.raw_ids import ID_DIRECTORY
 from lookback.formats.schema import SCHEMA_FILE, read_schema
-from lookback.formats.transforms import Bag, Buckets, Hashed, Vocabulary, transform_of
-from lookback.formats.vocabulary import FIRST_KNOWN, id_file
-from lookback.serving.encoding import VocabularyEncoder
+from lookback.formats.transforms import Vocabulary, transform_of
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.manifest import HISTORY_SUFFIX, CandidatesManifest, HistoriesManifest
 
@@ -123,25 +121,8 @@ class ExportedHistories(ExportedDataset):
     def _vocabularies(
         self, rows: Mapping[str, int], transforms: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, str]:
-        """The file of each feature's vocabulary, checked against the size of its table.
-
-        So are the tables of features that have none.
-        """
-        files = {}
-        for name, count in rows.items():
-            made = transform_of(transforms.get(name, Vocabulary().to_json()))
-            ids = made.elements if isinstance(made, Bag) else made
-            if isinstance(ids, Hashed | Buckets):
-                if ids.rows != count:
-                    raise UserError(
-                        f"{self.directory / DATASET_FILE}: the transformation of {name!r} needs "
-                        f"{ids.rows} rows, and the schema has {count}. {AGAIN}"
-                    )
-                continue
-            files[name] = file = f"{ID_DIRECTORY}/{id_file(name)}"
-            known = len(VocabularyEncoder.read(self.directory / file, name))
-            self.require_known(name, file, known, FIRST_KNOWN, count)
-        return files
+        """See `vocabularies_of`."""
+        return self.vocabularies_of(rows, transforms)
 
     def _summary(self) -> dict[str, Any]:
         info = read_histories_info(self.directory)

@@ -13,9 +13,9 @@ from lookback.core.errors import UserError
 from lookback.formats.history_columns import TIMESTAMP
 from lookback.serving.columns import HISTORY
 from lookback.serving.encoding import EncodedIds, ItemFeatures
+from lookback.serving.feature_encoders import FeatureEncoder, bags_of, encoder_of
 from lookback.serving.layouts.candidates import StoredUsers, StoredValues, known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
-from lookback.serving.layouts.histories.encoding import FeatureEncoder, bags_of, encoder_of
 from lookback.serving.layouts.histories.requests import TIME_GAP_INPUT, HistoryRequestEncoder
 from lookback.serving.layouts.histories.sample import require_same_dataset, sample_users
 from lookback.serving.manifest import HistoriesManifest

@@ -45,6 +45,7 @@ from lookback.serving.columns import (
     encode_ragged,
 )
 from lookback.serving.encoding import EncodedIds, ItemFeatures, whole_numbers
+from lookback.serving.feature_encoders import FeatureEncoder
 from lookback.serving.layouts.candidates import (
     CandidateRequestEncoder,
     IdEncoder,
@@ -52,7 +53,6 @@ from lookback.serving.layouts.candidates import (
     check_candidates,
     check_items,
 )
-from lookback.serving.layouts.histories.encoding import FeatureEncoder
 from lookback.serving.manifest import HISTORY_SUFFIX
 from lookback.serving.requests import EncodedBatch, Request, RequestError, check_keys, padded
 

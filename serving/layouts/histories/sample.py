@@ -18,7 +18,7 @@ from lookback.formats.impressions import POSITION, USER, impression_files
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.serving.columns import CANDIDATES, HISTORY
 from lookback.serving.encoding import EncodedIds
-from lookback.serving.layouts.histories.encoding import bags_of
+from lookback.serving.feature_encoders import bags_of
 from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
 from lookback.serving.manifest import HistoriesManifest, require_same_workflow
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,6 @@ from lookback.formats.vocabulary import HASHED, HEX_DIGITS, UNKNOWN, key_of, rea
 from lookback.serving.encoding import Int32, excerpt, finite_numbers
 
 Float32 = npt.NDArray[np.float32]
-
-
-class Numbers(Protocol):
-    """Turns numbers, as requests give them, into what the model reads."""
-
-    def encode(self, values: Sequence[Any]) -> Float32:
-        """Encodes ``[n]``; raises ValueError, saying what is wrong with them."""
 
 
 class ShiftedLogEncoder:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from lookback.core.manifests import SIZES
 from lookback.formats.dataset_info import (
     DATASET_FILE,
+    FEATURES,
     SPLITS,
     WORKFLOW_DIRECTORY,
     is_tabular,
     read_tabular_info,
 )
 from lookback.formats.description import FEATURE_SPEC_FILE, is_split_binary
-from lookback.formats.raw_ids import KEY_DIRECTORY
+from lookback.formats.raw_ids import ID_DIRECTORY, KEY_DIRECTORY
 from lookback.formats.schema import SCHEMA_FILE
 from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
+from lookback.formats.transforms import Vocabulary, transform_of
 from lookback.formats.vocabulary import UNKNOWN, key_file
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.tabular.encoding import KeyVocabulary
@@ -44,7 +46,10 @@ class ExportedTabular(ExportedDataset):
 
     def require(self) -> None:
         """Looks for the vocabularies of a workflow."""
-        self.require_parts(*([KEY_DIRECTORY] if self.ids == "raw" else []), SCHEMA_FILE)
+        typed = self._transforms.values()
+        keys = [KEY_DIRECTORY] if self.ids == "raw" and not typed else []
+        ids = [ID_DIRECTORY] if any(transform_of(said) == Vocabulary() for said in typed) else []
+        self.require_parts(*keys, *ids, SCHEMA_FILE)
 
     def schema(self, body: Mapping[str, Any]) -> Schema:
         """As the loader has it."""
@@ -70,6 +75,7 @@ class ExportedTabular(ExportedDataset):
             inputs={NUMERICAL: (None, len(numerical)), CATEGORICAL: (None, len(categorical))},
             cardinalities=rows,
             vocabularies=self._vocabularies(rows) if self.ids == "raw" else {},
+            transforms=self._transforms,
             dataset=self._summary(),
             **common,
         )
@@ -80,8 +86,17 @@ class ExportedTabular(ExportedDataset):
         if self.ids == "raw":
             self.copy_workflow(target)
 
+    @property
+    def _transforms(self) -> dict[str, dict[str, Any]]:
+        """That of each feature, if the dataset has raw values of typed ones."""
+        if self.ids == "encoded":
+            return {}
+        return dict(read_tabular_info(self.directory).get(FEATURES, {}))
+
     def _vocabularies(self, rows: Mapping[str, int]) -> dict[str, str]:
         """The file of each feature's vocabulary, checked against the size of its table."""
+        if self._transforms:
+            return self.vocabularies_of(rows, self._transforms)
         files = {name: f"{KEY_DIRECTORY}/{key_file(name)}" for name in rows}
         for name, file in files.items():
             known = len(KeyVocabulary.read(self.directory / file))

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.vocabulary import UNKNOWN
 from lookback.serving.encoding import EncodedIds, Encoder
+from lookback.serving.feature_encoders import encoder_of
 from lookback.serving.layouts.base import RequestLayout
 from lookback.serving.layouts.tabular.encoding import (
     EncodedNumbers,
     KeyVocabulary,
-    Numbers,
     ShiftedLogEncoder,
 )
 from lookback.serving.layouts.tabular.requests import RowEncoder
@@ -33,16 +33,9 @@ class TabularRequestLayout(RequestLayout):
 
     def load_encoder(self, directory: Path, manifest: TabularManifest) -> RowEncoder:
         """Maps the vocabularies."""
-        numbers: Numbers = EncodedNumbers()
-        if manifest.ids == "raw":
-            numbers = ShiftedLogEncoder()
-        encoders: dict[str, Encoder] = {}
-        for name in manifest.categorical:
-            if manifest.ids == "raw":
-                encoders[name] = KeyVocabulary.read(directory / manifest.vocabularies[name])
-            else:
-                encoders[name] = EncodedIds(manifest.cardinalities[name], lowest=UNKNOWN)
-        return RowEncoder(manifest.numerical, manifest.categorical, numbers, encoders)
+        features = (*manifest.numerical, *manifest.categorical)
+        encoders = {name: _encoder(directory, manifest, name) for name in features}
+        return RowEncoder(manifest.numerical, manifest.categorical, encoders)
 
     def answer(self, request: Request, manifest: TabularManifest, scores: Scores) -> dict[str, Any]:
         """The row's score."""
@@ -76,3 +69,16 @@ class TabularRequestLayout(RequestLayout):
         ids = random.integers(0, rows, (batch_size, len(rows)))
         numbers = random.standard_exponential((batch_size, len(manifest.numerical)), np.float32)
         return {NUMERICAL: numbers, CATEGORICAL: ids.astype(np.int32)}
+
+
+def _encoder(directory: Path, manifest: TabularManifest, name: str) -> Encoder:
+    """What encodes a feature: as it was fitted, or as all of its kind are."""
+    if manifest.ids == "encoded":
+        if name in manifest.numerical:
+            return EncodedNumbers()
+        return EncodedIds(manifest.cardinalities[name], lowest=UNKNOWN)
+    if manifest.transforms:
+        return encoder_of(directory, manifest, name)
+    if name in manifest.numerical:
+        return ShiftedLogEncoder()
+    return KeyVocabulary.read(directory / manifest.vocabularies[name])

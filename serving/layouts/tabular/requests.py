@@ -8,8 +8,9 @@ A request is a plain dictionary, one row, in one of two forms::
 Lists are in the order of the dataset's schema (``describe`` prints it). Every feature must be
 there: one that is left out by mistake would be scored all the same. A missing value is null.
 
-A bundle with a workflow takes raw values: numbers, and strings (null or "" for missing). One
-without takes a row as the model reads it: numbers, and ids from 0 on, none of them null.
+A bundle with a workflow takes raw values: numbers, and strings (null or "" for missing); of a log
+that was described column by column, values as they stood there (null for missing). One without
+takes a row as the model reads it: numbers, and ids from 0 on, none of them null.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import numpy as np
 
 from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.serving.encoding import Encoder
-from lookback.serving.layouts.tabular.encoding import Numbers
 from lookback.serving.requests import (
     EncodedBatch,
     Request,
@@ -40,13 +40,11 @@ class RowEncoder:
     Attributes:
       numerical: names of the N numbers.
       categorical: names of the M categorical features.
-      numbers: encodes all numbers.
-      encoders: of each categorical feature.
+      encoders: of each of them.
     """
 
     numerical: tuple[str, ...]
     categorical: tuple[str, ...]
-    numbers: Numbers
     encoders: Mapping[str, Encoder]
 
     def check(self, index: int, request: Request) -> int:
@@ -92,13 +90,13 @@ class RowEncoder:
           RequestError: naming the request and the field.
         """
         counts = tuple(self.check(index, request) for index, request in enumerate(requests))
-        columns = self._columns(requests, NUMERICAL, self.numerical)
-        numerical = [self._encode(requests, *c, self.numbers.encode) for c in columns]
-        columns = self._columns(requests, CATEGORICAL, self.categorical)
-        categorical = [
-            self._encode(requests, *column, self.encoders[name].encode)
-            for name, column in zip(self.categorical, columns, strict=True)
-        ]
+        numerical, categorical = (
+            [
+                self._encode(requests, *column, self.encoders[name].encode)
+                for name, column in zip(names, self._columns(requests, part, names), strict=True)
+            ]
+            for part, names in self._parts()
+        )
         inputs = {
             NUMERICAL: _matrix(numerical, len(requests), np.float32),
             CATEGORICAL: _matrix(categorical, len(requests), np.int32),

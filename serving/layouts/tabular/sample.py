@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from lookback.core.errors import UserError
 from lookback.core.manifests import SIZES
 from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
-from lookback.serving.layouts.tabular.encoding import KeyVocabulary, ShiftedLogEncoder
+from lookback.serving.feature_encoders import FeatureEncoder
 from lookback.serving.layouts.tabular.requests import RowEncoder
 from lookback.serving.manifest import TabularManifest, require_same_workflow
 
@@ -75,22 +75,23 @@ def _request(
 ) -> dict[str, Any]:
     if manifest.ids == "encoded":
         return {NUMERICAL: numerical.tolist(), CATEGORICAL: categorical.tolist()}
-    numbers = encoder.numbers
-    if not isinstance(numbers, ShiftedLogEncoder):
-        raise ValueError("a bundle of raw values encodes numbers")
-    values: list[str | None] = []
-    for name, i in zip(manifest.categorical, categorical, strict=True):
-        vocabulary = encoder.encoders[name]
-        if not isinstance(vocabulary, KeyVocabulary):
-            raise ValueError("a bundle of raw values has vocabularies")
-        try:
-            values += vocabulary.decode([i])
-        except ValueError as error:
-            raise UserError(
-                f"Raw values of {name!r} cannot be recovered: {error}. Take requests from the raw "
-                "data instead."
-            ) from error
-    return {NUMERICAL: numbers.decode(numerical), CATEGORICAL: values}
+    request: dict[str, Any] = {}
+    for part, names, row in (
+        (NUMERICAL, manifest.numerical, numerical),
+        (CATEGORICAL, manifest.categorical, categorical),
+    ):
+        request[part] = []
+        for name, value in zip(names, row, strict=True):
+            # That of raw values decodes, too.
+            decoder = cast(FeatureEncoder, encoder.encoders[name])
+            try:
+                request[part] += decoder.decode(np.array([value]))
+            except ValueError as error:
+                raise UserError(
+                    f"Raw values of {name!r} cannot be recovered: {error}. Take requests from the "
+                    "raw data instead."
+                ) from error
+    return request
 
 
 def _read(data: Any, block: int, row: int) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Raw values of typed features to what a model over histories reads, and back.
+"""Raw values of typed features to what a model reads, and back.
 
 Transformations are those of `formats.transforms`, which prepared the data; what is here checks what
 requests bring, and finds raw values for samples of them.
@@ -20,7 +20,7 @@ from lookback.formats.bags import padded, read_bags
 from lookback.formats.transforms import Bag, Buckets, Hashed, Number, Vocabulary, transform_of
 from lookback.formats.vocabulary import FIRST_KNOWN, NULL, PADDING
 from lookback.serving.encoding import Int32, VocabularyEncoder, excerpt, finite_numbers
-from lookback.serving.manifest import HistoriesManifest
+from lookback.serving.manifest import HistoriesManifest, TabularManifest
 
 _TRIES = 1 << 22
 """Numbers of which one is looked for that falls into a bucket of a hash: each is hit by this many
@@ -172,7 +172,9 @@ class BagEncoder:
         return texts
 
 
-def encoder_of(directory: Path, manifest: HistoriesManifest, name: str) -> FeatureEncoder:
+def encoder_of(
+    directory: Path, manifest: HistoriesManifest | TabularManifest, name: str
+) -> FeatureEncoder:
     """The encoder of a feature.
 
     Args:
