@@ -71,8 +71,14 @@ class TabularBody(ClickBody):
         """The bottom MLP's output ``[B, H]``, then the embeddings, M times ``[B, D]``.
 
         The embeddings in float32, as tables are; arguments and errors as of `lookups`.
+
+        Of rows without numbers the MLP reads a constant 1. So it learns one vector for all rows,
+        and what is multiplied with that are linear terms of the embeddings.
         """
-        bottom = self._bottom(_matrix(inputs, NUMERICAL, len(self._features.numerical)))
+        numbers = _matrix(inputs, NUMERICAL, len(self._features.numerical))  # [B, N]
+        if not self._features.numerical:
+            numbers = tf.ones([tf.shape(numbers)[0], 1], numbers.dtype)
+        bottom = self._bottom(numbers)
         embedded = self.embeddings(self.lookups(inputs))
         return [bottom, *embedded.values()]
 
@@ -114,13 +120,14 @@ def build_tabular(
       A model from a batch to float32 logits ``[B, 1]``.
 
     Raises:
-      UserError: if the dataset has no numerical or no categorical column.
+      UserError: if the dataset has no categorical column.
     """
     features = TabularFeatures.from_schema(schema)
-    if not features.numerical or not features.categorical:
+    if not features.categorical:
         raise UserError(
-            f"The model needs numerical and categorical columns; the dataset has "
-            f"{len(features.numerical)} and {len(features.categorical)}. Use another dataset."
+            "The model needs categorical columns; the dataset has "
+            f"{len(features.numerical)} numerical ones and none of them. Use another dataset, or "
+            "make buckets of numbers (type: buckets, of a log of one's own)."
         )
     tables, feature_tables = _tables(schema, config)
     body = body_class(features, tables, config, sharding, feature_tables)

@@ -164,10 +164,25 @@ def test_a_matrix_of_another_width_is_refused(name):
         make_model("dlrm")(features)
 
 
-@pytest.mark.parametrize(("numerical", "rows"), [(0, ROWS), (N, {})])
-def test_a_dataset_without_numbers_or_ids_is_refused(numerical, rows):
-    with pytest.raises(UserError, match="needs numerical and categorical columns"):
-        dlrm.build(tabular_schema(numerical, rows), DLRMConfig(**SMALL))
+def test_a_dataset_without_ids_is_refused():
+    with pytest.raises(UserError, match="needs categorical columns; the dataset has 3 numerical"):
+        dlrm.build(tabular_schema(N, {}), DLRMConfig(**SMALL))
+
+
+@EACH
+def test_without_numbers_a_constant_takes_their_place(kind):
+    module, config_class, options = KINDS[kind]
+    config = config_class(**{**SMALL, **options})
+    features, _ = make_batch()
+    rows = len(features["categorical"])
+    constant = {**features, "numerical": tf.ones([rows, 1])}
+    nothing = {**features, "numerical": tf.zeros([rows, 0])}
+    of_one = module.build(tabular_schema(1, ROWS), config)
+    expected = of_one(constant)
+    without = module.build(tabular_schema(0, ROWS), config)
+    without(nothing)
+    without.set_weights(of_one.get_weights())
+    np.testing.assert_array_equal(without(nothing), expected)
 
 
 # --- precision, configuration, saving ---

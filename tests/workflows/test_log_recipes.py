@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 import yaml
 
+from lookback import cli
+from lookback.serving.bundle import Bundle
 from lookback.workflows.cluster import open_runner
 from lookback.workflows.commands import PROGRAM
 from lookback.workflows.datasets.log import LogReader
@@ -18,6 +24,7 @@ from lookback.workflows.datasets.movielens import GENRES_100K
 from lookback.workflows.log.document import options_of_log, read_description
 from lookback.workflows.log.recipes import RECIPES
 from lookback.workflows.text import BadLineCounter
+from tests.serving.tabular_data import rows_to_test, small_model
 
 Tables = dict[str, dict[str, list[Any]]]
 
@@ -300,6 +307,90 @@ def test_lastfm_1k(tmp_path: Path) -> None:
         "age": [None],
         "country": ["Japan"],
     }
+
+
+def _rows_of(recipe: str, directory: Path) -> tuple[Path, pd.DataFrame]:
+    """Makes a dataset by a recipe, of all values; gives its test rows, too."""
+    out = directory / "out"
+    words = ["--config", str(RECIPES / f"{recipe}.yaml"), "--input", str(directory)]
+    words += ["--frequency_threshold", "0", "--workers", "0", "--output", str(out)]
+    assert PROGRAM.main(["run", *words]) == 0
+    return out, pq.read_table(out / "test").to_pandas()
+
+
+def test_avazu(tmp_path: Path) -> None:
+    columns = (
+        "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,"
+        "app_category,device_id,device_ip,device_model,device_type,device_conn_type,C14,C15,C16,"
+        "C17,C18,C19,C20,C21"
+    )
+    line = (
+        "1000009418151094273,{click},{hour},1005,0,1fbe01fe,f3845767,28905ebd,ecad2386,7801e8d9,"
+        "07d7df22,a99f214a,{ip},44956a24,1,2,15706,320,50,1722,0,35,-1,79"
+    )
+    hours = ["14102100", "14102823", "14102123", "14102900", "14102923", "14103000", "14103023"]
+    ips = ["ddd2926e", "96809ac8", "ddd2926e", "ddd2926e", "00000001", "96809ac8", "b3cf8def"]
+    rows = [
+        line.format(click=n % 2, hour=hour, ip=ip)
+        for n, (hour, ip) in enumerate(zip(hours, ips, strict=True))
+    ]
+    (tmp_path / "train.csv").write_text("\n".join([columns, *rows]) + "\n")
+    out, test = _rows_of("avazu", tmp_path)
+    assert list(test.columns) == ["label", *columns.split(",")[3:]]
+    assert test["label"].tolist() == [1, 0]
+    # Of the three rows to train on ddd2926e is the first, 96809ac8 the next; b3cf8def is unknown.
+    assert test["device_ip"].tolist() == [4, 2] and test["C20"].tolist() == [3, 3]
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert info["counts"]["train"] == 3 and info["counts"]["validation"] == 2
+    assert yaml.safe_load((RECIPES / "avazu.yaml").read_text())["frequency_threshold"] == 5
+
+    # No column is a number: a model of them learns and is served all the same.
+    words = ["--model_type", "dlrm", "--dataset_dir", str(out), "--global_batch_size", "3"]
+    words += ["--results_dir", str(tmp_path / "results"), "--epochs", "1", "--embedding_dim", "4"]
+    words += ["--bottom_mlp_sizes", "6,4", "--top_mlp_sizes", "8,1", "--warmup_steps", "0"]
+    words += ["--decay_start_step", "none", "--decay_steps", "0"]
+    cli.train([*words, "--export_dir", str(tmp_path / "export")])
+    request = dict(zip(columns.split(",")[3:], rows[-1].split(",")[3:], strict=True))
+    numbers = {n for n, v in request.items() if v.lstrip("-").isdecimal() and v != "00000001"}
+    request |= {name: int(request[name]) for name in numbers}
+    bundle = Bundle.load(tmp_path / "export")
+    encoded = bundle.encoder.encode([request]).inputs["categorical"][0]
+    assert encoded.tolist() == test.iloc[1, 1:].tolist()
+    assert 0 < bundle.score([request])[0].probability[0] < 1
+
+
+def test_criteo_kaggle(tmp_path: Path) -> None:
+    categories = "68fd1e64\t80e26c9b\tfb936136\t7b4723c4\t25c83c98\t7e0ccccf\tde7995b8\t1f89b562"
+    categories += "\ta73ee510\ta8cd5504\tb2cb9c98\t37c9c164\t2824a5f6\t1adce6ef\t8ba8b39a"
+    categories += "\t891b62e7\te5ba7672\tf54016b9\t21ddcdc9\tb1252a9d\t07b5194c\t\t3a171ecb"
+    categories += "\tc5c50484\te8b83407\t9727dd16"
+    numbers = "\t-1\t5\t0\t1382\t4\t15\t2\t181\t1\t2\t\t2"
+    rows = [f"{n % 2}\t{n or ''}{numbers}\t{categories}" for n in range(28)]
+    rows[-1] = rows[-1].replace("68fd1e64", "05db9164")
+    (tmp_path / "train.txt").write_text("\n".join(rows) + "\n")
+    out, test = _rows_of("criteo-kaggle", tmp_path)
+    names = [f"I{n}" for n in range(1, 14)], [f"C{n}" for n in range(1, 27)]
+    assert list(test.columns) == ["label", *names[0], *names[1]]
+    assert test["label"].tolist() == [0, 1]  # the last of 4 rows of the last seventh
+    logs = np.log1p(np.arange(24))  # a missing one counts as 0
+    expected = (np.log1p([26, 27]) - logs.mean()) / logs.std()
+    np.testing.assert_allclose(test["I1"], expected, rtol=1e-5)
+    assert test["I12"].tolist() == [0, 0]  # always missing
+    assert test["C1"].tolist() == [3, 2] and test["C22"].tolist() == [1, 1]
+    assert yaml.safe_load((RECIPES / "criteo-kaggle.yaml").read_text())["frequency_threshold"] == 10
+
+    model = small_model(out)
+    inputs = {name: tf.constant(values) for name, values in rows_to_test(out).items()}
+    labels = tf.constant(test["label"].to_numpy()[:, np.newaxis])
+    losses = []
+    for _ in range(2):
+        with tf.GradientTape() as tape:
+            logits = model(inputs, training=True)
+            losses.append(tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)))
+        variables = model.trainable_variables
+        for variable, gradient in zip(variables, tape.gradient(losses[-1], variables), strict=True):
+            variable.assign_sub(1e-3 * tf.convert_to_tensor(gradient))
+    assert losses[1] < losses[0]
 
 
 def test_every_recipe_is_tested_and_printed(
