@@ -60,7 +60,8 @@ class LeftOut:
       repeated_targets: the user had the target before, and only items that the user has never met
         would compete with it: whoever tells the two apart would win.
       without_negatives: the user has met so many items that too few are left to compete.
-      without_history: the user did nothing before the target, which training never asks for.
+      without_history: the user did nothing before the target (of models of users and items: nothing
+        to train on), which training never asks for.
     """
 
     unknown_targets: int = 0

@@ -2,8 +2,10 @@
 
 A training sample is a positive, an event that is not held out, with its sampled negatives; in an
 evaluation every user's held-out event competes with negatives that the user has not met, or with
-all such items of the catalogue. Everything is drawn by counter-based generators, so that any batch
-can be rebuilt from (seed, epoch, step), on any number of processes.
+all such items of the catalogue (He et al. 2017, section 4.1). Of a split by time that is the first
+event of the user in the part; users without one, and those who have none to train on, are not
+ranked. Everything is drawn by counter-based generators, so that any batch can be rebuilt from
+(seed, epoch, step), on any number of processes.
 
 Ids that are no item (missing, rare, unknown: they share a row) are neither positives nor negatives.
 """
@@ -26,7 +28,7 @@ from lookback.dataloading.evaluations import (
     require_samples,
 )
 from lookback.dataloading.histories.resident import Histories
-from lookback.dataloading.histories.splits import LeaveLastOut
+from lookback.dataloading.histories.splits import ByUsers
 from lookback.dataloading.histories.targets import NOTHING_IS_NEW
 from lookback.dataloading.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import WHOLE, Part
@@ -102,7 +104,7 @@ class InteractionSource(NumberedSource):
 
         Raises:
           UserError: if a batch is too small for one sample, a user has too few interactions, or
-            nothing is left to train on; or if it is not the users' last events that are held out.
+            nothing is left to train on; or if users are held out, or labels are given.
         """
         self.schema = histories.schema
         self._features = InteractionFeatures.from_schema(histories.schema)
@@ -116,7 +118,7 @@ class InteractionSource(NumberedSource):
         self._repeat_count = repeat_count
         eval_size = batch_size if eval_batch_size is None else eval_batch_size
         self._batch = _samples("global_batch_size", batch_size, 1 + negative_samples)
-        _require_last_out(histories)
+        _require_events_held_out(histories)
         histories.require_targets()
         self._known = None
         if exact_negatives:
@@ -213,7 +215,7 @@ class InteractionSource(NumberedSource):
 
     @property
     def held_out(self) -> Sequence[str]:
-        """The users' last items, and where the workflow kept them those before."""
+        """The test, and the validation where the workflow made one."""
         return ("validation", "test") if self._histories.split.has_validation else ("test",)
 
     def evaluations(self, split: str) -> list[EvaluationPass]:
@@ -286,8 +288,11 @@ class InteractionSource(NumberedSource):
         """Places ``[B]`` of this process's part of a batch among those who are ranked."""
         return self._part.of_batch(feed, self._users_of(split), len(self._ranked[split].users))
 
-    def _events(self, split: str) -> npt.NDArray[np.int64]:
-        """Numbers ``[U]`` of the users' events that a split holds out.
+    def _events(self, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Users of whom a split holds something out, and the first event of each that it does.
+
+        Returns:
+          Places ``[U']``, and numbers of events ``[U']``.
 
         Raises:
           UserError: if it holds nothing out.
@@ -303,7 +308,9 @@ class InteractionSource(NumberedSource):
                 "The dataset has no validation split. Run the workflow again, without "
                 "--no_validation."
             )
-        return self._histories.offsets[:-1] + self._histories.targets[name][0]
+        begins, ends = self._histories.targets[name]
+        users = np.flatnonzero(ends > begins)
+        return users, (self._histories.offsets[:-1] + begins)[users]
 
     def _rank(self, split: str) -> _Ranked:
         """Who is ranked, and among what.
@@ -311,19 +318,22 @@ class InteractionSource(NumberedSource):
         Raises:
           UserError: if the split is not there, or nobody can be ranked.
         """
-        events = self._events(split)
-        item = self._histories.item_features[self._features.item][events]  # [U]
+        users, events = self._events(split)
+        item = self._histories.item_features[self._features.item][events]  # [U']
         wanted = 1 if split.endswith(CATALOGUE) else self._test_negatives
+        free = self._met.free[users]
         unknown, repeated = item < FIRST_KNOWN, self._met.repeated[events]
-        users, left_out = LeftOut.among(unknown, repeated, self._met.free < wanted)
-        most = int(self._met.free[~(unknown | repeated)].max(initial=0))
+        new = self._histories.targets["train"][1][users] < 1  # nothing to train on
+        kept, left_out = LeftOut.among(unknown, repeated, free < wanted, new)
+        most = int(free[~(unknown | repeated)].max(initial=0))
+        users, item = users[kept], item[kept]
         if 0 < most < wanted:
             raise UserError(
                 f"test_negatives: expected at most {most}, the most items that a user has not met "
                 f"(of {len(self._catalogue)}), received {wanted}. Users with fewer are not ranked."
             )
         require_samples(split, len(users), left_out)
-        targets = self._catalogue.places(item[users])
+        targets = self._catalogue.places(item)
         candidates = None
         if not split.endswith(CATALOGUE):
             places = np.concatenate([targets[:, None], self._test_places(split, users)], 1)
@@ -368,14 +378,18 @@ def _samples(option: str, rows: int, candidates: int) -> int:
     return rows // candidates
 
 
-def _require_last_out(histories: Histories) -> None:
-    """Refuses data of which a user's held-out event is none, or not one."""
-    if histories.impressions is not None or not isinstance(histories.split, LeaveLastOut):
-        found = "a split by time or by users"
-        if histories.impressions is not None:
-            found = "explicit labels"
+def _require_events_held_out(histories: Histories) -> None:
+    """Refuses data of which no user's event is held out, of those that are trained on."""
+    if histories.impressions is not None:
         raise UserError(
-            "dataset_dir: models of users and items are ranked by each user's last event, expected "
-            f"to be held out, and this dataset has {found}. Choose a model over histories, or run "
-            "the workflow with sampled labels and a split by last."
+            "dataset_dir: models of users and items learn of what users chose and are ranked by "
+            "what they chose next, and this dataset has explicit labels, of items as they were "
+            "shown. Choose a model over histories or over rows, or run the workflow with sampled "
+            "labels."
+        )
+    if isinstance(histories.split, ByUsers):
+        raise UserError(
+            "dataset_dir: models of users and items know the users that they were trained on "
+            "alone, and this dataset has a split by users: those of the test are others. Choose a "
+            "model over histories, or run the workflow with a split by last or by time."
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -9,6 +11,7 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.dataloading.evaluations import LeftOut
+from lookback.dataloading.histories.splits import ByTime, ByUsers
 from lookback.dataloading.interactions.source import CATALOGUE, InteractionSource
 from lookback.dataloading.known_items import Catalogue, KnownItems
 from lookback.dataloading.parts import Part
@@ -246,7 +249,44 @@ def test_ranks_share_an_evaluation(histories, ranks):
         np.testing.assert_array_equal(np.concatenate(found), expected)
 
 
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_by_time_a_users_first_event_of_the_part_is_ranked(histories, name):
+    validation, test = np.quantile(histories.timestamps, [0.5, 0.75]).astype(int).tolist()
+    histories = dataclasses.replace(histories, split=ByTime(validation, test))
+    made = source(histories)
+    low, high = {"validation": (validation, test), "test": (test, 10**10)}[name]
+    item = histories.item_features["item_id"]
+    training, expected, new = [], {}, 0
+    for place, user in enumerate(histories.user_features["user_id"].tolist()):
+        events = np.arange(*histories.offsets[place : place + 2])
+        times = histories.timestamps[events]
+        training += [(user, i) for i in item[events[times < validation]].tolist()]
+        first = events[(times >= low) & (times < high)][:1]
+        if len(first) and (times < validation).any():
+            expected[user] = (int(item[first[0]]), set(item[events].tolist()))
+        new += int(len(first) and not (times < validation).any())
+    users, items, _ = epoch_of(made)
+    assert sorted(zip(users.tolist(), items[:, 0].tolist(), strict=True)) == sorted(training)
+    steps = made.eval_steps(name)
+    assert steps and len(expected) < len(LENGTHS)  # some user has none
+    found = {}
+    for feed in made.eval_feeds(name):
+        features, _ = made.eval_batch(name, feed)
+        rows = zip(features["user_id"].numpy().tolist(), features["item_id"].numpy(), strict=True)
+        for user, (positive, *negatives) in rows:
+            assert not set(negatives) & expected[user][1] and len(set(negatives)) == 5
+            found[user] = positive
+    assert found == {user: positive for user, (positive, _) in expected.items()}
+    assert made.left_out(name) == LeftOut(without_history=new)
+
+
 # --- mistakes ---
+
+
+def test_users_that_are_held_out_cannot_be_ranked(histories):
+    split = ByUsers(np.arange(len(LENGTHS), dtype=np.int8) % 3)
+    with pytest.raises(UserError, match="a split by users: those of the test are others"):
+        source(dataclasses.replace(histories, split=split))
 
 
 @pytest.mark.parametrize(
@@ -299,8 +339,6 @@ def test_splits_that_are_not_there(histories):
 
 
 def test_items_that_no_catalogue_has(make_histories):
-    import dataclasses
-
     histories = make_histories((5, 4))
     short = {name: ids[1:] for name, ids in histories.catalogue.items()}
     with pytest.raises(UserError, match=r"Item id \d+ occurs in a history but not in items"):

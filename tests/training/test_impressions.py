@@ -179,15 +179,14 @@ def test_rankings_are_refused_by_name(directory, tmp_path):
         trainer(directory, metrics=("hr@10",))
 
 
-def test_models_of_pairs_refuse_impressions_and_splits_that_are_not_by_last(
+def test_models_of_pairs_refuse_impressions_but_take_events_by_time(
     directory, shown, write_dataset, tmp_path
 ):
     with pytest.raises(UserError, match="this dataset has explicit labels"):
         open_source(*configs(directory, model_type="neumf"))
     sampled = dataclasses.replace(shown, impressions=None)
     other = write_dataset(sampled, tmp_path / "data")
-    with pytest.raises(UserError, match="a split by time or by users"):
-        open_source(*configs(other, model_type="neumf"))
+    assert open_source(*configs(other, model_type="neumf")).held_out == ("validation", "test")
 
 
 def test_rows_are_counted_before_data_is_opened(directory, shown, write_dataset, tmp_path):
