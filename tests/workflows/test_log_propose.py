@@ -93,6 +93,43 @@ def test_a_proposal_says_which_file_and_column_is_what(tmp_path: Path) -> None:
         assert reason in proposal.text
 
 
+def test_labels_of_rows_without_users_may_be_of_layout_tabular(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    times = [f"2024-01-21T{n % 24:02}:00:00Z" for n in range(300)]
+    frame = pd.DataFrame({"id": [f"row {n} of many" for n in range(300)], "shown": times})
+    frame["click"] = random.integers(0, 2, 300)
+    frame["banner_pos"] = random.integers(0, 4, 300)
+    frame["site"] = [f"s{n}" for n in random.integers(0, 30, 300)]
+    frame["topics"] = random.choice(["a|b", "b|c|a", "c"], 300)
+    frame["price"] = random.exponential(10, 300).round(2)
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    path = tmp_path / "my.yaml"
+    assert PROGRAM.main(["init", str(tmp_path / "train.csv"), "--output", str(path)]) == 0
+    said = capsys.readouterr().err
+    assert "set layout (click looks like a label, and not both users and items are called" in said
+    assert said.count("\nset ") == 1
+    with pytest.raises(UserError, match=r"layout \(line \d+\): expected one of histories, tabular"):
+        read_description(path)
+    proposed = path.read_text()
+    path.write_text(proposed.replace("layout:", "layout: tabular"))
+    content = read_description(path).content()
+    assert content["events"]["label"] == {"column": "click"}
+    features = content["events"]["features"]
+    assert features["site"] == features["banner_pos"] == {"type": "category"}
+    assert features["price"]["type"] == "number"
+    assert not {"id", "click", "topics", "shown"} & set(features)
+    assert content["events"]["time"] == {"column": "shown", "unit": "iso"}
+    assert "topics: left out" in proposed and "layout tabular has no lists" in proposed
+    assert content["split"] == {"by": "rows", "test": 0.1, "validation": 0.1}
+    words = ["run", "--config", str(path), "--output", str(tmp_path / "out"), "--workers", "0"]
+    assert PROGRAM.main(words) == 0
+    path.write_text(proposed.replace("layout:", "layout: histories"))
+    with pytest.raises(UserError, match=r"events\.user .*histories are of users, items and times"):
+        read_description(path)
+
+
 def test_a_label_must_be_decided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(path) for path in _shop(tmp_path, label=True)]
     path = tmp_path / "my.yaml"

@@ -23,6 +23,7 @@ from lookback.workflows.log.look import Look, look_at
 MOST_OF_BAG_PROPOSED = 16
 _MOSTLY = 0.9  # share of the events' ids that a key of another name must have
 _SHOWN = 6  # columns or values in a comment
+_SPLIT_OF_ROWS = {"by": "rows", "test": 0.1, "validation": 0.1, "seed": 0}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,13 @@ class _Group:
 
 @dataclass
 class _Writer:
-    """Lines of YAML, and what is open."""
+    """Lines of YAML, and what is open.
 
+    Attributes:
+      rows: the label of rows that may be of layout tabular, which then is proposed; None: none.
+    """
+
+    rows: str | None = None
     lines: list[str] = field(default_factory=list)
     open: dict[str, str] = field(default_factory=dict)
 
@@ -122,6 +128,10 @@ def propose(paths: Sequence[Path], directory: Path) -> Proposal:
         out.note(0, "Which files are events is in doubt: none or several have users, items, times.")
         out.choice(0, "events", [group.names for group in groups], "files of events of")
         return Proposal("\n".join(out.lines) + "\n", out.open, rows)
+    out.rows = _label_alone(events)
+    if out.rows is not None:
+        why = f"{out.rows} looks like a label, and not both users and items are called so"
+        out.choice(0, "layout", ["tabular", "histories (with events.user and events.item)"], why)
     user, item = _write_events(out, events, directory)
     parts = (("items", item, ITEM_NAME), ("users", user, USER_NAME))
     others = [group for group in groups if group is not events]
@@ -141,7 +151,12 @@ def propose(paths: Sequence[Path], directory: Path) -> Proposal:
     for number, group in enumerate(others):
         if all(found[number] is None for found in keys.values()):
             out.note(0, f"Not used: {group.names}, of which no column is the events' user or item.")
-    _write_rest(out, events)
+    if out.rows is None:
+        _write_rest(out, events)
+    else:
+        out.add(0, "split", _SPLIT_OF_ROWS, "of all rows, drawn by the seed")
+        out.note(0, "or what is later: {by: time, validation_from: ..., test_from: ...}")
+        out.note(0, "or the last rows: {by: last, test: 0.1, validation: 0.1}")
     return Proposal("\n".join(out.lines) + "\n", out.open, rows)
 
 
@@ -182,6 +197,10 @@ def _write_events(out: _Writer, group: _Group, directory: Path) -> tuple[str | N
             found = group.guesses[named[0]]
             out.add(1, key, named[0], f"by its name; {found.distinct:,} different in the rows seen")
             chosen.append(named[0])
+        elif out.rows is not None:
+            found_so = f"several: {', '.join(named[:_SHOWN])}" if named else "no column"
+            out.note(1, f"{key}: {found_so}, by their names; histories need one")
+            chosen.append(None)
         else:
             ids = named or [n for n in group.columns if n not in times and not _is_list(group, n)]
             what = "several columns are called so" if named else "no column is called so; one of"
@@ -190,6 +209,9 @@ def _write_events(out: _Writer, group: _Group, directory: Path) -> tuple[str | N
             doubtful |= set(ids)
     if len(times) == 1:
         _write_time(out, times[0], group.guesses[times[0]])
+    elif out.rows is not None:
+        found_so = f"several: {', '.join(times[:_SHOWN])}" if times else "no column"
+        out.note(1, f"time: {found_so}, by their values; a split by time needs one")
     else:
         why = "several columns are times" if times else "no column is a time; numbers that increase"
         choices = times or [n for n, g in group.guesses.items() if g.kind == "number"]
@@ -197,6 +219,12 @@ def _write_events(out: _Writer, group: _Group, directory: Path) -> tuple[str | N
     taken = {*chosen, *(times if len(times) == 1 else ())}
     labels = _labels_of(group, taken)
     left = [n for n in group.columns if n not in {*taken, *labels, *doubtful, *times}]
+    if out.rows is not None:
+        said = {"column": out.rows, "positive": [1]}
+        out.add(1, "label", said, "two values; leave features out that are known only afterwards")
+        for name in labels:
+            if name != out.rows:
+                out.note(1, f"{name}: left out, looks like a label, too")
     _write_features(out, group, left, True)
     for name in sorted({*doubtful, *times} - taken):
         kept = _written(_feature(group.guesses[name]))
@@ -241,15 +269,17 @@ def _rows_of(group: _Group) -> str:
 
 def _write_features(out: _Writer, group: _Group, names: Sequence[str], of_events: bool) -> None:
     """Writes a feature a line; what is none, as a comment."""
-    proposed = [name for name in names if group.guesses[name].kind not in ("text", "constant")]
+    unused = ("text", "constant") if out.rows is None else ("text", "constant", "categories")
+    proposed = [name for name in names if group.guesses[name].kind not in unused]
     if proposed:
         out.add(1, "features")
-        if of_events:
+        if of_events and out.rows is None:
             out.note(2, "known: before, of what is known when an item is shown (device, hour)")
     for name in names:
         found = group.guesses[name]
-        if found.kind in ("text", "constant"):
-            out.note(2 if proposed else 1, f"{name}: left out, {found.reason}")
+        if found.kind in unused:
+            lists = "; layout tabular has no lists" if found.kind == "categories" else ""
+            out.note(2 if proposed else 1, f"{name}: left out, {found.reason}{lists}")
             continue
         feature = _feature(found)
         own = re.sub(r"\W+", "_", name).strip("_")
@@ -303,6 +333,14 @@ def _write_keyed(
         out.note(2, f"{name}: left out, a time of {part} is no feature")
 
 
+def _label_alone(group: _Group) -> str | None:
+    """The label of rows that are nobody's, or of nothing, as far as names tell; else None."""
+    labels = _labels_of(group, ())
+    if not labels or (group.named(USER_NAME) and group.named(ITEM_NAME)):
+        return None
+    return labels[0]
+
+
 def _labels_of(group: _Group, taken: Iterable[str | None]) -> list[str]:
     return [
         name
@@ -322,6 +360,7 @@ def _write_rest(out: _Writer, events: _Group) -> None:
         out.note(0, f"  label: {{column: {labels[0]}, positive: [1]}}")
         out.note(0, "and a split by time or users. If only the positive rows count: sampled, with")
         out.note(0, f"  where: [{{column: {labels[0]}, in: [1]}}]")
+        out.note(0, "For models of rows (DLRM, DCNv2) say layout: tabular and that label instead.")
         out.choice(0, "labels", ["explicit", "sampled"], f"{labels[0]} looks like a label")
     else:
         out.add(0, "labels", "sampled", "every row is a positive; negatives are drawn")
