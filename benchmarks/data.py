@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from lookback.core.files import atomic_directory
 from lookback.formats.dataset_info import HISTORIES, write_info
