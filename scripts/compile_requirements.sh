@@ -21,6 +21,7 @@ compile runtime 3.11 "$@"
 compile dev 3.11 --constraints requirements/runtime.txt "$@"
 compile tools 3.11 "$@"
 compile build 3.11 "$@"
+compile docs 3.11 "$@"
 # Its dependencies are locked in runtime.txt.
 compile horovod 3.11 --no-deps "$@"
 # The Merlin image has these already, in versions that its TensorFlow and pandas were built with.

@@ -49,7 +49,7 @@ class Bundle:
     def load(cls, directory: str | Path, trusted_digest: str | None = None) -> Bundle:
         """Verifies and loads a bundle.
 
-        Its SavedModel is code that scoring runs: see the README's "Whom to trust".
+        Its SavedModel is code that scoring runs: see docs/trust.md.
 
         Args:
           directory: that train.py --export_dir wrote.

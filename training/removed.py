@@ -74,7 +74,7 @@ REMOVED: dict[str, str] = {
 
 
 def removed_table() -> str:
-    """`REMOVED` as a Markdown table, for the README."""
+    """`REMOVED` as a Markdown table, for the documents."""
     lines = ["| Parameter | Why it is not needed, and what replaces it |", "|---|---|"]
     lines += [f"| `{name}` | {text[0].upper()}{text[1:]} |" for name, text in REMOVED.items()]
     return "\n".join(lines) + "\n"

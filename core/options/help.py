@@ -57,7 +57,8 @@ def parameter_table(line: CommandLine) -> str:
         if owners and len(owners) < len(line.variants):
             text += f" (only {', '.join(owners)})"
         default = option.show(option.default).replace("|", "\\|")
-        lines.append(f"| {option.scope} | `{option.name}` | {text} | {default} |")
+        name = option.written if option.positional else option.name
+        lines.append(f"| {option.scope} | `{name}` | {text} | {default} |")
     return "\n".join(lines) + "\n"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
+import json
 import math
 import os
 import re
@@ -306,6 +307,8 @@ class Option:
         """The value as one would write it on the command line, for tables and `--help`."""
         if value is dataclasses.MISSING:
             return "required"
+        if isinstance(value, Structure):
+            return json.dumps(value.content())
         if isinstance(value, tuple):
             return ",".join(str(element) for element in value)
         if value is not None and self.unit == "bytes":
