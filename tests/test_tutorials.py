@@ -7,12 +7,11 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 
 from lookback import cli
 from lookback.core.options.program import Program
-from lookback.workflows.commands import PROGRAM
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -42,6 +41,10 @@ def lookback(words: list[str]) -> None:
     assert inside.main(rest) == 0, words
 
 
+def run_script(name: str) -> None:
+    exec(compile(Path(name).read_text(), name, "exec"), {})
+
+
 def test_the_tutorial_runs(in_empty_directory, running_eagerly, capsys) -> None:
     text = (DOCS / "tutorial.md").read_text()
     for written, smaller in SMALLER.items():
@@ -56,7 +59,7 @@ def test_the_tutorial_runs(in_empty_directory, running_eagerly, capsys) -> None:
                 command, _, output = line.partition(" > ")
                 words = shlex.split(command)
                 if words[0] == "python3":
-                    exec(compile(Path(words[1]).read_text(), words[1], "exec"), {})
+                    run_script(words[1])
                 else:
                     lookback(words[1:])
                 said[line] = capsys.readouterr().out
@@ -74,26 +77,16 @@ def test_the_tutorial_runs(in_empty_directory, running_eagerly, capsys) -> None:
 
 
 def test_the_impressions_of_the_page_make_a_dataset(in_empty_directory: Path) -> None:
-    text = (DOCS / "how-to/impressions.md").read_text()
-    (description,) = [block for kind, _, block in BLOCK.findall(text) if kind == "yaml"]
-    Path("clicks.yaml").write_text(description)
-    random = np.random.default_rng(1)
-    start = 1_704_067_200  # 2024-01-01
-    rows = [
-        f"{start + 21_600 * n + u},u{u},p{random.integers(9)},{random.integers(2)},ios\n"
-        for n in range(36)
-        for u in range(25)
-    ]
-    Path("impressions.csv").write_text("ts,who,what,clicked,device\n" + "".join(rows))
-    items = [
-        {"id": f"p{n}", "info": {"kind": "shoes", "tags": ["red", "sale"][: n % 3]}, "price": n}
-        for n in range(9)
-    ]
-    Path("items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    assert PROGRAM.main(["run", "--config", "clicks.yaml", "--output", "out"]) == 0
+    for _, title, block in BLOCK.findall((DOCS / "how-to/impressions.md").read_text()):
+        if title:
+            Path(title).write_text(block)
+    run_script("make_impressions.py")
+    lookback(["workflows", "run", "--config", "clicks.yaml", "--output", "out"])
+    shown = pd.read_csv("impressions.csv")
     said = json.loads(Path("out/dataset.json").read_text())
     assert said["labels"] == "explicit"
-    counts = said["counts"]
-    assert counts["events"] == sum(row.split(",")[3] == "1" for row in rows)
-    splits = ("train", "validation", "test")
-    assert sum(counts[f"{split}_impressions"] for split in splits) == len(rows)
+    assert said["counts"]["events"] == (shown["clicked"] == 1).sum()
+    days = pd.to_datetime(["2024-01-01", "2024-01-07", "2024-01-08", "2030-01-01"])
+    parts = pd.cut(pd.to_datetime(shown["ts"], unit="s"), days, right=False)
+    counts = [said["counts"][f"{split}_impressions"] for split in ("train", "validation", "test")]
+    assert counts == list(parts.value_counts(sort=False))

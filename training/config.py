@@ -37,8 +37,8 @@ from lookback.training.learning_options import LearningOptions
 class RunConfig(LearningOptions):
     """One run: what to do, with which data, how, and where the results go.
 
-    The text of each field stands in its metadata, so that `--help`, the documents and this class say
-    the same. `None` means absent.
+    The text of each field stands in its metadata, so that `--help`, the documents and this class
+    say the same. `None` means absent.
 
     Raises:
       UserError: if a value or a combination of values makes no sense.
