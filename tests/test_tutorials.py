@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ SMALLER = {
     "--global_batch_size 1024",
 }
 """What of the tutorial takes minutes -> what takes seconds."""
+GOES_ON = {"range(50)": "range(20)", "--epochs 1": SMALLER["--epochs 3"]}
 
 
 @pytest.fixture
@@ -45,26 +47,33 @@ def run_script(name: str) -> None:
     exec(compile(Path(name).read_text(), name, "exec"), {})
 
 
-def test_the_tutorial_runs(in_empty_directory, running_eagerly, capsys) -> None:
-    text = (DOCS / "tutorial.md").read_text()
-    for written, smaller in SMALLER.items():
+def run_page(page: str, smaller: dict[str, str], said: Callable[[], str]) -> dict[str, str]:
+    """Writes the page's files and runs its commands in this process; gives what each said."""
+    text = (DOCS / page).read_text()
+    for written, instead in smaller.items():
         assert text.count(written) == 1
-        text = text.replace(written, smaller)
-    said = {}
+        text = text.replace(written, instead)
+    found = {}
+    for kind, title, block in BLOCK.findall(text):
+        if title:
+            Path(title).write_text(block)
+        for line in () if kind else block.replace("\\\n", " ").splitlines():
+            command, _, output = line.partition(" > ")
+            words = shlex.split(command)
+            if words[0] == "python3":
+                run_script(words[1])
+            else:
+                lookback(words[1:])
+            found[line] = said()
+            if output:
+                Path(output).write_text(found[line])
+    return found
+
+
+def test_the_tutorial_runs_and_goes_on(in_empty_directory, running_eagerly, capsys) -> None:
     with running_eagerly():
-        for kind, title, block in BLOCK.findall(text):
-            if title:
-                Path(title).write_text(block)
-            for line in () if kind else block.replace("\\\n", " ").splitlines():
-                command, _, output = line.partition(" > ")
-                words = shlex.split(command)
-                if words[0] == "python3":
-                    run_script(words[1])
-                else:
-                    lookback(words[1:])
-                said[line] = capsys.readouterr().out
-                if output:
-                    Path(output).write_text(said[line])
+        said = run_page("tutorial.md", SMALLER, lambda: capsys.readouterr().out)
+        more = run_page("how-to/incremental.md", GOES_ON, lambda: capsys.readouterr().out)
 
     assert "events.user:" not in Path("log.yaml").read_text()
     assert "user:  # SET THIS" in Path("proposed.yaml").read_text()
@@ -74,6 +83,17 @@ def test_the_tutorial_runs(in_empty_directory, running_eagerly, capsys) -> None:
     assert sorted(best) == [("b003", True), ("b999", False)]
     (table,) = [out for line, out in said.items() if "--format table" in line]
     assert table.count("user_id r") == 2
+
+    events = pd.concat([pd.read_csv("events.csv"), pd.read_csv("new/events.csv")])
+    counts = json.loads(Path("data/books-2/dataset.json").read_text())["counts"]
+    assert counts["events"] == len(events)
+    new = set(pd.read_csv("new/events.csv")["book"]) - set(pd.read_csv("events.csv")["book"])
+    update, trained = (
+        next(o for line, o in more.items() if w in line) for w in ("update", "train")
+    )
+    assert f"new ids: item_id {len(new)}" in update
+    kept = events["book"].nunique() - len(new)
+    assert f"table item_id: {3 + kept:,} rows kept, {len(new)} new" in trained
 
 
 def test_the_impressions_of_the_page_make_a_dataset(in_empty_directory: Path) -> None:
