@@ -35,7 +35,7 @@ def require_data(layout: str, directory: Path, model_type: str) -> None:
     if is_split_binary(directory):  # or TFRecord files, and so on: the specification may say either
         raise UserError(
             f"model_type: {model_type} reads {LAYOUTS[layout].reads}, and {directory} holds files "
-            "of NVIDIA's recipes (feature_spec.yaml). If they are SIM's samples, `python -m "
+            "of NVIDIA's recipes (feature_spec.yaml). If they are samples of histories, `python -m "
             f"workflows import-feature-spec {directory} --output DATASET` makes a dataset of them. "
             "Or: Choose another model or dataset."
         )
