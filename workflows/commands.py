@@ -311,6 +311,7 @@ def _import(asked: ImportOptions, target: OutputOptions) -> None:
     print(f"{done.kind}: {target.output}, {rows} rows")
     for note in done.notes:
         print(note)
+    print(f"to train: python train.py --dataset_dir {target.output} {done.trained_by}")
     if is_tabular(target.output):
         print_digest(target.output)
 

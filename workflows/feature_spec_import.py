@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _TARGET_ENDING = "_trgt"
 """What NVIDIA's preprocessing has behind the names of target features."""
+_NAMED = 10  # places of a specification that are named of those that are not read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,13 @@ class Import:
     Attributes:
       kind: what was written, in words.
       rows: by split.
-      notes: what is to be known of it: what was not read, how it is trained.
+      trained_by: options of train.py that suit it.
+      notes: what is to be known of it, such as what was not read.
     """
 
     kind: str
     rows: Mapping[str, int]
+    trained_by: str
     notes: tuple[str, ...]
 
 
@@ -81,7 +84,8 @@ def import_feature_spec(
     if not isinstance(channels, TabularFeatures):
         splits = list(NAMED_SPLITS)
     unread = [*(f"source_spec.{n}" for n in spec.mappings if n not in splits), *spec.unread]
-    notes = [f"not read of {spec.file.name}: {', '.join(unread)}"] if unread else []
+    more = f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else ""
+    notes = [f"not read of {spec.file.name}: {', '.join(unread[:_NAMED])}{more}"] if unread else []
     if any(chunk.type == TFRECORD for split in splits for chunk in spec.mappings[split]):
         recall_tensorflow()
     with target.create() as directory:
@@ -128,10 +132,8 @@ def _write_samples(
     return Import(
         "materialised samples",
         rows,
-        (
-            f"{users} user feature(s), {len(columns.target)} item feature(s), histories of {slots}",
-            "train it with: python train.py --model_type sim --dataset_dir DIRECTORY" + option,
-        ),
+        f"--model_type sim --max_seq_length {slots}{option}",
+        (f"{users} user feature(s), {len(columns.target)} item feature(s), histories of {slots}",),
     )
 
 
@@ -167,10 +169,8 @@ def _write_tabular(
     return Import(
         "tabular data",
         rows,
-        (
-            f"{len(numerical)} number(s) as float32, {len(cardinalities)} categorical feature(s)",
-            "train it with: python train.py --model_type dlrm --dataset_dir DIRECTORY",
-        ),
+        "--model_type dlrm",
+        (f"{len(numerical)} number(s) as float32, {len(cardinalities)} categorical feature(s)",),
     )
 
 

@@ -285,6 +285,19 @@ def test_the_seeds_abstract_example_with_dlrm_s_channels(tmp_path: Path) -> None
     assert PROGRAM.main(["describe", str(tmp_path / "data")]) == 0
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_both_mappings_must_have_rows(tmp_path: Path, named: bool) -> None:
+    spec = abstract_rows()
+    if not named:
+        spec["source_spec"]["later"] = spec["source_spec"].pop("test")
+    write_abstract(tmp_path / "raw", spec)
+    (tmp_path / "raw" / "test_data.csv").write_text("")
+    message = r"'test' hold no rows" if named else r"has no mapping 'test'.*it has train, later"
+    with pytest.raises(UserError, match=message):
+        import_feature_spec(tmp_path / "raw", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
@@ -352,7 +365,10 @@ def test_commands(
     data, out = tmp_path / "data", tmp_path / "out"
     assert PROGRAM.main(["import-feature-spec", str(raw), "--output", str(data)]) == 0
     said = capsys.readouterr().out
-    assert "train 23, test 7 rows" in said and "train it with: python train.py" in said
+    assert (
+        "train 23, test 7 rows" in said
+        and f"train.py --dataset_dir {data} --model_type sim" in said
+    )
     assert PROGRAM.main(["import-feature-spec", str(raw), "--output", str(data)]) == 2
     assert "already exists" in capsys.readouterr().err
     export = ["export-feature-spec", str(data), "--output", str(out)]
