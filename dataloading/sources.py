@@ -8,7 +8,7 @@ on the device that trains.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,15 @@ class BatchSource(abc.ABC):
     def id_features(self) -> tuple[str, ...]:
         """The features that say of whom and of what a row is; none where it has no name."""
         return ()
+
+    def history_lengths(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor | None:
+        """Events that the history of each row of a batch shows, int32 ``[B]``; None: it has none.
+
+        Args:
+          features: of the batch.
+        """
+        del features
+        return None
 
     def item_counts(self) -> npt.NDArray[np.int64] | None:
         """How often each item, by id, occurs in training among everybody's events; None: unknown.

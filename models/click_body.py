@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import tensorflow as tf
 from merlin.models.tf.core.base import Block
@@ -12,6 +12,21 @@ from merlin.models.tf.core.base import Block
 from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.types import TableSpec
+
+
+class Attended(NamedTuple):
+    """What a model looks at in a batch's histories, L of their T slots.
+
+    Attributes:
+      slots: of the T, which.
+      weights: float32 ``[B, C, L]``, what attention gives each event; of a candidate they add up to
+        1, or 0 where there is no event.
+      found: bool ``[B, C, L]``, which events a search chose; None if the model does not search.
+    """
+
+    slots: slice
+    weights: tf.Tensor
+    found: tf.Tensor | None = None
 
 
 class ClickBody(Block):
@@ -109,6 +124,15 @@ class ClickBody(Block):
         """
         del inputs
         return dict.fromkeys(self.added_losses, tf.cast(tf.size(labels), tf.float32))
+
+    def attended(self, inputs: Mapping[str, tf.Tensor]) -> Attended | None:
+        """What a call with these inputs attends to; None of a model that attends to nothing.
+
+        Args:
+          inputs: a batch.
+        """
+        del inputs
+        return None
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""

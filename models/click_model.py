@@ -21,7 +21,7 @@ from lookback.core.errors import UserError
 from lookback.embeddings.collection import EmbeddingCollection, collections_of
 from lookback.models.blocks.click_loss import ClickLoss, click_metrics
 from lookback.models.blocks.logit_head import LogitHead
-from lookback.models.click_body import ClickBody
+from lookback.models.click_body import Attended, ClickBody
 from lookback.models.stored_names import stored_as
 
 TARGET = "click"
@@ -65,6 +65,8 @@ class Contract:
       lookups: None where the model does not say which ids it looks up, or has several
         collections: it trains, but its ids cannot travel ahead of it.
       head_weight: of the head's cross entropy in its loss.
+      attended: from a batch's features, what the model attends to in histories; None where it
+        does not say.
     """
 
     tasks: Mapping[str, mm.ModelOutput]
@@ -72,6 +74,7 @@ class Contract:
     loss_counts: Callable[[Inputs, tf.Tensor], dict[str, tf.Tensor]] | None = None
     lookups: Lookups | None = None
     head_weight: float = 1.0
+    attended: Callable[[Inputs], Attended | None] | None = None
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -157,6 +160,7 @@ class ClickModel(mm.Model):
             loss_counts=body.loss_counts,
             lookups=Lookups(body.embeddings, body.lookups),
             head_weight=self._head_weight,
+            attended=body.attended,
         )
 
     @property

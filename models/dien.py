@@ -16,6 +16,7 @@ from lookback.embeddings.config import LOCAL, Sharding
 from lookback.models.blocks.auxiliary import count_steps
 from lookback.models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.click_body import Attended
 from lookback.models.click_model import ClickModel
 from lookback.models.config import DIENConfig
 from lookback.models.history_body import HistoryBody, build_history, by_candidate
@@ -77,6 +78,12 @@ class DIENBody(HistoryBody):
             self.add_loss(auxiliary)
         features = tf.concat([batch.target, final, batch.user], -1)
         return by_candidate(self._mlp, features, training)
+
+    def attended(self, inputs: Mapping[str, tf.Tensor]) -> Attended:
+        """The attention that lets interests evolve, over the short sequence."""
+        batch = self.embed(inputs)
+        _, weights = self._evolution.attend(batch.target, batch.short, batch.short_mask)
+        return Attended(self.slots[1], tf.transpose(weights, [2, 1, 0]))
 
 
 tables = history_tables

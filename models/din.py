@@ -14,9 +14,10 @@ from merlin.schema import Schema
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.models.blocks.attention import ActivationUnit, masked_softmax
 from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.click_body import Attended
 from lookback.models.click_model import ClickModel
 from lookback.models.config import DINConfig
-from lookback.models.history_body import HistoryBody, build_history, by_candidate
+from lookback.models.history_body import Embedded, HistoryBody, build_history, by_candidate
 from lookback.models.history_tables import history_tables
 from lookback.models.stored_names import stored_as
 
@@ -56,6 +57,17 @@ class DINBody(HistoryBody):
           ``[B, C, stage_two_mlp_dims[-1]]``.
         """
         batch = self.embed(inputs)
+        weights = tf.cast(self._weights(batch), self.compute_dtype)
+        interest = tf.matmul(weights, batch.long)  # [B, C, E']
+        features = tf.concat([batch.target, interest, batch.user], -1)
+        return by_candidate(self._mlp, features, training)
+
+    def attended(self, inputs: Mapping[str, tf.Tensor]) -> Attended:
+        """The attention over all slots."""
+        return Attended(slice(None), self._weights(self.embed(inputs)))
+
+    def _weights(self, batch: Embedded) -> tf.Tensor:
+        """Attention, float32 ``[B, C, T]``."""
         items, _ = self.split_event(batch.long)  # [B, T, E]
         if self._unit is None:
             scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, T]
@@ -63,10 +75,7 @@ class DINBody(HistoryBody):
             steps = tf.transpose(items, [1, 0, 2])  # [T, B, E]
             target = tf.transpose(batch.target, [1, 0, 2])  # [C, B, E]
             scores = tf.transpose(self._unit((target, steps)), [2, 1, 0])  # [B, C, T]
-        weights = masked_softmax(scores, tf.expand_dims(batch.long_mask, 1))
-        interest = tf.matmul(tf.cast(weights, self.compute_dtype), batch.long)  # [B, C, E']
-        features = tf.concat([batch.target, interest, batch.user], -1)
-        return by_candidate(self._mlp, features, training)
+        return masked_softmax(scores, tf.expand_dims(batch.long_mask, 1))
 
 
 tables = history_tables

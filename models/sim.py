@@ -7,7 +7,7 @@ Click-Through Rate Prediction"; seed 000 for defaults.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from merlin.schema import Schema
@@ -23,6 +23,7 @@ from lookback.models.blocks.linear import linear
 from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp import prelu_mlp
 from lookback.models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
+from lookback.models.click_body import Attended
 from lookback.models.click_model import ClickModel
 from lookback.models.config import SIMConfig
 from lookback.models.history_body import Embedded, HistoryBody, build_history, by_candidate
@@ -32,6 +33,22 @@ from lookback.models.stored_names import stored_as
 
 STAGE_WEIGHT = 0.5
 """Share of each stage's cross entropy in the loss (section 3.3 of the paper; seed 000's code)."""
+
+
+class _Found(NamedTuple):
+    """What the search finds, each ``[B, C, L]``.
+
+    Attributes:
+      scores: of stage one.
+      exact: of the ESU.
+      candidates: bool, which events may be found.
+      selected: bool, which are.
+    """
+
+    scores: tf.Tensor
+    exact: tf.Tensor
+    candidates: tf.Tensor
+    selected: tf.Tensor
 
 
 @stored_as("SIMBody", "SIMBlock")
@@ -134,10 +151,15 @@ class SIMBody(HistoryBody):
         stage_two = tf.concat([attended, mean, batch.target, final, batch.user], -1)
         return by_candidate(self._stage_two, stage_two, training)
 
+    def attended(self, inputs: Mapping[str, tf.Tensor]) -> Attended:
+        """The ESU's attention over what the search finds in the long sequence."""
+        found = self._find(self.embed(inputs), inputs)
+        return Attended(self.slots[0], masked_softmax(found.exact, found.selected), found.selected)
+
     def _search(
         self, batch: Embedded, inputs: Mapping[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Searches the long sequence.
+        """Sums the long sequence up.
 
         Args:
           batch: embedded.
@@ -147,6 +169,22 @@ class SIMBody(HistoryBody):
           Stage one's sum ``[B, C, E]``, the ESU's attention ``[B, C, E']`` and the mean of the
           events found ``[B, C, E']``.
         """
+        found = self._find(batch, inputs)
+        # Three weighted sums over the same events: one product of [B, 3C, L] and [B, L, E'].
+        weights = tf.concat(
+            [
+                masked_softmax(found.scores, found.candidates),
+                masked_softmax(found.exact, found.selected),
+                mean_weights(found.selected),
+            ],
+            axis=1,
+        )
+        sums = tf.matmul(tf.cast(weights, self.compute_dtype), batch.long)  # [B, 3C, E']
+        searched, attended, mean = tf.split(sums, 3, axis=1)
+        return self.split_event(searched)[0], attended, mean
+
+    def _find(self, batch: Embedded, inputs: Mapping[str, tf.Tensor]) -> _Found:
+        """Searches the long sequence; arguments as of `_search`."""
         items, gaps = self.split_event(batch.long)  # [B, L, E], [B, L, D]
         scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, L]
         valid = tf.expand_dims(batch.long_mask, 1)  # [B, 1, L]
@@ -159,18 +197,7 @@ class SIMBody(HistoryBody):
         exact = scores
         if gaps is not None:
             exact += tf.transpose(linear(gaps, self._gap_score), [0, 2, 1])
-        # Three weighted sums over the same events: one product of [B, 3C, L] and [B, L, E'].
-        weights = tf.concat(
-            [
-                masked_softmax(scores, candidates),
-                masked_softmax(exact, selected),
-                mean_weights(selected),
-            ],
-            axis=1,
-        )
-        sums = tf.matmul(tf.cast(weights, self.compute_dtype), batch.long)  # [B, 3C, E']
-        searched, attended, mean = tf.split(sums, 3, axis=1)
-        return self.split_event(searched)[0], attended, mean
+        return _Found(scores, exact, candidates, selected)
 
     def _same_category(self, inputs: Mapping[str, tf.Tensor], feature: str) -> tf.Tensor:
         """Which long events share each candidate's category: bool ``[B, C, L]``."""

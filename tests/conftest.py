@@ -58,6 +58,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
+_BLANK = b"\x89PNG, not drawn"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plots_are_blank() -> Iterator[pytest.MonkeyPatch]:
+    """Leaves the drawing out of reports: it takes longer than to train on tiny data."""
+    from lookback.training.output import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "rendered", lambda figure: _BLANK)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def drawing(_plots_are_blank: pytest.MonkeyPatch) -> Iterator[None]:
+    """Draws, in one file."""
+    from lookback.training.output import report
+
+    blank = report.rendered
+    _plots_are_blank.undo()
+    yield
+    _plots_are_blank.setattr(report, "rendered", blank)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Any]], Path]:
     """Fills a directory once for all processes of pytest-xdist; tests leave it as it is."""

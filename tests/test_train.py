@@ -104,7 +104,8 @@ def test_train_evaluate_and_inference_leave_what_they_say(
 ):
     report = json.loads((whole / "report/metrics.json").read_text())
     assert {path.name for path in (whole / "report").iterdir()} == {
-        *("learning_curve.png", "roc.png", "metrics.json")
+        *("index.html", "metrics.json", "learning_curve.png", "roc.png", "precision_recall.png"),
+        *("calibration.png", "strata.png", "attention.png"),
     }
     options = yaml.safe_load((whole / "config.yaml").read_text())
     assert (options["model_type"], options["max_seq_length"]) == ("din", 9)

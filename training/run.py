@@ -33,7 +33,12 @@ from lookback.formats.verification import require_trusted
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
 from lookback.training.output.logging import RunLogger, read_log
-from lookback.training.output.report import write_report
+from lookback.training.output.report import (
+    INDEX,
+    RunDescription,
+    category_names,
+    write_report,
+)
 from lookback.training.output.results import check_results, new_results
 from lookback.training.output.scores import write_scores
 from lookback.training.parallel.horovod_world import launched_rank, launched_size, start_world
@@ -243,7 +248,8 @@ def run_on(
         with last_checkpoint_named(run, world):
             export(model, source, run, options, world, exporter)
     finally:
-        report(run, results_dir, outcome, world, model)
+        if world.rank == 0:
+            report(run, data, options, outcome, model)
     print_digests(run, exporter, world)
 
 
@@ -298,24 +304,19 @@ def last_checkpoint_named(run: RunConfig, world: World) -> Iterator[None]:
 
 
 def report(
-    run: RunConfig, results_dir: Path, outcome: Outcome, world: World, model: ClickModel
+    run: RunConfig,
+    data: LayoutOptions,
+    options: Any,
+    outcome: Outcome,
+    model: ClickModel,
 ) -> None:
     """Leaves something to look at. What keeps it from being drawn costs a line, never the run."""
-    from lookback.models.click_model import contract_of
-
-    if world.rank != 0:
-        return
+    results_dir = run.results_dir
+    assert results_dir is not None
     try:
-        directory = write_report(
-            results_dir,
-            read_log(results_dir / run.log_filename),
-            metrics=outcome.summary,
-            roc=outcome.roc,
-            baselines=outcome.baselines,
-            head_weight=contract_of(model).head_weight,
-            title=f"{run.model_type} on {run.dataset_dir.resolve().name}, seed {run.seed}\n"
-            f"{run.optimizer}, lr {run.lr:g}, batch of {run.update_batch_size:,} rows",
-        )
+        records = read_log(results_dir / run.log_filename)
+        said = described(run, data, options, outcome, model)
+        directory = write_report(results_dir, records, outcome, said)
     except Exception as error:  # of matplotlib or the system, whatever it is
         print(
             f"warning: the report in {results_dir / 'report'} is not complete: "
@@ -323,7 +324,25 @@ def report(
             file=sys.stderr,
         )
     else:
-        print(f"report in {directory}")
+        print(f"report in {directory / INDEX}")
+
+
+def described(
+    run: RunConfig, data: LayoutOptions, options: Any, outcome: Outcome, model: ClickModel
+) -> RunDescription:
+    """What a report says of a run."""
+    from lookback.models.click_model import contract_of
+
+    known = command_line().options(run.model_type, run.recipe)
+    given = {**vars(options), **vars(data), **vars(run)}
+    return RunDescription(
+        title=f"{run.model_type} on {run.dataset_dir.resolve().name}, seed {run.seed}",
+        subtitle=f"{run.optimizer}, lr {run.lr:g}, batch of {run.update_batch_size:,} rows",
+        options=given,
+        changed=[name for name, value in given.items() if value != known[name].default],
+        head_weight=contract_of(model).head_weight,
+        category_names=category_names(outcome, run.dataset_dir),
+    )
 
 
 def export(
@@ -397,10 +416,11 @@ def execute(
     world: World,
 ) -> Outcome:
     """Does what the mode says."""
-    if run.mode in EVALUATION_MODES:
-        return trainer.evaluate(log)
-    if run.mode == "train":
-        return trainer.benchmark(log) if run.benchmark else trainer.train(log)
+    if run.mode == "train" and run.benchmark:
+        return trainer.benchmark(log)
+    if run.mode in (*EVALUATION_MODES, "train"):
+        outcome = trainer.train(log) if run.mode == "train" else trainer.evaluate(log)
+        return dataclasses.replace(outcome, attention=trainer.attention())
     if run.mode == "inference_benchmark":
         from lookback.training.data import open_benchmark_sources
 

@@ -16,21 +16,22 @@ import tensorflow as tf
 from lookback.checkpoints.store import BEST, Checkpoint, CheckpointStore, Tensor
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
-from lookback.core.world import SOLO, World, agree
+from lookback.core.world import SOLO, World
 from lookback.dataloading.evaluations import EvaluationPass
 from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.dataloading.sources import BatchSource
 from lookback.embeddings.collection import collections_of
+from lookback.models.click_model import contract_of
 from lookback.training.best import BestEvaluation, best_by
 from lookback.training.config import RunConfig
 from lookback.training.config_checks import cutting_options
 from lookback.training.contents import RunContents
+from lookback.training.evaluation.attention import attention_found
 from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
-from lookback.training.evaluation.evaluator import EVALUATORS, Evaluator
-from lookback.training.evaluation.metrics import RocCurve
-from lookback.training.evaluation.popularity import PopularityEvaluator, told
+from lookback.training.evaluation.found import AttentionFound
+from lookback.training.evaluation.passes import Evaluations
+from lookback.training.evaluation.popularity import told
 from lookback.training.evaluation.splits import choose_splits, say_what_is_seen
-from lookback.training.evaluation.steps import EvaluationSteps
 from lookback.training.ids import Ids
 from lookback.training.inference import Inference
 from lookback.training.milestones import Milestones, Position
@@ -140,11 +141,9 @@ class Trainer:
             ids=ids or Ids(),
             world=world,
         )
-        self._evaluation_steps = EvaluationSteps(model, source)
+        self._evaluations = Evaluations(model, source, self._choice, world)
         self.position = Position()
         self._saved: Position | None = None
-        self._popularities: dict[EvaluationPass, list[PopularityEvaluator]] = {}
-        self._baselines: dict[str, float] = {}
         self._losses: LossTrend | None = None
         self._traffic_since = (0, 0)  # bytes, steps
         self._resumed_from = checkpoint
@@ -286,7 +285,12 @@ class Trainer:
             return self.evaluate(log, termination)
         found = self.evaluate(log, termination, self.splits.last, and_train=False)
         summary = {**looked.summary, **found.summary}
-        return dataclasses.replace(found, summary=summary, roc={**looked.roc, **found.roc})
+        return dataclasses.replace(
+            found,
+            summary=summary,
+            curves={**looked.curves, **found.curves},
+            strata={**looked.strata, **found.strata},
+        )
 
     def _train_epoch(
         self,
@@ -368,70 +372,22 @@ class Trainer:
           TerminatedError: if termination was requested.
         """
         self._say_what_is_left_out(log)
-        figures: dict[str, Any] = {}
-        roc: dict[str, RocCurve] = {}
         splits = self.splits.all if splits is None else splits
-        for evaluation in self._passes(splits, and_train=and_train):
-            left_out = self._source.left_out(evaluation.name).figures
-            figures |= {f"{evaluation.name}_{name}": count for name, count in left_out.items()}
-            for evaluator in self.evaluated(evaluation, log, termination):
-                name = evaluation.name
-
-                def measure(name: str = name, found: Evaluator = evaluator) -> dict[str, Any]:
-                    if self._world.rank != 0:
-                        return {}
-                    curve = found.roc()
-                    if curve is not None:
-                        roc[name] = curve
-                    return {f"{name}_{figure}": value for figure, value in found.result().items()}
-
-                figures |= agree(self._world, measure)[0]
+        passes = self._passes(splits, and_train=and_train)
+        outcome = self._evaluations.run(passes, log, termination)
+        figures = outcome.summary
         for name, value in figures.items():
             for figure, reason in _ABSENT.items():
                 if value is None and name.endswith(f"_{figure}"):
                     self._say(log, f"{name} is absent: {reason}")
-        self._say(log, told({name: v for name, v in self._baselines.items() if name in figures}))
-        return Outcome(figures, roc, dict(self._baselines))
+        self._say(log, told({n: v for n, v in outcome.baselines.items() if n in figures}))
+        return outcome
 
-    def evaluated(
-        self,
-        evaluation: EvaluationPass,
-        log: RunLogger,
-        termination: TerminationRequest | None = None,
-    ) -> list[Evaluator]:
-        """One pass over a split: evaluators with what all ranks found; the rest as of `evaluate`.
-
-        Args:
-          evaluation: of the source.
-          log: shows the progress.
-          termination: ends the evaluation between two batches.
-        """
-        evaluators: list[Evaluator] = [
-            EVALUATORS[kind](metrics) for kind, metrics in self._choice[evaluation].items()
-        ]
-        name = evaluation.name
-        popularity = self._popularity(evaluation)
-        fed = [*evaluators, *popularity]
-        kinds = [type(evaluator) for evaluator in fed]
-        with log.track(f"evaluating {name}", self._source.eval_steps(name)) as advance:
-            for feed in self._source.eval_feeds(name):
-                found = self._evaluation_steps.run(evaluation, feed, kinds)
-                for evaluator, needed in zip(fed, found, strict=True):
-                    evaluator.update(*map(_as_numpy, needed))
-                advance(1)
-                if termination is not None:
-                    termination.check()
-        for evaluator in popularity:
-            self._baselines |= evaluator.of_all(self._world).figures_of(name)
-        return [evaluator.of_all(self._world) for evaluator in evaluators]
-
-    def _popularity(self, evaluation: EvaluationPass) -> list[PopularityEvaluator]:
-        """The evaluator of item counts, for a pass over items that have them."""
-        if evaluation not in self._popularities:
-            self._popularities[evaluation] = PopularityEvaluator.of_counts(
-                self._source.item_counts(), self._choice[evaluation]
-            )
-        return self._popularities[evaluation]
+    def attention(self) -> AttentionFound | None:
+        """What the model attends to in the split that is evaluated last; None if to nothing."""
+        return attention_found(
+            contract_of(self._model), self._source, self.splits.all[-1], self._world
+        )
 
     @property
     def inference(self) -> Inference:
@@ -614,7 +570,3 @@ class Trainer:
         self._saved = dataclasses.replace(self.position)
         if self._best is not None:
             self._best.restore(checkpoint.meta.get("evaluations", {}))
-
-
-def _as_numpy(found: tf.Tensor | None) -> Any:
-    return None if found is None else found.numpy()

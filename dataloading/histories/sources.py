@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from merlin.schema import Schema
 
 from lookback.core.errors import UserError
 from lookback.dataloading.evaluations import (
@@ -25,7 +26,7 @@ from lookback.dataloading.histories.resident import Histories, ItemCounts
 from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, BatchSource, NumberedSource, WeightedBatch
-from lookback.formats.features import HistoryFeatures
+from lookback.formats.features import HistoryFeatures, history_name
 from lookback.formats.materialised import SPLITS
 
 
@@ -122,6 +123,10 @@ class ResidentSource(NumberedSource):
     def id_features(self) -> tuple[str, ...]:
         """The first of users and of items."""
         return HistoryFeatures.from_schema(self.schema).ids
+
+    def history_lengths(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """As far as the windows reach."""
+        return _history_lengths(self.schema, features)
 
     def item_counts(self) -> npt.NDArray[np.int64]:
         """Of all items."""
@@ -273,6 +278,10 @@ class MaterialisedSource(BatchSource):
         """The first of users and of items."""
         return HistoryFeatures.from_schema(self.schema).ids
 
+    def history_lengths(self, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """As far as the windows reach."""
+        return _history_lengths(self.schema, features)
+
     @property
     def grouped(self) -> bool:
         """Whether there is a user feature."""
@@ -355,6 +364,11 @@ class MaterialisedSource(BatchSource):
         """The feed is the batch."""
         del split
         return feed
+
+
+def _history_lengths(schema: Schema, features: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    items = features[history_name(HistoryFeatures.from_schema(schema).item[0])]  # [B, T]
+    return tf.math.count_nonzero(items, 1, dtype=tf.int32)
 
 
 def _rows_of(batch: Any, part: Part) -> Any:

@@ -69,14 +69,23 @@ class InterestEvolution(tf.keras.layers.Layer):
         Returns:
           Final states ``[B, C, H]``, and the auxiliary loss (None without negatives).
         """
-        states = self._extractor((short, mask))  # [S, B, H]
-        items = self._slope(self._project(tf.transpose(target, [1, 0, 2])))  # [C, B, H]
-        scores = self._attention((items, states))  # [S, C, B]
-        attention = masked_softmax(scores, tf.expand_dims(mask, 1), axis=0)
+        states, attention = self.attend(target, short, mask)
         final = tf.transpose(self._evolution((states, attention)), [1, 0, 2])  # [B, C, H]
         if negatives is None:
             return final, None
         return final, self._auxiliary((states, short, negatives, mask))
+
+    def attend(
+        self, target: tf.Tensor, short: tf.Tensor, mask: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Interest states ``[S, B, H]``, and attention over them, float32 ``[S, C, B]``.
+
+        Arguments as of `call`.
+        """
+        states = self._extractor((short, mask))  # [S, B, H]
+        items = self._slope(self._project(tf.transpose(target, [1, 0, 2])))  # [C, B, H]
+        scores = self._attention((items, states))  # [S, C, B]
+        return states, masked_softmax(scores, tf.expand_dims(mask, 1), axis=0)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -38,8 +38,9 @@ from lookback.training.data import open_source
 from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
 from lookback.training.evaluation.evaluator import BinaryEvaluator
 from lookback.training.milestones import Milestones
+from lookback.training.outcome import Outcome
 from lookback.training.output.logging import RunLogger
-from lookback.training.output.report import write_report
+from lookback.training.output.report import RunDescription, write_report
 from lookback.training.run import command_line
 from lookback.training.trainer import Trainer
 
@@ -363,7 +364,7 @@ def test_one_class_has_no_auc_and_all_else(label):
     assert found["calibration"] == (pytest.approx(p.mean(), rel=1e-6) if label else None)
     error = abs(p - label).mean()  # three bins of one row
     assert found["calibration_error"] == pytest.approx(error, rel=1e-6)
-    assert one_class(label).roc() is None
+    assert one_class(label).curves() is None
 
 
 @pytest.fixture
@@ -396,7 +397,7 @@ def test_a_run_goes_on_where_a_split_has_one_class(samples, tmp_path):
     assert figures["test_log_loss"] > 0
     assert "test_auc is absent: its rows are all of one class" in told
     assert "test_gauc is absent: no user has rows of both classes" in told
-    report = write_report(tmp_path / "run", [], metrics=figures, roc={})
+    report = write_report(tmp_path / "run", [], Outcome(figures, {}), RunDescription())
     assert json.loads((report / "metrics.json").read_text())["results"]["test_auc"] is None
     log = (tmp_path / "run" / "log.json").read_text()
     assert '"test_auc": null' in log

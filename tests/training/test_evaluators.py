@@ -113,8 +113,8 @@ def test_binary_figures():
     assert found["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
     assert found["log_loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-6)
     assert found["calibration"] == pytest.approx(probabilities.sum() / 300, rel=1e-12)
-    assert evaluator.roc().auc == found["auc"]
-    assert fed(BinaryEvaluator(("log_loss",)), [slice(0, 9)]).roc() is None
+    assert evaluator.curves().roc.auc == found["auc"]
+    assert fed(BinaryEvaluator(("log_loss",)), [slice(0, 9)]).curves() is None
 
 
 def test_calibration_error_is_that_of_bins_of_equal_count():

@@ -259,7 +259,7 @@ def test_scores_of_all_ranks_are_those_of_one_process_to_the_last_digit(
         np.testing.assert_array_equal(np.sort(together.logits()), np.sort(scores))
         assert (together.weights() is None) == (not weighted)
         assert (together.groups() is None) == (not grouped)
-        assert together.roc().auc == whole.roc().auc
+        assert together.curves().roc.auc == whole.curves().roc.auc
 
 
 def test_a_rank_that_has_scored_nothing_need_not_know_of_groups_or_weights(in_ranks):

@@ -1,24 +1,39 @@
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import image
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lookback.training.evaluation.metrics import roc_curve
+from lookback.training.evaluation.found import AttentionFound, Stratum
+from lookback.training.evaluation.metrics import Curves, ScoreAccumulator
+from lookback.training.outcome import Outcome
+from lookback.training.output.evaluation_plots import (
+    attention_plot,
+    calibration_plot,
+    precision_recall_plot,
+    roc_plot,
+    strata_plot,
+)
 from lookback.training.output.logging import LogRecord
-from lookback.training.output.report import (
+from lookback.training.output.plots import (
     evaluation_plot,
     evaluations,
     learning_curve,
-    roc_plot,
     training_loss,
-    write_report,
 )
+from lookback.training.output.report import RunDescription, write_report
+
+pytestmark = pytest.mark.usefixtures("drawing")
 
 
 def records(epochs: int = 3, steps: int = 200) -> list[LogRecord]:
@@ -41,39 +56,186 @@ def records(epochs: int = 3, steps: int = 200) -> list[LogRecord]:
     return [*result, LogRecord((), {"time_to_train": 1.0}, 0.0)]
 
 
-def curves() -> dict:
-    rng = np.random.default_rng(1)
+SHIFTS = {"test": 1.2, "train": 1.5}
+
+
+def scored(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and logits of an evaluation."""
+    rng = np.random.default_rng(list(SHIFTS).index(name))
     labels = rng.integers(0, 2, 5000)
-    return {
-        name: roc_curve(labels, rng.normal(size=5000) + shift * labels)
-        for name, shift in (("test", 1.2), ("train", 1.5))
-    }
+    return labels, (rng.normal(size=5000) + SHIFTS[name] * (labels - 0.5)).astype(np.float32)
 
 
-def test_the_report_has_plots_and_figures(tmp_path):
-    roc = curves()
-    metrics = {"test_auc": np.float32(0.5), "bad": float("nan"), "dir": Path("x"), "dims": (1, 2)}
-    directory = write_report(
-        *(tmp_path, records()),
-        metrics=metrics,
-        roc=roc,
-        baselines={"test_auc": 0.6},
-        title="sim on synthetic",
+def curves() -> dict[str, Curves]:
+    found = {}
+    for name in SHIFTS:
+        scores = ScoreAccumulator()
+        scores.update(*scored(name))
+        found[name] = scores.curves()
+    return found
+
+
+STRATA = {
+    "history_length": [Stratum(1, 4, 40, 20, 0.6), Stratum(5, 9, 60, 30, 0.7)],
+    "item_popularity": [Stratum(0, 0, 30, 0, None), Stratum(1, 1200, 70, 50, 0.8)],
+}
+
+
+def attention() -> AttentionFound:
+    recency = np.array([[8.0, 8, 4], [6, 4, 0], [5, 1, 0]])
+    time_gap = np.zeros((3, 34))
+    time_gap[:, 18], time_gap[:, 25] = [8, 6, 5], [12, 4, 1]
+    categories = np.array([[0.0, 10, 4, 6], [0, 8, 0, 2], [0, 1.5, 0, 4.5]])
+    return AttentionFound(
+        "test", 8, True, recency, time_gap, np.array([5.0, 5, 3]), categories, "category_id"
     )
-    assert directory == tmp_path / "report"
-    assert sorted(path.name for path in directory.iterdir()) == [
-        *("learning_curve.png", "metrics.json", "roc.png")
+
+
+def everything() -> Outcome:
+    metrics = {"test_auc": np.float32(0.5), "bad": float("nan"), "dir": Path("x"), "dims": (1, 2)}
+    return Outcome(
+        metrics, curves(), {"test_auc": 0.6}, {"test": STRATA}, attention(), ["it <i>fell</i>"]
+    )
+
+
+DESCRIBED = RunDescription(
+    title="sim on <synthetic> & more",
+    subtitle="adam",
+    options={"lr": 0.1, "stage_two_mlp_dims": (200, 80), "features": None, "seed": 1234567},
+    changed=["lr", "seed"],
+    category_names={3: "Books & <Films>"},
+)
+
+
+@pytest.fixture(scope="module")
+def report(drawing, tmp_path_factory) -> Path:
+    return write_report(tmp_path_factory.mktemp("run"), records(), everything(), DESCRIBED)
+
+
+def test_the_report_has_plots_and_figures(report):
+    found = curves()
+    assert sorted(path.name for path in report.iterdir()) == [
+        *("attention.png", "calibration.png", "index.html", "learning_curve.png", "metrics.json"),
+        *("precision_recall.png", "roc.png", "strata.png"),
     ]
-    content = json.loads((directory / "metrics.json").read_text())
+    content = json.loads((report / "metrics.json").read_text())
     assert content["results"] == {"test_auc": 0.5, "bad": None, "dir": "x", "dims": [1, 2]}
     assert [epoch["epoch"] for epoch in content["epochs"]] == [0, 1, 2]
     assert content["epochs"][1]["test_auc"] == pytest.approx(0.758)
     assert content["steps"] == 600
-    assert content["roc_auc"] == {name: curve.auc for name, curve in roc.items()}
+    assert content["roc_auc"] == {name: curve.roc.auc for name, curve in found.items()}
     assert content["popularity"] == {"test_auc": 0.6}
-    for name in ("learning_curve.png", "roc.png"):
-        pixels = image.imread(directory / name)
-        assert 0.02 < np.mean(pixels[..., :3] < 0.9) < 0.5  # something is drawn
+    assert content["strata"]["test"]["history_length"][1] == {
+        **{"low": 5, "high": 9, "rows": 60, "positives": 30, "auc": 0.7}
+    }
+    assert content["attention"]["categories"] == {"3": [6, 2, 4.5], "1": [10, 8, 1.5]}
+    for path in report.glob("*.png"):
+        pixels = image.imread(path)
+        assert 0.01 < np.mean(pixels[..., :3] < 0.9) < 0.6, path  # something is drawn
+
+
+class Parsed(HTMLParser):
+    """Tags, images and tables of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.images: dict[str, str] = {}
+        self.tables: list[list[list[str]]] = []
+        self.words: list[str] = []
+        self._inside: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._inside, "every tag is closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "img":
+            self.images[dict(attrs)["alt"]] = dict(attrs)["src"]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in ("meta", "img"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._inside.pop() == tag
+
+    def handle_data(self, data):
+        if self._inside and self._inside[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+        elif self._inside and self._inside[-1] != "style":
+            self.words.append(data.strip())
+
+    def table(self, *heads: str) -> list[list[str]]:
+        """The rows of the one table with these heads."""
+        (found,) = [table[1:] for table in self.tables if table[0] == [*heads]]
+        return found
+
+
+@pytest.fixture(scope="module")
+def parsed(report) -> Parsed:
+    return Parsed((report / "index.html").read_text())
+
+
+def test_the_page_needs_nothing_but_itself(report, parsed):
+    assert not {"script", "link", "iframe", "object", "embed", "form"} & set(parsed.tags)
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    text = (report / "index.html").read_text()
+    assert "http:" not in text and "https:" not in text and "url(" not in text
+    policy = dict(parsed.attributes)["content"], [v for n, v in parsed.attributes if n == "content"]
+    assert any("default-src 'none'" in value for value in policy[1])
+    head = "data:image/png;base64,"
+    drawn = {base64.b64decode(source.removeprefix(head)) for source in parsed.images.values()}
+    assert drawn == {path.read_bytes() for path in report.glob("*.png")}
+
+
+def test_the_pages_curves_are_scikit_learns(parsed):
+    rows = parsed.table("", "AUC", "average precision", "share of positives", "rows")
+    assert [row[0] for row in rows] == ["test", "train"]
+    for name, auc, precision, share, count in rows:
+        labels, logits = scored(name)
+        assert float(auc) == pytest.approx(roc_auc_score(labels, logits), abs=5e-5)
+        expected = average_precision_score(labels, logits)
+        assert float(precision) == pytest.approx(expected, abs=5e-5)
+        assert float(share) == pytest.approx(labels.mean(), abs=5e-5)
+        assert count == "5,000"
+    heads = ["mean probability", "share of positives", "rows"]
+    bins = [table[1:] for table in parsed.tables if table[0] == heads]
+    for name, found in zip(SHIFTS, bins, strict=True):
+        labels, logits = scored(name)
+        probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        expected = calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
+        for row, y, x in zip(found, *expected, strict=True):
+            assert [float(row[0]), float(row[1])] == pytest.approx([x, y], abs=1e-3)
+            assert row[2] == "500"
+
+
+def test_the_page_tells_all_else(parsed):
+    words = " ".join(parsed.words)
+    assert "sim on <synthetic> & more" in words
+    assert "it <i>fell</i>" in words
+    assert "test AUC 0.5000 popularity: 0.6000" in words
+    # 5 of 20 events, of 10 found, and 3 of 6 of the attention.
+    assert "25.0 % of all events, 50.0 % of found, 50.0 % of attention" in words
+    strata = [t[1:] for t in parsed.tables if t[0] == ["", "rows", "positives", "AUC"]]
+    assert strata == [
+        [["1 to 4", "40", "20", "0.6000"], ["5 to 9", "60", "30", "0.7000"]],
+        [["0", "30", "0", "none"], ["1 to 1,200", "70", "50", "0.8000"]],
+    ]
+    options, every = [t[1:] for t in parsed.tables if t[0] == ["option", "value"]]
+    assert options == [["lr", "0.1"], ["seed", "1234567"]]
+    assert ["stage_two_mlp_dims", "200,80"] in every and ["features", "none"] in every
+    epochs = parsed.tables[0]
+    assert epochs[0][:2] == ["epoch", "test AUC"]
+    assert [row[0] for row in epochs[1:]] == ["1", "2", "3"]
+    assert epochs[2][1] == "0.7580"
+    assert ["bad", "none"] in parsed.table("figure", "value")
 
 
 def labels_of(axis) -> list[str]:
@@ -142,18 +304,59 @@ def test_an_evaluation_shows_what_was_evaluated(tmp_path):
     ]
     assert [bar.get_width() for bar in axis.patches] == [0.8, 0.3, 0.6, 0.1, 0.5]
     assert axis.get_xlabel() == "test log loss 0.4   test rows 1,000"
-    write_report(tmp_path, [LogRecord((), metrics, 0.0)], metrics=metrics)
+    write_report(tmp_path, [LogRecord((), metrics, 0.0)], Outcome(metrics, {}), RunDescription())
     found = {path.name for path in (tmp_path / "report").iterdir()}
-    assert found == {"evaluation.png", "metrics.json"}
+    assert found == {"evaluation.png", "index.html", "metrics.json"}
+    page = Parsed((tmp_path / "report" / "index.html").read_text())
+    assert list(page.images) == ["Metrics of the evaluation"]
+    assert not {"Ranking and calibration", "What it attends to", "Options"} & set(page.words)
 
 
 def test_the_roc_plot_draws_the_curves_with_their_areas():
-    roc = curves()
-    (axis,) = roc_plot(roc).axes
-    np.testing.assert_array_equal(axis.lines[0].get_ydata(), roc["test"].true_positive_rate)
-    labels = [text.get_text() for text in axis.get_legend().get_texts()]
-    assert labels[0] == f"test (AUC {roc['test'].auc:.4f})"
-    assert labels[-1] == "chance (AUC 0.5)"
+    found = curves()
+    (axis,) = roc_plot(found).axes
+    roc = found["test"].roc
+    np.testing.assert_array_equal(axis.lines[0].get_ydata(), roc.true_positive_rate)
+    assert labels_of(axis)[0] == f"test (AUC {roc.auc:.4f})"
+    assert labels_of(axis)[-1] == "chance (AUC 0.5)"
+
+
+def test_precision_and_calibration_are_drawn_beside_what_chance_and_truth_would_be():
+    found = curves()
+    (axis,) = precision_recall_plot(found).axes
+    curve, chance, *_ = axis.lines
+    np.testing.assert_array_equal(curve.get_xdata(), found["test"].precision_recall.recall)
+    assert list(chance.get_ydata()) == [scored("test")[0].mean()] * 2
+    (axis,) = calibration_plot(found).axes
+    np.testing.assert_array_equal(axis.lines[1].get_ydata(), found["train"].reliability.observed)
+
+
+def test_strata_are_drawn_with_their_rows_and_errors():
+    lengths, popularity, *counts = strata_plot(STRATA, "test", 0.65).axes
+    np.testing.assert_array_equal(lengths.lines[0].get_ydata(), [0.6, 0.7])
+    np.testing.assert_allclose(popularity.lines[0].get_ydata().astype(float), [np.nan, 0.8])
+    ticks = [label.get_text() for label in popularity.get_xticklabels()]
+    assert ticks == ["0", "1-1,200"]
+    assert [bar.get_height() for bar in counts[1].patches] == [30, 70]
+    # Hanley and McNeil: A = 0.6, 20 positives and 20 negatives.
+    one, two = 0.6 / 1.4, 2 * 0.36 / 1.6
+    expected = np.sqrt((0.24 + 19 * (one - 0.36) + 19 * (two - 0.36)) / 400)
+    assert STRATA["history_length"][0].standard_error == pytest.approx(expected)
+    assert STRATA["item_popularity"][0].standard_error is None
+
+
+def test_attention_is_drawn_as_shares_of_what_it_is_of():
+    where, ago, which = attention_plot(attention(), {3: "Books"}).axes
+    assert labels_of(where) == ["all events", "found by the search", "attention"]
+    np.testing.assert_allclose(where.lines[1].get_ydata(), [0.6, 0.4, 0])
+    np.testing.assert_allclose(where.lines[2].get_ydata(), np.array([5, 1, 0]) / 6)
+    assert ago.get_xlim() == (18, 26)
+    names = [label.get_text() for label in which.get_yticklabels()]
+    assert names == ["Books", "row 1"]
+    assert [bar.get_width() for bar in which.patches[:2]] == [6 / 20, 10 / 20]
+    one = dataclasses.replace(attention(), searched=False, time_gap=None, categories=None)
+    (where,) = attention_plot(one, {}).axes
+    assert labels_of(where) == ["all events", "attention"]
 
 
 def test_a_run_without_steps_or_evaluation_has_a_report_too(tmp_path):
@@ -163,16 +366,15 @@ def test_a_run_without_steps_or_evaluation_has_a_report_too(tmp_path):
         ("b", records(1, 1)[:1], "learning_curve.png"),
         ("c", nothing, "learning_curve.png"),
     ):
-        write_report(tmp_path / name, given, metrics={})
+        write_report(tmp_path / name, given, Outcome({}, {}), RunDescription())
         assert (tmp_path / name / "report" / plot).stat().st_size > 1000
         assert not (tmp_path / name / "report" / "roc.png").exists()
 
 
-def test_equal_runs_give_equal_bytes(tmp_path):
-    for name in "ab":
-        write_report(tmp_path / name, records(steps=10), metrics={}, roc=curves())
-    for file in (tmp_path / "a" / "report").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / "report" / file.name).read_bytes()
+def test_equal_runs_give_equal_bytes(report, tmp_path):
+    again = write_report(tmp_path, records(), everything(), DESCRIBED)
+    for file in report.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes()
 
 
 def test_importing_the_report_loads_no_matplotlib():

@@ -88,7 +88,7 @@ def test_the_test_split_is_evaluated_once_when_training_is_done(dataset, tmp_pat
     assert ["validation_auc" in data for data in by_epoch] == [True] * 3
     assert ["test_auc" in data for data in by_epoch] == [False, False, True]
     assert {"validation_auc", "test_auc"} <= set(outcome.summary)
-    assert set(outcome.roc) == {"validation", "test"}
+    assert set(outcome.curves) == {"validation", "test"}
     # 92 events but 7 test, 7 validation and 7 first ones are 71 targets: 142 rows in 5 steps.
     assert any("5 steps of 32 rows" in warning for warning in outcome.warnings)
 

@@ -25,14 +25,29 @@ class Calibration:
     error: float
 
 
-def calibration(
+@dataclasses.dataclass(frozen=True)
+class ReliabilityCurve:
+    """Rows sorted by predicted probability and cut into K bins of equal count (to one).
+
+    Attributes:
+      predicted: ``[K]``, the bin's mean probability.
+      observed: ``[K]``, its share of positives.
+      weight: ``[K]``, of its rows: how many they are, if all weigh 1.
+    """
+
+    predicted: NDArray[np.float64]
+    observed: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+
+def reliability_curve(
     labels: NDArray[np.bool_],
     logits: NDArray[np.floating],
     weights: NDArray[np.floating] | None = None,
     *,
     bins: int = 10,
-) -> Calibration:
-    """Compares the probabilities of logits with labels.
+) -> ReliabilityCurve:
+    """Compares the probabilities of logits with labels, bin by bin.
 
     The order of rows does not matter: those of equal scores are sorted by label.
 
@@ -48,7 +63,24 @@ def calibration(
     observed = weight * labels[order]
     # 1 / (1 + exp(-x)) without overflow.
     predicted = weight * np.exp(-np.logaddexp(0.0, -logits[order].astype(np.float64)))
-    gaps = np.array_split(predicted - observed, bins)
-    error = sum(abs(gap.sum()) for gap in gaps) / weight.sum()
+    sums = [
+        [part.sum() for part in np.array_split(values, min(bins, len(labels)))]
+        for values in (predicted, observed, weight)
+    ]
+    of_bins = np.array(sums, np.float64)
+    return ReliabilityCurve(of_bins[0] / of_bins[2], of_bins[1] / of_bins[2], of_bins[2])
+
+
+def calibration(
+    labels: NDArray[np.bool_],
+    logits: NDArray[np.floating],
+    weights: NDArray[np.floating] | None = None,
+    *,
+    bins: int = 10,
+) -> Calibration:
+    """Sums a reliability curve up; arguments as of `reliability_curve`."""
+    curve = reliability_curve(labels, logits, weights, bins=bins)
+    predicted, observed = curve.predicted * curve.weight, curve.observed * curve.weight
+    error = np.abs(predicted - observed).sum() / curve.weight.sum()
     ratio = float(predicted.sum() / observed.sum()) if labels.any() else None
     return Calibration(ratio, float(error))

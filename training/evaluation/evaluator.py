@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lookback.core.world import World
 from lookback.dataloading.evaluations import EvaluationKind
-from lookback.training.evaluation.metrics import RocCurve, ScoreAccumulator
+from lookback.training.evaluation.metrics import Curves, ScoreAccumulator
 from lookback.training.evaluation.names import cutoff
 from lookback.training.evaluation.ranking import RankAccumulator, ranks_of_positives
 
@@ -25,6 +25,7 @@ class ScoredBatch(NamedTuple):
       groups: of GAUC, ``[B]``; None if the data has no user feature.
       weights: ``[B, C]``, of rankings: 0 for candidates that do not compete; None: all do.
       ids: the features `BatchSource.id_features`, ``[B]`` or ``[B, C]`` each.
+      lengths: events of each row's history, int32 ``[B]``; None if rows have no histories.
     """
 
     labels: tf.Tensor
@@ -32,6 +33,7 @@ class ScoredBatch(NamedTuple):
     groups: tf.Tensor | None
     weights: tf.Tensor | None
     ids: tuple[tf.Tensor, ...] = ()
+    lengths: tf.Tensor | None = None
 
 
 class Evaluator(abc.ABC):
@@ -58,8 +60,8 @@ class Evaluator(abc.ABC):
           UserError: if nothing was found.
         """
 
-    def roc(self) -> RocCurve | None:
-        """The ROC curve, where there is one."""
+    def curves(self) -> Curves | None:
+        """What there is to draw, where there is something."""
         return None
 
 
@@ -91,9 +93,14 @@ class BinaryEvaluator(Evaluator):
         """As `metrics.Evaluation` names them."""
         return self.scores.result(self._metrics).as_dict()
 
-    def roc(self) -> RocCurve | None:
-        """Of everything collected, if the area under it is wanted and there is one."""
-        return self.scores.roc() if "auc" in self._metrics else None
+    def curves(self) -> Curves | None:
+        """Of everything collected, if the area under the ROC curve is wanted and there is one."""
+        return self.scores.curves() if self.has_auc else None
+
+    @property
+    def has_auc(self) -> bool:
+        """Whether the area under the ROC curve is wanted."""
+        return "auc" in self._metrics
 
 
 class RankingEvaluator(Evaluator):

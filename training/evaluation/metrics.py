@@ -14,7 +14,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from lookback.core.errors import UserError
 from lookback.core.world import World
-from lookback.training.evaluation.calibration import Calibration, calibration
+from lookback.training.evaluation.calibration import (
+    Calibration,
+    ReliabilityCurve,
+    calibration,
+    reliability_curve,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,41 @@ class RocCurve:
     false_positive_rate: NDArray[np.float64]
     true_positive_rate: NDArray[np.float64]
     auc: float
+
+    def thinned(self, max_points: int = 2000) -> RocCurve:
+        """About so many of the points, evenly spaced along the curve, for plotting."""
+        fpr, tpr = self.false_positive_rate, self.true_positive_rate
+        if len(tpr) <= max_points:
+            return self
+        keep = evenly_spaced(fpr + tpr, max_points)  # grows from 0 to 2 along the curve
+        return RocCurve(fpr[keep], tpr[keep], self.auc)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionRecallCurve:
+    """Points of a precision-recall curve, one for each threshold that is reached.
+
+    Attributes:
+      recall: [N] float64, increasing, up to 1.
+      precision: [N] float64.
+      average_precision: sum of the precisions, each times the recall that it adds; of all
+        thresholds even if the points have been thinned out.
+      share: of positives among the rows: the precision of chance.
+    """
+
+    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    average_precision: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """What there is to draw of labels and scores."""
+
+    roc: RocCurve
+    precision_recall: PrecisionRecallCurve
+    reliability: ReliabilityCurve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,13 +241,38 @@ def roc_curve(
     false_positive = np.append(0, np.cumsum(np.where(label, 0, weight))[last])
     tpr = true_positive / true_positive[-1]
     fpr = false_positive / false_positive[-1]
-    if max_points is not None and len(tpr) > max_points:
-        # fpr + tpr grows from 0 to 2 along the curve.
-        wanted = np.linspace(0, 2, max_points)
-        keep = np.unique(np.clip(np.searchsorted(fpr + tpr, wanted), 0, len(tpr) - 1))
-        keep = np.unique(np.concatenate([[0], keep, [len(tpr) - 1]]))
-        fpr, tpr = fpr[keep], tpr[keep]
-    return RocCurve(fpr, tpr, auc(label, score, weight))
+    curve = RocCurve(fpr, tpr, auc(label, score, weight))
+    return curve if max_points is None else curve.thinned(max_points)
+
+
+def precision_recall_curve(
+    roc: RocCurve, share: float, *, max_points: int = 2000
+) -> PrecisionRecallCurve:
+    """The precision-recall curve of what a whole ROC curve is of.
+
+    With p the share of positives, precision = p tpr / (p tpr + (1 - p) fpr). The average precision
+    is scikit-learn's `average_precision_score`.
+
+    Args:
+      roc: with a point for each distinct score.
+      share: of positives among the rows.
+      max_points: keep about this many points, evenly spaced along the recall.
+    """
+    recall = roc.true_positive_rate[1:]  # the first point is of no row
+    found = share * recall
+    precision = found / (found + (1 - share) * roc.false_positive_rate[1:])
+    average = float((np.diff(recall, prepend=0.0) * precision).sum())
+    if len(recall) > max_points:
+        keep = evenly_spaced(recall, max_points)
+        recall, precision = recall[keep], precision[keep]
+    return PrecisionRecallCurve(recall, precision, average, share)
+
+
+def evenly_spaced(places: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Which of increasing numbers to keep so that about `count` are evenly spaced; both ends."""
+    wanted = np.linspace(places[0], places[-1], count)
+    keep = np.clip(np.searchsorted(places, wanted), 0, len(places) - 1)
+    return np.unique(np.concatenate([[0], keep, [len(places) - 1]]))
 
 
 class ScoreAccumulator:
@@ -344,12 +409,19 @@ class ScoreAccumulator:
             calibration=calibration(labels, logits, weights) if "calibration" in metrics else None,
         )
 
-    def roc(self, max_points: int | None = 2000) -> RocCurve | None:
-        """The ROC curve of everything collected; None if that is of one class, which has none."""
-        labels = self.labels()
+    def curves(self) -> Curves | None:
+        """The curves of everything collected; None if that is of one class, which has none."""
+        labels, logits, weights = self.labels(), self.logits(), self.weights()
         if labels.all() or not labels.any():
             return None
-        return roc_curve(labels, self.logits(), self.weights(), max_points=max_points)
+        roc = roc_curve(labels, logits, weights, max_points=None)
+        weight = np.ones(len(labels)) if weights is None else weights
+        share = float(weight[labels].sum() / weight.sum())
+        return Curves(
+            roc=roc.thinned(),
+            precision_recall=precision_recall_curve(roc, share),
+            reliability=reliability_curve(labels, logits, weights),
+        )
 
 
 def order_of_batches(sizes: Sequence[Sequence[int]]) -> NDArray[np.int64]:

@@ -60,7 +60,14 @@ class EvaluationSteps:
         if BinaryEvaluator in evaluators and self._source.grouped:
             groups = self._source.groups(evaluation.name, feed)
         ids = tuple(features[name] for name in self._source.id_features)
-        batch = ScoredBatch(labels, logits, groups, weights[0] if weights else None, ids)
+        batch = ScoredBatch(
+            labels,
+            logits,
+            groups,
+            weights[0] if weights else None,
+            ids,
+            self._source.history_lengths(features),
+        )
         return [evaluator.needed(batch) for evaluator in evaluators]
 
     def _logits(self, features: dict[str, tf.Tensor], pieces: CandidatePieces | None) -> tf.Tensor:

@@ -29,7 +29,17 @@ REPLACED = (
     "bad_batch.json",
     *(
         f"report/{name}"
-        for name in ("metrics.json", "learning_curve.png", "evaluation.png", "roc.png")
+        for name in (
+            "index.html",
+            "metrics.json",
+            "learning_curve.png",
+            "evaluation.png",
+            "roc.png",
+            "precision_recall.png",
+            "calibration.png",
+            "strata.png",
+            "attention.png",
+        )
     ),
 )
 """What a run writes besides its log."""
