@@ -2,6 +2,7 @@
 
 In Python::
 
+    done = lookback.train(model_type="sim", dataset_dir="dataset", export_dir="export")
     bundle = lookback.load_bundle("export")
     (scores,) = bundle.score([{"user_id": "A1", "history": {"item_id": []},
                                "candidates": {"item_id": ["B1", "B2"]}}])
@@ -15,11 +16,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lookback.api import load_bundle
+    from lookback.api import Dataset, load_bundle, load_dataset, train
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load_bundle"]
+__all__ = ["Dataset", "__version__", "load_bundle", "load_dataset", "train"]
 
 
 def __getattr__(name: str) -> Any:

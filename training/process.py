@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 
 from lookback.core.caches import provide_caches
@@ -18,12 +19,17 @@ def prepare_environment(config: RunConfig) -> None:
       config: of the run.
 
     Raises:
-      UserError: if no temporary files can be made.
+      UserError: if no temporary files can be made, or TensorFlow would not read what is set.
     """
     provide_caches()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; not which CPU instructions exist
     # Merlin warns on import that it found neither PyTorch nor Triton, which nobody asked for.
     warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
+    if config.xla and "tensorflow" in sys.modules:
+        raise UserError(
+            "xla: expected in a process that has not imported TensorFlow, which reads of it then, "
+            "received it in one that has. Give it in a new process, or leave it out."
+        )
     if config.xla:
         # On CPU, clusters are compiled only with the second flag.
         flags = os.environ.get("TF_XLA_FLAGS", "")
@@ -46,10 +52,19 @@ def set_up_tensorflow(config: RunConfig, world: World = SOLO) -> None:
 
     # Merlin's imports log a deprecation of TensorFlow's through its own logger.
     tf.get_logger().setLevel("ERROR")
-    if config.inter_op_parallelism is not None:
-        tf.config.threading.set_inter_op_parallelism_threads(config.inter_op_parallelism)
-    if config.intra_op_parallelism is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(config.intra_op_parallelism)
+    threads = tf.config.threading
+    for name, choose in (
+        ("inter_op_parallelism", threads.set_inter_op_parallelism_threads),
+        ("intra_op_parallelism", threads.set_intra_op_parallelism_threads),
+    ):
+        if getattr(config, name) is not None:
+            try:
+                choose(getattr(config, name))
+            except RuntimeError as error:
+                raise UserError(
+                    f"{name}: expected before TensorFlow's first operation, received it in a "
+                    "process that has run one. Give it in a new process, or leave it out."
+                ) from error
     if world.size > 1:
         stop_spinning()
     gpus, local_rank = tf.config.list_physical_devices("GPU"), world.local_rank
@@ -63,8 +78,9 @@ def set_up_tensorflow(config: RunConfig, world: World = SOLO) -> None:
         tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    if config.amp:
-        tf.keras.mixed_precision.set_global_policy(amp_policy())
+    # Said of both: an earlier run of this process may have said the other.
+    policy = amp_policy() if config.amp else "float32"
+    tf.keras.mixed_precision.set_global_policy(policy)
 
 
 def stop_spinning() -> None:

@@ -23,6 +23,7 @@ from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.faults import REPORTS
 from lookback.core.files import held
+from lookback.core.json_files import read_json
 from lookback.core.options import CommandLine, idle, parse, save_yaml
 from lookback.core.world import World, agree, require_same
 from lookback.dataloading import LAYOUTS, require_data
@@ -89,18 +90,38 @@ def command_line() -> CommandLine:
     return CommandLine((RunConfig,), "model_type", models, recipe="recipe", removed=REMOVED)
 
 
-def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> None:
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a run leaves.
+
+    Attributes:
+      metrics: figures by name, as in the log's summary; of several seeds, those of seeds.json:
+        mean, standard deviation, least and most of each.
+      results_dir: log, configuration, report.
+      checkpoint: the last one that was saved; None: none was, or this is not the first process.
+      export_dir: the bundle; None: nothing was exported.
+    """
+
+    metrics: Mapping[str, Any]
+    results_dir: Path
+    checkpoint: Path | None = None
+    export_dir: Path | None = None
+
+
+def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Finished:
     """Runs one command line: configuration, data, plan, model, fit, report, export.
 
     Args:
       argv: the arguments, without the program's name.
       exporter: of `serving`.
       prog: how it was called.
+
+    Returns:
+      What it found, and where it is.
     """
     run, data, options = parse(argv, command_line(), prog=prog, description=__doc__)
     if run.seeds is not None:
-        train_seeds(argv, run)
-        return
+        return train_seeds(argv, run)
     # What is mistyped, not trusted or in the way fails before the long imports.
     loaded: dict[Path, int] = {}
     read: list[Path] = []
@@ -126,10 +147,10 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Non
         world = start_world(prefetch_ids=run.prefetch_ids)
         with world.together():
             set_up_tensorflow(run, world)
-            run_on(world, run, data, options, exporter)
+            return run_on(world, run, data, options, exporter)
 
 
-def train_seeds(argv: Sequence[str], run: RunConfig) -> None:
+def train_seeds(argv: Sequence[str], run: RunConfig) -> Finished:
     """Runs the same command line with several seeds.
 
     Raises:
@@ -147,7 +168,8 @@ def train_seeds(argv: Sequence[str], run: RunConfig) -> None:
     with contextlib.ExitStack() as stack:
         results = hold_outputs(run, stack, {}).results_dir
         assert results is not None
-        run_seeds(argv, run, results)
+        found = run_seeds(argv, run, results)
+    return Finished(read_json(found)["metrics"], results)
 
 
 def hold_outputs(
@@ -184,7 +206,7 @@ def hold_outputs(
 
 def run_on(
     world: World, run: RunConfig, data: LayoutOptions, options: Any, exporter: Exporter
-) -> None:
+) -> Finished:
     """Does what the configuration says, on one of the processes of `world`.
 
     Args:
@@ -250,7 +272,8 @@ def run_on(
     finally:
         if world.rank == 0:
             report(run, data, options, outcome, model)
-    print_digests(run, exporter, world)
+    saved = print_digests(run, exporter, world)
+    return Finished(outcome.summary, results_dir, saved, run.export_dir)
 
 
 def make_logger(
@@ -372,15 +395,20 @@ def export(
     )
 
 
-def print_digests(run: RunConfig, exporter: Exporter, world: World) -> None:
-    """Prints what there is to hand on, with the digests by which it will be known again."""
+def print_digests(run: RunConfig, exporter: Exporter, world: World) -> Path | None:
+    """Prints what there is to hand on, with the digests by which it will be known again.
+
+    Returns:
+      The last checkpoint.
+    """
     if world.rank != 0:
-        return
-    if run.save_checkpoint_path is not None:
-        for path in checkpoints_in(run.save_checkpoint_path)[-1:]:
-            print(f"saved {path}, digest {digest_of(path / MANIFEST)}")
+        return None
+    saved = [] if run.save_checkpoint_path is None else checkpoints_in(run.save_checkpoint_path)
+    for path in saved[-1:]:
+        print(f"saved {path}, digest {digest_of(path / MANIFEST)}")
     if run.export_dir is not None:
         print(f"exported to {run.export_dir}, digest {exporter.bundle_digest(run.export_dir)}")
+    return saved[-1] if saved else None
 
 
 def resolved(

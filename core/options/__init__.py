@@ -18,6 +18,7 @@ from lookback.core.options.command_line import (
     parse_known,
     save_yaml,
     to_yaml,
+    words_of,
 )
 from lookback.core.options.completion import bash_completion
 from lookback.core.options.help import help_text, parameter_table
@@ -62,4 +63,5 @@ __all__ = [
     "save_yaml",
     "to_yaml",
     "without",
+    "words_of",
 ]

@@ -60,25 +60,25 @@ def parse(
 
 
 def from_values(line: CommandLine, **values: Any) -> tuple[Any, ...]:
-    """What `parse` gives for a command line with these values: for runs that code starts.
+    """What `parse` gives for a command line with these values, see `words_of`."""
+    return parse(words_of(values), line)
+
+
+def words_of(values: Mapping[str, Any]) -> list[str]:
+    """Options given by keyword as the words of a command line, for `parse`.
 
     Args:
-      line: what can be given.
-      **values: by option; others have the defaults of the chosen variant.
-
-    Raises:
-      UserError: invalid values.
-      TypeError: an option that is unknown, or missing: a mistake in the code.
+      values: by option; True and False for flags, sequences for several values.
     """
-    chosen = None if line.chooser is None else values[line.chooser]
-    recipe = None if line.recipe is None else values.get(line.recipe)
-    options = line.options(chosen, recipe)
-    unknown = sorted(set(values) - set(options))
-    missing = [name for name, found in options.items() if found.required and name not in values]
-    if unknown or missing:
-        raise TypeError(f"{chosen}: unknown options {unknown}, missing ones {missing}")
-    defaults = {name: found.default for name, found in options.items()}
-    return line.instances(chosen, {**defaults, **values}, recipe)
+    words = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+            continue
+        several = isinstance(value, list | tuple)
+        text = ",".join(map(str, value)) if several else "none" if value is None else str(value)
+        words.append(f"--{name}={text}")
+    return words
 
 
 def parse_known(argv: Sequence[str], config: type) -> tuple[Any, list[str]]:

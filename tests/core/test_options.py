@@ -26,6 +26,7 @@ from lookback.core.options import (
     require_one,
     save_yaml,
     to_yaml,
+    words_of,
 )
 
 
@@ -142,8 +143,12 @@ def test_values_in_code_give_what_the_command_line_would():
     argv = ("--data", "d", "--model_type", "deep", "--length", "9", "--search", "hard")
     given = {"data": Path("d"), "model_type": "deep", "length": 9, "search": "hard"}
     assert from_values(LINE, **given) == run(*argv)
-    with pytest.raises(TypeError, match=r"unknown options \['lenght'\], missing ones \['data'\]"):
-        from_values(LINE, model_type="deep", lenght=9)
+    with pytest.raises(UserError, match=r"--lenght. Did you mean --length"):
+        from_values(LINE, **{**given, "lenght": 9})
+    with pytest.raises(UserError, match="--data is required"):
+        from_values(LINE, model_type="deep")
+    words = words_of({"dims": (200, 80), "amp": True, "xla": False, "rate": None, "seed": -1})
+    assert words == ["--dims=200,80", "--amp", "--no_xla", "--rate=none", "--seed=-1"]
 
 
 def test_the_file_may_choose_the_model_and_the_command_line_another(tmp_path):
