@@ -160,3 +160,12 @@ def test_an_answer_that_does_not_hold_is_found(
     wrong = wrong_answers([entry], {"a": {version}} if version else {})
     assert len(wrong) == (complaint is not None)
     assert complaint is None or complaint in wrong[0]
+
+
+def test_extras_are_tested() -> None:
+    import tomllib
+
+    pyproject = tomllib.loads((REQUIREMENTS.parent / "pyproject.toml").read_text())
+    extras = pyproject["project"]["optional-dependencies"]
+    assert {"mlflow", "tune"} <= extras.keys()
+    assert {name for extra in extras.values() for name in extra} <= set(lock("dev"))

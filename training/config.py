@@ -143,6 +143,12 @@ class RunConfig(LearningOptions):
         suits=modes.TRAINS,
         limit=MOST_STEPS,
     )
+    tracker: Literal["auto", "mlflow", "none"] = option(
+        "auto",
+        scope="results",
+        help="Who gets options and metrics besides: mlflow (an extra), at MLFLOW_TRACKING_URI or "
+        "in ./mlruns; auto: mlflow if that variable is set",
+    )
     save_checkpoint_path: Path | None = option(
         None, scope="results", help="Directory to save checkpoints", none=("",), needs=modes.LEARNS
     )

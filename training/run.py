@@ -34,6 +34,7 @@ from lookback.formats.verification import require_trusted
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
 from lookback.training.output.logging import RunLogger, read_log
+from lookback.training.output.mlflow_tracker import check_tracker, trackers_of
 from lookback.training.output.report import (
     INDEX,
     RunDescription,
@@ -137,6 +138,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Fin
     if launched_rank() == 0:  # what others lack, they say when all can hear it
         require_data(options.layout, run.dataset_dir, run.model_type)
     check_placements(run)
+    check_tracker(run)
     if run.export_dir is not None:
         exporter.check_export_target(run.export_dir, run.dataset_dir, read)
     with contextlib.ExitStack() as stack:
@@ -280,15 +282,20 @@ def make_logger(
     run: RunConfig, results_dir: Path, trainer: Trainer, source: BatchSource, world: World
 ) -> RunLogger:
     """The log of a run, which goes on where that of a run to continue ended."""
-    return RunLogger(
+    trackers, said = trackers_of(run, trainer.identity) if world.rank == 0 else ((), None)
+    made = RunLogger(
         results_dir,
         run.log_filename,
         append=run.load_checkpoint_path is not None and run.mode == "train",
         identity=trainer.identity,
         epochs=run.epochs,
         steps_per_epoch=source.train_steps(),
+        trackers=trackers,
         enabled=world.rank == 0,
     )
+    if said:
+        made.message(said)
+    return made
 
 
 def origin_of(run: RunConfig, exporter: Exporter, world: World) -> Origin | None:

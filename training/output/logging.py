@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -89,6 +89,19 @@ class LogRecord:
     elapsed: float
 
 
+class Tracker(Protocol):
+    """Who gets what a run says, beside its file; what fails there, it says itself."""
+
+    def scalars(self, group: str, step: int, data: Mapping[str, Any]) -> None:
+        """Takes the metrics of a step or an epoch; of no group (""), of the whole run."""
+
+    def options(self, values: Mapping[str, Any]) -> None:
+        """Takes the run's options."""
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Takes how the run ended."""
+
+
 class RunLogger:
     """Writes the log of a run to `results_dir` and shows it on the terminal.
 
@@ -116,6 +129,7 @@ class RunLogger:
         steps_per_epoch: int | None = None,
         units: Mapping[str, str | None] | None = None,
         tensorboard: bool = True,
+        trackers: Sequence[Tracker] = (),
         seconds_between_lines: float = 5.0,
         terminal: TextIO | None = None,
         enabled: bool = True,
@@ -131,6 +145,7 @@ class RunLogger:
           steps_per_epoch: for the bar's length, the time left, and TensorBoard's global step.
           units: metric -> unit, added to `UNITS`.
           tensorboard: write scalars to results_dir/tensorboard (imports TensorFlow).
+          trackers: who gets steps, epochs, options and the summary besides.
           seconds_between_lines: where the output is no terminal.
           terminal: where to print; None means standard output.
           enabled: False makes every method do nothing (processes other than the first).
@@ -141,7 +156,8 @@ class RunLogger:
         self._steps_per_epoch = steps_per_epoch
         self._units = {**UNITS, **(units or {})}
         self._started = time.monotonic()
-        self._tensorboard = TensorBoard(Path(results_dir) / "tensorboard") if tensorboard else None
+        own = [TensorBoard(Path(results_dir) / "tensorboard")] if tensorboard else []
+        self._trackers: list[Tracker] = [*own, *trackers]
         self._steps_logged = 0
         self._speeds: collections.deque[float] = collections.deque(maxlen=_STEPS_OF_A_SPEED)
         self._seconds_between_lines = seconds_between_lines
@@ -182,7 +198,8 @@ class RunLogger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        killed = kind is not None and not issubclass(kind, Exception)
+        self.close("FINISHED" if kind is None else "KILLED" if killed else "FAILED")
 
     def step(self, epoch: int, step: int, data: Mapping[str, Any]) -> None:
         """Logs a training step, both counted from 0. About 10 microseconds without TensorBoard."""
@@ -191,8 +208,8 @@ class RunLogger:
         plain = _plain(data)
         self._write("LOG", step=[epoch, step], data=plain)
         self._show_step(epoch, step, self._shown(plain))
-        if self._tensorboard is not None:
-            self._tensorboard.scalars("step", self._global_step(epoch, step), plain)
+        for tracker in self._trackers:
+            tracker.scalars("step", self._global_step(epoch, step), plain)
         self._steps_logged += 1
 
     def epoch(self, epoch: int, data: Mapping[str, Any]) -> None:
@@ -204,8 +221,8 @@ class RunLogger:
         self._stop_bar()
         shown = {name: value for name, value in plain.items() if not name.endswith(_DETAILS)}
         self._show_figures(f"epoch {self._of_epochs(epoch)}", shown)
-        if self._tensorboard is not None:
-            self._tensorboard.scalars("epoch", epoch + 1, plain)
+        for tracker in self._trackers:
+            tracker.scalars("epoch", epoch + 1, plain)
 
     def summary(self, data: Mapping[str, Any], warnings: Sequence[str] = ()) -> None:
         """Logs the results of the run.
@@ -221,13 +238,15 @@ class RunLogger:
         self._write("LOG", step=[], data={**plain, **said})
         self._stop_bar()
         self._show_figures("summary", plain)
+        for tracker in self._trackers:
+            tracker.scalars("", self._epochs or 0, plain)
         for warning in warnings:
             self.message(f"warning: {warning}")
 
     def options(self, values: Mapping[str, Any]) -> None:
-        """Writes the run's options to TensorBoard; they are not in the file."""
-        if self._enabled and self._tensorboard is not None:
-            self._tensorboard.options(values)
+        """Tells trackers the run's options; they are not in the file."""
+        for tracker in self._trackers if self._enabled else ():
+            tracker.options(values)
 
     def message(self, text: str) -> None:
         """Prints a line on the terminal, above the bar; it is not in the file."""
@@ -265,15 +284,19 @@ class RunLogger:
 
         yield advance
 
-    def close(self) -> None:
-        """Closes the file and TensorBoard; further calls do nothing."""
+    def close(self, status: str = "FINISHED") -> None:
+        """Closes the file and trackers; further calls do nothing.
+
+        Args:
+          status: how the run ended: FINISHED, FAILED or KILLED.
+        """
         if not self._enabled:
             return
         self._stop_bar()
         with contextlib.suppress(OSError):  # what could not be written was said when it was
             self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close(status)
         self._enabled = False
 
     def _write(self, kind: str, **content: Any) -> None:

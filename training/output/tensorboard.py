@@ -26,7 +26,9 @@ class TensorBoard:
         self._flushed = 0.0
 
     def scalars(self, group: str, step: int, data: Mapping[str, Any]) -> None:
-        """Writes the numbers among the metrics, as "group/metric"."""
+        """Writes the numbers among the metrics, as "group/metric"; those of no group it has not."""
+        if not group:
+            return
 
         def write() -> None:
             from tensorboard.compat.proto.summary_pb2 import Summary
@@ -53,8 +55,9 @@ class TensorBoard:
 
         self._try(write)
 
-    def close(self) -> None:
+    def close(self, status: str = "FINISHED") -> None:
         """Closes the file; further calls do nothing."""
+        del status
         if self._writer is not None:
             self._try(self._writer.close)
         self._directory = self._writer = None
