@@ -40,6 +40,13 @@ def train(arguments: Sequence[str], prog: str = "train.py") -> None:
     run.main(arguments, export, prog)
 
 
+def tune(arguments: Sequence[str], prog: str) -> None:
+    """Searches options of training: see `training.tuning`."""
+    from lookback.training.tuning import command
+
+    command.main(arguments, prog)
+
+
 def run_model(arguments: Sequence[str], prog: str) -> int:
     """Trains in one process or in several: see `training.parallel.run_model`."""
     from lookback.training.parallel import run_model as launcher
@@ -97,6 +104,12 @@ def _inside_run() -> CommandLine:
     return dataclasses.replace(passed_on, configs=(LaunchOptions, *passed_on.configs))
 
 
+def _inside_tune() -> CommandLine:
+    from lookback.training.tuning.command import command_line
+
+    return command_line()
+
+
 def _inside_workflows() -> Program:
     from lookback.workflows.commands import PROGRAM
 
@@ -121,6 +134,7 @@ LOOKBACK: Program = Program(
     {
         "workflows": Door("raw data to datasets; generated data", workflows, _inside_workflows),
         "train": Door("train, evaluate or run a model, in this process", train, _inside_train),
+        "tune": Door("search the options of training with Optuna", tune, _inside_tune),
         "run": Door(
             "the same in several processes, or with NVIDIA's script's options",
             run_model,

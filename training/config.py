@@ -149,6 +149,13 @@ class RunConfig(LearningOptions):
         help="Who gets options and metrics besides: mlflow (an extra), at MLFLOW_TRACKING_URI or "
         "in ./mlruns; auto: mlflow if that variable is set",
     )
+    tensorboard_projector: bool = option(
+        False,
+        scope="results",
+        help="Write the trained tables for TensorBoard's embedding projector, of long ones "
+        "10,000 rows: of items the most frequent (one process; flag)",
+        needs=modes.LEARNS,
+    )
     save_checkpoint_path: Path | None = option(
         None, scope="results", help="Directory to save checkpoints", none=("",), needs=modes.LEARNS
     )

@@ -139,6 +139,11 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Fin
         require_data(options.layout, run.dataset_dir, run.model_type)
     check_placements(run)
     check_tracker(run)
+    if run.tensorboard_projector and launched_size() > 1:
+        raise UserError(
+            "tensorboard_projector: expected in one process, which has the tables whole, received "
+            f"{launched_size()} processes. Leave it out."
+        )
     if run.export_dir is not None:
         exporter.check_export_target(run.export_dir, run.dataset_dir, read)
     with contextlib.ExitStack() as stack:
@@ -274,6 +279,8 @@ def run_on(
     finally:
         if world.rank == 0:
             report(run, data, options, outcome, model)
+    if run.tensorboard_projector:
+        project(run, source, model)
     saved = print_digests(run, exporter, world)
     return Finished(outcome.summary, results_dir, saved, run.export_dir)
 
@@ -355,6 +362,16 @@ def report(
         )
     else:
         print(f"report in {directory / INDEX}")
+
+
+def project(run: RunConfig, source: BatchSource, model: ClickModel) -> None:
+    """Leaves the tables for TensorBoard's projector."""
+    from lookback.training.output.projector import write_projector
+
+    assert run.results_dir is not None
+    items = source.id_features[-1] if source.id_features else None
+    directory, embeddings = run.results_dir / "tensorboard", model.body.embeddings
+    print(write_projector(directory, embeddings, run.dataset_dir, items, source.item_counts()))
 
 
 def described(

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
+from lookback.training.children import TERMINAL_FILE, Start, last_words, run_process, summary_in
 from lookback.training.evaluation.names import metric_of
-from lookback.training.output.logging import read_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from lookback.training.config import RunConfig
 
 BASE, COMPARED = "base", "compared"
-SUMMARY_FILE, PLOT_FILE, TERMINAL_FILE = "seeds.json", "seeds.png", "terminal.txt"
-_SHOWN_OF_ERROR = 600  # characters
+SUMMARY_FILE, PLOT_FILE = "seeds.json", "seeds.png"
 
 Figures = Mapping[str, Sequence[Mapping[str, Any]]]
 """What each run found, by side."""
@@ -62,7 +60,7 @@ def run_seeds(
     argv: Sequence[str],
     run: RunConfig,
     results_dir: Path,
-    start: Callable[[Sequence[str], Path], int] | None = None,
+    start: Start = run_process,
 ) -> Path:
     """Runs a command line with several seeds, on one side or two.
 
@@ -70,7 +68,7 @@ def run_seeds(
       argv: the arguments, those about seeds among them.
       run: what they say.
       results_dir: of all of it; ours to write in.
-      start: runs a command line; its terminal is a file; gives the exit status. None: a process.
+      start: runs a command line.
 
     Returns:
       The file with the figures.
@@ -85,7 +83,7 @@ def run_seeds(
     for seed in range(first, first + run.seeds):
         for side, more in sides.items():  # in turn: what the machine does besides meets both
             directory = results_dir / side / f"seed-{seed}"
-            found[side].append(_one(argv, more, seed, directory, run, start or _process))
+            found[side].append(_one(argv, more, seed, directory, run, start))
             shown = ", ".join(f"{n} {v:.4f}" for n, v in _metrics(found[side][-1]).items())
             print(f"{side}, seed {seed}: {shown}", flush=True)
     summary = summary_of(found)
@@ -185,32 +183,19 @@ def _one(
     seed: int,
     directory: Path,
     run: RunConfig,
-    start: Callable[[Sequence[str], Path], int],
+    start: Start,
 ) -> dict[str, Any]:
     """What one run found."""
     directory.mkdir(parents=True, exist_ok=True)
     words = [*argv, *more, *ALONE, "--seed", str(seed), "--results_dir", str(directory)]
     terminal = directory / TERMINAL_FILE
-    status = start(words, terminal)
+    status = start(words, terminal, lambda: False)
     if status:
-        said = terminal.read_text(encoding="utf-8", errors="replace").strip()
         raise UserError(
             f"the run with seed {seed} in {directory} ended with exit status {status}: "
-            f"{said[-_SHOWN_OF_ERROR:]}"
+            f"{last_words(terminal)}"
         )
-    summaries = [r.data for r in read_log(directory / run.log_filename) if not len(r.step)]
-    return dict(summaries[-1])
-
-
-def _process(words: Sequence[str], terminal: Path) -> int:
-    code = "import sys; from lookback.cli import main; sys.exit(main())"
-    with terminal.open("w") as file:
-        return subprocess.run(
-            [sys.executable, "-c", code, "train", *words],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+    return summary_in(directory / run.log_filename)
 
 
 def _metrics(figures: Mapping[str, Any]) -> dict[str, float]:

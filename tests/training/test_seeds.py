@@ -24,7 +24,7 @@ TINY = (
 )
 
 
-def in_here(words, terminal):
+def in_here(words, terminal, ends):
     terminal.write_text("said\n")
     cli.train(words)
     return 0
@@ -88,7 +88,7 @@ def test_a_run_that_fails_is_named_with_what_it_said(dataset, tmp_path):
     argv = ["--dataset_dir", str(dataset), *TINY, "--seeds", "2"]
     run, *_ = parse(argv, command_line())
 
-    def fails(words, terminal):
+    def fails(words, terminal, ends):
         terminal.write_text("error: no room\n")
         return 2
 
