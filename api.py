@@ -139,10 +139,10 @@ class Dataset:
         Raises:
           UserError: for what `lookback train` would refuse.
         """
-        parsed = self._parsed(model_type, options)
+        run, data, of_model = self._parsed(model_type, options)
         from lookback.training.keras_data import keras_data
 
-        return keras_data(*parsed, split)
+        return keras_data(run, data, of_model, split)
 
     def _parsed(self, model_type: str, options: Mapping[str, Any]) -> tuple[Any, ...]:
         """The options of a run, before TensorFlow is imported."""

@@ -154,7 +154,8 @@ class SIMBody(HistoryBody):
     def attended(self, inputs: Mapping[str, tf.Tensor]) -> Attended:
         """The ESU's attention over what the search finds in the long sequence."""
         found = self._find(self.embed(inputs), inputs)
-        return Attended(self.slots[0], masked_softmax(found.exact, found.selected), found.selected)
+        slots = slice(None, self._config.long_seq_length)
+        return Attended(slots, masked_softmax(found.exact, found.selected), found.selected)
 
     def _search(
         self, batch: Embedded, inputs: Mapping[str, tf.Tensor]

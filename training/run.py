@@ -154,7 +154,8 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Fin
         world = start_world(prefetch_ids=run.prefetch_ids)
         with world.together():
             set_up_tensorflow(run, world)
-            return run_on(world, run, data, options, exporter)
+            finished = run_on(world, run, data, options, exporter)
+    return finished
 
 
 def train_seeds(argv: Sequence[str], run: RunConfig) -> Finished:
@@ -176,7 +177,7 @@ def train_seeds(argv: Sequence[str], run: RunConfig) -> Finished:
         results = hold_outputs(run, stack, {}).results_dir
         assert results is not None
         found = run_seeds(argv, run, results)
-    return Finished(read_json(found)["metrics"], results)
+    return Finished(read_json(found)["metrics"], found.parent)
 
 
 def hold_outputs(

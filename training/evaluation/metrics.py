@@ -415,7 +415,7 @@ class ScoreAccumulator:
         if labels.all() or not labels.any():
             return None
         roc = roc_curve(labels, logits, weights, max_points=None)
-        weight: NDArray = np.ones(len(labels)) if weights is None else weights
+        weight = np.ones(len(labels), np.float32) if weights is None else weights
         share = float(weight[labels].sum() / weight.sum())
         return Curves(
             roc=roc.thinned(),

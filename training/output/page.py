@@ -149,8 +149,10 @@ def _course(content: Page, pictures: Mapping[str, Picture]) -> Iterable[str]:
     names = list(dict.fromkeys(name for epoch in content.epochs for name in epoch))
     shown = [name for name in names if name == "epoch" or metric_of(name) is not None]
     if len(content.epochs) > 1 and len(shown) > 1:
-        rows = [[epoch.get(name) for name in shown] for epoch in content.epochs]
-        rows = [[row[0] + 1, *row[1:]] for row in rows]
+        rows = [
+            [int(epoch["epoch"]) + 1, *(epoch.get(name) for name in shown[1:])]
+            for epoch in content.epochs
+        ]
         table = _table([words_of(name) for name in shown], rows)
         body += f"<details><summary>Every epoch</summary>{table}</details>"
     yield _section(title, "", body)

@@ -123,7 +123,9 @@ def category_names(outcome: Outcome, dataset_dir: Path) -> dict[int, str]:
 def shown_evaluation(outcome: Outcome) -> str | None:
     """The evaluation whose strata are drawn: of the test split, else the first that has any."""
     having = [name for name, strata in outcome.strata.items() if strata]
-    return "test" if "test" in having else next(iter(having), None)
+    if not having:
+        return None
+    return "test" if "test" in having else having[0]
 
 
 def _figures(

@@ -76,7 +76,8 @@ def main(argv: Sequence[str], prog: str = "lookback tune", start: Start = run_pr
         stack.enter_context(_ends_with_children())
         if tune.metric.startswith("test_"):
             print(f"warning: {tune.metric} chooses by the test split, which then is no measure")
-        return Search(tune, base, directory, start).run()
+        best = Search(tune, base, directory, start).run()
+    return best
 
 
 def _base(argv: Sequence[str], tune: TuneOptions, run: RunConfig) -> Base:

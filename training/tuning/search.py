@@ -69,7 +69,7 @@ class TuneOptions:
     )
 
     @property
-    def goal(self) -> str:
+    def goal(self) -> Literal["maximize", "minimize"]:
         """The direction.
 
         Raises:
