@@ -292,7 +292,7 @@ def test_both_mappings_must_have_rows(tmp_path: Path, named: bool) -> None:
         spec["source_spec"]["later"] = spec["source_spec"].pop("test")
     write_abstract(tmp_path / "raw", spec)
     (tmp_path / "raw" / "test_data.csv").write_text("")
-    message = r"'test' hold no rows" if named else r"has no mapping 'test'.*it has train, later"
+    message = r"'test' hold no rows" if named else r"has no mapping 'test'.*it has later, train"
     with pytest.raises(UserError, match=message):
         import_feature_spec(tmp_path / "raw", tmp_path / "data")
     assert not (tmp_path / "data").exists()
