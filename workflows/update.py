@@ -50,7 +50,8 @@ def update_dataset(
 
     Args:
       dataset_dir: the dataset, which keeps its log.
-      input_dir: raw data of the same kind, in files like those that the dataset was made of.
+      input_dir: raw data of the same kind, in files named as those that the dataset was made of; of
+        a log also a file of events, of whatever name.
       output_dir: the dataset to create.
       test_from: first moment of the test, where the split is by time; None: as it was.
       validation_from: likewise of the validation part; None: as it was, but moved as far as

@@ -124,10 +124,13 @@ def test_new_files_may_have_other_names_and_columns(
     _run("update", "--dataset", before, "--input", new, "--output", tmp_path / "B")
     words = ["--dataset", before, "--config", new / "new.yaml", "--output", tmp_path / "C"]
     _run("update", *words)
-    found = [_info(tmp_path / name) for name in "BC"]
-    assert found[0]["content_hash"] == found[1]["content_hash"]
-    assert found[1]["options"]["events"]["files"] == ["tomorrow.jsonl"]
-    assert found[0]["update"] == found[1]["update"]
+    (new / "events.csv").rename(new / "any.csv")
+    _run("update", "--dataset", before, "--input", new / "any.csv", "--output", tmp_path / "D")
+    found = [_info(tmp_path / name) for name in "BCD"]
+    assert len({info["content_hash"] for info in found}) == 1
+    assert found[0]["update"] == found[1]["update"] == found[2]["update"]
+    files = [info["options"]["events"]["files"] for info in found]
+    assert files == [["events.csv"], ["tomorrow.jsonl"], ["events.csv"]]
 
 
 Broken = Callable[[Path, Path, Path], dict[str, Any]]

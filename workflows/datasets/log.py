@@ -52,15 +52,18 @@ class LogReader(DescribedFiles, Reader):
             raise UserError(f"{dotted(place)}: {sentence}")
 
     def of_new(self, directory: Path) -> tuple[Reader, tuple[str, ...]]:
-        """See `Reader.of_new`."""
+        """See `Reader.of_new`; a single file is one of events, of whatever name."""
         parts = {"items": self.items, "users": self.users}
+        alone = directory.is_file()
         lacks = tuple(
             part
             for part, files in parts.items()
-            if files is not None and not came(directory, files.files, f"{part}.files")
+            if files is not None and (alone or not came(directory, files.files, f"{part}.files"))
         )
-        none: dict[str, Any] = dict.fromkeys(lacks)
-        return dataclasses.replace(self, **none), lacks
+        changes: dict[str, Any] = dict.fromkeys(lacks)
+        if alone:
+            changes["events"] = dataclasses.replace(self._events, files=(directory.name,))
+        return dataclasses.replace(self, **changes), lacks
 
     @property
     def positives_alone(self) -> bool:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -81,6 +82,8 @@ class Continued(Reader):
       lacks: of what no file came: "items", "users".
       dataset: has the log.
     """
+
+    takes_file: ClassVar[bool] = True
 
     described: Reader
     since: Reader

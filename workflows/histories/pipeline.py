@@ -201,7 +201,7 @@ def _prepared(order: HistoriesOrder, reader: Reader, keep_log: bool = False) -> 
       keep_log: whether to write all that is read beside the histories, see `formats.kept_log`.
     """
     options, directory = order.options, order.input
-    require_readable(directory, "--input", takes_file=order.reader.takes_file)
+    require_readable(directory, "--input", takes_file=reader.takes_file)
     order.output.check()
     columns, selection = reader.columns, options.selection(reader)
     paths = reader.event_files(directory)

@@ -56,7 +56,7 @@ class DescribedFiles(EventReader):
 
     def event_files(self, directory: Path) -> list[Path]:
         """See `EventReader.event_files`."""
-        return matching(directory, self._events.files, "events.files")
+        return matching(_place(directory), self._events.files, "events.files")
 
     def inputs(self, directory: Path) -> tuple[Path, ...]:
         """The files that are read: the description may lie beside what is written."""
@@ -181,6 +181,11 @@ def _record_block(block: Block) -> RecordBlock:
     if not isinstance(block, RecordBlock):
         raise TypeError(f"{block} is not one that `blocks` gave")
     return block
+
+
+def _place(given: Path) -> Path:
+    """Where names of files begin: the input, or where it lies if it is a file (of an update)."""
+    return given.parent if given.is_file() else given
 
 
 def _csv(files: EventFiles | KeyedFiles) -> CsvFormat:
