@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from merlin.schema import Schema
 
 from lookback.core.errors import UserError
 from lookback.core.manifests import WHOLLY
@@ -22,6 +23,8 @@ from lookback.dataloading.histories.streams import Stream, capacity_of, owners_o
 from lookback.dataloading.histories.windows import WindowConfig
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.formats.dataset_info import SPLITS
+from lookback.formats.features import dataset_column
+from lookback.formats.history_columns import NEW, typed_columns
 from lookback.formats.vocabulary import OUT_OF_VOCABULARY
 from tests.typed_data import typed_histories
 
@@ -44,8 +47,8 @@ def written(write_dataset, tmp_path, eagerly):
     return write
 
 
-def streamed(directory, memory=PLENTY, config=CONFIG, world=SOLO, **options):
-    blocks = Blocks(HistoriesReader.open(directory, WHOLLY, None), config)
+def streamed(directory, memory=PLENTY, config=CONFIG, world=SOLO, *, only_new=False, **options):
+    blocks = Blocks(HistoriesReader.open(directory, WHOLLY, None, only_new=only_new), config)
     table = blocks.survey(world)
     if memory is None:  # two windows of about two blocks
         memory = int(table.bytes.max()) * 3 + int(table.bytes.sum() * 0.9)
@@ -53,9 +56,9 @@ def streamed(directory, memory=PLENTY, config=CONFIG, world=SOLO, **options):
     return StreamedSource(blocks, table, config, memory, **given)
 
 
-def resident(directory, config=CONFIG, **options):
+def resident(directory, config=CONFIG, *, only_new=False, **options):
     """The same with everything in memory, its negatives drawn as where users are divided."""
-    whole = Histories.load(directory)
+    whole = Histories.load(directory, only_new=only_new)
     given = {"seed": 3, "batch_size": BATCH, "counts": whole.item_counts(), **options}
     return ResidentSource(whole, config, **given)
 
@@ -132,20 +135,24 @@ def test_where_everything_fits_batches_are_those_of_resident_histories(written, 
             np.testing.assert_array_equal(few.groups(name, one), many.groups(name, other))
 
 
+SHOWN = {"split": ByTime(500, 800), "impressions": (90, 19, 24)}
+
+
+def in_order(histories, more=lambda _: {}):
+    """Histories whose impressions are in the order of users, with `more` features."""
+    shown = {}
+    for name, of in histories.impressions.items():
+        order = np.argsort(of.users, kind="stable")
+        own = {n: getattr(of, n)[order] for n in ("users", "positions", "timestamps", "labels")}
+        features = {n: v[order] for n, v in of.features.items()} | more(len(order))
+        shown[name] = dataclasses.replace(of, **own, features=features)
+    return dataclasses.replace(histories, impressions=shown)
+
+
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_impressions_stream_with_their_users(written, auxiliary):
     empty = [0 if n == 5 else length for n, length in enumerate(LENGTHS)]
-    histories = typed_histories(empty, split=ByTime(500, 800), impressions=(90, 19, 24))
-    shown = {
-        name: dataclasses.replace(
-            of,
-            **{n: getattr(of, n)[order] for n in ("users", "positions", "timestamps", "labels")},
-            features={n: v[order] for n, v in of.features.items()},
-        )
-        for name, of in histories.impressions.items()
-        for order in [np.argsort(of.users, kind="stable")]
-    }
-    directory = written(dataclasses.replace(histories, impressions=shown))
+    directory = written(in_order(typed_histories(empty, **SHOWN)))
     config = dataclasses.replace(TYPED, auxiliary_negatives=auxiliary)
     many = resident(directory, config=config)
     few = streamed(directory, config=config)
@@ -159,9 +166,33 @@ def test_impressions_stream_with_their_users(written, auxiliary):
 
 
 def test_impressions_in_another_order_are_refused(written):
-    directory = written(typed_histories(LENGTHS, split=ByTime(500, 800), impressions=(90, 19, 24)))
+    directory = written(typed_histories(LENGTHS, **SHOWN))
     with pytest.raises(UserError, match="impressions of 'train' are not in the order of users"):
         streamed(directory, config=TYPED)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_what_is_new_streams_and_ids_are_hidden(written, explicit):
+    def new(size):
+        return {NEW: np.random.default_rng(size).integers(0, 2, size).astype(np.int8)}
+
+    histories = typed_histories(LENGTHS, **(SHOWN if explicit else {}))
+    if explicit:
+        histories = in_order(histories, new)
+    column = dataset_column(typed_columns([], new=True)[-1], {})
+    directory = written(
+        dataclasses.replace(
+            histories,
+            schema=Schema([*histories.schema, column]),
+            event_features=histories.event_features | new(histories.num_events),
+        )
+    )
+    given = {"config": dataclasses.replace(TYPED, oov_rate=0.3), "only_new": True}
+    few, many = (make(directory, **given) for make in (streamed, resident))
+    assert 0 < few._table.samples["train"].sum() < streamed(directory)._table.samples["train"].sum()
+    assert_same(batches(few), batches(many))
+    assert_same(batches(few, "train"), batches(many, "train"))
+    assert by_number(streamed(directory, memory=None, **given))[0] == by_number(few)[0]
 
 
 @pytest.fixture
