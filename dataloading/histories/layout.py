@@ -1,7 +1,7 @@
 """The layout "histories": candidates with a user's history before them, one label a candidate.
 
-Histories are resident, and samples are drawn from them, or impressions with labels stand beside
-them; or somebody else materialised the samples.
+Histories are resident, or stream in blocks, and samples are drawn from them, or impressions with
+labels stand beside them; or somebody else materialised the samples.
 """
 
 from __future__ import annotations

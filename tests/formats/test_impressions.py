@@ -11,7 +11,12 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.formats.history_columns import category, number, typed_columns
-from lookback.formats.impressions import impression_columns, impression_files, read_impressions
+from lookback.formats.impressions import (
+    ImpressionRows,
+    impression_columns,
+    impression_files,
+    read_impressions,
+)
 
 COLUMNS = typed_columns(
     [
@@ -60,3 +65,33 @@ def test_impressions_are_read_in_the_order_of_their_parts(dataset: Path) -> None
 def test_a_missing_column_is_refused(dataset: Path) -> None:
     with pytest.raises(UserError, match="train cannot be read"):
         read_impressions(dataset, "train", ["item_id", "brand"])
+
+
+def test_rows_are_read_with_those_of_their_users(tmp_path):
+    """Any run of rows, across row groups and files; and where each user's begin."""
+    rng = np.random.default_rng(0)
+    users = np.sort(rng.integers(0, 30, 70))
+    columns = {
+        "user": users,
+        "position": rng.integers(0, 9, 70).astype(np.int32),
+        "item_id": rng.integers(2, 50, 70).astype(np.int32),
+        "timestamp": rng.integers(0, 99, 70),
+        "label": rng.integers(0, 2, 70).astype(np.int8),
+    }
+    table = pa.table(columns)
+    (tmp_path / "impressions/train").mkdir(parents=True)
+    for part, (begin, end) in enumerate([(0, 40), (40, 40), (40, 70)]):
+        file = tmp_path / f"impressions/train/part-0000{part}.parquet"
+        pq.write_table(table.slice(begin, end - begin), file, row_group_size=9)
+    rows = ImpressionRows(tmp_path, "train", ["item_id"])
+    assert rows.count == 70
+    bounds = np.array([0, 7, 8, 21, 30])
+    assert rows.begins(bounds).tolist() == [int((users < bound).sum()) for bound in bounds]
+    for begin, end in [(0, 70), (0, 0), (3, 4), (8, 10), (39, 41), (35, 70), (69, 70), (70, 70)]:
+        found = rows.read(begin, end)
+        assert list(found) == ["user", "position", "item_id", "timestamp", "label"]
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, columns[name][begin:end], err_msg=name)
+    nobody = ImpressionRows(tmp_path, "test", ["item_id"])
+    assert (nobody.count, nobody.begins(bounds).tolist()) == (0, [0] * 5)
+    assert all(len(values) == 0 for values in nobody.read(0, 0).values())
