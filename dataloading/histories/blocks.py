@@ -20,7 +20,7 @@ from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.core.world import World, agree
 from lookback.dataloading.evaluations import LeftOut
-from lookback.dataloading.histories.impressions import Impressions
+from lookback.dataloading.histories.impressions import Impressions, require
 from lookback.dataloading.histories.resident import (
     Histories,
     HistoriesReader,
@@ -102,6 +102,9 @@ class Blocks:
             for s in found
         }
         self._begins = {s: rows.begins(self.users) for s, rows in self._shown.items()}
+        for split, begins in self._begins.items():
+            inside = begins[0] == 0 and begins[-1] == self._shown[split].count
+            require(inside, reader.directory, split, USER)
         self.nobody = self._with_impressions(reader.histories(empty), 0, 0, (0, 0))
 
     def __len__(self) -> int:
@@ -188,7 +191,8 @@ class Blocks:
                     *(number for split in splits for number in _of_split(over, split)),
                 ]
 
-        agree(world, count)
+        with tf.device("CPU:0"):
+            agree(world, count)
         told = world.sum([tf.constant(v) for v in (numbers, counts.training, counts.all)])
         numbers, training, every = (values.numpy() for values in told)
         by_split = {

@@ -75,7 +75,7 @@ class Impressions:
             columns = read_impressions(checks.directory, split, names, new=choosing)
             counts[impression_count(split)] = len(columns.get(USER, ()))
             if columns:
-                _require(_below(columns[USER], users), checks.directory, split, USER)
+                require(_below(columns[USER], users), checks.directory, split, USER)
                 own = columns[USER] % part.ranks == part.rank
                 if choosing:
                     own &= columns[NEW] == 1
@@ -106,8 +106,8 @@ class Impressions:
         Raises:
           UserError: as `load`.
         """
-        _require(_below(columns[USER], len(offsets) - 1), checks.directory, split, USER)
-        _require(_below(columns[LABEL], 2), checks.directory, split, LABEL)
+        require(_below(columns[USER], len(offsets) - 1), checks.directory, split, USER)
+        require(_below(columns[LABEL], 2), checks.directory, split, LABEL)
         found = cls(
             users=columns[USER].astype(np.int32),
             positions=columns[POSITION].astype(np.int32, copy=False),
@@ -115,7 +115,7 @@ class Impressions:
             timestamps=columns[TIMESTAMP].astype(np.int64, copy=False),
             labels=columns[LABEL].astype(np.int8, copy=False),
         )
-        _require(found._strictly_before(offsets, times), checks.directory, split, POSITION)
+        require(found._strictly_before(offsets, times), checks.directory, split, POSITION)
         return found
 
     def _strictly_before(self, offsets: Int64, times: Int64) -> bool:
@@ -137,7 +137,18 @@ def _below(values: npt.NDArray[Any], bound: int) -> bool:
     return not len(values) or bool(values.min() >= 0 and values.max() < bound)
 
 
-def _require(holds: bool, directory: Path, split: str, column: str) -> None:
+def require(holds: bool, directory: Path, split: str, column: str) -> None:
+    """Refuses impressions of which something does not hold.
+
+    Args:
+      holds: whether it does.
+      directory: of the dataset.
+      split: whose impressions they are.
+      column: what it is about.
+
+    Raises:
+      UserError: saying what the column must be.
+    """
     expected = {
         USER: "numbers of rows of the histories",
         LABEL: "0 or 1",

@@ -171,6 +171,16 @@ def test_impressions_in_another_order_are_refused(written):
         streamed(directory, config=TYPED)
 
 
+def test_impressions_of_users_who_are_not_there_are_refused(written):
+    histories = in_order(typed_histories(LENGTHS, **SHOWN))
+    of = histories.impressions["test"]
+    beyond = dataclasses.replace(of, users=np.where(np.arange(24) == 23, 13, of.users))
+    shown = {**histories.impressions, "test": beyond}
+    directory = written(dataclasses.replace(histories, impressions=shown))
+    with pytest.raises(UserError, match="'user' of the impressions of 'test' must be numbers of"):
+        streamed(directory, config=TYPED)
+
+
 @pytest.mark.parametrize("explicit", [False, True])
 def test_what_is_new_streams_and_ids_are_hidden(written, explicit):
     def new(size):
