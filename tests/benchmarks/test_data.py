@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lookback.benchmarks import data
 from lookback.benchmarks.data import bytes_of, cached, generate_histories, materialise, zipf
+from lookback.core.arrow_files import read_parquet
 from lookback.dataloading.histories.materialised import MaterialisedDataset
 from lookback.dataloading.histories.resident import Histories
 
@@ -54,6 +56,20 @@ def test_generated_histories_are_sorted_and_consistent(histories):
     for user in range(30):
         times = histories.timestamps[histories.offsets[user] : histories.offsets[user + 1]]
         assert (np.diff(times) >= 0).all()
+
+
+def test_many_histories_are_written_part_by_part(tmp_path, monkeypatch):
+    """Loading compares counts, catalogue and lists."""
+    monkeypatch.setattr(data, "_USERS_PER_PART", 8)
+    options = {"users": 30, "items": 50, "categories": 7, "min_length": 3, "mean_length": 9}
+    directory = data.generate_many_histories(tmp_path / "many", **options)
+    assert len(list((directory / "histories").iterdir())) == 4
+    found = Histories.load(directory)
+    assert found.user_features["user_id"].tolist() == list(range(3, 33))
+    test_generated_histories_are_sorted_and_consistent(found)
+    np.testing.assert_array_equal(
+        found.item_counts().all, read_parquet(directory / "items.parquet")["count"].to_numpy()
+    )
 
 
 def test_generating_again_gives_the_same_bytes_and_keeps_what_is_there(tmp_path):
