@@ -164,8 +164,8 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
             for name in self._of_users
         }
         T = self.max_seq_length
-        lengths = self.seen(columns).newest(T).lengths
-        for name, values in self._encode(columns, HISTORY).items():
+        events, lengths = self._encode(columns, HISTORY)
+        for name, values in events.items():
             inputs[f"{name}{HISTORY_SUFFIX}"] = padded(values, lengths, T, left=True)
         if self.time_gap_bucket is not None:
             buckets = np.asarray(self.time_gap_bucket(self._gaps(columns)))
@@ -174,7 +174,8 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
 
     def encode_items(self, columns: Columns) -> Inputs:
         """The candidates of requests, which are checked: ``[N, ...]`` by item feature."""
-        return self._encode(columns, CANDIDATES)
+        items, _ = self._encode(columns, CANDIDATES)
+        return items
 
     def seen(self, columns: Columns) -> Ragged:
         """The items of each request's history."""
@@ -203,8 +204,16 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
         counts = table.lengths(CANDIDATES, needed, optional)
         return None if counts is None or not counts.all() else counts.tolist()
 
-    def _encode(self, columns: Columns, part: str) -> Inputs:
-        """What is known of each request's newest T events, or of all its candidates."""
+    def _encode(self, columns: Columns, part: str) -> tuple[Inputs, npt.NDArray[np.int64]]:
+        """What is known of each request's newest T events, or of all its candidates.
+
+        Args:
+          columns: of requests.
+          part: of which.
+
+        Returns:
+          Values ``[N, ...]`` by feature, and how many each request has.
+        """
         item_id, *others = self.item_features
         own = self._of_events[:-1] if part == HISTORY else ()
 
@@ -213,28 +222,31 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
             return values.newest(self.max_seq_length) if part == HISTORY else values
 
         items = field(item_id)
-        encoded = {item_id: encode_ragged(self.encoders[item_id], f"{part}.{item_id}", items)}
+        ids = encode_ragged(self.encoders[item_id], f"{part}.{item_id}", items)
+        encoded = {item_id: ids}
         for name in (*others, *own):
             values = field(name)
-            found = encode_ragged(self.encoders[name], f"{part}.{name}", values)
             if name in others and not values.given.all():
-                found = self._look_up(part, name, encoded[item_id], items, values.given, found)
-            encoded[name] = found
-        return encoded
+                encoded[name] = self._look_up(part, name, items, ids, values)
+            else:
+                encoded[name] = encode_ragged(self.encoders[name], f"{part}.{name}", values)
+        return encoded, items.lengths
 
     def _look_up(
-        self,
-        part: str,
-        name: str,
-        ids: npt.NDArray[Any],
-        items: Ragged,
-        given: npt.NDArray[np.bool_],
-        values: npt.NDArray[Any],
+        self, part: str, name: str, items: Ragged, ids: npt.NDArray[Any], values: Ragged
     ) -> npt.NDArray[Any]:
-        """A feature of all items ``[N]``: as it is given, or else as the catalogue has it."""
+        """A feature of all items ``[N, ...]``: as it is given, or else as the catalogue has it.
+
+        Args:
+          part: of the requests.
+          name: of the feature.
+          items: of the requests.
+          ids: these, encoded.
+          values: of the feature, of some requests.
+        """
         if self.catalogue is None:
             raise ValueError("check() demands every feature where there is no catalogue")
-        absent = ~given[items.owners]
+        absent = ~values.given[items.owners]
         known = self.catalogue.knows(ids) | ~absent
         if not known.all():
             place = int(np.argmin(known))
@@ -245,9 +257,9 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
                 f"{part}.{name} is absent, and the catalogue does not know item {item!r}. Give "
                 f"{part}.{name}.",
             )
-        found = np.zeros((len(ids), *values.shape[1:]), values.dtype)
-        found[~absent] = values
-        found[absent] = self.catalogue.lookup(name, ids[absent])
+        found = self.catalogue.lookup(name, ids)
+        if not absent.all():
+            found[~absent] = encode_ragged(self.encoders[name], f"{part}.{name}", values)
         return found
 
     def _gaps(self, columns: Columns) -> npt.NDArray[np.int64]:
