@@ -4,8 +4,7 @@ In Python::
 
     done = lookback.train(model_type="sim", dataset_dir="dataset", export_dir="export")
     bundle = lookback.load_bundle("export")
-    (scores,) = bundle.score([{"user_id": "A1", "history": {"item_id": []},
-                               "candidates": {"item_id": ["B1", "B2"]}}])
+    best = bundle.recommend(["A2SUAM1J3GNN3B"], k=10, dataset_dir="data")
 
 Importing the package imports nothing else; what is public comes from `lookback.api` once it is
 asked for.

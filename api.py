@@ -29,7 +29,7 @@ def load_bundle(path: str | Path, trusted_digest: str | None = None) -> Bundle:
       trusted_digest: SHA-256 that its bundle.json must have; None: any.
 
     Returns:
-      What scores requests.
+      What scores requests (`score`) and ranks items for users (`recommend`).
 
     Raises:
       UserError: if it is no bundle, another one than is trusted, or damaged; the text names the

@@ -66,8 +66,8 @@ class InputOptions:
     scope = "what to read"
 
     input: Path = option(
-        help="directory of raw files (of interactions also a single one; of a log that of its YAML; "
-        "of a log's update also a file of events)"
+        help="directory of raw files (of interactions also a single one; of a log that of its "
+        "YAML; of a log's update also a file of events)"
     )
 
 

@@ -113,12 +113,13 @@ def score_file(options: ScoreFileOptions, checks: DatasetChecks) -> None:
 
 def report(counts: Counts) -> list[str]:
     """What was found, in lines for people."""
+    what = "users" if "without_items" in counts else "rows"
     lines = [
-        f"{counts['users']:,} users or rows, {counts['pairs']:,} scores, of which "
-        f"{counts['rows']:,} are kept"
+        f"{counts['users']:,} {what}, {counts['pairs']:,} scores, of which {counts['rows']:,} are "
+        "kept"
     ]
     unknown = [
-        f"{counts[f'unknown_{name}']:,} of {counts[of]:,} {of}"
+        f"{counts[f'unknown_{name}']:,} of {counts[of]:,} {name}"
         for name, of in (("users", "users"), ("events", "events"), ("candidates", "pairs"))
         if counts[f"unknown_{name}"]
     ]

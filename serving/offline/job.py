@@ -11,10 +11,10 @@ after a kill has what an uninterrupted job has. A directory of another job is ne
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
-import os
 import re
 import sys
 import time
@@ -31,7 +31,9 @@ from lookback.core.devices import cores, require_shared_locks
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, held, inside_ours, remove_directory
 from lookback.core.json_files import read_json
+from lookback.core.manifests import SIZES
 from lookback.core.outputs import OutputKind, check_apart, check_file
+from lookback.core.processes import ends_with_parent
 from lookback.serving.offline.ranking import Counts
 from lookback.serving.offline.work import Task, Work
 
@@ -91,6 +93,8 @@ def run_job(task: Task, output: Path, workers: int) -> tuple[Counts, float]:
     if workers > 1:
         require_shared_locks("give --workers 1")
     work = Work(task)
+    for note in work.notes():
+        print(note, file=sys.stderr)
     ranges = work.parts()
     manifest = {
         "format": FORMAT,
@@ -147,6 +151,12 @@ def _do(
 ) -> None:
     for number in numbers:
         write_part(work, directory / part_name(number), *ranges[number])
+        _tell(number, len(ranges))
+
+
+def _tell(number: int, parts: int) -> None:
+    if parts > 1:
+        print(f"part {number + 1} of {parts} is done", file=sys.stderr, flush=True)
 
 
 def write_part(work: Work, path: Path, start: int, stop: int) -> None:
@@ -167,6 +177,7 @@ def _share(
     """Has processes do parts, each a range of them."""
     context = multiprocessing.get_context("spawn")
     threads = max(1, cores() // workers)
+    task = dataclasses.replace(task, verification=SIZES)  # the digests are compared by now
     bounds = [len(missing) * n // workers for n in range(workers + 1)]
     processes, ends = [], []
     try:
@@ -179,8 +190,10 @@ def _share(
             theirs.close()
             processes.append(process)
             ends.append(own)
-        for text in _heard(ends):
-            raise UserError(text)
+        for heard in _heard(ends):
+            if isinstance(heard, str):
+                raise UserError(heard)
+            _tell(heard, len(ranges))
         for process in processes:
             process.join()
             if process.exitcode:
@@ -196,8 +209,8 @@ def _share(
             process.join()
 
 
-def _heard(ends: Sequence[Connection]) -> Iterator[str]:
-    """What processes say before they end: what is wrong."""
+def _heard(ends: Sequence[Connection]) -> Iterator[int | str]:
+    """What processes say before they end: the number of a part that is done, or what is wrong."""
     left = list(ends)
     while left:
         for end in wait(left):
@@ -221,13 +234,13 @@ def _worker(
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    parent = os.getppid()
+    # Or else it would go on writing parts where somebody else may have begun anew.
+    (ends_with_parent() or bool)()
     try:
         work = Work(task)
         for number in numbers:
-            if os.getppid() != parent:
-                return  # it was killed; somebody else may go on with this by now
             write_part(work, directory / part_name(number), *ranges[number])
+            said.send(number)
     except UserError as error:
         said.send(str(error))
 

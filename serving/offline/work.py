@@ -83,6 +83,20 @@ class Work:
         else:
             self._scorer = self._rows()
 
+    def notes(self) -> list[str]:
+        """What one should know of the task before it is done, in lines."""
+        lines = [f"score: the probability {self._layout.probability_of(self._bundle.manifest)}"]
+        if self.items is not None and self.items.repeated:
+            lines.append(
+                f"--candidates: {self.items.repeated:,} items are there before; each counts once"
+            )
+        if self.items is not None and self.items.unknown:
+            lines.append(
+                f"--candidates: {self.items.unknown:,} of {len(self.items):,} items are unknown to "
+                "the bundle; nothing but their other features tells them apart"
+            )
+        return lines
+
     @functools.cached_property
     def source(self) -> RowSource:
         """The rows."""

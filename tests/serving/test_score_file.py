@@ -93,7 +93,7 @@ def test_a_file_is_scored_as_score_does(
     for source in (lines, table, tmp_path / "several"):
         output = tmp_path / f"{source.name}.scores"
         said = score_file(sim_bundle, "--input", source, "--output", output)
-        assert f"{len(requests)} users" in said.replace(" users or rows", " users")
+        assert f"{len(requests)} users" in said
         found = pd.read_parquet(output)
         assert list(found.columns) == ["user_id", "item_id", "score", "rank"]
         assert found["score"].dtype == np.float32 and found["rank"].dtype == np.int32
@@ -122,12 +122,14 @@ def test_users_of_a_dataset_get_the_best_of_the_catalogue(
     pd.testing.assert_frame_equal(found, expected, atol=1e-6)
     counts = raw.events["user"].value_counts()
     assert sorted(users) == sorted(counts[counts >= 5].index)
-    assert f"{len(users)} users or rows, {40 * len(users):,} scores" in said
+    assert f"{len(users)} users, {40 * len(users):,} scores" in said
     candidates = tmp_path / "items.jsonl"
     candidates.write_text('{"item_id": "B003"}\n{"item_id": "B001"}\n{"item_id": "B003"}\n')
     output = tmp_path / "few.parquet"
     options = ("--dataset_dir", dataset_dir, "--candidates", candidates)
-    score_file(sim_bundle, *options, "--output", output)
+    said = score_file(sim_bundle, *options, "--output", output)
+    assert "--candidates: 1 items are there before; each counts once" in said
+    assert "score: the probability that an item is the user's next" in said
     expected = Bundle.load(sim_bundle).recommend(
         users, candidates=["B003", "B001"], dataset_dir=dataset_dir
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import os
 import re
@@ -15,9 +14,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from lookback.core.devices import require_shared_locks
+from lookback.core.processes import ends_with_parent
 from lookback.training.parallel.environment import handed_over
 from lookback.training.parallel.job_store import ERROR, SECRET, STOP, JobStore, NoLauncherError
 from lookback.training.signals import TERMINATED_EXIT_STATUS
@@ -32,7 +32,6 @@ _SAID_BY_US = "Terminating remaining workers after failure of Process"
 _SIGNS_OF_A_TRACEBACK = ("Traceback (most recent call last)", "Exception in thread")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SECONDS_TO_DRAIN = 10.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,17 +108,8 @@ def _start(job: Job, announcement: str, secret: str) -> subprocess.Popen[str]:
         bufsize=1,
         env=environment,
         start_new_session=True,  # Ctrl-C comes to us alone, and the processes have time to save
-        preexec_fn=_end_with_parent(),
+        preexec_fn=ends_with_parent(),
     )
-
-
-def _end_with_parent() -> Callable[[], Any] | None:
-    """Makes a child get SIGTERM when this process is killed, where the system can (Linux)."""
-    try:
-        prctl = ctypes.CDLL(None).prctl
-    except (AttributeError, OSError):
-        return None
-    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 class _Listener:

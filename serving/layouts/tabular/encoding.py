@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from lookback.formats.numbers import shifted_log, unshifted
 from lookback.formats.vocabulary import HASHED, HEX_DIGITS, UNKNOWN, key_of, read_keys
@@ -91,6 +92,10 @@ class KeyVocabulary:
         Raises:
           ValueError: if they are not strings.
         """
+        if isinstance(ids, pa.Array):
+            distinct = ids.dictionary_encode("encode")
+            encoded = self.encode(distinct.dictionary.to_pylist())
+            return encoded[distinct.indices.to_numpy(zero_copy_only=False)]
         if not all(value is None or isinstance(value, str) for value in ids):
             raise ValueError(f"expected a string or null, received {excerpt(ids)}")
         encoded = np.full(len(ids), UNKNOWN, np.int32)

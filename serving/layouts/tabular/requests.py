@@ -20,8 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
+from lookback.serving.columns import RequestTable
 from lookback.serving.encoding import Encoder
 from lookback.serving.requests import (
     EncodedBatch,
@@ -89,7 +91,9 @@ class RowEncoder:
         Raises:
           RequestError: naming the request and the field.
         """
-        counts = tuple(self.check(index, request) for index, request in enumerate(requests))
+        if not (isinstance(requests, RequestTable) and self._is_regular(requests)):
+            for index, request in enumerate(requests):
+                self.check(index, request)
         numerical, categorical = (
             [
                 self._encode(requests, *column, self.encoders[name].encode)
@@ -101,15 +105,30 @@ class RowEncoder:
             NUMERICAL: _matrix(numerical, len(requests), np.float32),
             CATEGORICAL: _matrix(categorical, len(requests), np.int32),
         }
-        return EncodedBatch(inputs, counts)
+        return EncodedBatch(inputs, (1,) * len(requests))
 
     def _parts(self) -> Sequence[tuple[str, tuple[str, ...]]]:
         return (NUMERICAL, self.numerical), (CATEGORICAL, self.categorical)
 
+    def _is_regular(self, table: RequestTable) -> bool:
+        """Whether all rows of a table have what `check` demands."""
+        if set(table.names()) != {NUMERICAL, CATEGORICAL}:
+            return set(table.names()) == {*self.numerical, *self.categorical}
+        return all(
+            table.holds_lists(part) and (table.several("", part).lengths == len(names)).all()
+            for part, names in self._parts()
+        )
+
     def _columns(
         self, requests: Sequence[Request], part: str, names: Sequence[str]
-    ) -> list[tuple[str, int, list[Any]]]:
+    ) -> list[tuple[str, int, Sequence[Any]]]:
         """Part, number and values ``[B]`` of each column."""
+        if isinstance(requests, RequestTable):
+            if part not in requests.names():
+                return [(part, n, requests.one(name).values) for n, name in enumerate(names)]
+            joined: Any = requests.several("", part).values
+            places = np.arange(len(requests)) * len(names)
+            return [(part, n, joined.take(pa.array(places + n))) for n in range(len(names))]
         rows = [_row(request, part, names) for request in requests]
         return [(part, number, [row[number] for row in rows]) for number in range(len(names))]
 
@@ -118,7 +137,7 @@ class RowEncoder:
         requests: Sequence[Request],
         part: str,
         number: int,
-        values: list[Any],
+        values: Sequence[Any],
         encode: Callable[[Sequence[Any]], Any],
     ) -> Any:
         """Encodes a column of all requests at once."""
@@ -127,9 +146,9 @@ class RowEncoder:
         except ValueError:
             # Once more one by one, to tell whose it is.
             name = dict(self._parts())[part][number]
-            for index, (request, value) in enumerate(zip(requests, values, strict=True)):
+            for index, request in enumerate(requests):
                 field = f"{part}[{number}] ({name})" if _has_lists(request) else name
-                attempt(index, field, encode, [value])
+                attempt(index, field, encode, values[index : index + 1])
             raise
 
 
