@@ -77,8 +77,8 @@ def test_every_table_optimizer_has_a_dense_one_and_is_registered():
 
 
 def test_every_reader_is_a_registered_dataset():
-    from lookback.workflows import DATASETS
-    from lookback.workflows.histories.reader import Reader
+    from lookback.workflows import DATASETS, ROW_DATASETS
+    from lookback.workflows.event_reader import EventReader
 
     found = set()
     for path in (ROOT / "workflows" / "datasets").glob("*.py"):
@@ -88,8 +88,7 @@ def test_every_reader_is_a_registered_dataset():
             found |= {
                 cls
                 for _, cls in inspect.getmembers(module, inspect.isclass)
-                if issubclass(cls, Reader) and cls.__module__ == module.__name__
+                if issubclass(cls, EventReader) and cls.__module__ == module.__name__
             }
-    found -= {Reader}
     assert found
-    assert found == set(DATASETS.values())
+    assert found == {*DATASETS.values(), *ROW_DATASETS.values()}

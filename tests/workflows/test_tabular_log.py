@@ -115,7 +115,10 @@ def test_rows_are_what_pandas_makes_of_them_in_every_format(
     }
 
     # A saved workflow makes the same of the same rows, and refuses other features.
-    words = ["--workflow", out, "--input", raw, "--output"]
+    fitted = tmp_path / "fitted"
+    assert _run("fit", "--config", raw / "csv.yaml", "--output", fitted) == 0
+    assert (fitted / "features.json").read_text() == (out / "workflow/features.json").read_text()
+    words = ["--workflow", fitted, "--input", raw, "--output"]
     assert _run("transform", *words, tmp_path / "again", "--workers", 0) == 0
     assert _metadata(tmp_path / "again")["content_hash"] in hashes
     config = raw / "other.yaml"

@@ -15,11 +15,11 @@ from lookback.workflows.log.description import (
     Filters,
     Labels,
     Sessions,
-    SplitRule,
     wrong_of_histories,
 )
 from lookback.workflows.log.files import came
 from lookback.workflows.log.reader import DescribedFiles
+from lookback.workflows.log.splits import SplitRule
 
 
 @dataclasses.dataclass(frozen=True)

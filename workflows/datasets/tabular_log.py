@@ -12,8 +12,9 @@ from lookback.core.options.nested import dotted
 from lookback.formats import history_columns as names
 from lookback.formats.history_columns import Role
 from lookback.workflows.histories.feature_specs import FeatureSpec
-from lookback.workflows.log.description import EventFiles, SplitRule, wrong_of_rows
+from lookback.workflows.log.description import EventFiles, wrong_of_rows
 from lookback.workflows.log.reader import DescribedFiles
+from lookback.workflows.log.splits import SplitRule
 from lookback.workflows.tabular.row_reader import RowReader
 from lookback.workflows.tabular.row_splits import RowSplit
 

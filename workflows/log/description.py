@@ -24,9 +24,8 @@ from lookback.workflows.histories.feature_specs import (
 )
 from lookback.workflows.histories.gather import Ties
 from lookback.workflows.histories.reader import RESERVED, Duplicates
-from lookback.workflows.histories.rules import TimeSplit, UserSplit
-from lookback.workflows.log.values import Interval, Moment, Share, Values
-from lookback.workflows.tabular.row_splits import LastRows, RandomRows, RowSplit
+from lookback.workflows.log.splits import Layout, SplitRule
+from lookback.workflows.log.values import Interval, Values
 from lookback.workflows.times import STEPS, known_zone
 
 VERSION = 1
@@ -42,7 +41,6 @@ ENDINGS: dict[str, FileFormat] = {
 
 Unit = Literal["s", "ms", "us", "ns", "yyyymmdd", "yymmddhh", "iso", "steps"]
 Labels = Literal["sampled", "explicit"]
-Layout = Literal["histories", "tabular"]
 
 CATEGORIES = ("category", "categories")
 MOST_QUANTILES = 10_000
@@ -375,82 +373,6 @@ class Sessions(Nested):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitRule(Nested):
-    """What is held out for validation and test."""
-
-    by: Literal["last", "time", "users", "rows"] = option(
-        "last",
-        help="last: the last events of each user, of layout tabular the last rows; time: what is "
-        "later; users: some of them; rows: some of them, of layout tabular alone",
-    )
-    validation: Share | None = option(
-        None,
-        help="of last, of histories: whether there is one, which none means; else the fraction of "
-        "users or rows",
-        needs={"by": ("last", "users", "rows")},
-    )
-    test: Share | None = option(
-        None, help="the fraction of users or rows", needs={"by": ("last", "users", "rows")}
-    )
-    validation_from: Moment | None = option(
-        None, help="first moment of the validation; none: there is none", needs={"by": ("time",)}
-    )
-    test_from: Moment | None = option(
-        None, help="first moment of the test", needs={"by": ("time",)}
-    )
-    seed: int = option(
-        0, help="draws the users or rows", at_least=0, needs={"by": ("users", "rows")}
-    )
-
-    @property
-    def rule(self) -> TimeSplit | UserSplit | None:
-        """What is asked of histories; None: the last events, as the options say."""
-        if self.by == "time" and self.test_from is not None:
-            first = self.validation_from
-            return TimeSplit(self.test_from.seconds, None if first is None else first.seconds)
-        if self.by == "users":
-            return UserSplit(_fraction(self.test), _fraction(self.validation), self.seed)
-        return None
-
-    @property
-    def row_rule(self) -> RowSplit:
-        """What is asked of rows."""
-        test, validation = _fraction(self.test), _fraction(self.validation)
-        if self.by == "rows":
-            return RandomRows(test, validation, self.seed)
-        return self.rule or LastRows(test, validation)
-
-    def contradictions(self) -> Iterator[tuple[Place, str]]:
-        """See `Nested.contradictions`."""
-        if self.by == "time" and self.test_from is None:
-            yield ("test_from",), "expected this key: the first moment of the test."
-        first, second = self.validation_from, self.test_from
-        if first is not None and second is not None and first.seconds >= second.seconds:
-            yield ("validation_from",), "expected a moment before test_from."
-
-    def wrong_with(self, layout: Layout) -> Iterator[tuple[Place, str]]:
-        """What is wrong with it where histories, or rows, are split."""
-        if layout == "histories" and self.by == "rows":
-            yield ("by",), "histories are split by last, time or users. Say layout: tabular, too."
-            return
-        if self.by == "time":
-            return
-        of_each = layout == "histories" and self.by == "last"
-        shares = {"validation": self.validation, "test": self.test}
-        for name, share in shares.items():
-            if share is not None and isinstance(share.value, bool) != of_each:
-                words = "true or false" if of_each else "a fraction between 0 and 1"
-                yield (name,), f"beside by: {self.by}, expected {words}, received {share.value}."
-        of = "users" if self.by == "users" else "rows"
-        if of_each and self.test is not None:
-            yield ("test",), "the last event of each user is for the test. Remove it."
-        if not of_each and self.test is None:
-            yield ("test",), f"expected this key: the fraction of the {of} to test with."
-        if not of_each and sum(_fraction(share) for share in shares.values()) >= 1:
-            yield ("test",), f"with validation, it leaves no {of} to train on. Give smaller ones."
-
-
-@dataclass(frozen=True, kw_only=True)
 class LogFile(Nested):
     """A log: files of events, of items and of users, and what becomes of them."""
 
@@ -613,10 +535,6 @@ def _seconds(text: str) -> int | None:
     found = _GAP.fullmatch(text.strip())
     seconds = 0 if found is None else round(float(found[1]) * _GAP_UNITS[found[2] or "s"])
     return seconds if seconds > 0 else None
-
-
-def _fraction(share: Share | None) -> float:
-    return 0.0 if share is None else float(share.value)
 
 
 def _listed(words: Iterable[object]) -> str:

@@ -11,7 +11,8 @@ from lookback.core.errors import UserError, shown
 from lookback.core.options import ConfigFile
 from lookback.core.options.nested import Problems, parts_of, read_nested, unknown_key
 from lookback.core.yaml_files import load_yaml, read_text, yaml_lines
-from lookback.workflows.log.description import LogFile, SplitRule
+from lookback.workflows.log.description import LogFile
+from lookback.workflows.log.splits import SplitRule
 
 DATASETS = {"histories": "log", "tabular": "tabular_log"}
 """Names of the datasets of the layouts."""

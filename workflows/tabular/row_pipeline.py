@@ -38,9 +38,9 @@ from lookback.workflows.tabular.row_reader import RowOptions, RowReader
 from lookback.workflows.tabular.row_tasks import (
     Joined,
     PartWriter,
-    Piece,
     RowEncoding,
     RowJoiner,
+    RowPiece,
     parse_rows,
     part_tasks,
 )
@@ -84,7 +84,7 @@ class _Job:
     output: Path
     plan: ResourcePlan
     runner: Runner
-    pieces: Sequence[Piece]
+    pieces: Sequence[RowPiece]
     joined: Sequence[Joined]
     bad_lines: BadLineCounter
     extra_counts: Mapping[str, int]
@@ -167,7 +167,7 @@ def _prepared(order: RowOrder) -> Iterator[_Job]:
 
 def _parse(
     order: RowOrder, paths: Sequence[Path], working: Path, runner: Runner, bad: BadLineCounter
-) -> list[Piece]:
+) -> list[RowPiece]:
     """Reads all blocks; gives those that have rows."""
     reader = order.reader
     parse = functools.partial(

@@ -32,7 +32,7 @@ StoredFeatures = Sequence[tuple[str, Mapping[str, str | None], Path | None]]
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowPiece:
     """Raw rows of a block.
 
     Attributes:
@@ -48,14 +48,14 @@ class Piece:
     rows: int
 
 
-def parse_rows(block: Block, parser: Parser, directory: Path) -> Piece:
+def parse_rows(block: Block, parser: Parser, directory: Path) -> RowPiece:
     """Task: parses a block."""
     parsed = parser(block)
     file = directory / f"raw-{hash_name(block.path):016x}-{block.start:016d}.parquet"
     rows = len(parsed.table)
     pq.write_table(parsed.table, file, compression=COMPRESSION)
     parsed.table = parsed.table.slice(0, 0)
-    return Piece(block.path, parsed, file, rows)
+    return RowPiece(block.path, parsed, file, rows)
 
 
 @dataclass(frozen=True)
