@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from lookback.checkpoints.raw_ids import raw_id_tensors, raw_ids_in
 from lookback.checkpoints.store import Checkpoint
-from lookback.formats.dataset_info import FEATURES, VOCABULARIES
+from lookback.formats.dataset_info import FEATURES, VOCABULARIES, WORKFLOW_DIRECTORY
 from lookback.formats.raw_ids import RawIds, keys_of
-from lookback.formats.verification import features_of, vocabularies_of
+from lookback.formats.verification import features_of, verify_dataset, vocabularies_of
 
 COLUMNS = "columns"
 """Key of a checkpoint's facts: what its model reads."""
@@ -35,9 +35,16 @@ class Ids:
     raw: Callable[[str], RawIds | None] = lambda feature: None
 
     @classmethod
-    def of(cls, directory: Path) -> Ids:
-        """Those of a dataset, or of a bundle."""
+    def of(cls, directory: Path, *, verified: bool = True) -> Ids:
+        """Those of a dataset, or of a bundle.
+
+        Args:
+          directory: of it.
+          verified: compare vocabularies with their digests before they are read.
+        """
         raw = functools.partial(keys_of, directory)
+        if verified:
+            raw = functools.partial(_verified, functools.cache(_verify), directory)
         return cls(vocabularies_of(directory), features_of(directory), raw)
 
     @classmethod
@@ -63,6 +70,16 @@ class Ids:
             if ids is not None:
                 found |= raw_id_tensors(feature, ids)
         return found
+
+
+def _verified(verify: Callable[[Path], None], directory: Path, feature: str) -> RawIds | None:
+    verify(directory)
+    return keys_of(directory, feature)
+
+
+def _verify(directory: Path) -> None:
+    if (directory / WORKFLOW_DIRECTORY).is_dir():
+        verify_dataset(directory, parts={WORKFLOW_DIRECTORY})
 
 
 def feature_of(table: str) -> str:

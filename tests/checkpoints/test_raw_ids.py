@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from lookback.checkpoints.raw_ids import raw_id_tensors, raw_ids_in
+from lookback.checkpoints.reshard import reshard, row_wise_plan
 from lookback.checkpoints.store import CheckpointStore, RowBlocks
 from lookback.formats.raw_ids import OF_HISTORIES, OF_ROWS, RawIds, keys_of, raw_ids_of
 from lookback.formats.vocabulary import key_of, write_keys
@@ -22,12 +23,19 @@ IDS = {
 }
 
 
-def test_raw_ids_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resharded", [False, True])
+def test_raw_ids_come_back_from_a_checkpoint(tmp_path: Path, resharded: bool) -> None:
     tensors = {
         n: v for feature, ids in IDS.items() for n, v in raw_id_tensors(feature, ids).items()
     }
     CheckpointStore(tmp_path).save(1, {"model/w": np.ones(3), **tensors}, {})
     checkpoint = CheckpointStore(tmp_path).load()
+    if resharded:
+        table = CheckpointStore(tmp_path / "more")
+        table.save(1, {"table/t": np.ones((5, 2), np.float32), **tensors}, {})
+        checkpoint = table.load()
+        path = reshard(checkpoint, row_wise_plan(checkpoint, 2), tmp_path / "new")
+        checkpoint = CheckpointStore(path.parent).load()
     for feature, ids in IDS.items():
         found = raw_ids_in(checkpoint, feature)
         assert found is not None and found.special == ids.special

@@ -83,6 +83,21 @@ def test_all_unknown_ids_score_alike(bundle: Bundle, request_of: Callable) -> No
     assert np.isfinite(logits(bundle, request)[0]).all()
 
 
+def test_a_new_items_features_tell_it_from_other_new_items(
+    bundle: Bundle, raw: Any, request_of: Callable
+) -> None:
+    request, known = request_of(), sorted(set(raw.categories.values()))
+    request["candidates"] = {
+        "item_id": ["new", "newer", "newest", "B000"],
+        "category_id": [known[0], known[1], known[0], known[0]],
+    }
+    (found,) = bundle.score([request])
+    assert found.known == (False, False, False, True)
+    assert found.logit[0] == pytest.approx(found.logit[2], abs=1e-6)
+    assert abs(found.logit[0] - found.logit[1]) > 1e-6
+    assert abs(found.logit[0] - found.logit[3]) > 1e-6
+
+
 def test_other_item_features_come_from_the_catalogue(bundle: Bundle, request_of: Callable) -> None:
     request = request_of()
     short = copy.deepcopy(request)

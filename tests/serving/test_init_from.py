@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lookback import cli
 from lookback.checkpoints.store import open_checkpoint
 from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
+from lookback.formats.raw_ids import ID_DIRECTORY
+from lookback.training.ids import Ids
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -110,6 +115,23 @@ def test_rows_of_ids_that_both_know_are_kept(
     kept = len(common)
     assert f"table item_id: {kept} rows kept, 1 new, {len(theirs) - kept} dropped" in said
     assert ("has weights only" in said) == (source == "bundle")
+
+
+def test_vocabularies_are_compared_with_their_digests_before_they_are_believed(
+    other_data: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(other_data, tmp_path / "data")
+    assert Ids.of(directory).tensors(["item_id", "user_id"])
+    path = directory / ID_DIRECTORY / "unique.item_id.parquet"
+    table = pq.read_table(path)
+    items = table["item_id"].to_pylist()
+    column = pa.array([items[1], items[0], *items[2:]])
+    pq.write_table(table.set_column(0, "item_id", column), path)
+    with pytest.raises(UserError, match=r"unique\.item_id\.parquet"):
+        Ids.of(directory).tensors(["item_id"])
+    assert Ids.of(directory, verified=False).tensors(["item_id"])
+    shutil.rmtree(directory / "workflow")
+    assert Ids.of(directory).tensors(["item_id"]) == {}
 
 
 def test_what_cannot_be_started_from_is_refused(

@@ -184,6 +184,16 @@ def test_rows_follow_their_raw_ids(make_dataset, trained, items):
     )
 
 
+def test_hidden_ids_teach_the_row_of_unknown_ones(dataset, trained, tmp_path):
+    """Which no sample of these data has otherwise; the rows of padding and null stay."""
+    fresh = state(trainer(dataset))
+    np.testing.assert_array_equal(trained[1]["table/item_id"][:3], fresh["table/item_id"][:3])
+    hiding = trainer(dataset, oov_rate=0.3, max_steps=1)
+    hiding.train(quiet(tmp_path / "log"))
+    moved = (state(hiding)["table/item_id"] != fresh["table/item_id"]).any(1)
+    assert moved[:3].tolist() == [False, False, True]
+
+
 def test_another_optimizer_starts_anew(dataset, trained):
     started = trainer(dataset, origin_of(trained[0]), optimizer="adagrad")
     fresh = state(trainer(dataset, optimizer="adagrad"))
