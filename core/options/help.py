@@ -67,6 +67,11 @@ def _rows(line: CommandLine) -> list[tuple[Option, list[str]]]:
     shared = line.shared()
     variants = {name: line.own(name) for name in line.variants}
     changed = {name: line.defaults(name) for name in line.variants}
+    recipes = [
+        (recipe, name, line.options(name), line.defaults(name, recipe))
+        for name in line.variants
+        for recipe in line.recipes(name)
+    ]
     rows: list[tuple[Option, list[str]]] = []
     for name in dict.fromkeys([*shared, *(n for own in variants.values() for n in own)]):
         owners = [variant for variant, own in variants.items() if name in own]
@@ -84,7 +89,7 @@ def _rows(line: CommandLine) -> list[tuple[Option, list[str]]]:
         elif others:
             texts = [f"{value} for {', '.join(named)}" for value, named in defaults.items()]
             option = dataclasses.replace(option, default=", ".join(texts), unit=None)
-        said = _of_recipes(line, name)
+        said = _of_recipes(recipes, line.recipe, name)
         if said:
             text = f"{option.show(option.default)}; {said}"
             option = dataclasses.replace(option, default=text, unit=None)
@@ -93,18 +98,25 @@ def _rows(line: CommandLine) -> list[tuple[Option, list[str]]]:
     return sorted(rows, key=lambda row: order.index(row[0].name))
 
 
-def _of_recipes(line: CommandLine, name: str) -> str:
-    """What recipes make of the default of an option, by variant; "" if nothing."""
+def _of_recipes(
+    recipes: Iterable[tuple[str, str, Mapping[str, Option], Mapping[str, Any]]],
+    chooser: str | None,
+    name: str,
+) -> str:
+    """What recipes make of the default of an option, by variant; "" if nothing.
+
+    Args:
+      recipes: each with a variant, its options, and the defaults that the recipe gives it.
+      chooser: the option that chooses one.
+      name: of the option.
+    """
     found: dict[str, dict[str, list[str]]] = {}
-    for variant in line.variants:
-        options = line.options(variant)
-        for recipe in line.recipes(variant):
-            own = line.defaults(variant, recipe)
-            if name in own and own[name] != options[name].default:
-                value = options[name].show(own[name])
-                found.setdefault(recipe, {}).setdefault(value, []).append(variant)
+    for recipe, variant, options, own in recipes:
+        if name in own and own[name] != options[name].default:
+            value = options[name].show(own[name])
+            found.setdefault(recipe, {}).setdefault(value, []).append(variant)
     return "; ".join(
-        f"--{line.recipe} {recipe}: "
+        f"--{chooser} {recipe}: "
         + ", ".join(f"{value} for {', '.join(named)}" for value, named in values.items())
         for recipe, values in found.items()
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -372,13 +373,18 @@ def options_of(
     Raises:
       TypeError: if a field cannot be an option: a mistake in the class, not of the user.
     """
-    hints = typing.get_type_hints(config_class)
+    hints = _hints(config_class)
     group = str(scope or getattr(config_class, "scope", config_class.__name__))
     return {
         field.name: option_of(config_class, field, hints, group, (choices or {}).get(field.name))
         for field in dataclasses.fields(config_class)
         if field.init
     }
+
+
+@functools.cache  # a table of options asks for those of a class a thousand times
+def _hints(config_class: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(config_class)
 
 
 def option_of(
