@@ -17,6 +17,7 @@ from lookback.core.options import (
     Program,
     changed,
     changes,
+    check_options,
     option,
     without,
 )
@@ -170,6 +171,9 @@ class PrebatchOptions:
         at_least=1,
         none=(0,),
     )
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
