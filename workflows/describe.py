@@ -18,6 +18,7 @@ from lookback.formats.dataset_info import (
     FEATURES,
     LABELS,
     SPLITS,
+    TABULAR,
     UPDATE,
     UPDATE_DIRECTORY,
     WORKFLOW_DIRECTORY,
@@ -104,9 +105,11 @@ def _flat_table(title: str, values: dict[str, Any]) -> Table:
 def _features_table(metadata: dict[str, Any]) -> Table:
     """How raw values become what the columns hold, and how many there are not."""
     counts, rows = metadata["counts"], metadata["cardinalities"]
-    explicit = metadata.get(LABELS) == EXPLICIT
-    clicks = counts["events"]
-    shown = sum(counts[impression_count(part)] for part in SPLITS) if explicit else clicks
+    clicks = shown = counts.get("events", 0)
+    if metadata["format"] == TABULAR:
+        shown = sum(counts[part] for part in SPLITS)
+    elif metadata.get(LABELS) == EXPLICIT:
+        shown = sum(counts[impression_count(part)] for part in SPLITS)
     table = Table(
         "feature", "of", "type", "rows", "missing", "cut", title="features", title_justify="left"
     )

@@ -114,6 +114,12 @@ def test_rows_are_what_pandas_makes_of_them_in_every_format(
         "ad": FIRST_KNOWN + 16,
     }
 
+    assert _run("describe", out) == 0
+    described = capsys.readouterr().out
+    gone = int(frame["dwell"].isna().sum())
+    (line,) = [at for at in described.splitlines() if "dwell" in at and f"{gone:,} (" in at][:1]
+    assert f"({gone / len(frame):.1%})" in line
+
     # A saved workflow makes the same of the same rows, and refuses other features.
     fitted = tmp_path / "fitted"
     assert _run("fit", "--config", raw / "csv.yaml", "--output", fitted) == 0
