@@ -148,7 +148,7 @@ def _inspect(source: Source, options: InspectOptions) -> None:
         print(f"{key}: {_brief(value)}")
     _print_tables(content["tables"])
     for kind, found in content["others"].items():
-        print(f"{kind}: {found['tensors']} dense tensors, {format_size(found['bytes'])}")
+        print(f"{kind}: {found['tensors']} other tensors, {format_size(found['bytes'])}")
     for name, file in content["files"].items():
         print(f"{name}: {file['pieces']} pieces, {format_size(file['bytes'])}")
     if options.verify:

@@ -167,14 +167,13 @@ def start_from(origin: Origin, here: Here, states: Mapping[str, State]) -> list[
     for name, state in states.items():
         if not name.startswith((_TABLE, _MODEL, *((_OPTIMIZER,) if keeps_state else ()))):
             continue
-        if name.startswith((_MODEL, _DENSE)):
-            if name not in fresh:
-                _take_whole(name, state, origin)
-            continue
-        table = _table_of(name, rows)
+        table = _table_of(name, rows)  # first: a table may be called "dense"
         if table is not None and name in origin.specs:
             for part in state.parts:
                 _take_rows(name, part, rows[table], origin)
+        elif name.startswith((_MODEL, _DENSE)) and name not in fresh:
+            for part in state.parts:
+                part.variable.assign(origin.whole(name))
     return said
 
 
@@ -373,11 +372,6 @@ def _fresh_dense(
     if not described:
         return fresh, []
     return fresh, [f"the features differ, so that these weights start anew: {listed(described)}"]
-
-
-def _take_whole(name: str, state: State, origin: Origin) -> None:
-    for part in state.parts:
-        part.variable.assign(origin.whole(name))
 
 
 def _take_rows(name: str, part: TensorShard, rows: Int64, origin: Origin) -> None:

@@ -214,8 +214,8 @@ def test_inspect_says_what_is_there(saved, tmp_path, capsys, ranks):
     where = "whole in data-00000.bin" if ranks == 1 else "rows over 3 files"
     lines = [line.split() for line in text.splitlines()]
     assert ["item", "31", "8", "float32", "992", "B", *where.split(), "m", "992", "B"] in lines
-    assert "model: 1 dense tensors, 120 B" in text
-    assert "optimizer: 2 dense tensors, 128 B" in text
+    assert "model: 1 other tensors, 120 B" in text
+    assert "optimizer: 2 other tensors, 128 B" in text
     assert text.count(".bin: ") == ranks
     assert "verified" in text
     digest = hashlib.sha256((find_checkpoint(tmp_path / "new") / MANIFEST).read_bytes()).hexdigest()

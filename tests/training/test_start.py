@@ -384,6 +384,25 @@ def test_ranks_start_from_shards_of_other_ranks_as_one_does(in_ranks, ranks, tmp
             assert "table item: 7 rows kept, 4 new, 3 dropped" in answers[0][0]
 
 
+def test_a_table_may_be_called_dense():
+    from lookback.training.start import start_from
+
+    names = {"table/dense": (10, 6), "optimizer/dense/m": (10, 6), "optimizer/dense/m/w": (4, 3)}
+    was, new = (
+        {n: np.random.default_rng(seed).random(s, np.float32) for n, s in names.items()}
+        for seed in range(2)
+    )
+    states = states_of(new)
+    start_from(Known(was, raw={"dense": OLD}), here(raw={"dense": OLD[::-1]}), states)
+    for name in ("table/dense", "optimizer/dense/m"):
+        (part,) = states[name].parts
+        expected = np.concatenate([was[name][:3], was[name][:2:-1]])
+        np.testing.assert_array_equal(part.variable.numpy()[part.start :], expected)
+    np.testing.assert_array_equal(
+        states["optimizer/dense/m/w"].parts[0].variable, was["optimizer/dense/m/w"]
+    )
+
+
 def test_features_that_come_and_go_are_said():
     from lookback.training.start import start_from
 
