@@ -37,7 +37,7 @@ def test_an_unknown_name_lists_the_known_ones(capsys):
     assert main(["nothing"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(
-        "error: no benchmark is named 'nothing'. Expected one of: accuracy, criteo_workflow"
+        "error: no benchmark is named 'nothing'. Expected one of: accuracy, cold_start"
     )
 
 
