@@ -126,8 +126,9 @@ class Blocks:
         first, behind = self.users[block : block + 2].tolist()
         if found.num_users != behind - first:
             raise self.changed(block)
+        found = self._with_impressions(found, first, block, (block, block + 1))
         found.require_targets()
-        return self._with_impressions(found, first, block, (block, block + 1))
+        return found
 
     def _with_impressions(
         self, histories: Histories, first: int, block: int, places: tuple[int, int]
