@@ -66,6 +66,8 @@ def recommend(
     if k < 1:
         raise UserError(f"k: expected at least 1, received {k}.")
     users = list(users)
+    if not users:
+        raise UserError("users: expected one at least, received none.")
     named = not all(isinstance(user, Mapping) for user in users)
     stored, rows = None, users
     if dataset_dir is not None:

@@ -216,6 +216,7 @@ def test_what_cannot_be_ranked_is_refused(
         r"users\[1\]: the request: 'histroy' is unknown|users\[1\]: the request",
         [request, {"user_id": "a", "histroy": {}}],
     )
+    refused(sim.recommend, "users: expected one at least", [], dataset_dir=dataset_dir)
     asks = {**request, "candidates": {"item_id": ["B001"]}}
     refused(sim.recommend, r"users\[0\]: the request: 'candidates' is unknown", [asks])
     refused(sim.recommend, "expected one item at least", [request], candidates=[])
