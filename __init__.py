@@ -4,7 +4,7 @@ In Python::
 
     done = lookback.train(model_type="sim", dataset_dir="dataset", export_dir="export")
     bundle = lookback.load_bundle("export")
-    best = bundle.recommend(["A2SUAM1J3GNN3B"], k=10, dataset_dir="data")
+    best = bundle.recommend(["A2SUAM1J3GNN3B"], k=10, dataset_dir="dataset")
 
 Importing the package imports nothing else; what is public comes from `lookback.api` once it is
 asked for.
