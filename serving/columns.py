@@ -80,12 +80,10 @@ class RequestObjects:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def one(self, name: str, *, optional: bool = False) -> Ragged:
-        """A field of one value; `optional`: of none where it is not given."""
+    def one(self, name: str) -> Ragged:
+        """A field of one value, or of none where it is not given."""
         values = [(request[name],) for request in self._requests if name in request]
-        given = [name in request for request in self._requests]
-        del optional  # an object has no field that is not given
-        return _joined(values, given)
+        return _joined(values, [name in request for request in self._requests])
 
     def several(self, part: str, name: str) -> Ragged:
         """A list of a part of requests; part "": of the requests themselves."""
@@ -149,16 +147,16 @@ class RequestTable(Sequence[Request]):
             if not (dot and of in PARTS)
         ]
 
-    def one(self, name: str, *, optional: bool = False) -> Ragged:
-        """A column of one value; `optional`: of none where it is null."""
+    def one(self, name: str) -> Ragged:
+        """A column of one value, or of none where an optional one is null."""
         column = self._columns.get(name)
         if column is None:
             return _nothing(len(self))
-        given = column.is_valid().to_numpy(zero_copy_only=False)
-        if not optional:
-            given = np.ones(len(self), np.bool_)
-        values = column if given.all() else column.filter(pa.array(given))
-        return Ragged(values, given.astype(np.int64), given)
+        if name not in self._optional or not column.null_count:
+            return Ragged(column, np.ones(len(self), np.int64), np.ones(len(self), np.bool_))
+        given = column.is_valid()
+        mask = given.to_numpy(zero_copy_only=False)
+        return Ragged(column.filter(given), mask.astype(np.int64), mask)
 
     def several(self, part: str, name: str) -> Ragged:
         """A column of lists; part "": of the requests themselves."""

@@ -266,7 +266,7 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
         """Seconds from each of the newest T events to the request: ``[N]``."""
         events = self.seen(columns).lengths
         times = columns.several(HISTORY, TIMESTAMP)
-        now = columns.one(TIMESTAMP, optional=True)
+        now = columns.one(TIMESTAMP)
         for where, field in ((f"{HISTORY}.", times), ("", now)):
             absent = (events > 0) & ~field.given
             if absent.any():
