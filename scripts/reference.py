@@ -17,6 +17,7 @@ from lookback.core.options.nested import parts_of
 from lookback.training.parallel.run_model import LaunchOptions
 from lookback.training.removed import removed_table
 from lookback.training.run import command_line
+from lookback.training.tuning.search import TuneOptions
 from lookback.workflows.log.description import LogFile
 from lookback.workflows.log.schema import SCHEMA
 
@@ -44,8 +45,22 @@ file. The exit status is 2 for what you can put right, 70 for a fault of Lookbac
 | command | | in a checkout also |
 |---|---|---|
 """
-DOORS = {"train": "train.py", "run": "scripts/run_model.sh"}
+DOORS = {"train": "train.py", "run": "scripts/run_model.sh", "tune": "lookback tune"}
 """Commands that are doors of a checkout -> their names there; others: `python -m NAME`."""
+BESIDE_TRAIN = {
+    "run": (
+        LaunchOptions,
+        "Starts `lookback train` in one process or in several. What is not listed here, and all "
+        "that follows `--`, are [parameters of train.py](parameters.md).\n",
+    ),
+    "tune": (
+        TuneOptions,
+        "Searches options of training with Optuna, an extra. What is not listed here are "
+        "[parameters of train.py](parameters.md), of every trial; `space` stands in the file of "
+        "`--config` alone.\n",
+    ),
+}
+"""Commands that take the parameters of train, too -> their own, and what to say of them."""
 
 LOG_YAML = """# The YAML of a log
 What `lookback workflows run --config FILE.yaml` reads;
@@ -92,12 +107,10 @@ def _commands() -> Iterator[str]:
         if name == "train":
             continue
         yield f"## lookback {name}"
-        if name == "run":
-            yield (
-                "Starts `lookback train` in one process or in several. What is not listed here, "
-                "and all that follows `--`, are [parameters of train.py](parameters.md).\n"
-            )
-            yield parameter_table(CommandLine((LaunchOptions,)))
+        if name in BESIDE_TRAIN:
+            options, said = BESIDE_TRAIN[name]
+            yield said
+            yield parameter_table(CommandLine((options,)))
         elif isinstance(found, Command):
             yield from _command(found)
         elif isinstance(program, Program):
