@@ -17,12 +17,13 @@ from lookback.core.options import (
     Program,
     changed,
     changes,
+    check_options,
     option,
     without,
 )
-from lookback.formats.dataset_info import is_tabular
+from lookback.formats.dataset_info import TABULAR, is_tabular
 from lookback.formats.verification import TRUSTED, DatasetChecks
-from lookback.workflows import GENERATORS, TABULAR_DATASETS
+from lookback.workflows import GENERATORS
 from lookback.workflows.datasets.interactions import InteractionsReader
 from lookback.workflows.datasets.log import LogReader
 from lookback.workflows.feature_spec_export import export_feature_spec
@@ -171,6 +172,9 @@ class PrebatchOptions:
         none=(0,),
     )
 
+    def __post_init__(self) -> None:
+        check_options(self)
+
 
 @dataclass(frozen=True)
 class InitOptions:
@@ -312,6 +316,7 @@ def _import(asked: ImportOptions, target: OutputOptions) -> None:
     print(f"{done.kind}: {target.output}, {rows} rows")
     for note in done.notes:
         print(note)
+    print(f"to train: python train.py --dataset_dir {target.output} {done.trained_by}")
     if is_tabular(target.output):
         print_digest(target.output)
 
@@ -387,8 +392,8 @@ def _say(note: str | None) -> None:
 
 
 def _print(report: Report) -> None:
-    """Says what was written; which kind it is, its dataset's registry tells."""
-    tabular = report.metadata["dataset"] in TABULAR_DATASETS
+    """Says what was written."""
+    tabular = report.metadata["format"] == TABULAR
     (print_tabular if tabular else print_histories)(report)
 
 
