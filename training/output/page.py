@@ -71,7 +71,7 @@ section > p { color: var(--soft); margin: .25rem 0 .75rem; max-width: 52rem; }
 .card small { display: block; color: var(--soft); }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 .plots img { flex: 1 1 320px; min-width: 0; max-width: 100%; height: auto; }
-img.wide { display: block; width: 100%; height: auto; }
+img.wide { display: block; max-width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line);
