@@ -77,6 +77,7 @@ def test_what_all_rows_have_in_common_is_no_stratum():
     labels, logits, lengths, items, counts = rows(40)
     found = fed([slice(0, 40)], (labels, logits, lengths * 0 + 7, items, None)).of_all(SOLO).found
     assert found == {}
+    assert fed([slice(0, 0)], rows(40)).of_all(SOLO).found == {}
     one_class = (labels * 0, logits, lengths, items, counts)
     found = fed([slice(0, 40)], one_class).of_all(SOLO).found
     assert {s.auc for s in found[LENGTH]} == {None}

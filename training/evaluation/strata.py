@@ -107,6 +107,8 @@ def _strata(
     """
     own, counts = np.unique(values, return_counts=True)
     told = np.array(_joined(world.gather([*zip(own.tolist(), counts.tolist(), strict=True)])))
+    if not told.size:  # nobody has a row, which the metrics say
+        return []
     known, where = np.unique(told[:, 0], return_inverse=True)
     rows = np.bincount(where, told[:, 1]).astype(np.int64)
     before = np.cumsum(rows) - rows
