@@ -23,6 +23,7 @@ SMALLER = {
     "--global_batch_size 1024",
 }
 """What of the tutorial takes minutes -> what takes seconds."""
+ROWS = {"range(20_000)": "range(400)", "--epochs 3": "--epochs 1 --global_batch_size 64"}
 GOES_ON = {"range(50)": "range(20)", "--epochs 1": SMALLER["--epochs 3"]}
 
 
@@ -84,6 +85,11 @@ def test_the_tutorial_runs_and_goes_on(in_empty_directory, running_eagerly, caps
     (table,) = [out for line, out in said.items() if "--format table" in line]
     assert table.count("user_id r") == 2
 
+    ranked = pd.read_parquet("best.parquet")
+    assert ranked.groupby("user_id").size().tolist() == [10] * 40
+    had = set(zip(*(pd.read_csv("events.csv")[name] for name in ("reader", "book")), strict=True))
+    assert not had & set(zip(ranked["user_id"], ranked["item_id"], strict=True))
+
     events = pd.concat([pd.read_csv("events.csv"), pd.read_csv("new/events.csv")])
     counts = json.loads(Path("data/books-2/dataset.json").read_text())["counts"]
     assert counts["events"] == len(events)
@@ -94,6 +100,23 @@ def test_the_tutorial_runs_and_goes_on(in_empty_directory, running_eagerly, caps
     assert f"new ids: item_id {len(new)}" in update
     kept = events["book"].nunique() - len(new)
     assert f"table item_id: {3 + kept:,} rows kept, {len(new)} new" in trained
+
+
+def test_rows_with_labels_run(in_empty_directory, running_eagerly, capsys) -> None:
+    with running_eagerly():
+        said = run_page("how-to/rows.md", ROWS, lambda: capsys.readouterr().out)
+    counts = json.loads(Path("data/rows/dataset.json").read_text())["counts"]
+    assert [counts[split] for split in ("train", "validation", "test")] == [320, 40, 40]
+    clicked = pd.read_csv("impressions.csv")["clicked"]
+    assert list(counts["positives"].values()) == [
+        clicked[:320].sum(),
+        clicked[320:360].sum(),
+        clicked[360:].sum(),
+    ]
+    (described,) = [out for line, out in said.items() if "describe" in line]
+    assert "0 (0.0%)" in described
+    (scored,) = [out for line, out in said.items() if "serving score" in line]
+    assert all(0 < json.loads(line)["probability"] < 1 for line in scored.splitlines())
 
 
 def test_the_impressions_of_the_page_make_a_dataset(in_empty_directory: Path) -> None:
