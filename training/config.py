@@ -245,6 +245,13 @@ class RunConfig(LearningOptions):
         help="Run inference with an untrained model, to measure its speed (flag)",
         needs={"mode": modes.INFERENCE, "load_checkpoint_path": UNSET},
     )
+    dry_run: bool = option(
+        False,
+        scope="run mode",
+        help="Take some steps, say how much time, memory and disk the run would take, and write "
+        "nothing (flag)",
+        needs={"mode": ("train",), "benchmark": UNSET, "seeds": UNSET},
+    )
     benchmark: bool = option(
         False,
         scope="run mode",

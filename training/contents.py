@@ -84,6 +84,11 @@ class RunContents:
         }
         return {**pieces, **self._raw_ids} if first else pieces
 
+    @property
+    def model_pieces(self) -> dict[str, Tensor]:
+        """Those of the model alone."""
+        return {n: piece for n, piece in self.pieces.items() if n.startswith(MODEL_PREFIXES)}
+
     @functools.cached_property
     def _raw_ids(self) -> Mapping[str, Tensor]:
         """What the rows of tables stand for, as far as it is known."""

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -146,15 +147,16 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Fin
         )
     if run.export_dir is not None:
         exporter.check_export_target(run.export_dir, run.dataset_dir, read)
+    began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if launched_rank() == 0:  # for all of them
             run = hold_outputs(run, stack, loaded)
-        REPORTS.set(run.results_dir)
+        REPORTS.set(None if run.dry_run else run.results_dir)
         prepare_environment(run)
         world = start_world(prefetch_ids=run.prefetch_ids)
         with world.together():
             set_up_tensorflow(run, world)
-            finished = run_on(world, run, data, options, exporter)
+            finished = run_on(world, run, data, options, exporter, began)
     return finished
 
 
@@ -191,21 +193,21 @@ def hold_outputs(
       loaded: the checkpoint that the run continues from, if any, and its step.
 
     Returns:
-      `run`, with a `results_dir`.
+      `run`, with a `results_dir`; a dry run makes none.
 
     Raises:
       UserError: if something is in the way, or another run writes there.
     """
-    if run.results_dir is None:
+    if run.results_dir is None and not run.dry_run:
         run = dataclasses.replace(run, results_dir=stack.enter_context(new_results(run.model_type)))
-    assert run.results_dir is not None
     places: dict[str, str] = {}  # one directory may be both
     for name in ("results_dir", "save_checkpoint_path"):
         if getattr(run, name) is not None:
             places.setdefault(os.path.realpath(getattr(run, name)), name)
-    for name in places.values():
+    for name in () if run.dry_run else places.values():
         stack.enter_context(held(getattr(run, name), name))
-    check_results(run.results_dir, run.log_filename)
+    if run.results_dir is not None:
+        check_results(run.results_dir, run.log_filename)
     if run.save_checkpoint_path is not None:
         store = CheckpointStore(run.save_checkpoint_path)
         store.refuse_another_run(*next(iter(loaded.items()), ()))
@@ -213,7 +215,12 @@ def hold_outputs(
 
 
 def run_on(
-    world: World, run: RunConfig, data: LayoutOptions, options: Any, exporter: Exporter
+    world: World,
+    run: RunConfig,
+    data: LayoutOptions,
+    options: Any,
+    exporter: Exporter,
+    began: float,
 ) -> Finished:
     """Does what the configuration says, on one of the processes of `world`.
 
@@ -223,6 +230,7 @@ def run_on(
       data: options of the layout.
       options: of the model.
       exporter: of `serving`.
+      began: when it began (`time.perf_counter`).
     """
     import tensorflow as tf
 
@@ -262,6 +270,10 @@ def run_on(
         origin=origin_of(run, exporter, world),
         world=world,
     )
+    if run.dry_run:
+        for line in (*said, *notes):
+            print(line)
+        return rehearsed(trainer, results_dir, began, world)
     logger = make_logger(run, results_dir, trainer, source, world)
     with last_checkpoint_named(run, world), logger as log:
         log.message(f"{run.mode} {run.model_type}: seed {run.seed}, results in {results_dir}")
@@ -284,6 +296,15 @@ def run_on(
         project(run, source, model)
     saved = print_digests(run, exporter, world)
     return Finished(outcome.summary, results_dir, saved, run.export_dir)
+
+
+def rehearsed(trainer: Trainer, results_dir: Path, began: float, world: World) -> Finished:
+    """Says what a run would take, which leaves nothing."""
+    log = RunLogger(results_dir, tensorboard=False, enabled=False)
+    found = trainer.rehearse(log, began)
+    if world.rank == 0:
+        print("\n".join(found.lines()))
+    return Finished({"seconds": found.seconds, "peak_bytes": max(found.peak)}, results_dir)
 
 
 def make_logger(

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import merlin.models.tf as mm
 import tensorflow as tf
 
+from lookback.checkpoints.format import bytes_of, layout_of
 from lookback.checkpoints.store import BEST, Checkpoint, CheckpointStore, Tensor
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
@@ -42,6 +43,7 @@ from lookback.training.output.performance import PerformanceMeter
 from lookback.training.output.warnings import LossTrend, warnings_of
 from lookback.training.parallel.gathering import build_variables, use_streams_of
 from lookback.training.precision import LossScale
+from lookback.training.rehearsal import Rehearsal, rehearse
 from lookback.training.schedule import Schedule
 from lookback.training.signals import TerminatedError, TerminationRequest, catch_termination
 from lookback.training.start import Origin
@@ -351,6 +353,28 @@ class Trainer:
             if meter.steps is None and self.position.epoch >= self._config.epochs:
                 break
         return Outcome(meter.results(), {})
+
+    def rehearse(self, log: RunLogger, began: float) -> Rehearsal:
+        """Takes some steps of everything; the trainer is of no use afterwards.
+
+        Args:
+          log: a disabled one.
+          began: when the run began (`time.perf_counter`).
+        """
+
+        def takes(evaluation: EvaluationPass) -> Callable[[int], Any]:
+            return lambda steps: self._evaluations.evaluated(evaluation, log, most=steps)
+
+        return rehearse(
+            self._steps,
+            self._source,
+            self._config,
+            {found.name: takes(found) for found in self._passes(self.splits.all)},
+            self.splits.watched,
+            (bytes_of(layout_of(self.pieces())), bytes_of(layout_of(self._contents.model_pieces))),
+            began,
+            self._world,
+        )
 
     def evaluate(
         self,

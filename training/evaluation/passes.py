@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,8 +89,16 @@ class Evaluations:
         evaluation: EvaluationPass,
         log: RunLogger,
         termination: TerminationRequest | None = None,
+        most: int | None = None,
     ) -> list[Evaluator]:
-        """One pass over a split: evaluators with what all ranks found; the rest as of `run`."""
+        """One pass over a split: evaluators with what all ranks found; the rest as of `run`.
+
+        Args:
+          evaluation: of the source.
+          log: shows the progress.
+          termination: ends the evaluation between two batches.
+          most: steps to take of it; None: all.
+        """
         evaluators: list[Evaluator] = [
             EVALUATORS[kind](metrics) for kind, metrics in self._choice[evaluation].items()
         ]
@@ -103,7 +112,7 @@ class Evaluations:
         fed = [*evaluators, *popularity]
         kinds = [type(evaluator) for evaluator in fed]
         with log.track(f"evaluating {name}", self._source.eval_steps(name)) as advance:
-            for feed in self._source.eval_feeds(name):
+            for feed in itertools.islice(self._source.eval_feeds(name), most):
                 found = self._steps.run(evaluation, feed, kinds)
                 for evaluator, needed in zip(fed, found, strict=True):
                     evaluator.update(*map(_as_numpy, needed))
