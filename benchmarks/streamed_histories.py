@@ -28,7 +28,7 @@ QUESTION = "Do histories that memory does not hold train as well and as fast as 
 PARTS = ("accuracy", "speed", "limit")
 
 _ROOT = Path(__file__).resolve().parent.parent
-_BLOCK = 32
+_BLOCK = 16
 """Users of a block of MovieLens-100k, which has 943."""
 _SHARE = 4
 """That small sets are larger than the memory they are given."""
