@@ -28,7 +28,7 @@ QUESTION = "Do histories that memory does not hold train as well and as fast as 
 PARTS = ("accuracy", "speed", "limit")
 
 _ROOT = Path(__file__).resolve().parent.parent
-_BLOCK = 16
+_BLOCK = 8
 """Users of a block of MovieLens-100k, which has 943."""
 _SHARE = 4
 """That small sets are larger than the memory they are given."""
@@ -169,8 +169,12 @@ def _generated(events: int, cache_dir: Path | None) -> Path:
 
 
 def _bytes(dataset: Path) -> int:
-    """What the events of a dataset take in memory, about."""
-    return _events(dataset) * 8
+    """What the events of a dataset take in memory: four bytes a feature."""
+    from lookback.formats.features import HistoryFeatures
+    from lookback.formats.schema import read_schema
+
+    features = HistoryFeatures.from_schema(read_schema(dataset))
+    return _events(dataset) * 4 * len(features.of("item", "context", "event"))
 
 
 def _events(dataset: Path) -> int:
