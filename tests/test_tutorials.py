@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -24,6 +25,12 @@ SMALLER = {
 }
 """What of the tutorial takes minutes -> what takes seconds."""
 ROWS = {"range(20_000)": "range(400)", "--epochs 3": "--epochs 1 --global_batch_size 64"}
+IN_PYTHON = {
+    "epochs=3": "epochs=1, embedding_dim=4, max_seq_length=12, long_seq_length=8, k=4, "
+    "global_batch_size=1024",
+    'model("din")': 'model("din", embedding_dim=4)',
+    'to_tf("din", global_batch_size=256)': 'to_tf("din", global_batch_size=1024, embedding_dim=4)',
+}
 GOES_ON = {"range(50)": "range(20)", "--epochs 1": SMALLER["--epochs 3"]}
 
 
@@ -48,14 +55,19 @@ def run_script(name: str) -> None:
     exec(compile(Path(name).read_text(), name, "exec"), {})
 
 
-def run_page(page: str, smaller: dict[str, str], said: Callable[[], str]) -> dict[str, str]:
-    """Writes the page's files and runs its commands in this process; gives what each said."""
+def shrunk(page: str, smaller: dict[str, str]) -> str:
+    """The page's text, with less to do."""
     text = (DOCS / page).read_text()
     for written, instead in smaller.items():
         assert text.count(written) == 1
         text = text.replace(written, instead)
+    return text
+
+
+def run_page(page: str, smaller: dict[str, str], said: Callable[[], str]) -> dict[str, str]:
+    """Writes the page's files and runs its commands in this process; gives what each said."""
     found = {}
-    for kind, title, block in BLOCK.findall(text):
+    for kind, title, block in BLOCK.findall(shrunk(page, smaller)):
         if title:
             Path(title).write_text(block)
         for line in () if kind else block.replace("\\\n", " ").splitlines():
@@ -71,10 +83,19 @@ def run_page(page: str, smaller: dict[str, str], said: Callable[[], str]) -> dic
     return found
 
 
+def run_python(page: str, smaller: dict[str, str]) -> dict[str, Any]:
+    """Runs the page's Python; gives its names."""
+    names: dict[str, Any] = {}
+    for block in [block for kind, _, block in BLOCK.findall(shrunk(page, smaller)) if kind]:
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
 def test_the_tutorial_runs_and_goes_on(in_empty_directory, running_eagerly, capsys) -> None:
     with running_eagerly():
         said = run_page("tutorial.md", SMALLER, lambda: capsys.readouterr().out)
         more = run_page("how-to/incremental.md", GOES_ON, lambda: capsys.readouterr().out)
+        names = run_python("how-to/python.md", IN_PYTHON)
 
     assert "events.user:" not in Path("log.yaml").read_text()
     assert "user:  # SET THIS" in Path("proposed.yaml").read_text()
@@ -99,6 +120,8 @@ def test_the_tutorial_runs_and_goes_on(in_empty_directory, running_eagerly, caps
     )
     assert f"new ids: item_id {len(new)}" in update
     kept = events["book"].nunique() - len(new)
+    assert names["done"].metrics["test_auc"] > 0
+    assert names["done"].export_dir == Path("runs/python/bundle")
     assert f"table item_id: {3 + kept:,} rows kept, {len(new)} new" in trained
 
 
