@@ -13,9 +13,11 @@ import yaml
 
 from lookback.benchmarks import BENCHMARKS
 from lookback.cli import LOOKBACK
-from lookback.core.options import Command, CommandLine, Option, Program, options_of
+from lookback.core.options import Command, CommandLine, Option, Program, options_of, parse
 from lookback.scripts.reference import pages
 from lookback.training.parallel.run_model import SWITCHES, LaunchOptions
+from lookback.training.tuning.command import command_line as tuned
+from lookback.training.tuning.space import SPACE
 from lookback.workflows.log.description import LogFile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,11 +171,16 @@ def test_commands_of_benchmarks_exist() -> None:
 
 
 @each_page
-def test_python_and_yaml_are_read(page: Path) -> None:
+def test_python_and_yaml_are_read(page: Path, tmp_path: Path) -> None:
     for block in code(page, "python"):
         ast.parse(block)
     for block in code(page, "yaml"):
-        LogFile.read(yaml.safe_load(block), page.name)
+        content = yaml.safe_load(block)
+        if SPACE in content:
+            (tmp_path / "space.yaml").write_text(block)
+            parse(["--config", str(tmp_path / "space.yaml"), "--dataset_dir", "d"], tuned())
+        else:
+            LogFile.read(content, page.name)
 
 
 @each_page
