@@ -91,6 +91,7 @@ def run_python(page: str, smaller: dict[str, str]) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_and_goes_on(in_empty_directory, running_eagerly, capsys) -> None:
     with running_eagerly():
         said = run_page("tutorial.md", SMALLER, lambda: capsys.readouterr().out)
