@@ -34,6 +34,8 @@ LONGEST = (
     "test_package.py",
     "workflows/test_criteo.py",
     "test_train.py",
+    "test_notebooks.py",
+    "test_tutorials.py",
     "training/test_trainer.py",
     "training/test_steps.py",
     "serving/test_round_trip.py",
