@@ -260,15 +260,18 @@ def parts_of(model) -> dict[str, Any]:
     if gaps := [weight for weight in body.weights if "gap_score" in weight.name]:
         parts["gap_score"] = gaps
     if (evolution := sublayer(body, "evolution")) is not None:
-        parts |= {
-            name: sublayer(evolution, name).weights
-            for name in ("extractor", "project", "attention", "evolution", "auxiliary")
-        }
-        # Its one layer without a name of ours; those of the auxiliary net have other activations.
-        parts["slope"] = next(x for x in evolution.submodules if isinstance(x, PReLU)).weights
+        parts |= evolution_parts(evolution)
     elif (unit := sublayer(body, "attention")) is not None:
         parts["attention"] = unit.weights
     return parts
+
+
+def evolution_parts(layer) -> dict[str, list[Any]]:
+    """The variables of an InterestEvolution by role."""
+    names = ("extractor", "project", "attention", "evolution", "auxiliary")
+    parts = {name: sublayer(layer, name).weights for name in names}
+    # Its one layer without a name of ours; those of the auxiliary net have other activations.
+    return parts | {"slope": next(x for x in layer.submodules if isinstance(x, PReLU)).weights}
 
 
 def sublayer(layer, name: str):
