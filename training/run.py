@@ -243,11 +243,7 @@ def run_on(
     plain_options = json.loads(json.dumps(dataclasses.asdict(options)))
     given = {**dataclasses.asdict(run), **dataclasses.asdict(data), **plain_options}
     require_same(world, json.loads(json.dumps(given, default=str)))
-    checkpoint = None
-    if run.load_checkpoint_path is not None:
-        checkpoint = open_checkpoint(
-            run.load_checkpoint_path, world=world, trusted_digest=run.trusted_digest
-        )
+    checkpoint = checkpoint_of(run, world)
     run, said = resolved(run, data, options, checkpoint, world)
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, options, world)
@@ -271,7 +267,7 @@ def run_on(
         world=world,
     )
     if run.dry_run:
-        for line in (*said, *notes):
+        for line in (*said, *notes, *trainer.started):
             print(line)
         return rehearsed(trainer, results_dir, began, world)
     logger = make_logger(run, results_dir, trainer, source, world)
@@ -325,6 +321,14 @@ def make_logger(
     if said:
         made.message(said)
     return made
+
+
+def checkpoint_of(run: RunConfig, world: World) -> Checkpoint | None:
+    """The checkpoint that a run goes on from, or uses, if it does; every rank opens it."""
+    path = run.load_checkpoint_path
+    if path is None:
+        return None
+    return open_checkpoint(path, world=world, trusted_digest=run.trusted_digest)
 
 
 def origin_of(run: RunConfig, exporter: Exporter, world: World) -> Origin | None:
