@@ -61,6 +61,9 @@ class Batches:
     def groups(self, split, feed):
         return self.eval_batch(split, feed)[0]["user_id"]
 
+    def history_lengths(self, features):
+        return None
+
     def eval_batch(self, split, feed):
         assert split == "test"
         features, labels = self.train_batch(feed)
