@@ -42,6 +42,7 @@ from lookback.workflows.pipeline import (
     run_dataset,
     transform_dataset,
 )
+from lookback.workflows.rehearsal import free_space, rehearse
 from lookback.workflows.saved import OPTIONS_FILE, workflow_digest
 from lookback.workflows.summaries import print_digest, print_histories, print_tabular
 from lookback.workflows.tabular.export import DATASET_TYPES
@@ -69,6 +70,18 @@ class InputOptions:
     input: Path = option(
         help="directory of raw files (of interactions also a single one; of a log that of its "
         "YAML, or in an update also a file of events)"
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Whether the work is done."""
+
+    scope = "what to write"
+
+    dry_run: bool = option(
+        False,
+        help="write nothing: say from a sample what memory, disk and time the run would take",
     )
 
 
@@ -213,9 +226,22 @@ def _run(
     choice: DatasetChoice,
     source: InputOptions,
     target: OutputOptions,
+    asked: RunOptions,
     options: DatasetOptions,
     reader: Any,
 ) -> None:
+    if asked.dry_run:
+        found = rehearse(
+            choice.dataset,
+            source.input,
+            target.output,
+            overwrite=target.overwrite,
+            log=_log,
+            **vars(options),
+            **vars(reader),
+        )
+        print("\n".join(found.told(free_space(target.output))))
+        return
     _print(_of_raw_data(run_dataset, choice, source, target, options, reader))
 
 
@@ -411,6 +437,8 @@ OF_RAW_DATA = CommandLine(
     document=described,
 )
 
+OF_RUN = dataclasses.replace(OF_RAW_DATA, configs=(*OF_RAW_DATA.configs, RunOptions))
+
 OF_FIT = dataclasses.replace(
     OF_RAW_DATA,
     variants={
@@ -430,7 +458,7 @@ PROGRAM = Program(
     "python -m workflows",
     "Turns raw data into datasets that train.py reads.",
     {
-        "run": Command("ingest, fit and transform: raw data to dataset", OF_RAW_DATA, _run),
+        "run": Command("ingest, fit and transform: raw data to dataset", OF_RUN, _run),
         "fit": Command("raw data to saved workflow, and nothing else", OF_FIT, _fit),
         "transform": Command(
             "new raw data to dataset with a saved workflow",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -49,6 +49,23 @@ class WorkflowOrder(Generic[ReaderT, OptionsT]):
             for name, option in options_of(type(self.reader)).items()
             if (value := getattr(self.reader, name)) != option.default
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What is known of a run before there is work to do.
+
+    Attributes:
+      paths: files of events or rows.
+      lines: about how many they hold.
+      plan: how the run is cut to the machine.
+      remarks: what to say of the input, a line each.
+    """
+
+    paths: Sequence[Path]
+    lines: int
+    plan: ResourcePlan
+    remarks: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lookback.workflows import DATASETS, ROW_DATASETS, TABULAR_DATASETS
 from lookback.workflows.event_reader import EventReader
 from lookback.workflows.histories.reader import HistoryOptions, Reader
 from lookback.workflows.options import DatasetOptions
-from lookback.workflows.order import Log, Report, WorkflowOrder
+from lookback.workflows.order import Log, Report, Survey, WorkflowOrder
 from lookback.workflows.output import DATASET, WORKFLOW, Output
 from lookback.workflows.saved import (
     OPTIONS_FILE,
@@ -157,6 +157,21 @@ def run_dataset(
     target = _output(output_dir, DATASET, overwrite, input_dir)
     report: Report = kind.does().run(_order(kind, name, options, target, log, progress))
     return report
+
+
+def survey_dataset(
+    name: str,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    overwrite: bool = False,
+    **options: Any,
+) -> Survey:
+    """Checks what `run_dataset` checks before it reads, and writes nothing; see there."""
+    kind = kind_of(name)
+    target = _output(output_dir, DATASET, overwrite, input_dir)
+    survey: Survey = kind.does().survey(_order(kind, name, options, target, lambda _: None, False))
+    return survey
 
 
 def fit_dataset(

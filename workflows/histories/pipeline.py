@@ -45,7 +45,7 @@ from lookback.workflows.histories.gather import PART, Selection
 from lookback.workflows.histories.ingest import Events, ingest
 from lookback.workflows.histories.reader import HistoryOptions, Reader
 from lookback.workflows.histories.rules import TRAIN, LeaveLast
-from lookback.workflows.order import Report, WorkflowOrder
+from lookback.workflows.order import Report, Survey, WorkflowOrder
 from lookback.workflows.saved import saved_workflow
 from lookback.workflows.text import BadLineCounter
 
@@ -191,19 +191,17 @@ class _Job:
         }
 
 
-@contextmanager
-def _prepared(order: HistoriesOrder, reader: Reader, keep_log: bool = False) -> Iterator[_Job]:
-    """Checks everything that can be checked, then ingests into the output's temporary directory.
+def survey(order: HistoriesOrder) -> Survey:
+    """Checks everything that `run` checks before it reads."""
+    return _survey(order, order.reader)
 
-    Args:
-      order: says how.
-      reader: of the events.
-      keep_log: whether to write all that is read beside the histories, see `formats.kept_log`.
-    """
+
+def _survey(order: HistoriesOrder, reader: Reader) -> Survey:
+    """The same with another reader than the order's."""
     options, directory = order.options, order.input
     require_readable(directory, "--input", takes_file=reader.takes_file)
     order.output.check()
-    columns, selection = reader.columns, options.selection(reader)
+    options.selection(reader)
     paths = reader.event_files(directory)
     remarks = reader.passed_over(directory, paths)
     lines = reader.count_events(paths)
@@ -214,6 +212,22 @@ def _prepared(order: HistoriesOrder, reader: Reader, keep_log: bool = False) -> 
         partition_events=options.partition_events,
         features=len(reader.feature_specs),
     )
+    return Survey(paths, lines, plan, remarks)
+
+
+@contextmanager
+def _prepared(order: HistoriesOrder, reader: Reader, keep_log: bool = False) -> Iterator[_Job]:
+    """Checks everything that can be checked, then ingests into the output's temporary directory.
+
+    Args:
+      order: says how.
+      reader: of the events.
+      keep_log: whether to write all that is read beside the histories, see `formats.kept_log`.
+    """
+    options, directory = order.options, order.input
+    columns, selection = reader.columns, options.selection(reader)
+    survey = _survey(order, reader)
+    paths, lines, plan = survey.paths, survey.lines, survey.plan
     with order.output.create() as output, warnings.catch_warnings():
         # It calls its CPU mode experimental each time; that mode is what the tests compare here.
         warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU mode")
@@ -227,7 +241,7 @@ def _prepared(order: HistoriesOrder, reader: Reader, keep_log: bool = False) -> 
                 f"of up to {plan.partition_events:,} events in {runner.place}, to stay within "
                 f"{plan.memory / 2**30:.1f} GiB of memory"
             )
-            for remark in remarks:
+            for remark in survey.remarks:
                 order.log(remark)
             bad_lines = BadLineCounter(options.max_bad_lines)
             features, counts = reader.features(directory, runner, bad_lines)

@@ -27,7 +27,7 @@ from lookback.workflows.cluster import (
     available_memory,
     open_runner,
 )
-from lookback.workflows.order import Report, WorkflowOrder
+from lookback.workflows.order import Report, Survey, WorkflowOrder
 from lookback.workflows.output import full_disk_explained, megabytes
 from lookback.workflows.passed_over import files_not_read
 from lookback.workflows.saved import (
@@ -74,7 +74,7 @@ def run(order: TabularOrder) -> Report:
     ``OUTPUT.partial`` beside the output holds what is finished.
     """
     with _prepared("run", order) as job:
-        _require_training_rows(job)
+        _require_training_rows(job.files)
         passes.fit(job, job.working.data / WORKFLOW_DIRECTORY)
         metadata = passes.transform(job, job.working.data / WORKFLOW_DIRECTORY)
         return Report(order.output.path, job.plan, metadata)
@@ -84,7 +84,7 @@ def fit(order: TabularOrder) -> Report:
     """Raw data to saved workflow, which is the output itself."""
     with _prepared("fit", order) as job:
         if order.options.vocabulary == "train":
-            _require_training_rows(job)
+            _require_training_rows(job.files)
         sizes = passes.fit(job, job.working.data)
         return Report(order.output.path, job.plan, {"known_values": sizes})
 
@@ -105,6 +105,17 @@ def transform(order: TabularOrder, workflow_directory: Path) -> Report:
             job.working.finish("fitted", "workflow", {}, job.working.entries(own_copy))
         metadata = passes.transform(job, own_copy)
         return Report(order.output.path, job.plan, metadata)
+
+
+def survey(order: TabularOrder) -> Survey:
+    """Checks everything that `run` checks before it reads, but for an unfinished run's rest."""
+    require_readable(order.input, "--input")
+    order.output.check()
+    files = order.reader.files(order.input)
+    _require_training_rows(files)
+    lines = max(1, estimate_lines(list(files.paths)))
+    remarks = files_not_read(order.input, files.paths)
+    return Survey(files.paths, lines, _plan(files, order.options), remarks)
 
 
 @contextmanager
@@ -182,9 +193,9 @@ def _check_disk(working: Working, files: RawFiles, reader: TabularReader) -> Non
     )
 
 
-def _require_training_rows(job: TabularJob) -> None:
-    if len(job.files.paths) == 1 and job.files.last_day == 1:
+def _require_training_rows(files: RawFiles) -> None:
+    if len(files.paths) == 1 and files.last_day == 1:
         raise UserError(
-            f"{job.files.paths[0]} is the only day, and the last day is for validation and test: "
+            f"{files.paths[0]} is the only day, and the last day is for validation and test: "
             "nothing is left to train on. Add days before it, or `transform` it with a workflow."
         )

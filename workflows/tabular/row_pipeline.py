@@ -32,7 +32,7 @@ from lookback.workflows.histories.gather import PART, store_features
 from lookback.workflows.histories.ingest import common_schema
 from lookback.workflows.histories.rules import TRAIN
 from lookback.workflows.histories.value_counts import COUNT, count_where
-from lookback.workflows.order import Report, WorkflowOrder
+from lookback.workflows.order import Report, Survey, WorkflowOrder
 from lookback.workflows.saved import saved_workflow, write_options
 from lookback.workflows.tabular.row_reader import RowOptions, RowReader
 from lookback.workflows.tabular.row_tasks import (
@@ -124,9 +124,8 @@ class _Job:
         }
 
 
-@contextmanager
-def _prepared(order: RowOrder) -> Iterator[_Job]:
-    """Checks all that can be checked, then reads rows into the output's temporary directory."""
+def survey(order: RowOrder) -> Survey:
+    """Checks everything that `run` checks before it reads."""
     reader, options, directory = order.reader, order.options, order.input
     require_readable(directory, "--input")
     order.output.check()
@@ -139,6 +138,15 @@ def _prepared(order: RowOrder) -> Iterator[_Job]:
         memory=options.memory_limit,
         features=len(reader.feature_specs),
     )
+    return Survey(paths, lines, plan, remarks)
+
+
+@contextmanager
+def _prepared(order: RowOrder) -> Iterator[_Job]:
+    """Checks all that can be checked, then reads rows into the output's temporary directory."""
+    reader, options, directory = order.reader, order.options, order.input
+    known_before = survey(order)
+    paths, lines, plan = known_before.paths, known_before.lines, known_before.plan
     with order.output.create() as output:
         working = output / WORKING_DIRECTORY
         working.mkdir()
@@ -146,7 +154,7 @@ def _prepared(order: RowOrder) -> Iterator[_Job]:
             plan.workers, scheduler=options.scheduler, progress=order.progress
         ) as runner:
             order.log(f"about {lines:,} lines in {len(paths)} file(s), in {runner.place}")
-            for remark in remarks:
+            for remark in known_before.remarks:
                 order.log(remark)
             bad_lines = BadLineCounter(options.max_bad_lines)
             known, counts = reader.features(directory, runner, bad_lines)

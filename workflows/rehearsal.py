@@ -1,0 +1,330 @@
+"""What a run of a workflow would take, found out on a sample: `workflows run --dry_run`.
+
+The beginning of each file goes through the very run, in a process of its own and a directory that
+is removed, at two sizes. What memory, disk and time grow by between the two is what an event takes,
+and the rest is what a run takes whatever its size. An event counts for memory as long as its
+partition does (`ResourcePlan`); what stays of those that went before are the vocabularies' entries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import multiprocessing
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lookback.core.arrow_files import open_parquet
+from lookback.core.errors import UserError
+from lookback.core.files import located
+from lookback.core.sizes import format_size
+from lookback.workflows import TABULAR_DATASETS
+from lookback.workflows.cluster import forgo_tensorflow
+from lookback.workflows.log.splits import SplitRule
+from lookback.workflows.order import Log, Survey
+from lookback.workflows.pipeline import run_dataset, survey_dataset
+from lookback.workflows.text import estimate_lines
+
+SAMPLES = (50_000, 200_000)
+"""Events of the two samples: some seconds each, and apart by more than a process's size varies."""
+
+BYTES_PER_ENTRY = 400
+"""Of each user and item of a vocabulary, at the fit: the value as Python has it (about 60), its
+count and row, and the copies that merging and sorting make (1 M and 5 M events, measured)."""
+
+_POLL_SECONDS = 0.02
+
+_RELAXED: Mapping[str, Any] = {"min_interactions": 2}
+"""Where the beginning of each file, as that of time, has too few events of each user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a run took.
+
+    Attributes:
+      lines: about how many it read.
+      memory: bytes that were resident at once.
+      disk: bytes that lay below its directory at once.
+      output: bytes that it left there.
+      seconds: it took, without the start of the interpreter.
+      entries: of the vocabularies, reserved rows left out.
+    """
+
+    lines: int
+    memory: int
+    disk: int
+    output: int
+    seconds: float
+    entries: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run would take.
+
+    Attributes:
+      lines: about how many it would read.
+      memory: bytes that are resident at once, of all its processes.
+      processes: how many those are.
+      disk: bytes that it writes at most at once, with what it removes again.
+      output: bytes that stay.
+      seconds: it takes.
+      sampled: lines of the larger sample.
+      notes: what is not as in the run.
+    """
+
+    lines: int
+    memory: int
+    processes: int
+    disk: int
+    output: int
+    seconds: float
+    sampled: int
+    notes: Sequence[str] = ()
+
+    def told(self, free: int) -> list[str]:
+        """For people.
+
+        Args:
+          free: bytes on the output's disk.
+        """
+        processes = "" if self.processes == 1 else f" in {self.processes} processes"
+        lacks = " - TOO LITTLE" if self.disk > free else ""
+        return [
+            f"dry run: nothing was written; from {self.sampled:,} of about {self.lines:,} lines, "
+            "a run takes about",
+            f"  memory  {format_size(self.memory)} at its peak{processes}",
+            f"  disk    {format_size(self.output)} of output, {format_size(self.disk)} at its peak "
+            f"({format_size(free)} are free{lacks})",
+            f"  time    {self.seconds:,.0f} s",
+            *self.notes,
+        ]
+
+
+def rehearse(
+    dataset: str,
+    source: Path,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    log: Log = lambda _: None,
+    **options: Any,
+) -> Estimate:
+    """Checks what a run checks before it reads, runs two samples, and says what all would take.
+
+    Args:
+      dataset: its name in the registry.
+      source: its input.
+      output: the dataset that is not created.
+      overwrite: see `run_dataset`.
+      log: is told what a run says of its input.
+      **options: of the run.
+
+    Raises:
+      UserError: if the run would be refused, or even a sample cannot be worked on.
+    """
+    survey = survey_dataset(dataset, source, output, overwrite=overwrite, **options)
+    for remark in survey.remarks:
+        log(remark)
+    threads = dataset in TABULAR_DATASETS
+    lines, notes = max(survey.lines, 1), []
+    found = []
+    for size in SAMPLES:
+        if found and found[-1].lines >= lines:
+            break  # that was all
+        try:
+            found.append(_measure(dataset, survey, source, size, options))
+        except UserError as error:
+            if "min_interactions" not in options:
+                raise
+            options = {**options, **_RELAXED}
+            if "split" in options:
+                options["split"] = SplitRule()
+            found.append(_measure(dataset, survey, source, size, options))
+            notes = [
+                f"  the sample alone was refused, so it kept users of 2 events and held out their last: {error}"
+            ]
+    last = found[-1]
+    rest = lines - last.lines
+    fixed = dict.fromkeys(("memory", "disk", "output", "seconds"), 0.0)
+    each = dict(fixed)
+    for name in each:
+        end = getattr(last, name)
+        if len(found) == 1:  # all of it was run
+            fixed[name] = end
+            continue
+        begin = getattr(found[0], name)
+        each[name] = max((end - begin) / max(last.lines - found[0].lines, 1), 0)
+        fixed[name] = end - each[name] * last.lines
+    if len(found) == 1:
+        return Estimate(
+            last.lines, last.memory, 1, last.disk, last.output, last.seconds, last.lines, notes
+        )
+    workers = max(survey.plan.workers, 1)
+    processes = 1 if threads or not survey.plan.workers else survey.plan.workers + 1
+    held = min(lines, workers * survey.plan.partition_events)
+    entries = last.entries / last.lines * max(lines - held, 0)
+    memory = processes * fixed["memory"] + each["memory"] * held + BYTES_PER_ENTRY * entries
+    return Estimate(
+        lines,
+        int(memory),
+        processes,
+        int(last.disk + each["disk"] * rest),
+        int(last.output + each["output"] * rest),
+        fixed["seconds"] + each["seconds"] * lines / workers,
+        last.lines,
+        notes,
+    )
+
+
+def free_space(output: Path) -> int:
+    """Bytes that are free where a directory is to be."""
+    path = located(output)
+    return shutil.disk_usage(next(place for place in path.parents if place.exists())).free
+
+
+def _measure(
+    dataset: str, survey: Survey, source: Path, size: int, options: Mapping[str, Any]
+) -> Measured:
+    """Runs a sample in a new process."""
+    with tempfile.TemporaryDirectory(prefix="workflows-dry-run-") as name:
+        directory = Path(name)
+        sample = directory / "input"
+        lines = _sample(survey, source, sample, size)
+        place = sample if source.is_dir() else sample / source.name
+        work = directory / "work"
+        work.mkdir()
+        options = {**options, "workers": 0, "scheduler": None}
+        # Spawned: what this process has in memory is not its.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_run, dataset, place, work, lines, options).result()
+
+
+def _run(
+    dataset: str, source: Path, work: Path, lines: int, options: Mapping[str, Any]
+) -> Measured:
+    """Task: in a new process."""
+    forgo_tensorflow()
+    warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
+    most, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_POLL_SECONDS):
+            most[0] = max(most[0], _bytes(work))
+
+    watcher = threading.Thread(target=watch)
+    began = time.perf_counter()
+    watcher.start()
+    try:
+        report = run_dataset(dataset, source, work / "output", **options)
+    finally:
+        done.set()
+        watcher.join()
+    seconds = time.perf_counter() - began
+    sizes = report.metadata.get("cardinalities", {})
+    output = _bytes(work)
+    return Measured(
+        lines, resident_peak(), max(most[0], output), output, seconds, sum(sizes.values())
+    )
+
+
+def resident_peak() -> int:
+    """Bytes that this process had in memory at once, since its program began.
+
+    Not `getrusage`: its figure begins with what the process had that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match is not None, status
+    return int(match[1]) << 10
+
+
+def _bytes(directory: Path) -> int:
+    """What files take; some may go while they are counted."""
+    total = 0
+    for root, _, files in os.walk(directory):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _sample(survey: Survey, source: Path, target: Path, size: int) -> int:
+    """Writes an input with the beginnings of the files of events, all else linked.
+
+    Returns:
+      About how many lines these have.
+    """
+    target.mkdir()
+    share = min(size / max(survey.lines, 1), 1.0)
+    base = source if source.is_dir() else source.parent
+    events = {path: path.relative_to(base) for path in survey.paths if path.is_relative_to(base)}
+    if len(events) < len(survey.paths):
+        outside = next(path for path in survey.paths if path not in events)
+        raise UserError(
+            f"--dry_run: expected files below {base}, received {outside}. Move it there, or run "
+            "without --dry_run."
+        )
+    if source.is_dir():
+        _link(source, target, set(events))
+    lines = 0
+    for path, name in events.items():
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines += _head(path, file, share)
+    return lines
+
+
+def _link(source: Path, target: Path, without: set[Path]) -> None:
+    for root, _, files in os.walk(source):
+        for name in files:
+            path = Path(root) / name
+            if path not in without:
+                link = target / path.relative_to(source)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+
+
+def _head(path: Path, file: Path, share: float) -> int:
+    """Writes the beginning of a file; gives its lines."""
+    if path.suffix == ".parquet":
+        stored = open_parquet(path)
+        rows = max(1, int(stored.metadata.num_rows * share))
+        batches = []
+        for batch in stored.iter_batches(min(rows, 1 << 16)):
+            batches.append(batch)
+            if sum(map(len, batches)) >= rows:
+                break
+        table = pa.Table.from_batches(batches, stored.schema_arrow).slice(0, rows)
+        pq.write_table(table, file)
+        return len(table)
+    lines = max(2, int(estimate_lines([path]) * share))  # a header and a row
+    quoted = ".csv" in path.suffixes
+    written = quotes = 0
+    packed = path.suffix == ".gz"
+    with (
+        cast(BinaryIO, gzip.open(path) if packed else path.open("rb")) as whole,
+        cast(BinaryIO, gzip.open(file, "wb", 1) if packed else file.open("wb")) as head,
+    ):
+        for line in whole:
+            head.write(line)
+            written += 1
+            quotes += line.count(b'"') if quoted else 0
+            if written >= lines and not quotes % 2:
+                break
+    return written
