@@ -139,55 +139,89 @@ def rehearse(
     survey = survey_dataset(dataset, source, output, overwrite=overwrite, **options)
     for remark in survey.remarks:
         log(remark)
-    threads = dataset in TABULAR_DATASETS
-    lines, notes = max(survey.lines, 1), []
-    found = []
+    found, notes = _samples(dataset, survey, source, options)
+    last = found[-1]
+    if len(found) == 1:  # all of it
+        return Estimate(
+            last.lines, last.memory, 1, last.disk, last.output, last.seconds, last.lines, notes
+        )
+    workers = survey.plan.workers
+    return extrapolated(
+        found[0],
+        last,
+        lines=survey.lines,
+        held=min(survey.lines, max(workers, 1) * survey.plan.partition_events),
+        workers=max(workers, 1),
+        processes=1 if dataset in TABULAR_DATASETS or not workers else workers + 1,
+        notes=notes,
+    )
+
+
+def extrapolated(
+    first: Measured,
+    last: Measured,
+    *,
+    lines: int,
+    held: int,
+    workers: int,
+    processes: int,
+    notes: Sequence[str] = (),
+) -> Estimate:
+    """What all would take, by a line through two samples.
+
+    Args:
+      first: the smaller sample.
+      last: the larger one.
+      lines: of all.
+      held: lines whose partitions are in memory at once.
+      workers: partitions that are worked on at once.
+      processes: each takes what a run takes whatever its size.
+      notes: see `Estimate`.
+    """
+    apart = max(last.lines - first.lines, 1)
+
+    def line(begin: float, end: float, at: float) -> tuple[float, float]:
+        each = max(end - begin, 0) / apart
+        return end - each * last.lines, each * at
+
+    process, partitions = line(first.memory, last.memory, held)
+    entries = last.entries / max(last.lines, 1) * max(lines - held, 0)
+    start, work = line(first.seconds, last.seconds, lines)
+    return Estimate(
+        lines,
+        int(processes * process + partitions + BYTES_PER_ENTRY * entries),
+        processes,
+        int(sum(line(first.disk, last.disk, lines))),
+        int(sum(line(first.output, last.output, lines))),
+        start + work / workers,
+        last.lines,
+        notes,
+    )
+
+
+def _samples(
+    dataset: str, survey: Survey, source: Path, options: Mapping[str, Any]
+) -> tuple[list[Measured], list[str]]:
+    """Runs them; gives what they took, and what is not as in the run."""
+    found: list[Measured] = []
+    notes: list[str] = []
     for size in SAMPLES:
-        if found and found[-1].lines >= lines:
-            break  # that was all
+        if found and found[-1].lines >= survey.lines:
+            break
         try:
             found.append(_measure(dataset, survey, source, size, options))
         except UserError as error:
             if "min_interactions" not in options:
                 raise
-            options = {**options, **_RELAXED}
+            relaxed = {**options, **_RELAXED}
             if "split" in options:
-                options["split"] = SplitRule()
-            found.append(_measure(dataset, survey, source, size, options))
+                relaxed["split"] = SplitRule()
+            found.append(_measure(dataset, survey, source, size, relaxed))
             notes = [
-                f"  the sample alone was refused, so it kept users of 2 events and held out their last: {error}"
+                "  note    a sample kept users of 2 events, with a split of leave-last-out, as "
+                f"the run's rules refuse it: {error}"
             ]
-    last = found[-1]
-    rest = lines - last.lines
-    fixed = dict.fromkeys(("memory", "disk", "output", "seconds"), 0.0)
-    each = dict(fixed)
-    for name in each:
-        end = getattr(last, name)
-        if len(found) == 1:  # all of it was run
-            fixed[name] = end
-            continue
-        begin = getattr(found[0], name)
-        each[name] = max((end - begin) / max(last.lines - found[0].lines, 1), 0)
-        fixed[name] = end - each[name] * last.lines
-    if len(found) == 1:
-        return Estimate(
-            last.lines, last.memory, 1, last.disk, last.output, last.seconds, last.lines, notes
-        )
-    workers = max(survey.plan.workers, 1)
-    processes = 1 if threads or not survey.plan.workers else survey.plan.workers + 1
-    held = min(lines, workers * survey.plan.partition_events)
-    entries = last.entries / last.lines * max(lines - held, 0)
-    memory = processes * fixed["memory"] + each["memory"] * held + BYTES_PER_ENTRY * entries
-    return Estimate(
-        lines,
-        int(memory),
-        processes,
-        int(last.disk + each["disk"] * rest),
-        int(last.output + each["output"] * rest),
-        fixed["seconds"] + each["seconds"] * lines / workers,
-        last.lines,
-        notes,
-    )
+    return found, notes
 
 
 def free_space(output: Path) -> int:
@@ -258,7 +292,7 @@ def _bytes(directory: Path) -> int:
     for root, _, files in os.walk(directory):
         for name in files:
             try:
-                total += os.lstat(os.path.join(root, name)).st_size
+                total += (Path(root) / name).lstat().st_size
             except FileNotFoundError:
                 continue
     return total
