@@ -37,12 +37,14 @@ from lookback.workflows.order import Log, Survey
 from lookback.workflows.pipeline import run_dataset, survey_dataset
 from lookback.workflows.text import estimate_lines
 
-SAMPLES = (50_000, 200_000)
-"""Events of the two samples: some seconds each, and apart by more than a process's size varies."""
+SAMPLES = (50_000, 400_000)
+"""Events of the two samples. The larger one has a whole block of text (`text.BLOCK_BYTES`) where
+lines are of 80 bytes or more: what a block takes stops to grow there."""
 
 BYTES_PER_ENTRY = 400
-"""Of each user and item of a vocabulary, at the fit: the value as Python has it (about 60), its
-count and row, and the copies that merging and sorting make (1 M and 5 M events, measured)."""
+"""Of each user and item of a vocabulary, at the fit: the value as Python has it, its count and row,
+and the copies that merging and sorting make. `benchmarks limited_memory` in one process: 1 M events
+of 30,000 entries took 655 MiB, 5 M of 150,000 in as large partitions 705 MiB."""
 
 _POLL_SECONDS = 0.02
 

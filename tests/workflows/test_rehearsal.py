@@ -128,13 +128,16 @@ def _peak(file: Path, output: Path) -> int:
 
 
 @pytest.mark.slow
-def test_memory_is_within_30_percent_at_two_sizes(tmp_path: Path) -> None:
+def test_memory_is_within_30_percent_at_two_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "SAMPLES", (25_000, 150_000))
     peaks = []
     for users in (10_000, 20_000):
         file = _interactions(users, tmp_path / f"{users}.csv")
         found = rehearse("interactions", file, tmp_path / "out", workers=0)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             peaks.append(pool.submit(_peak, file, tmp_path / f"out-{users}").result())
-        assert found.lines == pytest.approx(40 * users, rel=0.02)
+        assert found.lines == pytest.approx(40 * users, rel=0.1)  # of the first lines' lengths
         assert found.memory == pytest.approx(peaks[-1], rel=0.3)
     assert peaks[1] > peaks[0]
