@@ -189,12 +189,13 @@ def extrapolated(
     process, partitions = line(first.memory, last.memory, held)
     entries = last.entries / max(last.lines, 1) * max(lines - held, 0)
     start, work = line(first.seconds, last.seconds, lines)
+    output = sum(line(first.output, last.output, lines))
     return Estimate(
         lines,
         int(processes * process + partitions + BYTES_PER_ENTRY * entries),
         processes,
-        int(sum(line(first.disk, last.disk, lines))),
-        int(sum(line(first.output, last.output, lines))),
+        int(max(sum(line(first.disk, last.disk, lines)), output)),
+        int(output),
         start + work / workers,
         last.lines,
         notes,
