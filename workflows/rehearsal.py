@@ -152,7 +152,7 @@ def rehearse(
         found[0],
         last,
         lines=survey.lines,
-        held=min(survey.lines, max(workers, 1) * survey.plan.partition_events),
+        held=min(survey.lines, max(workers, 1) * -(-survey.lines // survey.plan.partitions)),
         workers=max(workers, 1),
         processes=1 if dataset in TABULAR_DATASETS or not workers else workers + 1,
         notes=notes,
