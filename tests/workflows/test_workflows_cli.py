@@ -103,7 +103,10 @@ def test_generated_data_is_read(tmp_path: Path) -> None:
             "--min_interactions: expected an integer, 1 or more, received 0",
         ),
         (["--input", ".", "--numerical", "5"], "--numerical is an option of criteo, not of amazon"),
-        (["--input", ".", "--seed", "5"], "--seed is an option of criteo, not of amazon"),
+        (
+            ["--input", ".", "--seed", "5"],
+            "--seed is an option of criteo, tabular_log, not of amazon",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
