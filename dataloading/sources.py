@@ -30,7 +30,9 @@ Binary metrics count them all the same: they are of pairs, not of who competes."
 
 def as_tensors(feed: Any) -> Any:
     """A feed's arrays as tensors: what a graph makes of them, for steps that run eagerly."""
-    return tf.nest.map_structure(tf.convert_to_tensor, feed)
+    return tf.nest.map_structure(
+        lambda value: value if tf.is_tensor(value) else tf.convert_to_tensor(value), feed
+    )  # ragged ones are tensors, which that would refuse
 
 
 class BatchSource(abc.ABC):
