@@ -326,7 +326,7 @@ def test_precision_and_calibration_are_drawn_beside_what_chance_and_truth_would_
     (axis,) = precision_recall_plot(found).axes
     curve, chance, *_ = axis.lines
     np.testing.assert_array_equal(curve.get_xdata(), found["test"].precision_recall.recall)
-    assert list(chance.get_ydata()) == [scored("test")[0].mean()] * 2
+    assert list(chance.get_ydata()) == pytest.approx([scored("test")[0].mean()] * 2)
     (axis,) = calibration_plot(found).axes
     np.testing.assert_array_equal(axis.lines[1].get_ydata(), found["train"].reliability.observed)
 
