@@ -1,10 +1,12 @@
-"""Processes that this one starts."""
+"""Processes that this one starts, and what this one takes."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -17,3 +19,14 @@ def ends_with_parent() -> Callable[[], Any] | None:
     except (AttributeError, OSError):
         return None
     return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
+def resident_peak() -> int:
+    """Bytes that this process had in memory at once, since its program began.
+
+    Not `getrusage`: its figure begins with what the process had that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match is not None, status
+    return int(match[1]) << 10

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lookback.core.processes import resident_peak
 from lookback.core.sizes import format_size
 from lookback.core.world import World
 from lookback.dataloading.sources import BatchSource
@@ -127,7 +127,8 @@ def rehearse(
         take(count)
         one = (time.perf_counter() - since) / max(count, 1)
         traced += max(first - one, 0)
-        on_the_way = watched is not None and name.startswith(watched)
+        # With what is watched, training's own split is looked at, if it is at all.
+        on_the_way = watched is not None and (name.startswith(watched) or name == "train")
         times = _evaluations_of(config, source.train_steps(), watched) if on_the_way else 1
         found[name] = (times, one * total)
     checkpoint, model = map(sum, zip(*world.gather(sizes), strict=True))
@@ -140,7 +141,7 @@ def rehearse(
         step=statistics.median(measured),
         epochs=min(config.epochs, most),
         evaluations=found,
-        peak=world.gather(peak_memory()),
+        peak=world.gather(resident_peak()),
         checkpoint=checkpoint,
         checkpoints=0 if config.save_checkpoint_path is None else config.keep_checkpoints,
         model=None if config.export_dir is None else model,
@@ -155,8 +156,3 @@ def _evaluations_of(config: RunConfig, steps: int, watched: str | None) -> int:
         most = min(most, math.ceil(config.max_steps / max(steps, 1)))
     due = sum(milestones.evaluation_is_due(Position(epoch=epoch)) for epoch in range(1, most + 1))
     return max(due, 1) + (0 if config.test_freq is None else most * steps // config.test_freq)
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has had in memory at once."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts in KiB

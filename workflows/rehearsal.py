@@ -12,7 +12,6 @@ import dataclasses
 import gzip
 import multiprocessing
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.core.files import located
+from lookback.core.processes import resident_peak
 from lookback.core.sizes import format_size
 from lookback.workflows import TABULAR_DATASETS
 from lookback.workflows.cluster import forgo_tensorflow
@@ -276,17 +276,6 @@ def _run(
     return Measured(
         lines, resident_peak(), max(most[0], output), output, seconds, sum(sizes.values())
     )
-
-
-def resident_peak() -> int:
-    """Bytes that this process had in memory at once, since its program began.
-
-    Not `getrusage`: its figure begins with what the process had that started this one.
-    """
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert match is not None, status
-    return int(match[1]) << 10
 
 
 def _bytes(directory: Path) -> int:
