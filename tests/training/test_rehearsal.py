@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,6 @@ from lookback.core.errors import UserError
 from lookback.core.sizes import parse_size
 from lookback.training.rehearsal import Rehearsal
 
-ROOT = Path(__file__).resolve().parents[2]
 DIN = (
     "--model_type",
     "din",
@@ -75,15 +74,24 @@ def test_times_add_up():
     assert "logs and a report alone" in found.lines()[-1]
 
 
-def peak_of(words: list[str], log: Path) -> int:
-    """The most memory that a process of train.py had, in bytes."""
-    with log.open("w") as file:
-        actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), 1), (os.POSIX_SPAWN_DUP2, file.fileno(), 2)]
-        command = [sys.executable, str(ROOT / "train.py"), *words]
-        pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
-        _, status, usage = os.wait4(pid, 0)
-    assert status == 0, log.read_text()
-    return usage.ru_maxrss << 10
+TRAIN = """
+import sys
+from lookback import cli
+from lookback.core.processes import resident_peak
+cli.train(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resident_peak()))
+"""
+
+
+def peak_of(words: list[str], place: Path) -> tuple[int, str]:
+    """The most memory that training in a process of its own had, in bytes, and what it said.
+
+    The process tells it: what the kernel tells its parent (`wait4`) begins with the parent's own.
+    """
+    command = [sys.executable, "-c", TRAIN, str(place), *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return int(place.read_text()), ended.stdout
 
 
 @pytest.mark.slow
@@ -96,7 +104,7 @@ def test_memory_is_that_of_the_run(
     directory = write_dataset(histories, tmp_path / "dataset")
     words = ["--dataset_dir", str(directory), *DIN, "--embedding_dim", str(width)]
     words += ["--global_batch_size", "16", "--epochs", "1", "--results_dir", str(tmp_path / "r")]
-    peak_of([*words, "--dry_run"], tmp_path / "dry")
-    (said,) = re.findall(r"memory  ([\d.,]+ \w+) at", (tmp_path / "dry").read_text())
-    taken = peak_of(words, tmp_path / "run")
+    _, lines = peak_of([*words, "--dry_run"], tmp_path / "dry")
+    (said,) = re.findall(r"memory  ([\d.,]+ \w+) at", lines)
+    taken, _ = peak_of(words, tmp_path / "run")
     assert parse_size(said, "memory") == pytest.approx(taken, rel=0.3)
