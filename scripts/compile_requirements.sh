@@ -13,12 +13,13 @@ compile() { # NAME PYTHON [options]
   shift 2
   echo "requirements/$name.txt"
   "$uv" pip compile --quiet --generate-hashes --no-header \
-    --python-version "$python" --python-platform x86_64-unknown-linux-gnu \
+    --python-version "$python" --python-platform "${platform:-x86_64-unknown-linux-gnu}" \
     "$@" "requirements/$name.in" --output-file "requirements/$name.txt"
 }
 
 compile runtime 3.11 "$@"
 compile dev 3.11 --constraints requirements/runtime.txt "$@"
+platform=x86_64-manylinux_2_35 compile triton 3.11 --constraints requirements/dev.txt "$@"
 compile tools 3.11 "$@"
 compile build 3.11 "$@"
 compile docs 3.11 "$@"

@@ -71,7 +71,7 @@ location() { printf '%s <- %s\n' "$root" "$(readlink "$venv/bin/python")"; }
 
 # What .venv was made from.
 environment_key() {
-  sha256sum requirements/{dev,horovod,tools,build}.txt kernels/{*.cc,build.py} \
+  sha256sum requirements/{dev,triton,horovod,tools,build}.txt kernels/{*.cc,build.py} \
     scripts/{setup.sh,check_environment.py} | sha256sum | cut -d ' ' -f 1
 }
 
@@ -237,9 +237,16 @@ make_venv() {
 }
 
 install_packages() {
-  say "installing $(grep -c '==' requirements/dev.txt) packages"
+  local libc locks=(requirements/dev.txt)
+  libc=$(getconf GNU_LIBC_VERSION | cut -d ' ' -f 2)
+  if printf '%s\n' 2.35 "$libc" | sort --check=quiet --version-sort; then
+    locks+=(requirements/triton.txt)
+  else
+    say "without Triton, whose wheel needs glibc 2.35, and this is $libc: serve with --engine local"
+  fi
+  say "installing $(cat "${locks[@]}" | grep '==' | sort --unique | wc -l) packages"
   run "installing packages" "$uv" pip sync --python "$venv/bin/python" --require-hashes \
-    --build-constraints requirements/build.txt --compile-bytecode requirements/dev.txt
+    --build-constraints requirements/build.txt --compile-bytecode "${locks[@]}"
   touch "$tools/downloaded"
 }
 
