@@ -13,7 +13,7 @@ import gzip
 import queue
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -440,3 +440,12 @@ def _prefetched(source: Iterator[Block]) -> Iterator[Block]:
     finally:
         stopped.set()
         thread.join()
+
+
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """What counts by name add up to."""
+    total: dict[str, int] = {}
+    for part in counts:
+        for name, count in part.items():
+            total[name] = total.get(name, 0) + count
+    return total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from lookback.formats import history_columns as names
 from lookback.formats.dataset_info import SPLITS
 from lookback.formats.impressions import LABEL
 from lookback.formats.kept_log import TRAINED
+from lookback.workflows.histories.event_counts import EventCounts
 from lookback.workflows.histories.rules import TRAIN, EventRules, LeaveLast, Parts, Split
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -101,32 +102,17 @@ class TypedSelection:
     items: Path | None = None
 
 
-@dataclass(frozen=True)
-class Gathered:
-    """One partition of events on disk, and what was counted: see `ingest.Events`."""
+@dataclass(frozen=True, kw_only=True)
+class Gathered(EventCounts):
+    """One partition of events on disk, and what was counted.
+
+    Attributes:
+      file: of those that are kept.
+      kept_log: of all that was read, if that is kept.
+    """
 
     file: Path
-    events: int
-    users: int
-    users_with_one_event: int
-    users_kept: int
-    events_kept: int
-    exact_repeats: int
-    events_repeated: int
-    held_out_ties: int
-    users_short: int
-    longest: int
-    without_features: dict[str, int]
-    rare_events: int = 0
-    people_kept: int = 0
-    missing: dict[str, int] = field(default_factory=dict)
-    parts: tuple[int, ...] = (0,) * len(SPLITS)
-    impressions: tuple[int, ...] = (0,) * len(SPLITS)
-    seen_again: int = 0
-    new_events: int = 0
-    new_impressions: int = 0
-    new_training: int = 0
-    kept_log: Path | None = None
+    kept_log: Path | None
 
 
 def gather_partition(

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +31,9 @@ from lookback.core.arrow_files import open_parquet
 from lookback.core.errors import UserError
 from lookback.formats import history_columns as names
 from lookback.workflows.cluster import Runner
+from lookback.workflows.histories.event_counts import EventCounts, totals
 from lookback.workflows.histories.gather import (
     COMPRESSION,
-    Gathered,
     KnownFeatures,
     Selection,
     encode_column,
@@ -43,11 +42,11 @@ from lookback.workflows.histories.gather import (
     store_features,
 )
 from lookback.workflows.histories.rare_items import frequent_items
-from lookback.workflows.text import READ_HERE, BadLineCounter, Block, Parsed, Parser
+from lookback.workflows.text import READ_HERE, BadLineCounter, Block, Parsed, Parser, summed
 
 
-@dataclass(frozen=True)
-class Events:
+@dataclass(frozen=True, kw_only=True)
+class Events(EventCounts):
     """The intermediate events on disk, and what was counted on the way.
 
     Attributes:
@@ -56,56 +55,13 @@ class Events:
         executor goes on with the whole frame (merlin/dag/executors.py, `_run_upstream_transforms`
         passes over empty outputs and `_append_addl_root_columns` fills in the raw input).
       schema: of the files.
-      events: number of events.
-      users: number of users.
-      users_with_one_event: how many of them have a single event.
-      users_kept: how many are kept.
-      events_kept: events of the kept users, without the repeated ones.
-      exact_repeats: events that were dropped because another is the same.
-      events_repeated: events of the kept users with an item that they had before; 0 where these
-        are kept, too.
-      held_out_ties: held-out events of the kept users that have the time of the event before
-        them: something else than time says which of the two is held out.
-      users_short: users who have `min_interactions` events or more, but of too few items.
-      longest: length of the longest history.
-      without_features: events whose id the feature table does not have, by feature.
-      rare_events: events of items that have too few.
-      people_kept: (typed) users who are kept; of them each may have several sessions, and then
-        what is said of users is said of these.
-      missing: (typed) events of the kept users without a value, by feature.
-      parts: (typed) these users' events by part of the split; of explicit labels the clicks.
-      impressions: likewise all events, where labels are explicit.
       counts: what the parser counted.
-      seen_again: of an update, events that came though the dataset before had them.
-      new_events: likewise those that came and are in histories.
-      new_impressions: likewise among the impressions, or if there are none the histories.
-      new_training: targets to train on that the dataset before did not train on.
       kept_logs: all that was read: files, and their rows.
     """
 
     files: tuple[Path, ...]
     schema: pa.Schema
-    events: int
-    users: int
-    users_with_one_event: int
-    users_kept: int
-    events_kept: int
-    exact_repeats: int
-    events_repeated: int
-    held_out_ties: int
-    users_short: int
-    longest: int
-    without_features: dict[str, int] = field(default_factory=dict)
-    rare_events: int = 0
-    people_kept: int = 0
-    missing: dict[str, int] = field(default_factory=dict)
-    parts: tuple[int, ...] = ()
-    impressions: tuple[int, ...] = ()
-    counts: dict[str, int] = field(default_factory=dict)
-    seen_again: int = 0
-    new_events: int = 0
-    new_impressions: int = 0
-    new_training: int = 0
+    counts: Mapping[str, int]
     kept_logs: tuple[tuple[Path, int], ...] = ()
 
 
@@ -185,12 +141,9 @@ def ingest(
     return Events(
         files=tuple(part.file for part in parts if part.users_kept),
         schema=open_parquet(parts[0].file).schema_arrow,
-        longest=max(part.longest for part in parts),
         counts=summed(part.parsed.counts for part in found),
-        without_features=summed(part.without_features for part in parts),
-        missing=summed(part.missing for part in parts),
         kept_logs=tuple((part.kept_log, part.events) for part in parts if part.kept_log),
-        **_totals(parts),
+        **totals(parts),
     )
 
 
@@ -200,28 +153,6 @@ def _no_events(paths: Sequence[Path], left_out: Mapping[str, int]) -> UserError:
     if reasons:
         return UserError(f"No events are left of {listed}. Left out were {reasons}.")
     return UserError(f"No events in {listed}: the input is empty. Check --input.")
-
-
-def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """What counts by name add up to."""
-    total: dict[str, int] = {}
-    for part in counts:
-        for name, count in part.items():
-            total[name] = total.get(name, 0) + count
-    return total
-
-
-def _totals(parts: Sequence[Gathered]) -> dict[str, Any]:
-    """What all partitions add up to, but for what they count by name."""
-    of_each_part = ("parts", "impressions")
-    totals: dict[str, Any] = {
-        name: tuple(np.sum([getattr(part, name) for part in parts], axis=0).tolist())
-        for name in of_each_part
-    }
-    for counter in dataclasses.fields(Gathered):
-        if counter.type == "int" and counter.name != "longest":
-            totals[counter.name] = sum(getattr(part, counter.name) for part in parts)
-    return totals
 
 
 def _split_block(block: Block, parser: Parser, directory: Path, partitions: int) -> _Split:

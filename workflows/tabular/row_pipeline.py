@@ -44,7 +44,7 @@ from lookback.workflows.tabular.row_tasks import (
     parse_rows,
     part_tasks,
 )
-from lookback.workflows.text import READ_HERE, BadLineCounter
+from lookback.workflows.text import READ_HERE, BadLineCounter, summed
 
 WORKING_DIRECTORY = ".rows"
 
@@ -117,9 +117,9 @@ class _Job:
             **dict(zip(SPLITS, self.rows.tolist(), strict=True)),
             "positives": dict(zip(SPLITS, self.positives.tolist(), strict=True)),
             "bad_lines": dict(sorted(self.bad_lines.reasons.items())),
-            "missing_values": _summed([joined.missing for joined in self.joined]),
-            "events_without_features": _summed([joined.without for joined in self.joined]),
-            **_summed([piece.parsed.counts for piece in self.pieces]),
+            "missing_values": summed([joined.missing for joined in self.joined]),
+            "events_without_features": summed([joined.without for joined in self.joined]),
+            **summed([piece.parsed.counts for piece in self.pieces]),
             **self.extra_counts,
         }
 
@@ -193,7 +193,7 @@ def _parse(
         bad.add(piece.path, piece.parsed)
         pieces.append(piece)
     if not any(piece.rows for piece in pieces):
-        left_out = {**bad.reasons, **_summed([piece.parsed.counts for piece in pieces])}
+        left_out = {**bad.reasons, **summed([piece.parsed.counts for piece in pieces])}
         reasons = "; ".join(f"{count:,}: {why}" for why, count in left_out.items() if count)
         why = f"Left out were {reasons}." if reasons else "The input is empty. Check --input."
         raise UserError(f"No rows are left of {', '.join(map(str, paths))}. {why}")
@@ -280,7 +280,7 @@ def _write(job: _Job, encoding: RowEncoding) -> Report:
     categorical = [name for name in transforms if name not in numerical]
     writer = PartWriter(encoding, (numerical, categorical), job.output, job.order.options.seed)
     tasks = part_tasks(job.files, [piece.rows for piece in job.pieces])
-    unknown = _summed(list(job.runner.map(writer.write, tasks, label="writing", total=len(tasks))))
+    unknown = summed(list(job.runner.map(writer.write, tasks, label="writing", total=len(tasks))))
     shutil.rmtree(job.working)
     specs = job.order.reader.feature_specs
     saved = _vocabularies(job.output / WORKFLOW_DIRECTORY, transforms)
@@ -306,11 +306,3 @@ def _table_rows(name: str, made: Transform, vocabularies: Mapping[str, Path]) ->
 
 def _with_vocabulary(transforms: Mapping[str, Transform]) -> list[str]:
     return [name for name, made in transforms.items() if isinstance(made, Vocabulary)]
-
-
-def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for part in counts:
-        for name, count in part.items():
-            total[name] = total.get(name, 0) + count
-    return total
