@@ -66,6 +66,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "dataset"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eagerly")
 def test_training_by_keyword_is_training_by_command(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -129,6 +130,7 @@ def test_a_dataset_says_what_it_holds(dataset, capsys):
         lookback.load_dataset(dataset / "workflow")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eagerly")
 def test_keras_fits_on_the_batches_that_a_run_would_have(dataset):
     import tensorflow as tf

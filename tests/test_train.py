@@ -99,6 +99,7 @@ def whole(dataset, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_train_evaluate_and_inference_leave_what_they_say(
     dataset, whole, running_eagerly, tmp_path, capsys
 ):
@@ -133,6 +134,7 @@ def test_train_evaluate_and_inference_leave_what_they_say(
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_not_used_on_ids_of_another_fit(dataset, whole, tmp_path):
     """Nor on another dataset than is trusted; each before a model is built."""
     other = shutil.copytree(dataset, tmp_path / "other")

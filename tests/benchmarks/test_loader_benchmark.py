@@ -14,6 +14,7 @@ def run_loader(capsys, tmp_path, *options):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_all_layouts_are_measured(capsys, tmp_path):
     line = run_loader(capsys, tmp_path)
     figures = line["figures"]

@@ -429,6 +429,7 @@ def test_keras_fit_learns_and_predict_equals_a_call(fitted, without_autograph, n
     np.testing.assert_allclose(in_threes, found, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @EACH
 def test_a_loaded_model_predicts_the_same(fitted, name):
     model, batch, _, _, loaded = fitted(name)

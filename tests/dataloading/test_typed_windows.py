@@ -238,6 +238,7 @@ BEFORE = "c0f9bc6f9a24d95e69382fcdad75da0f5671f9619e8025124266f164bb0c9318"
 """Of the batches that the code gave when the last events of each user were all that it held out."""
 
 
+@pytest.mark.slow
 def test_batches_of_plain_columns_are_those_of_before(make_histories):
     """The tests of plain windows know what is right; this one, that nothing at all has changed."""
     total = hashlib.sha256()

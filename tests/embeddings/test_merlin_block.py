@@ -203,6 +203,7 @@ def mlp(embeddings):
     )
 
 
+@pytest.mark.slow
 @BLOCKS
 @pytest.mark.parametrize("model", [dlrm, mlp])
 def test_a_plain_merlin_model_trains_as_over_merlin_s_tables(model, make, batch):
@@ -240,6 +241,7 @@ def test_one_gradient_a_table_however_many_features(ids):
     assert {n: int(tf.size(g.indices)) for n, g in gradients.items()} == sizes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @BLOCKS
 def test_a_saved_model_comes_back(make, batch, without_autograph, tmp_path):

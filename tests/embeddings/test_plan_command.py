@@ -247,6 +247,7 @@ def test_directories_without_a_usable_schema_are_refused(dataset, tmp_path, make
     assert "'item_id' has no int domain" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_needs_no_tensorflow(dataset):
     command = [sys.executable, "-X", "importtime", "-m", "embeddings"]
     for arguments in (

@@ -128,6 +128,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("full", ["save_checkpoint_path", "results_dir", "export_dir"])
 def test_a_disk_that_is_full_in_training_is_told_in_a_sentence(

@@ -32,6 +32,7 @@ def test_latencies():
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_contenders_do_a_batch_a_call():
     import tensorflow as tf
 

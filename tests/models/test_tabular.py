@@ -222,6 +222,7 @@ def test_config_round_trip_through_json(kind):
     assert copy.compute_output_shape(shapes) == copy(features).shape
 
 
+@pytest.mark.slow
 def test_saved_model_scores_alike(without_autograph, tmp_path):
     """The form that no default has; tests/conformance saves each model in its own."""
     model = make_model("parallel")

@@ -163,6 +163,7 @@ def test_a_request_must_be_an_object(bundle: Bundle) -> None:
         bundle.score(["U001"])
 
 
+@pytest.mark.slow
 def test_time_features_need_times(train_sim: Callable[[bool], Any], request_of: Callable) -> None:
     bundle = Bundle.load(train_sim(True).bundle)
     request = request_of()

@@ -50,6 +50,7 @@ def small_din(histories: Histories) -> tuple[mm.Model, dict[str, tf.Tensor]]:
     return model, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model_type", [n for n, entry in MODELS.items() if entry.config_class.layout == "histories"]
 )
@@ -123,6 +124,7 @@ def test_a_bundle_describes_itself_and_names_no_path(
             assert str(Path.cwd()).encode() not in content
 
 
+@pytest.mark.slow
 def test_a_failed_export_leaves_nothing_and_keeps_what_was_there(
     histories: Histories, dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

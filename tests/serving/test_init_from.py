@@ -83,6 +83,7 @@ def test_a_bundle_has_the_weights_of_its_checkpoint_by_the_same_names(
     assert {n: bundle.model[n] for n in same} == {n: checkpoint.model[n] for n in same}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["bundle", "checkpoints"])
 def test_rows_of_ids_that_both_know_are_kept(
     train_sim: Callable[[bool], Any],

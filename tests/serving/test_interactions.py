@@ -141,6 +141,7 @@ def test_without_candidates_the_catalogue_is_ranked(
     assert alone.items == ()
 
 
+@pytest.mark.slow
 def test_equal_scores_keep_their_order(dataset_dir: Path, tmp_path: Path) -> None:
     model = small_model(dataset_dir)
     for weight in model.variables:

@@ -52,6 +52,7 @@ def test_histories(
         assert_no_paths(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_rows(tmp_path: Path, assert_no_paths: Callable[[Path], None]) -> None:
     from lookback.workflows.pipeline import fit_dataset, transform_dataset
 

@@ -69,6 +69,7 @@ def as_table(requests: list[dict[str, Any]], path: Path, rows: int = 11) -> Path
     return path
 
 
+@pytest.mark.slow
 def test_a_file_is_scored_as_score_does(
     sim_bundle: Path,
     requests: list[dict[str, Any]],
@@ -108,6 +109,7 @@ def test_a_file_is_scored_as_score_does(
     assert pd.read_parquet(output).equals(found[found["rank"] <= 2].reset_index(drop=True))
 
 
+@pytest.mark.slow
 def test_users_of_a_dataset_get_the_best_of_the_catalogue(
     sim_bundle: Path, dataset_dir: Path, tmp_path: Path, score_file: Run, raw: Any
 ) -> None:
@@ -136,6 +138,7 @@ def test_users_of_a_dataset_get_the_best_of_the_catalogue(
     pd.testing.assert_frame_equal(pd.read_parquet(output), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_was_killed_goes_on(
     dataset_dir: Path,
     sim_bundle: Path,
@@ -214,6 +217,7 @@ def test_processes_share_a_job(
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_rows_get_a_probability_each(
     tmp_path: Path, score_file: Run, refused: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_samples_of_both_kinds_score_as_the_rows_that_they_come_from(
     assert again != sample(capsys, export, dataset, "--rows", 5)
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_made_are_refused(
     export: Path,
     encoded: tuple[Path, Path],

@@ -334,6 +334,7 @@ def assert_encoded(bundle: Bundle, requests: list[Any], expected: dict[str, Any]
         np.testing.assert_allclose(inputs[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_impressions_with_labels_are_served_as_they_were_shown(
     model: Any, log: typed_data.TypedLog, tmp_path: Path, capsys: Any
 ) -> None:

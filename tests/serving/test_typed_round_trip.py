@@ -43,6 +43,7 @@ def logits_of(bundle: Path, dataset: Path, requests: int, capsys: Any) -> list[d
     return [{**answer, **answer["candidates"][0]} for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explicit", [False, True], ids=["events", "impressions"])
 def test_requests_made_of_a_dataset_score_as_the_trainer_does(
     tmp_path: Path, capsys: Any, explicit: bool
@@ -76,6 +77,7 @@ def test_requests_made_of_a_dataset_score_as_the_trainer_does(
     assert np.ptp(scored["logit"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_features_that_it_is_told_to(tmp_path: Path, capsys: Any) -> None:
     raw = write_log(make_log(), tmp_path / "raw")
     run_log(raw, tmp_path / "dataset")

@@ -104,6 +104,7 @@ def test_training_ends_after_patience_and_keeps_the_best_checkpoint(stopped):
     assert f"early stopping: the best test_log_loss: {after[best]:.4f} after step {best}" in said
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_stops_where_it_would_have(stopped, dataset, tmp_path):
     _, whole, outcome = stopped
     saved = tmp_path / "saved"
@@ -120,6 +121,7 @@ def test_a_run_that_was_interrupted_stops_where_it_would_have(stopped, dataset, 
         np.testing.assert_array_equal(after[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_killed_is_made_again(stopped, dataset, tmp_path, monkeypatch):
     _, whole, outcome = stopped
     saved = tmp_path / "saved"
@@ -139,6 +141,7 @@ def test_an_evaluation_that_was_killed_is_made_again(stopped, dataset, tmp_path,
     assert second.position == whole.position
 
 
+@pytest.mark.slow
 def test_export_best_ends_with_the_best_model(stopped, dataset, tmp_path):
     directory, _, outcome = stopped
     more = {**MORE, "export_best": True, "export_dir": tmp_path / "bundle"}
@@ -190,6 +193,7 @@ def test_the_best_checkpoint_outlives_the_others_and_takes_no_room(tmp_path):
         CheckpointStore(tmp_path / "saved").begin(None)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_keeps_what_is_best_there(dataset, tmp_path):
     more = {**MORE, "epochs": 2, "patience": 9}
     first = trainer(dataset, save_checkpoint_path=tmp_path / "first", **{**more, "epochs": 1})

@@ -131,6 +131,7 @@ def catalogue_ranks(
     return ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["sim", "din"])  # DIEN: the next test
 def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_path, model):
     made = trainer(dataset, model, full_catalogue=True)
@@ -169,6 +170,7 @@ def test_the_catalogue_in_pieces_gives_the_same_ranks(dataset, histories, tmp_pa
         assert found[figure] == pytest.approx(value, abs=1e-12), figure
 
 
+@pytest.mark.slow
 def test_ranks_are_the_same_on_every_number_of_processes(dataset, tmp_path, in_ranks):
     from lookback.training.data import open_source
     from lookback.training.evaluation.evaluator import RankingEvaluator

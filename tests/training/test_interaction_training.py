@@ -125,6 +125,7 @@ def test_figures_are_those_that_were_asked_for(dataset, tmp_path):
     assert found["test_gauc"] == pytest.approx(np.mean(areas))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["full_adam", "adam"])
 def test_accumulated_gradients_are_those_of_the_large_batch(dataset, tmp_path, optimizer):
     """Dropout included: a sample loses the same units in whatever batch it is.
@@ -145,6 +146,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(dataset, tmp_path, o
         assert_same(made[name], made["whole"], 2e-5)
 
 
+@pytest.mark.slow
 def test_a_continued_run_ends_with_the_same_weights(dataset, tmp_path):
     more = {"exact_negatives": True, "save_checkpoint_path": tmp_path / "kept"}
     whole = trainer(dataset, **{**more, "save_checkpoint_path": None})
@@ -155,6 +157,7 @@ def test_a_continued_run_ends_with_the_same_weights(dataset, tmp_path):
     assert_same(rest, whole, 0.0)
 
 
+@pytest.mark.slow
 def test_training_stops_at_the_threshold(dataset, tmp_path):
     made = trainer(dataset, epochs=20, threshold=0.05, eval_split="test")
     outcome = made.train(log(tmp_path / "run"))

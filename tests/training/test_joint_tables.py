@@ -80,6 +80,7 @@ def test_joint_tables_train_as_separate_ones(optimizer):
     assert_equal(joint.tensors(), separate.tensors())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"), [("separate", "joint_fused"), ("joint_fused", "separate")]
 )

@@ -98,6 +98,7 @@ def test_wrong_labels_weights_and_shapes_are_refused():
         auc([0, 1, 1], [0.0, 1.0])
 
 
+@pytest.mark.slow
 def test_group_auc_equals_a_loop_over_scikit_learn():
     labels, scores = random_rows(7, 4000, 4)
     groups = np.random.default_rng(8).integers(0, 700, 4000) * 1000 - 5

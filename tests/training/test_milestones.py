@@ -47,6 +47,7 @@ def test_it_ends_after_max_steps_and_evaluates_there(dataset, tmp_path):
     assert again.position.total_steps == 3
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_where_max_steps_ended_it(dataset, tmp_path):
     whole = trainer(dataset)
     with quiet(tmp_path) as log:
@@ -61,6 +62,7 @@ def test_the_run_goes_on_where_max_steps_ended_it(dataset, tmp_path):
         np.testing.assert_array_equal(state(second)[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"test_freq": 2}])
 def test_it_ends_once_the_auc_is_reached(dataset, tmp_path, more):
     trained = trainer(dataset, epochs=4, auc_threshold=0.01, eval_split="test", **more)
@@ -70,6 +72,7 @@ def test_it_ends_once_the_auc_is_reached(dataset, tmp_path, more):
     assert trained.position.total_steps == wanted
 
 
+@pytest.mark.slow
 def test_the_scheduled_rate_is_logged_and_continues(dataset, tmp_path):
     more = {
         "optimizer": "sgd",

@@ -100,6 +100,7 @@ def test_without_mlflow_whoever_asks_for_it_is_told(dataset, store, tmp_path, mo
     )
 
 
+@pytest.mark.slow
 def test_none_sends_nothing(dataset, store, tmp_path):
     words = ["--dataset_dir", str(dataset), *TINY, "--tracker", "none"]
     cli.train([*words, "--results_dir", str(tmp_path / "run")])

@@ -17,6 +17,7 @@ from tests.test_api import dataset as dataset
 pytestmark = pytest.mark.usefixtures("eagerly")
 
 
+@pytest.mark.slow
 def test_tables_are_written_with_raw_ids(dataset, tmp_path, monkeypatch, capsys):
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 

@@ -371,6 +371,7 @@ def test_a_run_without_steps_or_evaluation_has_a_report_too(tmp_path):
         assert not (tmp_path / name / "report" / "roc.png").exists()
 
 
+@pytest.mark.slow
 def test_equal_runs_give_equal_bytes(report, tmp_path):
     again = write_report(tmp_path, records(), everything(), DESCRIBED)
     for file in report.iterdir():

@@ -44,6 +44,7 @@ def done(dataset, tmp_path_factory):
     return directory, json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_each_side_has_a_run_for_each_seed(done):
     directory, content = done
     assert content["seeds"] == [5, 6, 7]
@@ -58,6 +59,7 @@ def test_each_side_has_a_run_for_each_seed(done):
     assert (directory / "seeds.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_figures_are_numpys_and_scipys(done):
     _, content = done
     summary = content["metrics"]

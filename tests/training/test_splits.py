@@ -69,6 +69,7 @@ def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_the_test_split_is_evaluated_once_when_training_is_done(dataset, tmp_path):
     trained = trainer(dataset, epochs=3, test_freq=4)
     seen: collections.Counter[str] = collections.Counter()

@@ -141,6 +141,7 @@ def by_hand(model, batch):
     return {**found, "total_loss": float(total)}, gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ranks"), MODELS_AND_RANKS)
 def test_shares_add_up_to_the_losses_and_gradients_of_the_batch(
     make, make_batch, in_ranks, name, ranks
@@ -303,6 +304,7 @@ def source_feeds(source):
     return (source.train_batch(number) for number in source.train_feeds())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "eager"), [("din", False), ("sim", True)])
 def test_ids_that_travel_ahead_and_batches_in_parts_change_nothing(make, make_batch, name, eager):
     """Without and with losses beside the head's; in one test, as each way is traced for seconds."""

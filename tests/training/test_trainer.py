@@ -315,6 +315,7 @@ def test_inference_scores_every_row_once_or_for_the_steps_asked(dataset, tmp_pat
         assert measured.inference.score(log)[0].summary["throughput"] > 0
 
 
+@pytest.mark.slow
 def test_amp_trains_to_nearly_the_same_auc(dataset, tmp_path):
     import tensorflow as tf
 

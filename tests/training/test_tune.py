@@ -72,6 +72,7 @@ def trials_in(directory):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_trials_are_runs_and_the_best_is_a_config(space, tmp_path, capsys):
     results = tmp_path / "tuned"
     best = main(["--config", str(space), "--results_dir", str(results)], start=trains)
@@ -133,6 +134,7 @@ def test_less_is_better_of_what_falls(space, tmp_path):
     assert yaml.safe_load(best.read_text())["lr"] == min(rates)
 
 
+@pytest.mark.slow
 def test_a_trial_below_the_others_median_is_ended_early(space, tmp_path):
     asked = []
 

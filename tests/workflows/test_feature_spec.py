@@ -390,6 +390,7 @@ def test_tensorflow_is_there_again_where_the_door_went_without(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
+@pytest.mark.slow
 def test_what_is_imported_trains(
     tmp_path: Path,
     sim: tuple[Path, Path, Import],

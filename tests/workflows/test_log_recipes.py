@@ -318,6 +318,7 @@ def _rows_of(recipe: str, directory: Path) -> tuple[Path, pd.DataFrame]:
     return out, pq.read_table(out / "test").to_pandas()
 
 
+@pytest.mark.slow
 def test_avazu(tmp_path: Path) -> None:
     columns = (
         "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,"

@@ -71,6 +71,7 @@ def _metadata(directory: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_every_format_gives_the_same_dataset_and_so_does_a_saved_workflow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

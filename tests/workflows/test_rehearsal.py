@@ -71,6 +71,7 @@ def test_a_sample_of_parquet_is_its_first_rows(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "head.parquet").equals(table.slice(0, 250))
 
 
+@pytest.mark.slow
 def test_it_writes_nothing_and_says_what_a_run_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,7 @@ def test_the_hash_depends_on_the_content_alone(
     assert report.metadata["content_hash"] not in hashes
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_hash(
     tmp_path: Path, make_events: Make, write_reviews: Write
 ) -> None:

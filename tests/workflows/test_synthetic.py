@@ -288,6 +288,7 @@ def test_negatives_follow_their_distribution() -> None:
         np.testing.assert_allclose(share, expected, atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_history_oracle_is_the_exact_posterior_predictive() -> None:
     """Against an enumeration of all interests and all sources of all events."""
     config = SyntheticConfig(

@@ -221,6 +221,7 @@ CASES: list[tuple[EventRules, Callable[[pd.DataFrame], pd.Series], bool]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rules", "part_of", "everywhere"), CASES)
 def test_every_type_equals_pandas(
     tmp_path: Path, rules: EventRules, part_of: Callable[[Any], pd.Series], everywhere: bool
@@ -291,6 +292,7 @@ def test_bags_are_numbered_by_falling_count(tmp_path: Path) -> None:
     assert rows["genres"] == 3 + 5 and max(map(max, filter(None, bags))) < rows["words"]
 
 
+@pytest.mark.slow
 def test_a_saved_workflow_encodes_new_data(tmp_path: Path) -> None:
     frames = make_log()
     raw = write_log(frames, tmp_path / "raw")
@@ -421,6 +423,7 @@ def test_sessions_are_histories(tmp_path: Path) -> None:
     assert counts["users_of_sessions"] == events["user_id"].nunique()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rules", "part_of"), [(CASES[1][0], _time), (CASES[2][0], _users)])
 def test_impressions_equal_pandas(
     tmp_path: Path, rules: EventRules, part_of: Callable[[Any], pd.Series]

@@ -204,6 +204,7 @@ def _assert_goes_on(found: Path, before: Path) -> int:
     return new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_an_update_is_a_run_over_all_but_for_the_order_of_ids(tmp_path: Path, name: str) -> None:
     asked = CASES[name]
@@ -271,6 +272,7 @@ def _bytes(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_equal_input_gives_equal_bytes_however_it_is_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +295,7 @@ def test_equal_input_gives_equal_bytes_however_it_is_cut(
     assert sum(name.startswith("update/events") for name in found[0][0]) > 1
 
 
+@pytest.mark.slow
 def test_what_is_known_anew_of_an_item_counts_in_old_events_too(tmp_path: Path) -> None:
     asked = {"specs": FREE, "min_interactions": 1}
     (old, new), random = _parts(5), np.random.default_rng(0)

@@ -113,6 +113,7 @@ def test_what_came_is_read_by_the_datasets_own_description(
     assert "seen_again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_new_files_may_have_other_names_and_columns(
     before: Path, new: Path, tmp_path: Path
 ) -> None:
@@ -215,6 +216,7 @@ def test_rows_cannot_be_updated_and_fits_keep_no_log(
         update_dataset(tmp_path / "C", new, tmp_path / "B")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["interactions", "movielens", "amazon"])
 def test_other_datasets_of_histories(tmp_path: Path, dataset: str, write_reviews: Any) -> None:
     events = _events(0, 200).rename(columns={"who": "user", "what": "item", "ts": "time"})

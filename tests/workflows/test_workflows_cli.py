@@ -36,6 +36,7 @@ def _cli(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_run_fit_transform_describe(
     tmp_path: Path,
     make_events: Make,
@@ -76,6 +77,7 @@ def test_run_fit_transform_describe(
         assert text in printed, text
 
 
+@pytest.mark.slow
 def test_generated_data_is_read(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     status = main(["generate", "--dataset", "synthetic", "--preset", "tiny", "--output", str(raw)])
@@ -371,6 +373,7 @@ def test_overwrite_spares_all_that_we_did_not_write(
         assert _tree(tmp_path) == before, (command, output)
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_our_own_and_says_so(
     tmp_path: Path,
     make_events: Make,

@@ -72,6 +72,7 @@ def test_in_this_process_items_are_drawn_as_results_are() -> None:
     assert [square for square, _ in results] == [1, 4, 9, 16]
 
 
+@pytest.mark.slow
 def test_cluster_keeps_the_order_and_its_bounds() -> None:
     drawn = []
 

@@ -23,6 +23,7 @@ def layer(formulas):
     return layer
 
 
+@pytest.mark.slow
 def test_forward_and_gradients_equal_the_formulas(formulas, layer):
     """Final states and the loss at once, so that the gradients of both are summed."""
     roles = formulas.evolution_parts(layer)
