@@ -96,13 +96,13 @@ def peak_memory(args: argparse.Namespace, batch_size: int, names: Sequence[str])
         with concurrent.futures.ProcessPoolExecutor(
             1, mp_context=context, initializer=quieten
         ) as process:
-            size = process.submit(_measure, name, args, batch_size).result()
+            size = process.submit(peak_of, name, args, batch_size).result()
         if size is not None:
             found[name] = size
     return found
 
 
-def _measure(name: str, args: argparse.Namespace, batch_size: int) -> int | None:
+def peak_of(name: str, args: argparse.Namespace, batch_size: int) -> int | None:
     """Trains a few steps; the peak RSS of this process, or of the peer (None: not set up)."""
     from lookback.benchmarks.harness import peak_rss_bytes
     from lookback.benchmarks.ncf_contenders import Contenders, make_histories

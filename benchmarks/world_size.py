@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     figures: dict[str, Any] = {}
     figure = "HR@10" if args.model_type == "neumf" else "AUC"
     with tempfile.TemporaryDirectory() as directory:
-        training = _training(args, Path(directory) / "dataset")
+        training = training_options(args, Path(directory) / "dataset")
         for kind, more in kinds.items():
             for number in ranks:
                 results = Path(directory) / f"{len(rows)}"
-                _train(number, {**training, **more, "epochs": epochs, "results_dir": results})
+                train(number, {**training, **more, "epochs": epochs, "results_dir": results})
                 records = read_log(results / "log.json")
                 found = [r.data[f"test_{figure.lower()}"] for r in records if len(r.step) == 1]
                 losses = [r.data["total_loss"] for r in records if len(r.step) == 2]
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     )
 
 
-def _training(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
+def training_options(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Options of the runs; makes their dataset, that of histories in `directory`."""
     common = {"model_type": args.model_type, "seed": 1, "eval_split": "test"}
     if args.model_type in _ON_CRITEO:
@@ -111,7 +111,8 @@ def _training(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     return {**common, "dataset_dir": directory, "global_batch_size": 4096, "lr": 0.01}
 
 
-def _train(ranks: int, options: dict[str, Any]) -> None:
+def train(ranks: int, options: dict[str, Any]) -> None:
+    """Trains by train.py in so many processes."""
     command = [str(_ROOT / "train.py")]
     for name, value in options.items():
         if value is True:

@@ -317,7 +317,7 @@ class Trainer:
         feeds = self._source.train_feeds(self.position.epoch, self.position.step)
         for feed, result in self._steps.train(feeds, lambda: bool(termination)):
             evaluation = None
-            if self._took_step(feed, result, log, meter):
+            if self.took_step(feed, result, log, meter):
                 raise TerminatedError
             every = self._config.checkpoint_every
             if store and every and self.position.total_steps % every == 0:
@@ -346,7 +346,7 @@ class Trainer:
         meter.start()
         while not meter.completed:
             for feed, result in self._steps.train(self._source.train_feeds(self.position.epoch, 0)):
-                self._took_step(feed, result, log, meter)
+                self.took_step(feed, result, log, meter)
                 if meter.completed:
                     break
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
@@ -475,7 +475,7 @@ class Trainer:
         tables = {id(v) for c in collections_of(self._model) for v in c.backend.variables.values()}
         self._world.broadcast([v for v in self._model.variables if id(v) not in tables])
 
-    def _took_step(
+    def took_step(
         self, feed: Any, tensors: Mapping[str, tf.Tensor], log: RunLogger, meter: PerformanceMeter
     ) -> bool:
         """Books a step; returns whether the run is to stop."""

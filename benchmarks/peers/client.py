@@ -102,9 +102,14 @@ class Peer:
             raise RuntimeError(f"The peer {answer['error']}")
         return answer["samples"], answer["seconds"]
 
+    @property
+    def pid(self) -> int:
+        """The number of the program's process."""
+        return self._process.pid
+
     def peak_rss_bytes(self) -> int:
         """The most memory that the program has had in RAM so far."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         fields = dict(line.split(":", 1) for line in status.splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
 

@@ -120,7 +120,7 @@ def test_memory_is_that_of_a_process_of_its_own():
 
 @needs_torch
 def test_memory_of_pytorch():
-    size = ncf_train._measure("torch", parse(), 100)
+    size = ncf_train.peak_of("torch", parse(), 100)
     assert size is not None
     assert 50e6 < size < 4e9
 
@@ -138,7 +138,7 @@ def test_options_of_neumf_by_world_size_are_those_of_train_py(tmp_path, monkeypa
     (tmp_path / "u.data").touch()
     monkeypatch.setattr("lookback.workflows.pipeline.run_dataset", lambda *_, **options: None)
     args = argparse.Namespace(model_type="neumf", input=tmp_path)
-    world_size._train(1, {**world_size._training(args, tmp_path), "micro_batches": 4})
+    world_size.train(1, {**world_size.training_options(args, tmp_path), "micro_batches": 4})
     run, _, options = parse(ran[0][2:], command_line())
     assert (run.model_type, run.optimizer, run.micro_batches) == ("neumf", "full_adam", 4)
     assert (run.beta1, options.layers) == (0.9, (64, 64, 32, 16))

@@ -64,7 +64,7 @@ def wait_for(pid: int, expected: str) -> None:
 def test_a_peer_works_when_told_and_is_stopped_otherwise(counting: None) -> None:
     with Peer("counting", batch=7, quiet=True, absent=None, no=False) as peer:
         assert peer.facts == {"version": "1"}
-        pid = peer._process.pid
+        pid = peer.pid
         wait_for(pid, "T")
         samples, seconds = peer.call("count", 3)
         assert samples == 21
@@ -103,7 +103,7 @@ def test_a_stopped_peer_ends_with_its_parent(counting: None, tmp_path: Path) -> 
         "import os, sys\nfrom pathlib import Path\n"
         "from lookback.benchmarks.peers import client\n"
         "client.ENVIRONMENTS = Path(sys.argv[1])\nclient.PEERS['counting'] = 'own'\n"
-        "print(client.Peer('counting', batch=1)._process.pid, flush=True)\n"
+        "print(client.Peer('counting', batch=1).pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run(

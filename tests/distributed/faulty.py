@@ -35,14 +35,14 @@ def break_training() -> None:
     """Makes the trainer of this process fail."""
     from lookback.training.trainer import Trainer
 
-    took_step = Trainer._took_step
+    took_step = Trainer.took_step
 
     def faulty(self, *arguments):
         if self.position.total_steps == int(STEP):
             at_step()
         return took_step(self, *arguments)
 
-    Trainer._took_step = faulty
+    Trainer.took_step = faulty
 
 
 def main() -> None:

@@ -179,7 +179,7 @@ def test_a_note_is_sealed_as_rfc_2104_says():
     key = b"secret".ljust(64, b"\0")
     inner = sha256(bytes(byte ^ 0x36 for byte in key) + b"error\n{}")
     expected = sha256(bytes(byte ^ 0x5C for byte in key) + inner)
-    assert JobStore("127.0.0.1", 1, "secret")._seal("error", b"{}") == expected
+    assert JobStore("127.0.0.1", 1, "secret").seal("error", b"{}") == expected
 
 
 def test_notes_outlive_who_wrote_them(monkeypatch):
@@ -231,7 +231,7 @@ def test_a_machine_whose_name_means_itself_is_refused(monkeypatch, launcher, add
     monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", launcher)
     monkeypatch.setattr(distributed.socket, "gethostbyname", lambda name: address)
     if not refused:
-        distributed._check_own_name()
+        distributed.check_own_name()
         return
     with pytest.raises(UserError, match=r"means 127\.0\.1\.1 on it.*Correct it in /etc/hosts"):
-        distributed._check_own_name()
+        distributed.check_own_name()

@@ -293,7 +293,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base of a Criteo run that was killed when two of three days were written."""
     base = tmp_path_factory.mktemp("killed")
     write_days(base / "days")
-    original, days = passes._write_day, []
+    original, days = passes.write_day, []
 
     def kill(*arguments: Any) -> Any:
         days.append(arguments)
@@ -301,12 +301,12 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
             raise Killed
         return original(*arguments)
 
-    passes._write_day = kill
+    passes.write_day = kill
     try:
         with pytest.raises(Killed):
             run_dataset("criteo", base / "days", base / "out", **CRITEO)
     finally:
-        passes._write_day = original
+        passes.write_day = original
     return base
 
 

@@ -88,7 +88,7 @@ def start_world(*, prefetch_ids: bool = False) -> World:
     job_store = JobStore.of_this_process()
     watch = Watch(job_store)  # first: connecting waits for all the others
     try:
-        _check_own_name()
+        check_own_name()
         if job_store is not None:
             _await_others(job_store, watch.rank, launched)
     except UserError as error:
@@ -120,7 +120,7 @@ def _await_others(job_store: JobStore, rank: int, size: int) -> None:
         ) from error
 
 
-def _check_own_name() -> None:
+def check_own_name() -> None:
     """Refuses a machine among several whose name means itself only.
 
     Horovod forgets, for one of its connections, the interface that horovodrun has found, and takes

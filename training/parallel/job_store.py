@@ -69,7 +69,7 @@ class JobStore:
           OSError: if it cannot be reached.
         """
         text = json.dumps(note).encode()
-        self._request("PUT", key, self._seal(key, text) + text)
+        self._request("PUT", key, self.seal(key, text) + text)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The note of that key; None if nobody left one. Errors are those of `put`."""
@@ -77,7 +77,7 @@ class JobStore:
         if body is None:
             return None
         seal, text = body[:_SEAL_BYTES], body[_SEAL_BYTES:]
-        if not hmac.compare_digest(seal, self._seal(key, text)):
+        if not hmac.compare_digest(seal, self.seal(key, text)):
             self.found_strange = True
             return None
         return dict(json.loads(text))
@@ -100,8 +100,8 @@ class JobStore:
         if rank == 0:
             self.put(_ALL_HERE, {})
 
-    def _seal(self, key: str, text: bytes) -> bytes:
-        """Under another key, the same text has another seal: nobody can move it."""
+    def seal(self, key: str, text: bytes) -> bytes:
+        """HMAC of a note: under another key the same text has another, so nobody can move it."""
         message = f"{key}\n".encode() + text
         return hmac.digest(self.secret.encode(), message, hashlib.sha256)
 

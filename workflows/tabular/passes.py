@@ -218,7 +218,7 @@ def transform(job: TabularJob, workflow: Path) -> dict[str, Any]:
     for path in job.files.paths:
         record = job.working.record("written", path.name)
         if record is None:
-            record = _write_day(job, path, workflow, first_part)
+            record = write_day(job, path, workflow, first_part)
             job.working.finish("written", path.name, record, record[FILES])
         else:
             job.log(f"{path.name}: transformed before")
@@ -246,7 +246,7 @@ def transform(job: TabularJob, workflow: Path) -> dict[str, Any]:
     )
 
 
-def _write_day(job: TabularJob, path: Path, workflow: Path, first_part: int) -> dict[str, Any]:
+def write_day(job: TabularJob, path: Path, workflow: Path, first_part: int) -> dict[str, Any]:
     """Transforms one file; gives the rows of each split, the unknown ids of each column, files."""
     day = job.files.paths.index(path)
     validation, test = job.held_out(path)
