@@ -299,7 +299,7 @@ class Checkpoint(Mapping[str, NDArray]):
           UserError: naming the first tensor and file whose content has changed.
         """
         rank, ranks = part
-        for name, piece in self._shares(ranks, self if names is None else names)[rank]:
+        for name, piece in self.shares(ranks, self if names is None else names)[rank]:
             found = self._checksum(piece)
             if found != piece.checksum:
                 raise self._corrupt(
@@ -385,7 +385,7 @@ class Checkpoint(Mapping[str, NDArray]):
                         f"{end} of {piece.file}, which has {self.files.get(piece.file, 0)}"
                     )
 
-    def _shares(self, ranks: int, names: Iterable[str]) -> list[list[tuple[str, Piece]]]:
+    def shares(self, ranks: int, names: Iterable[str]) -> list[list[tuple[str, Piece]]]:
         """All pieces dealt out over ranks: the largest first, each to who has least."""
         shares: list[list[tuple[str, Piece]]] = [[] for _ in range(ranks)]
         loads = [0] * ranks

@@ -176,7 +176,7 @@ class NeuMFBody(ClickBody):
             of_items = tf.gather(vectors[f"{item}/mf"], index[item])  # [B or 1, C, F]
             branches.append(tf.expand_dims(of_users, 1) * of_items)
         if self._mlp is not None:
-            keys = self._keys(inputs) if training and self._config.dropout else None
+            keys = self.dropout_keys(inputs) if training and self._config.dropout else None
             branches.append(
                 self._mlp(
                     vectors[f"{user}/mlp"], vectors[f"{item}/mlp"], index[user], index[item], keys
@@ -197,7 +197,7 @@ class NeuMFBody(ClickBody):
                 )
         return {self._features.user: users, self._features.item: items}
 
-    def _keys(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    def dropout_keys(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Keys of the dropout ``[B, C]``."""
         if SAMPLE_KEY not in inputs:
             raise ValueError(

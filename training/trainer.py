@@ -61,6 +61,10 @@ class Trainer:
     """Trains, evaluates and scores with one model on one source of batches.
 
     Where several processes train together, each has a trainer and calls the same methods.
+
+    Attributes:
+      evaluator: of the splits.
+      optimizer: of all weights; None where nothing is trained.
     """
 
     def __init__(
@@ -108,9 +112,9 @@ class Trainer:
         self._best: BestEvaluation | None = None
         self._check_evaluations(passes)
         self._build()
-        self._optimizer = None
+        self.optimizer = None
         if config.mode == "train":  # its state is as large as the tables, or twice as large
-            self._optimizer = Optimizer(
+            self.optimizer = Optimizer(
                 config.optimizer,
                 Schedule.of(config),
                 config.weight_decay,
@@ -127,7 +131,7 @@ class Trainer:
         self._loss_scale = LossScale.of(config) if fp16 else None
         self._steps = Steps(
             model,
-            self._optimizer,
+            self.optimizer,
             source,
             self._loss_scale,
             world=world,
@@ -136,14 +140,14 @@ class Trainer:
         )
         self._contents = RunContents(
             model,
-            self._optimizer,
+            self.optimizer,
             self._loss_scale,
             model_identity=model_identity,
             run_identity=run_identity,
             ids=ids or Ids(),
             world=world,
         )
-        self._evaluations = Evaluations(model, source, self._choice, world)
+        self.evaluator = Evaluations(model, source, self._choice, world)
         self.position = Position()
         self._saved: Position | None = None
         self._losses: LossTrend | None = None
@@ -363,7 +367,7 @@ class Trainer:
         """
 
         def takes(evaluation: EvaluationPass) -> Callable[[int], Any]:
-            return lambda steps: self._evaluations.evaluated(evaluation, log, most=steps)
+            return lambda steps: self.evaluator.evaluated(evaluation, log, most=steps)
 
         return rehearse(
             self._steps,
@@ -398,7 +402,7 @@ class Trainer:
         self._say_what_is_left_out(log)
         splits = self.splits.all if splits is None else splits
         passes = self._passes(splits, and_train=and_train)
-        outcome = self._evaluations.run(passes, log, termination)
+        outcome = self.evaluator.run(passes, log, termination)
         figures = outcome.summary
         for name, value in figures.items():
             for figure, reason in _ABSENT.items():
@@ -490,8 +494,8 @@ class Trainer:
         if self._losses is not None:
             self._losses.add(result["total_loss"])
         if position.total_steps % self._config.log_every == 0:
-            if self._optimizer is not None:
-                result["lr"] = float(self._optimizer.learning_rate)
+            if self.optimizer is not None:
+                result["lr"] = float(self.optimizer.learning_rate)
             log.step(position.epoch, position.step, {**result, "rows": rows, "samples/s": speed})
         position.step += 1
         position.total_steps += 1
@@ -581,16 +585,16 @@ class Trainer:
     def _start(self, origin: Origin) -> list[str]:
         """Takes what a trained model has learnt; gives what to say of it."""
         said = self._contents.start(origin)
-        assert self._optimizer is not None
-        self.position.updates_before = self._optimizer.begin_schedule()
+        assert self.optimizer is not None
+        self.position.updates_before = self.optimizer.begin_schedule()
         return said
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Restores everything to continue a run; only the model to use it."""
         self._contents.restore(checkpoint)
         self.position = Position(**checkpoint.meta["position"])
-        if self._optimizer is not None:
-            self._optimizer.begin_schedule(self.position.updates_before)
+        if self.optimizer is not None:
+            self.optimizer.begin_schedule(self.position.updates_before)
         self._saved = dataclasses.replace(self.position)
         if self._best is not None:
             self._best.restore(checkpoint.meta.get("evaluations", {}))

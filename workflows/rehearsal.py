@@ -212,14 +212,14 @@ def _samples(
         if found and found[-1].lines >= survey.lines:
             break
         try:
-            found.append(_measure(dataset, survey, source, size, options))
+            found.append(measure(dataset, survey, source, size, options))
         except UserError as error:
             if "min_interactions" not in options:
                 raise
             relaxed = {**options, **_RELAXED}
             if "split" in options:
                 relaxed["split"] = SplitRule()
-            found.append(_measure(dataset, survey, source, size, relaxed))
+            found.append(measure(dataset, survey, source, size, relaxed))
             notes = [
                 "  note    a sample kept users of 2 events, with a split of leave-last-out, as "
                 f"the run's rules refuse it: {error}"
@@ -233,7 +233,7 @@ def free_space(output: Path) -> int:
     return shutil.disk_usage(next(place for place in path.parents if place.exists())).free
 
 
-def _measure(
+def measure(
     dataset: str, survey: Survey, source: Path, size: int, options: Mapping[str, Any]
 ) -> Measured:
     """Runs a sample in a new process."""
@@ -312,7 +312,7 @@ def _sample(survey: Survey, source: Path, target: Path, size: int) -> int:
     for path, name in events.items():
         file = target / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines += _head(path, file, share)
+        lines += head(path, file, share)
     return lines
 
 
@@ -326,7 +326,7 @@ def _link(source: Path, target: Path, without: set[Path]) -> None:
                 link.symlink_to(path.resolve())
 
 
-def _head(path: Path, file: Path, share: float) -> int:
+def head(path: Path, file: Path, share: float) -> int:
     """Writes the beginning of a file; gives its lines."""
     if path.suffix == ".parquet":
         stored = open_parquet(path)

@@ -286,7 +286,7 @@ def test_verification_is_shared_in_equal_bytes(tmp_path):
     path = write(tmp_path / "c", [tensors])
     checkpoint = Checkpoint(path, verify=False)
     for ranks in (1, 2, 5, 20):
-        shares = checkpoint._shares(ranks, checkpoint)
+        shares = checkpoint.shares(ranks, checkpoint)
         dealt = sorted(name for share in shares for name, _ in share)
         assert dealt == sorted(tensors)
         loads = [sum(piece.size for _, piece in share) for share in shares]

@@ -114,7 +114,7 @@ def test_training_scores_and_gradients_are_the_formulas_with_the_same_masks(sche
 
     masks = None
     if dropout:
-        keys = tf.reshape(model.body._keys(batch), [-1])
+        keys = tf.reshape(model.body.dropout_keys(batch), [-1])
         masks = [m.numpy() for m in dropout_masks(keys, list(config.layers[1:]), dropout)]
     users, items = pairs_of(batch)
     weights = weights_of(model)
@@ -170,7 +170,7 @@ def test_a_samples_dropout_depends_on_its_key_alone():
 def test_candidates_of_a_user_drop_different_units(schema):
     model = built(schema)
     batch = {"item_id": tf.zeros([2, 3], tf.int32), SAMPLE_KEY: tf.constant([1, 2], tf.int64)}
-    keys = model.body._keys(batch).numpy()
+    keys = model.body.dropout_keys(batch).numpy()
     assert len(set(keys.reshape(-1).tolist())) == 6
 
 

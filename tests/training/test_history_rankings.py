@@ -256,5 +256,5 @@ def test_the_catalogue_competes_with_every_kind_of_feature():
         return ids + batch["price"] + batch["hour"][:, tf.newaxis]
 
     steps = EvaluationSteps(model, source)
-    whole, cut = (steps._logits(features, pieces) for pieces in (None, names))
+    whole, cut = (steps.logits(features, pieces) for pieces in (None, names))
     np.testing.assert_array_equal(cut, whole)

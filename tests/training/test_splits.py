@@ -73,13 +73,13 @@ def dataset(make_histories, write_dataset, tmp_path_factory) -> Path:
 def test_the_test_split_is_evaluated_once_when_training_is_done(dataset, tmp_path):
     trained = trainer(dataset, epochs=3, test_freq=4)
     seen: collections.Counter[str] = collections.Counter()
-    original = trained._source.eval_feeds
+    original = trained.source.eval_feeds
 
     def eval_feeds(split):
         seen[split] += 1
         return original(split)
 
-    trained._source.eval_feeds = eval_feeds
+    trained.source.eval_feeds = eval_feeds
     with quiet(tmp_path) as log:
         outcome = trained.train(log)
     assert seen["test"] == 1

@@ -221,11 +221,11 @@ def test_the_schedule_counts_from_the_start_and_goes_on_after_a_break(dataset, t
         return made
 
     started = begun("saved", 3)
-    assert float(started._optimizer.learning_rate) == pytest.approx(0.1 * 3 / 8)
-    assert int(started._optimizer.iterations) == STEPS + 3
+    assert float(started.optimizer.learning_rate) == pytest.approx(0.1 * 3 / 8)
+    assert int(started.optimizer.iterations) == STEPS + 3
     again = trainer(dataset, load_checkpoint_path=tmp_path / "saved", max_steps=4, **more)
     again.train(quiet(tmp_path / "log"))
-    assert float(again._optimizer.learning_rate) == pytest.approx(0.1 * 4 / 8)
+    assert float(again.optimizer.learning_rate) == pytest.approx(0.1 * 4 / 8)
     found = state(again)
     for name, value in state(begun("straight", 4)).items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)

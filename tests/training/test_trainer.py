@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(dataset, tmp_
 
 
 def scores_of(trained: Any, log: RunLogger) -> Any:
-    found, _ = trained._evaluations.evaluated(trained.source.evaluations("test")[0], log)
+    found, _ = trained.evaluator.evaluated(trained.source.evaluations("test")[0], log)
     return found.scores
 
 

@@ -58,7 +58,7 @@ def test_a_sample_has_whole_records(packed: bool, tmp_path: Path) -> None:
     text = "user_id,note\n" + "".join(f'u{n},"two\nlines"\n' for n in range(100))
     path = tmp_path / ("log.csv.gz" if packed else "log.csv")
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
-    rehearsal._head(path, tmp_path / f"head-{path.name}", 0.31)
+    rehearsal.head(path, tmp_path / f"head-{path.name}", 0.31)
     whole, head = pd.read_csv(path), pd.read_csv(tmp_path / f"head-{path.name}")
     assert 20 < len(head) < 50
     pd.testing.assert_frame_equal(head, whole[: len(head)])
@@ -67,7 +67,7 @@ def test_a_sample_has_whole_records(packed: bool, tmp_path: Path) -> None:
 def test_a_sample_of_parquet_is_its_first_rows(tmp_path: Path) -> None:
     table = pa.table({"x": np.arange(1000), "y": ["a", "b"] * 500})
     pq.write_table(table, tmp_path / "log.parquet", row_group_size=70)
-    assert rehearsal._head(tmp_path / "log.parquet", tmp_path / "head.parquet", 0.25) == 250
+    assert rehearsal.head(tmp_path / "log.parquet", tmp_path / "head.parquet", 0.25) == 250
     assert pq.read_table(tmp_path / "head.parquet").equals(table.slice(0, 250))
 
 
@@ -136,14 +136,14 @@ def test_memory_is_within_30_percent_at_two_sizes(
 ) -> None:
     """The files begin with the same events, so they have the same samples."""
     monkeypatch.setattr(rehearsal, "SAMPLES", (50_000, 300_000))
-    measure, known = rehearsal._measure, dict[int, Measured]()
+    measure, known = rehearsal.measure, dict[int, Measured]()
 
     def once(dataset: str, survey: Survey, source: Path, size: int, options: Any) -> Measured:
         if size not in known:
             known[size] = measure(dataset, survey, source, size, options)
         return known[size]
 
-    monkeypatch.setattr(rehearsal, "_measure", once)
+    monkeypatch.setattr(rehearsal, "measure", once)
     peaks = []
     for users in (12_000, 24_000):
         file = _interactions(users, tmp_path / f"{users}.csv")

@@ -75,7 +75,7 @@ def test_upstream_order_is_put_right(tmp_path: Path) -> None:
     pd.DataFrame({"word": ["b", "c", "a"], "word_size": [1, 2, 1]}).set_index(
         pd.RangeIndex(3, 6)
     ).to_parquet(path)
-    ops._order_vocabulary("word", path)
+    ops.order_vocabulary("word", path)
     read = pd.read_parquet(path)
     assert read["word"].tolist() == ["c", "a", "b"]
     assert read.index.tolist() == [3, 4, 5]

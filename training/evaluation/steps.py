@@ -55,7 +55,7 @@ class EvaluationSteps:
     ) -> list[Found]:
         feed = as_tensors(feed)
         features, labels, *weights = self._source.eval_batch(evaluation.name, feed)
-        logits = self._logits(features, evaluation.pieces)
+        logits = self.logits(features, evaluation.pieces)
         groups = None
         if BinaryEvaluator in evaluators and self._source.grouped:
             groups = self._source.groups(evaluation.name, feed)
@@ -70,7 +70,7 @@ class EvaluationSteps:
         )
         return [evaluator.needed(batch) for evaluator in evaluators]
 
-    def _logits(self, features: dict[str, tf.Tensor], pieces: CandidatePieces | None) -> tf.Tensor:
+    def logits(self, features: dict[str, tf.Tensor], pieces: CandidatePieces | None) -> tf.Tensor:
         """Logits ``[B, C]``: of all candidates at once, or of a piece of them after another."""
         if pieces is None:
             return self._model(features, training=False)

@@ -107,7 +107,7 @@ class HistoryVocabulary(ops.Categorify):
         super().fit_finalize(categories)
         if self._fitted_upstream:
             for name, path in categories.items():
-                _order_vocabulary(name, Path(path), self._known.get(name))
+                order_vocabulary(name, Path(path), self._known.get(name))
         self._known = {}  # paths of this run alone are not to be saved
 
     def transform(self, col_selector: nvt.ColumnSelector, df: Any) -> Any:
@@ -615,7 +615,7 @@ def _write_vocabulary(name: str, path: Path, counts: pa.Table) -> None:
     )
 
 
-def _order_vocabulary(name: str, path: Path, known: Path | None = None) -> None:
+def order_vocabulary(name: str, path: Path, known: Path | None = None) -> None:
     """Puts a vocabulary that upstream's code fitted in the canonical order."""
     table = read_parquet(path)
     counts = pa.table({VALUE: table[name], COUNT: table[count_column(name)]})
