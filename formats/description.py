@@ -71,6 +71,7 @@ def read_specification(file: Path) -> tuple[Any, dict[str, Any]]:
         raise UserError(
             f"{file} is not what was written: its content has another digest than it says. Copy "
             "the files again from where they were written, or export them again with `python -m "
-            "workflows export`. (To change it on purpose, remove its section 'metadata'.)"
+            "workflows export-feature-spec`. (To change it on purpose, remove its section "
+            "'metadata'.)"
         )
     return content, dict(said)

@@ -41,8 +41,8 @@ REMOVED: dict[str, str] = {
     "dataset": "it is --dataset_dir",
     "dataset_path": "it is --dataset_dir",
     "dataset_type": (
-        "--dataset_dir says by its files what it holds: `python -m workflows export --dataset_type "
-        "split_binary` writes, and train.py reads, NVIDIA's split binary files"
+        "--dataset_dir says by its files what it holds: `python -m workflows export-feature-spec` "
+        "writes, and train.py reads, NVIDIA's split binary files"
     ),
     "num_numerical_features": "the dataset's schema says it",
     "synthetic_dataset_dir": (

@@ -45,7 +45,6 @@ from lookback.workflows.pipeline import (
 from lookback.workflows.rehearsal import free_space, rehearse
 from lookback.workflows.saved import OPTIONS_FILE, workflow_digest
 from lookback.workflows.summaries import print_digest, print_histories, print_tabular
-from lookback.workflows.tabular.export import DATASET_TYPES
 from lookback.workflows.update import update_dataset
 
 
@@ -133,16 +132,6 @@ class UpdateOptions:
     validation_from: str | None = option(
         None, help="likewise of the validation part; none: moved as far as --test_from is"
     )
-
-
-@dataclass(frozen=True)
-class DatasetExportOptions:
-    """What is exported as what."""
-
-    scope = "what to read"
-
-    dataset_type: str = option(help="layout to write")
-    input: Path = option(help="a tabular dataset")
 
 
 @dataclass(frozen=True)
@@ -326,16 +315,6 @@ def _generate(choice: GeneratorChoice, target: OutputOptions, *options: Any) -> 
     GENERATORS[choice.dataset].generate(target.output, target.overwrite, *options)
 
 
-def _export(asked: DatasetExportOptions, target: OutputOptions, checks: DatasetChecks) -> None:
-    export = DATASET_TYPES[asked.dataset_type]
-    _say(checks.begin(asked.input))
-    rows = export(
-        asked.input, target.output, overwrite=target.overwrite, verification=checks.verification
-    )
-    print(f"{asked.dataset_type}: {target.output}, {rows:,} rows")
-    print_digest(target.output)
-
-
 def _import(asked: ImportOptions, target: OutputOptions) -> None:
     done = import_feature_spec(asked.path, target.output, overwrite=target.overwrite)
     rows = ", ".join(f"{split} {count:,}" for split, count in done.rows.items())
@@ -494,14 +473,6 @@ PROGRAM = Program(
                 document=_of_new_files,
             ),
             _update,
-        ),
-        "export": Command(
-            "dataset to the layout of other tools",
-            CommandLine(
-                (DatasetExportOptions, OutputOptions, DatasetChecks),
-                choices={"dataset_type": sorted(DATASET_TYPES)},
-            ),
-            _export,
         ),
         "import-feature-spec": Command(
             "dataset of NVIDIA's recipes (feature_spec.yaml) to dataset",

@@ -69,7 +69,7 @@ def flip_last(file: Path) -> None:
 
 def test_describe_and_export_open_what_is_trusted(rows: Path, run: Run, tmp_path: Path) -> None:
     digest = digest_of(rows / DATASET_FILE)
-    export = ("export", "--dataset_type", "split_binary", "--input", rows)
+    export = ("export-feature-spec", rows)
     for number, command in enumerate((("describe", rows), (*export, "--output", tmp_path / "b"))):
         status, out, err = run(*command, "--trusted_dataset_digest", "0" * 64)
         assert (status, out) == (2, "") and f"trusted_dataset_digest says, found {digest}" in err

@@ -78,7 +78,9 @@ def test_a_second_run_to_one_output_is_refused_at_once(
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("command", ["run", "run rows", "fit", "transform", "generate", "export"])
+@pytest.mark.parametrize(
+    "command", ["run", "run rows", "fit", "transform", "generate", "export-feature-spec"]
+)
 def test_each_command_is_refused_while_another_writes(
     command: str, days: Path, ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,7 +92,7 @@ def test_each_command_is_refused_while_another_writes(
         "fit": ["--dataset", "movielens", "--input", ratings],
         "transform": ["--workflow", rows, "--input", days],
         "generate": ["--preset", "tiny"],
-        "export": ["--dataset_type", "split_binary", "--input", rows],
+        "export-feature-spec": [rows],
     }[command]
     if rows in words:
         run_dataset("criteo", days, rows, **ROWS)

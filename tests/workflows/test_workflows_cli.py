@@ -247,7 +247,7 @@ def test_clicks_go_through_the_same_commands(
     printed = capsys.readouterr().out
     assert metadata["content_hash"] in printed and "frequency_threshold" in printed
     assert "history" not in printed
-    export = ["export", "--dataset_type", "split_binary", "--input", str(tmp_path / "run")]
+    export = ["export-feature-spec", str(tmp_path / "run")]
     assert main([*export, "--output", str(tmp_path / "binary")]) == 0
     assert "153 rows" in capsys.readouterr().out
     assert (tmp_path / "binary/train/label.bin").stat().st_size == 101
@@ -272,15 +272,6 @@ def test_mistakes_with_clicks_are_one_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and text in error
     assert list(tmp_path.iterdir()) == []
-
-
-def test_only_tabular_datasets_are_exported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "in").mkdir()
-    command = ["export", "--dataset_type", "split_binary", "--input", str(tmp_path / "in")]
-    assert main([*command, "--output", str(tmp_path / "out")]) == 2
-    assert "is not a dataset" in capsys.readouterr().err
 
 
 def _tree(directory: Path) -> dict[str, bytes | str | None]:
@@ -356,7 +347,7 @@ def test_overwrite_spares_all_that_we_did_not_write(
         "fit_clicks": ["fit", *of_clicks],
         "transform": ["transform", "--workflow", f"{tmp_path}/fitted", "--input", str(clicks)],
         "generate": ["generate", "--dataset", "synthetic", "--preset", "tiny"],
-        "export": ["export", "--dataset_type", "split_binary", "--input", f"{tmp_path}/dataset"],
+        "export": ["export-feature-spec", f"{tmp_path}/dataset"],
     }
     for command, name in (("fit_clicks", "fitted"), ("run_clicks", "dataset")):
         assert main([*commands[command], "--output", str(tmp_path / name)]) == 0
@@ -391,13 +382,13 @@ def test_overwrite_replaces_our_own_and_says_so(
         ("saved workflow", ["fit", *of_clicks]),
         ("dataset", ["transform", "--workflow", f"{tmp_path}/2", "--input", str(clicks)]),
         ("dataset", ["run", *of_clicks]),
-        ("set of split_binary files", ["export", "--dataset_type", "split_binary", "--input"]),
+        ("set of split_binary files", ["export-feature-spec"]),
         ("set of generated files", ["generate", "--dataset", "synthetic", "--preset", "tiny"]),
         ("set of generated files", generated),
         ("dataset", [*generated, "--format", "parquet"]),
     ):
         output = tmp_path / str(len(list(tmp_path.glob("[0-9]"))))
-        if command[-1] == "--input":
+        if command == ["export-feature-spec"]:
             command = [*command, f"{tmp_path}/4"]
         written = [*command, "--output", str(output)]
         assert main(written) == 0, command
@@ -484,7 +475,7 @@ def test_a_full_disk_is_a_sentence(
         (1000, ["run", "--dataset", "amazon", "--input", raw, "--workers", "0"]),
         (1000, ["fit", "--dataset", "amazon", "--input", raw, "--workers", "0"]),
         (1000, ["generate", "--dataset", "synthetic", "--preset", "tiny"]),
-        (50, ["export", "--dataset_type", "split_binary", "--input", f"{tmp_path}/rows"]),
+        (50, ["export-feature-spec", f"{tmp_path}/rows"]),
     ):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
         try:

@@ -6,7 +6,7 @@ and are not named (`formats.feature_spec`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,10 +75,6 @@ def export_split_binary(
         chunks = {split: split_binary_chunks(split, data.features) for split in NAMED_SPLITS}
         write_feature_spec(output, features, chunks, channels, vocabularies_of(directory))
     return sum(counts.get(split, 0) for split in SPLITS)
-
-
-DATASET_TYPES: dict[str, Callable[..., int]] = {"split_binary": export_split_binary}
-"""Layouts: (input, output, overwrite) -> rows written."""
 
 
 def _pieces(data: TabularDataset, split: str) -> Iterator[TabularRows]:
