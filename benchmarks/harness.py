@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lookback.core.devices import cores
+from lookback.core.processes import resident_peak
 
 # Packages whose versions decide how fast things run; those not installed are left out.
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "merlin-models", "numpy", "pyarrow")
@@ -190,12 +190,6 @@ def gemm_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> 
     return interleave({"gemm": work}, rounds=repeats, warmup=2)["gemm"].highest
 
 
-def peak_rss_bytes() -> int:
-    """The most memory this process has had in RAM so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def machine_info() -> dict[str, Any]:
     """The machine and the software that a figure was measured with."""
     info: dict[str, Any] = {
@@ -263,7 +257,7 @@ def print_report(
         "figures": report.figures,
         "ratios": report.ratios,
         "seconds": seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": resident_peak(),
     }
     # Not through rich, which would wrap the line.
     console.file.write(json.dumps(line, default=_to_json, allow_nan=False) + "\n")

@@ -104,15 +104,15 @@ def peak_memory(args: argparse.Namespace, batch_size: int, names: Sequence[str])
 
 def peak_of(name: str, args: argparse.Namespace, batch_size: int) -> int | None:
     """Trains a few steps; the peak RSS of this process, or of the peer (None: not set up)."""
-    from lookback.benchmarks.harness import peak_rss_bytes
     from lookback.benchmarks.ncf_contenders import Contenders, make_histories
+    from lookback.core.processes import resident_peak
 
     contenders = Contenders(make_histories(args), batch_size)
     if name != "torch":
         step = contenders.train(**_OURS[name])
         for _ in range(_STEPS):
             step()
-        return peak_rss_bytes()
+        return resident_peak()
     with contenders.peer(contenders.train_pairs(), args) as peer:
         if peer is None:
             return None

@@ -1,18 +1,9 @@
-"""Histories that stream against those that are resident: accuracy, speed, and memory.
-
-The limit is of RLIMIT_DATA: private memory that a process can write, whether it is resident or not.
-TensorFlow reserves address space, which RLIMIT_AS would count, and files that are mapped are the
-system's to drop. What was resident at most is printed beside it (VmHWM).
-"""
+"""Histories that stream against those that are resident: accuracy, speed, and memory."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +18,6 @@ QUESTION = "Do histories that memory does not hold train as well and as fast as 
 
 PARTS = ("accuracy", "speed", "limit")
 
-_ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = 8
 """Users of a block of MovieLens-100k, which has 943."""
 _SHARE = 4
@@ -139,26 +129,12 @@ def _limit(args: argparse.Namespace, directory: Path) -> dict[str, object]:
 
 def _train(options: dict[str, Any], results: Path, limit: int | None = None) -> dict[str, Any]:
     """Runs train.py; gives its last figures, and what was resident at most, in bytes."""
+    from lookback.benchmarks.bounded import run_bounded
     from lookback.training.output.logging import read_log
 
-    words = [sys.executable, str(_ROOT / "train.py"), "--results_dir", str(results)]
-    for name, value in options.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-
-    def restrict() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=restrict
-    )
-    assert process.stdout is not None
-    text = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)  # what this process used, and no other
-    if status:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{text[-4000:]}")
+    _, peak = run_bounded("train", [], {**options, "results_dir": results}, limit)
     (summary,) = (record.data for record in read_log(results / "log.json") if not record.step)
-    return {**summary, "resident": usage.ru_maxrss * 1024}
+    return {**summary, "resident": peak}
 
 
 def _generated(events: int, cache_dir: Path | None) -> Path:

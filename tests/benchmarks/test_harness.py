@@ -54,11 +54,10 @@ def test_timing_reports_median_extremes_and_the_median_of_ratios():
     assert ours.over(theirs) == 2.0  # of 3, 2 and 0.5
 
 
-def test_peaks_and_memory_are_plausible():
+def test_peaks_are_plausible():
     # Any machine that runs TensorFlow lies within these.
     assert 1e8 < harness.gemm_peak(size=256, repeats=2) < 1e16
     assert 1e6 < harness.gemm_peak("bfloat16", size=256, repeats=2) < 1e16
-    assert 1e7 < harness.peak_rss_bytes() < 1e12
 
 
 def test_machine_info_names_the_machine():

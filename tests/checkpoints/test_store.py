@@ -499,15 +499,16 @@ def test_a_large_table_needs_little_memory(tmp_path):
     """256 MiB in blocks, saved and verified, with less than 100 MiB of extra memory."""
     code = textwrap.dedent(
         """
-        import resource, sys
+        import sys
         import numpy as np
         from lookback.checkpoints.store import CheckpointStore, RowBlocks
+        from lookback.core.processes import resident_peak
 
         block = np.ones((1 << 15, 16), np.float32)  # 2 MiB
         blocks = RowBlocks((1 << 22, 16), block.dtype, lambda: (block for _ in range(128)))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident_peak()
         CheckpointStore(sys.argv[1]).save(0, {"table": blocks}, {})
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+        print((resident_peak() - before) >> 20)
         """
     )
     done = subprocess.run(

@@ -565,12 +565,13 @@ def test_days_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Twenty times the rows; the peak of a process of its own, which had the few before, stays."""
     script = (
-        f"{FORGO}import resource, sys\n"
+        f"{FORGO}import sys\n"
+        "from lookback.core.processes import resident_peak\n"
         "from lookback.workflows.pipeline import run_dataset\n"
         "for raw in sys.argv[1:]:\n"
         "    run_dataset('criteo', raw, f'{raw}-out', numerical=3, categorical=4, workers=0,\n"
         "                block_size=200_000)\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "    print(resident_peak())\n"
     )
     text = make_day(10_000, 0).to_csv(sep="\t", header=False, index=False).encode()
     raws = {copies: tmp_path / f"raw{copies}" for copies in (2, 40)}
@@ -582,7 +583,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         [sys.executable, "-c", script, *raws.values()],
         cwd=ROOT, capture_output=True, text=True, timeout=100, check=True,
     )  # fmt: skip
-    few, many = (int(line) << 10 for line in done.stdout.splitlines())
+    few, many = (int(line) for line in done.stdout.splitlines())
     assert many - few < 2 * 38 * len(text) / 2, (few, many)
 
 
