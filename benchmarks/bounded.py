@@ -2,34 +2,50 @@
 
 The limit is of RLIMIT_DATA: private memory that a process can write, whether it is resident or not.
 TensorFlow reserves address space, which RLIMIT_AS would count, and files that are mapped are the
-system's to drop. What was resident at most (VmHWM) is measured beside it.
+system's to drop. What was resident at most (VmHWM) and how long cores worked is measured, too.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 _ROOT = Path(__file__).resolve().parent.parent
 _COMMAND = """
-import pathlib, sys
+import json, pathlib, sys, time
 from lookback import cli
 from lookback.core.processes import resident_peak
 failed = getattr(cli, sys.argv[1])(sys.argv[3:], sys.argv[1])
-pathlib.Path(sys.argv[2]).write_text(str(resident_peak()))
+pathlib.Path(sys.argv[2]).write_text(json.dumps([resident_peak(), time.process_time()]))
 sys.exit(failed)
 """
 """The process tells its own peak: what `wait4` and `getrusage` tell begins with its parent's."""
 
 
+class Ended(NamedTuple):
+    """A command that is through.
+
+    Attributes:
+      text: that it printed.
+      peak: of what was resident, in bytes.
+      cpu: seconds of all cores together, of this process alone.
+    """
+
+    text: str
+    peak: int
+    cpu: float
+
+
 def run_bounded(
     door: str, words: Sequence[str], options: Mapping[str, object], limit: int | None = None
-) -> tuple[str, int]:
-    """Runs a command; gives what it printed, and what was resident at most, in bytes.
+) -> Ended:
+    """Runs a command to its end.
 
     Args:
       door: of `lookback.cli`: "train" or "workflows".
@@ -49,9 +65,9 @@ def run_bounded(
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     with tempfile.TemporaryDirectory() as directory:
-        peak = Path(directory) / "peak"
+        told = Path(directory) / "told"
         ended = subprocess.run(
-            [sys.executable, "-c", _COMMAND, door, str(peak), *given],
+            [sys.executable, "-c", _COMMAND, door, str(told), *given],
             cwd=_ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -61,4 +77,4 @@ def run_bounded(
         )
         if ended.returncode:
             raise RuntimeError(f"{door} {' '.join(given)} failed:\n{ended.stdout[-4000:]}")
-        return ended.stdout, int(peak.read_text())
+        return Ended(ended.stdout, *json.loads(told.read_text()))

@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         run_bounded("workflows", ["generate"], {"dataset": "synthetic", "output": raw, **sizes})
         options = {"dataset": "synthetic", "input": raw, "output": dataset}
         options |= {"workers": 0, "memory_limit": limit}
-        told, _ = run_bounded("workflows", ["run"], {**options, "dry_run": True})
+        told = run_bounded("workflows", ["run"], {**options, "dry_run": True}).text
         began = time.perf_counter()
-        _, resident = run_bounded("workflows", ["run"], options, limit)
+        ended = run_bounded("workflows", ["run"], options, limit)
         seconds = time.perf_counter() - began
         written = sum(file.stat().st_size for file in dataset.rglob("*") if file.is_file())
     foretold = [line.split(maxsplit=1) for line in told.splitlines() if line.startswith("  ")]
@@ -59,11 +59,18 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         columns=["", "measured"],
         rows=[
             ["limit (RLIMIT_DATA)", format_size(limit)],
-            ["resident at most (VmHWM)", format_size(resident)],
+            ["resident at most (VmHWM)", format_size(ended.peak)],
             ["seconds", f"{seconds:,.0f}"],
+            ["seconds of CPU", f"{ended.cpu:,.0f}"],
             ["dataset", format_size(written)],
             *([f"--dry_run: {words[0]}", words[1]] for words in foretold),
         ],
         config={name: str(value) for name, value in vars(args).items()},
-        figures={"resident": resident, "seconds": seconds, "limit": limit, "written": written},
+        figures={
+            "resident": ended.peak,
+            "seconds": seconds,
+            "cpu": ended.cpu,
+            "limit": limit,
+            "written": written,
+        },
     )

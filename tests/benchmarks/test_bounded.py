@@ -11,9 +11,10 @@ MADE = {"dataset": "synthetic", "events": 2000, "users": 20, "items": 200}
 def test_a_process_tells_its_own_peak(tmp_path):
     """Less than what its parent has, with which the figures of `getrusage` begin."""
     held = np.ones(1 << 30, np.uint8)
-    _, peak = run_bounded("workflows", ["generate"], {**MADE, "output": tmp_path / "raw"})
+    ended = run_bounded("workflows", ["generate"], {**MADE, "output": tmp_path / "raw"})
     assert list((tmp_path / "raw").iterdir())
-    assert 30 << 20 < peak < len(held)
+    assert 30 << 20 < ended.peak < len(held)
+    assert 0.1 < ended.cpu < 60
 
 
 def test_a_limit_holds(tmp_path):
