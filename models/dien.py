@@ -45,7 +45,7 @@ class DIENBody(HistoryBody):
     @property
     def slots(self) -> tuple[slice | None, slice | None]:
         """The short sequence alone."""
-        return None, slice(self._config.long_seq_length, None)
+        return None, slice(-self._config.short_seq_length, None)
 
     def loss_counts(
         self, inputs: Mapping[str, tf.Tensor], labels: tf.Tensor

@@ -133,7 +133,7 @@ class HistoryBody(ClickBody):
             long=None if long is None else events(_LONG),
             long_mask=None if long is None else mask[:, long],
             short=None if short is None else events(_SHORT),
-            short_mask=None if short is None else tf.transpose(mask[:, short]),
+            short_mask=None if short is None else _steps(mask, short),
             negatives=events(_SHORT, _NEGATIVES) if drawn else None,
         )
 
@@ -267,8 +267,16 @@ def _sequences(
     if long is not None:
         found[f"{name}{_LONG}"] = events[:, long]
     if short is not None:
-        found[f"{name}{_SHORT}"] = time_major(events[:, short])
+        found[f"{name}{_SHORT}"] = _steps(events, short)
     return found
+
+
+def _steps(values: tf.Tensor, short: slice) -> tf.Tensor:
+    """What of ``[B, T, ...]`` is in the short sequence, time-major ``[S, B, ...]``."""
+    steps = time_major(values[:, short])
+    # Of as many slots as requests have, TensorFlow does not know how many the last S are.
+    steps.set_shape([-short.start, *steps.shape[1:]])
+    return steps
 
 
 def build_history(

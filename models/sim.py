@@ -91,7 +91,8 @@ class SIMBody(HistoryBody):
     @property
     def slots(self) -> tuple[slice | None, slice | None]:
         """The long sequence is searched, the short one read."""
-        split = self._config.long_seq_length
+        # From the end: a batch of requests is as wide as its longest history.
+        split = -self._config.short_seq_length
         return slice(None, split), slice(split, None)
 
     def loss_counts(
@@ -135,7 +136,10 @@ class SIMBody(HistoryBody):
           ``[B, C, stage_two_mlp_dims[-1]]``.
         """
         batch = self.embed(inputs)
-        searched, attended, mean = self._search(batch, inputs)
+        if not training and targets is None:
+            attended, mean = self._read(batch, inputs)
+        else:
+            searched, attended, mean = self._search(batch, inputs)
         if (training or testing) and targets is not None:
             stage_one = tf.concat([batch.target, searched, batch.user], -1)
             logits = self._stage_one_head(by_candidate(self._stage_one, stage_one, training))
@@ -184,6 +188,44 @@ class SIMBody(HistoryBody):
         searched, attended, mean = tf.split(sums, 3, axis=1)
         return self.split_event(searched)[0], attended, mean
 
+    def _read(
+        self, batch: Embedded, inputs: Mapping[str, tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """What scoring needs of `_search`, without stage one.
+
+        The events found are gathered: there is no gradient that would have to be scattered, and of
+        990 events with k = 50 all that follows the search is a twentieth of the work (27 against 6
+        ms of a core for 256 candidates, search included; of 90 events they take the same).
+
+        Args:
+          batch: embedded.
+          inputs: the batch's ids, for the categories of hard search.
+
+        Returns:
+          The ESU's attention and the mean of the events found, ``[B, C, E']`` each.
+        """
+        items, gaps = self.split_event(batch.long)  # [B, L, E], [B, L, D]
+        scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, L]
+        valid = tf.expand_dims(batch.long_mask, 1)  # [B, 1, L]
+        k = tf.minimum(self._config.k, tf.shape(scores)[-1])
+        if self._category is None:
+            best, places = tf.math.top_k(_where(valid, tf.cast(scores, tf.float32)), k)
+            exact = best
+        else:
+            valid &= self._same_category(inputs, self._category)
+            latest = tf.range(tf.cast(tf.shape(scores)[-1], tf.float32))
+            best, places = tf.math.top_k(_where(valid, latest), k)
+            exact = tf.cast(tf.gather(scores, places, batch_dims=2), tf.float32)
+        selected = best > -float("inf")  # [B, C, k]
+        if gaps is not None:
+            by_gap = tf.cast(tf.squeeze(linear(gaps, self._gap_score), -1), tf.float32)  # [B, L]
+            exact += tf.gather(by_gap, places, batch_dims=1)
+        weights = tf.stack([masked_softmax(exact, selected), mean_weights(selected)], 2)
+        events = tf.gather(batch.long, places, batch_dims=1)  # [B, C, k, E']
+        sums = tf.matmul(tf.cast(weights, self.compute_dtype), events)  # [B, C, 2, E']
+        attended, mean = tf.unstack(sums, axis=2)
+        return attended, mean
+
     def _find(self, batch: Embedded, inputs: Mapping[str, tf.Tensor]) -> _Found:
         """Searches the long sequence; arguments as of `_search`."""
         items, gaps = self.split_event(batch.long)  # [B, L, E], [B, L, D]
@@ -203,8 +245,13 @@ class SIMBody(HistoryBody):
     def _same_category(self, inputs: Mapping[str, tf.Tensor], feature: str) -> tf.Tensor:
         """Which long events share each candidate's category: bool ``[B, C, L]``."""
         target = column(inputs, feature)  # [B, C]
-        events = history(inputs, feature)[:, : self._config.long_seq_length]  # [B, L]
+        events = history(inputs, feature)[:, self.slots[0]]  # [B, L]
         return tf.expand_dims(target, 2) == tf.expand_dims(events, 1)
+
+
+def _where(allowed: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """Keys of a search, below all others where an event may not be found: ``[B, C, L]``."""
+    return tf.where(allowed, keys, -float("inf"))
 
 
 tables = history_tables

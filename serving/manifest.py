@@ -164,7 +164,10 @@ class CandidatesManifest(Manifest):
 
 @dataclasses.dataclass(frozen=True)
 class HistoriesManifest(CandidatesManifest):
-    """Of a model over histories: what is of events is also, as ``<name>_history``, an input [B, T].
+    """Of a model over histories: what is of events is also, as ``<name>_history``, an input.
+
+    Such an input is ``[B, T']`` of any T' from `least_slots` to T. Of earlier versions it is
+    ``[B, T]``.
 
     Features are in the order of their role's categories (the id first, bags among them), then its
     numbers. Of bags, inputs have an axis more, ``[..., M]``.
@@ -197,6 +200,14 @@ class HistoriesManifest(CandidatesManifest):
             "context": self.context_features,
             "event": self.event_features,
         }
+
+    @property
+    def least_slots(self) -> int:
+        """The fewest history slots of a batch: models read the last of them apart."""
+        slots = self.inputs[f"{self.item_features[0]}{HISTORY_SUFFIX}"][1]
+        if slots is not None:
+            return slots
+        return 1 + self.max_seq_length - int(self.options["long_seq_length"])
 
     @property
     def bags(self) -> Mapping[str, int]:

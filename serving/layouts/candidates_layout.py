@@ -57,6 +57,10 @@ class CandidateRequestLayout(RequestLayout):
         rows: int = manifest.cardinalities[name]
         return rows
 
+    def drawn_axes(self, name: str, axes: Sequence[int | None], manifest: Any) -> tuple[int, ...]:
+        """The size of a row of an input of the signature in `draw`."""
+        return tuple(1 if axis is None else axis for axis in axes)
+
     def answer(
         self, request: Request, manifest: CandidatesManifest, scores: Scores
     ) -> dict[str, Any]:
@@ -101,7 +105,7 @@ class CandidateRequestLayout(RequestLayout):
         """Full lists and bags where they have a length, and one candidate a user."""
         inputs: dict[str, npt.NDArray[Any]] = {}
         for name, shape in manifest.inputs.items():
-            size = (batch_size, *(1 if axis is None else axis for axis in shape[1:]))
+            size = (batch_size, *self.drawn_axes(name, shape[1:], manifest))
             if manifest.input_type(name) == "float32":
                 inputs[name] = random.standard_normal(size, np.float32)
                 continue

@@ -368,6 +368,7 @@ def request_cases(place: Path) -> dict[str, Case]:
         (),
         (),
         4,
+        4,
         lambda gaps: np.minimum(gaps, 9),
         {"user_id": names, "item_id": numbers, "category_id": EncodedIds(9)},
         items,

@@ -375,7 +375,7 @@ def test_a_bundle_says_what_it_reads(bundle_dir: Path, dataset: Path, capsys: An
         **{"age": (None,), "interests": (None, 2)},
         **{"genres": (None, None, 3), "price": (None, None)},
     }
-    assert manifest.inputs[history_name("actions")] == (None, SLOTS, 3)
+    assert manifest.inputs[history_name("actions")] == (None, None, 3)
     assert set(content["transforms"]) == {
         *("interests", "age", "genres", "brand", "year", "price"),
         *("sensors", "hour", "actions", "dwell"),

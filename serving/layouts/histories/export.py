@@ -67,7 +67,7 @@ class ExportedHistories(ExportedDataset):
             event_features=features["event"],
             max_seq_length=options["max_seq_length"],
             time_features=options["time_features"],
-            inputs=_input_shapes(model_schema, features, bags, options["max_seq_length"]),
+            inputs=_input_shapes(model_schema, features, bags),
             cardinalities=rows,
             vocabularies=self._vocabularies(rows, transforms),
             transforms=transforms,
@@ -193,7 +193,6 @@ def _input_shapes(
     schema: Schema,
     features: Mapping[Role, tuple[str, ...]],
     bags: Mapping[str, int],
-    length: int,
 ) -> dict[str, tuple[int | None, ...]]:
     """Shapes of the model's inputs, see `formats.features`; None where any size goes."""
     names = {name for own in features.values() for name in own}
@@ -202,7 +201,7 @@ def _input_shapes(
         feature = name if name in names else name.removesuffix(HISTORY_SUFFIX)
         bag = (bags[feature],) if feature in bags else ()
         if name not in names:
-            shapes[name] = (None, length, *bag)
+            shapes[name] = (None, None, *bag)
         else:
             shapes[name] = (None, None, *bag) if name in features["item"] else (None, *bag)
     return shapes

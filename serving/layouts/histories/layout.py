@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lookback.serving.layouts.candidates import StoredUsers, StoredValues, known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
 from lookback.serving.layouts.histories.requests import TIME_GAP_INPUT, HistoryRequestEncoder
 from lookback.serving.layouts.histories.sample import require_same_dataset, sample_users
-from lookback.serving.manifest import HistoriesManifest
+from lookback.serving.manifest import HISTORY_SUFFIX, HistoriesManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
 
@@ -52,6 +52,7 @@ class HistoryRequestLayout(CandidateRequestLayout):
             context_features=manifest.context_features,
             event_features=manifest.event_features,
             max_seq_length=manifest.max_seq_length,
+            least_slots=manifest.least_slots,
             time_gap_bucket=bucket,
             encoders=encoders,
             catalogue=catalogue,
@@ -115,6 +116,14 @@ class HistoryRequestLayout(CandidateRequestLayout):
         """How long the history is."""
         events = len(request[HISTORY][manifest.item_features[0]])
         return f"{events} event{'s' * (events != 1)} of history"
+
+    def drawn_axes(
+        self, name: str, axes: Sequence[int | None], manifest: HistoriesManifest
+    ) -> tuple[int, ...]:
+        """Histories are as long as they can be."""
+        if name.endswith(HISTORY_SUFFIX) and manifest.feature_of(name) != name:
+            return manifest.max_seq_length, *super().drawn_axes(name, axes[1:], manifest)
+        return super().drawn_axes(name, axes, manifest)
 
     def input_rows(self, name: str, manifest: HistoriesManifest) -> int:
         """A history is looked up where its feature is; time gaps have a table of their own."""

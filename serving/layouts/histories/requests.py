@@ -71,7 +71,8 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
       item_features: names, the id first.
       context_features: names of what is known of the moment of a request, and of past events.
       event_features: names of what is known of past events alone.
-      max_seq_length: history slots (T).
+      max_seq_length: history slots (T), of which the newest events take the last.
+      least_slots: of a batch, which has as many as its longest history needs (at most T).
       time_gap_bucket: buckets of gaps in seconds (int64 of any shape) for a model that reads
         them; None for one without time features.
       encoders: of each feature.
@@ -83,6 +84,7 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
     context_features: tuple[str, ...]
     event_features: tuple[str, ...]
     max_seq_length: int
+    least_slots: int
     time_gap_bucket: Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None
     encoders: Mapping[str, FeatureEncoder | EncodedIds]
     catalogue: ItemFeatures | None
@@ -146,9 +148,9 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
           requests: at least one; see the module.
 
         Returns:
-          int32: features of users and the context ``[B]``, of items ``[N]``, histories ``[B, T]``,
-          those of time gaps among them (0 on the left). Bags have an axis more, and numbers are
-          float32.
+          int32: features of users and the context ``[B]``, of items ``[N]``, histories of as many
+          slots as the longest needs, those of time gaps among them (0 on the left). Bags have an
+          axis more, and numbers are float32.
 
         Raises:
           RequestError: naming the request and the field.
@@ -163,13 +165,13 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
             name: encode_ragged(self.encoders[name], name, columns.one(name))
             for name in self._of_users
         }
-        T = self.max_seq_length
         events, lengths = self._encode(columns, HISTORY)
+        slots = max(self.least_slots, int(lengths.max()))
         for name, values in events.items():
-            inputs[f"{name}{HISTORY_SUFFIX}"] = padded(values, lengths, T, left=True)
+            inputs[f"{name}{HISTORY_SUFFIX}"] = padded(values, lengths, slots, left=True)
         if self.time_gap_bucket is not None:
             buckets = np.asarray(self.time_gap_bucket(self._gaps(columns)))
-            inputs[TIME_GAP_INPUT] = padded(buckets.astype(np.int32), lengths, T, left=True)
+            inputs[TIME_GAP_INPUT] = padded(buckets.astype(np.int32), lengths, slots, left=True)
         return inputs
 
     def encode_items(self, columns: Columns) -> Inputs:
