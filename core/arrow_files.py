@@ -66,6 +66,17 @@ def map_arrow(path: str | Path) -> pa.Table:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
+def read_batch(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows as `RecordBatch.serialize` gave them, whose columns are known from elsewhere.
+
+    Args:
+      data: their bytes, which stay their memory.
+      schema: of the rows.
+    """
+    _forbid_code()
+    return pa.ipc.read_record_batch(data, schema)
+
+
 @contextlib.contextmanager
 def _no_code(path: str | Path) -> Iterator[None]:
     _forbid_code()

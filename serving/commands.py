@@ -22,6 +22,7 @@ from lookback.serving.offline.commands import SCORE_FILE
 from lookback.serving.request_lines import request_chunks
 from lookback.serving.scores import Scores
 from lookback.serving.server.run import ServeOptions, serve
+from lookback.serving.store.commands import COMMANDS as STORE_COMMANDS
 
 # The modules behind the commands import pandas or TensorFlow, which takes seconds; --help and
 # mistakes answer at once.
@@ -239,6 +240,7 @@ PROGRAM = Program(
             _score,
         ),
         "score-file": SCORE_FILE,
+        **STORE_COMMANDS,
         "serve": Command("answer requests over HTTP", CommandLine((ServeOptions,)), serve),
         "sample": Command(
             "make requests out of a dataset",

@@ -50,6 +50,11 @@ class VocabularyEncoder:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the ids are strings; else they are integers."""
+        return self._text
+
     @classmethod
     def read(cls, path: Path, feature: str) -> VocabularyEncoder:
         """Reads a file that NVTabular's Categorify wrote.

@@ -17,7 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lookback.formats.bags import padded, read_bags
-from lookback.formats.transforms import Bag, Buckets, Hashed, Number, Vocabulary, transform_of
+from lookback.formats.transforms import (
+    Bag,
+    Buckets,
+    Hashed,
+    Number,
+    Transform,
+    Vocabulary,
+    transform_of,
+)
 from lookback.formats.vocabulary import FIRST_KNOWN, NULL, PADDING
 from lookback.serving.encoding import Int32, VocabularyEncoder, excerpt, finite_numbers
 from lookback.serving.manifest import HistoriesManifest, TabularManifest
@@ -185,8 +193,21 @@ def encoder_of(
     Raises:
       UserError: if its transformation is none, or a vocabulary is not there.
     """
-    vocabulary = directory / manifest.vocabularies.get(name, "")
-    transform = transform_of(manifest.transforms.get(name, Vocabulary().to_json()))
+    said = manifest.transforms.get(name, Vocabulary().to_json())
+    return encoder_by(transform_of(said), name, directory / manifest.vocabularies.get(name, ""))
+
+
+def encoder_by(transform: Transform, name: str, vocabulary: Path) -> FeatureEncoder:
+    """The encoder of a feature by its transformation.
+
+    Args:
+      transform: of the feature.
+      name: of the feature.
+      vocabulary: file of the known values, where there is one.
+
+    Raises:
+      UserError: if it is needed and not there.
+    """
     if isinstance(transform, Number):
         return NumberEncoder(transform)
     if isinstance(transform, Buckets):

@@ -1,0 +1,60 @@
+"""The contract of what keeps records of users by key: a directory of ours, or Redis."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from lookback.formats.stored_histories import Head
+
+Change = Callable[[bytes | None], bytes]
+"""What becomes of a key's record (None: there is none yet)."""
+
+
+class Records(abc.ABC):
+    """Bytes by key, as one head says.
+
+    Attributes:
+      head: of the store.
+      place: its address, for people.
+    """
+
+    head: Head
+    place: str
+
+    @abc.abstractmethod
+    def get(self, key: bytes) -> bytes | None:
+        """A whole record."""
+
+    @abc.abstractmethod
+    def header(self, key: bytes) -> bytes | None:
+        """Its first bytes, by which one can tell whether it has changed."""
+
+    @abc.abstractmethod
+    def update(self, changes: Mapping[bytes, Change]) -> None:
+        """Changes records: all of them, durably, or none.
+
+        Raises:
+          OSError: if the disk is full, or fails; nothing has changed.
+          UserError: if the store cannot be written to.
+        """
+
+    @abc.abstractmethod
+    def keys(self) -> Iterator[bytes]:
+        """All keys, as they are now, in no order that means anything."""
+
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Bytes that the store takes."""
+
+    @abc.abstractmethod
+    def compact(self, without: Iterable[bytes] = ()) -> None:
+        """Writes anew what the store holds, so that nothing is left of what it held.
+
+        Args:
+          without: keys whose records are left out.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Lets go of it."""

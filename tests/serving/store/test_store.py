@@ -1,0 +1,472 @@
+"""What a store keeps: the same as lists in a dictionary, in LMDB and in Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from lookback.core.errors import UserError
+from lookback.formats.stored_histories import (
+    HEAD_FILE,
+    HEADER_BYTES,
+    Record,
+    decode_record,
+    encode_record,
+)
+from lookback.serving.store.events import EventError, read_event_table, read_events
+from lookback.serving.store.store import HistoryStore
+from tests.serving.store.plain import HEAD, Oracle, drawn
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """A real server, durable as it must be; its port, and where its files are."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("needs redis-server (Debian's package of that name)")
+    directory = tmp_path_factory.mktemp("redis")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [
+        *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)),
+        *("--appendonly", "yes", "--appendfsync", "always", "--save", "3600 1"),
+    ]
+    server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            assert time.monotonic() < deadline, "redis-server does not listen"
+        yield port, directory
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture(params=["lmdb", "redis"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where there is no store yet."""
+    if request.param == "lmdb":
+        return str(tmp_path / "store")
+    port, _ = request.getfixturevalue("redis")
+    import redis
+
+    redis.Redis(port=port).flushall()
+    return f"redis://127.0.0.1:{port}/3"
+
+
+@contextlib.contextmanager
+def opened(address: str, *, writes: bool = True) -> Iterator[HistoryStore]:
+    with contextlib.closing(HistoryStore.open(address, writes=writes)) as store:
+        yield store
+
+
+def make(address: str, users: list[tuple[Any, Record]] | None = None, **options: Any) -> None:
+    HistoryStore.create(address, HEAD, users or [], **options)
+
+
+def test_random_events_leave_what_lists_in_a_dictionary_have(address: str) -> None:
+    make(address)
+    rng, oracle = random.Random(0), Oracle()
+    sent: list[dict[str, Any]] = []
+    with opened(address) as store:
+        for _ in range(40):
+            call = [drawn(rng, len(sent) + n) for n in range(rng.randrange(1, 8))]
+            call += rng.sample(sent, min(len(sent), rng.randrange(3)))
+            sent += call
+            done = store.append(read_events(HEAD, call))
+            assert dataclasses.asdict(done) == oracle.append(call)
+            for user, events in oracle.events.items():
+                history = store.get(user)
+                assert history is not None
+                assert history.as_json()["history"] == oracle.columns(user)
+                categories = {event["category_id"] for event in events}
+                for category in categories:
+                    places = history.record.of_category(category).tolist()
+                    assert places == [
+                        n for n, event in enumerate(events) if event["category_id"] == category
+                    ]
+                assert history.record.of_category("nobody's").tolist() == []
+                newest = history.newest(["item_id"], 5)["item_id"]
+                assert newest == oracle.columns(user)["item_id"][-5:]
+        assert sorted(store.users()) == sorted(oracle.events)
+        assert store.get("nobody") is None
+    with opened(address, writes=False) as again:
+        for user in oracle.events:
+            history = again.get(user)
+            assert history is not None and history.as_json()["history"] == oracle.columns(user)
+
+
+def test_a_table_appends_what_its_rows_do_as_objects(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    events = [drawn(rng, n) for n in range(30)]
+    schema = pa.schema([pa.field("user", pa.string()), *HEAD.event_schema])
+    table = pa.Table.from_pylist(events, schema)
+    by_objects, by_rows = read_events(HEAD, events), read_event_table(HEAD, table)
+    assert by_rows.rows.equals(by_objects.rows)
+    assert by_rows.users == by_objects.users
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"user": 5}, "user: expected the id of a user, a text"),
+        ({"user": ""}, "user: expected"),
+        ({"user": "x" * 501}, "user: expected"),
+        ({"user": "\ud800"}, "user: expected"),
+        ({"event_id": 7}, "event_id: expected a text"),
+        ({"event_id": ""}, "event_id: expected a text"),
+        ({"timestamp": 1.5}, "timestamp: expected whole seconds"),
+        ({"timestamp": True}, "timestamp: expected whole seconds"),
+        ({"timestamp": 1 << 62}, "timestamp: expected whole seconds"),
+        ({"item_id": None}, "item_id: expected an item"),
+        ({"item_id": "5"}, "item_id: expected an integer"),
+        ({"item_id": 1 << 63}, "item_id: expected an integer"),
+        ({"category_id": 5}, "category_id: expected a text"),
+        ({"tags": "usb"}, "tags: expected a list of texts"),
+        ({"tags": ["usb", None]}, "tags: expected a list of texts"),
+        ({"dwell": float("nan")}, "dwell: expected a finite number"),
+        ({"dwell": 10**400}, "dwell: expected a finite number"),
+        ({"dwell": True}, "dwell: expected a finite number"),
+        ({"more": 1}, "'more' is unknown"),
+    ],
+)
+def test_what_is_no_event_is_refused_by_number_and_field(change: dict[str, Any], said: str) -> None:
+    events = [drawn(random.Random(0), n) for n in range(3)]
+    events[1] |= change
+    with pytest.raises(EventError, match=said) as raised:
+        read_events(HEAD, events)
+    assert raised.value.index == 1
+
+
+@pytest.mark.parametrize("name", ["user", "event_id", "timestamp", "item_id", "device", "dwell"])
+def test_what_is_missing_is_named(name: str) -> None:
+    event = drawn(random.Random(0), 0)
+    del event[name]
+    with pytest.raises(EventError, match=f"{name!r} is missing"):
+        read_events(HEAD, [event])
+
+
+def test_items_features_are_looked_up_where_they_are_left_out() -> None:
+    class Items:
+        def look_up(self, items: list[Any], feature: str) -> list[Any] | None:
+            return [f"of {item}" for item in items] if items != [2] else None
+
+    events = [drawn(random.Random(0), n) | {"item_id": n} for n in range(3)]
+    del events[1]["category_id"], events[2]["category_id"]
+    with pytest.raises(EventError, match="'category_id' is missing") as raised:
+        read_events(HEAD, events)
+    assert raised.value.index == 1
+    with pytest.raises(EventError, match="the catalogue does not know 2") as raised:
+        read_events(HEAD, events, Items())
+    assert raised.value.index == 2
+    found = read_events(HEAD, events[:2], Items()).rows.column("category_id").to_pylist()
+    assert found == [events[0]["category_id"], "of 1"]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (pa.array(["1"]), "column item_id: expected integers, found string"),
+        (pa.array([None], pa.int64()), "item_id: expected a value"),
+    ],
+)
+def test_tables_of_other_columns_are_refused(column: pa.Array, said: str) -> None:
+    schema = pa.schema([pa.field("user", pa.string()), *HEAD.event_schema])
+    table = pa.Table.from_pylist([drawn(random.Random(0), 0)], schema)
+    place = table.column_names.index("item_id")
+    with pytest.raises(UserError, match=said):
+        read_event_table(HEAD, table.set_column(place, "item_id", column))
+    with pytest.raises(UserError, match="item_id is missing"):
+        read_event_table(HEAD, table.drop(["item_id"]))
+
+
+def record_of(count: int) -> Record:
+    events = [drawn(random.Random(n), n) | {"timestamp": n} for n in range(count)]
+    return Record({"country": "AT"}, read_events(HEAD, events).rows)
+
+
+def test_every_changed_byte_of_a_record_is_found() -> None:
+    data = encode_record(HEAD, record_of(3))
+    assert decode_record(HEAD, data, "x").events.num_rows == 3
+    rng = np.random.default_rng(0)
+    for place in [*range(HEADER_BYTES), *rng.integers(len(data), size=200).tolist()]:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        with pytest.raises(UserError, match=r"damaged|expected a history of version"):
+            decode_record(HEAD, bytes(damaged), "x")
+    for length in (0, 3, HEADER_BYTES, len(data) - 1):
+        with pytest.raises(UserError, match="damaged"):
+            decode_record(HEAD, data[:length], "x")
+
+
+def test_histories_are_cached_until_they_change(address: str) -> None:
+    make(address, [("a", record_of(3)), ("b", record_of(2))])
+    rng = random.Random(0)
+    with opened(address) as store:
+        first = store.get("a")
+        assert store.get("a") is first and (store.hits, store.misses) == (1, 1)
+        store.append(read_events(HEAD, [drawn(rng, 99) | {"user": "a", "timestamp": 50}]))
+        again = store.get("a")
+        assert again is not None and first is not None and again is not first
+        assert len(again) == len(first) + 1 and again.record.user == {"country": "AT"}
+        assert (store.hits, store.misses) == (1, 2)
+
+
+def test_the_cache_is_bounded(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lookback.serving.store import store as module
+
+    monkeypatch.setattr(module, "MOST_CACHED_EVENTS", 7)
+    make(address, [(name, record_of(3)) for name in "abc"])
+    with opened(address, writes=False) as store:
+        for name in "abaca":  # b goes when c comes: a was asked for since
+            store.get(name)
+        assert (store.hits, store.misses) == (2, 3)
+        store.get("b")
+        assert (store.hits, store.misses) == (2, 4)
+
+
+def test_what_was_deleted_is_nowhere_in_the_files(address: str, request: Any) -> None:
+    def secret(n: int) -> dict[str, Any]:
+        return drawn(random.Random(n), n) | {"user": "gone-7f3c91", "device": f"secret-{n}-55aa"}
+
+    make(address, [(f"u{n}", record_of(5)) for n in range(50)])
+    with opened(address) as store:
+        for n in range(20):  # leaves pages behind
+            store.append(read_events(HEAD, [secret(n) | {"timestamp": n}]))
+            store.append(read_events(HEAD, [drawn(random.Random(n), 100 + n) | {"user": "u1"}]))
+        files = Path(address)
+        if address.startswith("redis"):
+            files = request.getfixturevalue("redis")[1]
+        assert any(b"secret-" in data for data in contents(files))
+        before = {user: store.get(user) for user in store.users() if user != "gone-7f3c91"}
+        assert store.delete(["gone-7f3c91", "never"]) == ["never"]
+        for data in contents(files):
+            assert b"secret-" not in data and b"gone-7f3c91" not in data
+        assert store.get("gone-7f3c91") is None
+        assert set(store.users()) == set(before)
+        for user, history in before.items():
+            now = store.get(user)
+            assert now is not None and history is not None and now.as_json() == history.as_json()
+        store.append(read_events(HEAD, [secret(99)]))  # may come back
+        assert len(store.get("gone-7f3c91") or ()) == 1
+
+
+def contents(directory: Path) -> list[bytes]:
+    return [path.read_bytes() for path in directory.rglob("*") if path.is_file()]
+
+
+def test_a_store_is_replaced_only_on_demand(address: str) -> None:
+    make(address, [("a", record_of(3))])
+    with pytest.raises(UserError, match="--overwrite"):
+        make(address, [("b", record_of(2))])
+    with opened(address, writes=False) as store:
+        assert list(store.users()) == ["a"]
+    make(address, [("b", record_of(2))], overwrite=True)
+    with opened(address, writes=False) as store:
+        assert list(store.users()) == ["b"]
+
+
+def test_where_there_is_no_store_it_is_said(address: str) -> None:
+    with pytest.raises(UserError, match="load-histories"):
+        HistoryStore.open(address)
+
+
+def test_redis_that_would_lose_events_is_refused(redis: tuple[int, Path]) -> None:
+    import redis as client
+
+    port, _ = redis
+    server = client.Redis(port=port)
+    server.flushall()
+    address = f"redis://127.0.0.1:{port}/0"
+    make(address)
+    server.config_set("appendfsync", "everysec")
+    try:
+        with pytest.raises(UserError, match=r"would lose events .*appendfsync everysec"):
+            HistoryStore.open(address, writes=True)
+        HistoryStore.open(address).close()  # reading harms nothing
+    finally:
+        server.config_set("appendfsync", "always")
+
+
+def test_redis_that_is_not_there_is_said() -> None:
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/0.*Connection") as raised:
+        HistoryStore.open("redis://me:secret@127.0.0.1:1/0")
+    assert "secret" not in str(raised.value)
+
+
+def test_a_second_writer_is_refused_and_readers_see_what_the_first_writes(tmp_path: Path) -> None:
+    """The writer is another process; its lock goes with it."""
+    store = tmp_path / "store"
+    make(str(store), [("a", record_of(3))])
+    program = (
+        "import sys, random, json\n"
+        "from lookback.serving.store.store import HistoryStore\n"
+        "from lookback.serving.store.events import read_events\n"
+        "store = HistoryStore.open(sys.argv[1], writes=True)\n"
+        "for line in sys.stdin:\n"
+        "    task = json.loads(line)\n"
+        "    if task == 'compact': store.compact()\n"
+        "    else: store.append(read_events(store.head, [task]))\n"
+        "    print('done', flush=True)\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program, str(store)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(task: Any) -> None:
+        assert writer.stdin is not None and writer.stdout is not None
+        writer.stdin.write(json.dumps(task) + "\n")
+        writer.stdin.flush()
+        assert writer.stdout.readline() == "done\n"
+
+    event = drawn(random.Random(0), 7) | {"user": "a", "timestamp": 50}
+    try:
+        ask(event)
+        with opened(str(store), writes=False) as reader:
+            assert len(reader.get("a") or ()) == 4
+            with pytest.raises(UserError, match="another run is writing"):
+                HistoryStore.open(str(store), writes=True)
+            with pytest.raises(UserError, match="another run is writing"):
+                make(str(store), overwrite=True)
+            ask(event | {"event_id": "next"})
+            assert len(reader.get("a") or ()) == 5
+            ask("compact")
+            assert len(reader.get("a") or ()) == 5
+            ask(event | {"event_id": "after it"})
+            assert len(reader.get("a") or ()) == 6
+    finally:
+        writer.kill()
+        writer.wait()
+    with opened(str(store)) as own:
+        assert len(own.get("a") or ()) == 6
+
+
+def test_readers_notice_another_store_in_its_place(tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    make(store, [("a", record_of(3))])
+    with opened(store, writes=False) as reader:
+        make(store, [("a", record_of(2))], overwrite=True)
+        assert len(reader.get("a") or ()) == 2
+        other = dataclasses.replace(HEAD, vocabularies={"item_id": "b" * 64})
+        HistoryStore.create(store, other, [], overwrite=True)
+        with pytest.raises(UserError, match="become a store of other histories"):
+            reader.get("a")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:
+    store = small_disk / "store"
+    make(str(store), [(f"u{n}", record_of(5)) for n in range(20)])
+    filler = small_disk / "filler"
+    with opened(str(store)) as histories:
+        filler.write_bytes(bytes(shutil.disk_usage(small_disk).free // 4096 * 4096))
+        acknowledged = 0
+        with pytest.raises(OSError, match="No space left"):
+            for n in range(1000):
+                long = {"user": f"new {n}", "device": "x" * 50_000}
+                histories.append(read_events(HEAD, [drawn(random.Random(n), n) | long]))
+                acknowledged += 1
+        with pytest.raises(OSError, match="No space left"):
+            histories.compact()
+        users = set(histories.users())
+        assert len(users) == 20 + acknowledged
+        assert sorted(path.name for path in store.iterdir() if path.suffix == ".mdb") == [
+            json.loads((store / HEAD_FILE).read_text())["file"]
+        ]
+        filler.unlink()
+        histories.append(read_events(HEAD, [drawn(random.Random(0), 0) | {"user": "later"}]))
+        histories.compact()
+        assert set(histories.users()) == users | {"later"}
+
+
+def killed_while_appending(store: Path, rng: random.Random, number: int) -> list[int]:
+    """Appends in a process that is killed at a random moment; the events that it acknowledged."""
+    program = (
+        "import sys\n"
+        "from lookback.serving.store.store import HistoryStore\n"
+        "from lookback.serving.store.events import read_events\n"
+        "store = HistoryStore.open(sys.argv[1], writes=True)\n"
+        "first = int(sys.argv[2])\n"
+        "for n in range(first, first + 100000):\n"
+        "    event = dict(user=f'U{n % 3}', event_id=f'e{n}', timestamp=n, item_id=n,\n"
+        "        category_id='c', tags=[], device='d' * (n % 3000), dwell=None)\n"
+        "    store.append(read_events(store.head, [event]))\n"
+        "    print(n, flush=True)\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program, str(store), str(number)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    writer.stdout.readline()
+    time.sleep(rng.random() * 0.2)  # at a random moment is the point
+    writer.kill()
+    rest = writer.stdout.read().splitlines(keepends=True)
+    writer.wait()
+    return [number, *(int(line) for line in rest if line.endswith("\n"))]
+
+
+@pytest.mark.slow
+def test_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    check_kills(tmp_path / "store", 8)
+
+
+def check_kills(store: Path, kills: int) -> int:
+    """Kills writers, and compares what is left; gives how many events were acknowledged."""
+    head = dataclasses.replace(HEAD, max_events=10**6)
+    HistoryStore.create(str(store), head, [])
+    rng, acknowledged, next_event = random.Random(0), set(), 0
+    for _ in range(kills):
+        acknowledged |= set(killed_while_appending(store, rng, next_event))
+        with opened(str(store), writes=False) as reader:
+            found = set()
+            for user in reader.users():
+                history = reader.get(user)  # whole, or this raises
+                assert history is not None
+                columns = history.as_json()["history"]
+                items = columns["item_id"]
+                assert (
+                    columns["event_id"]
+                    == [f"e{n}" for n in items]
+                    == [f"e{t}" for t in columns["timestamp"]]
+                )
+                assert [len(text) for text in columns["device"]] == [n % 3000 for n in items]
+                found |= set(items)
+        assert acknowledged <= found
+        # At most the one that was under way, whose acknowledgement was lost.
+        assert found <= acknowledged | {max(acknowledged) + 1}
+        acknowledged, next_event = found, max(found) + 1
+    return len(acknowledged)
+
+
+if __name__ == "__main__":  # python -m tests.serving.store.test_store DIR 50
+    print(check_kills(Path(sys.argv[1]), int(sys.argv[2])), "events acknowledged, none lost")
