@@ -18,30 +18,23 @@ import logging
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tornado import web
 
 from lookback.core.errors import UserError, shown
-from lookback.core.faults import MOST_CHARACTERS
 from lookback.core.json_files import load_json
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
-from lookback.serving.server.metrics import CONTENT_TYPE, Metrics
-from lookback.serving.server.models import Models, ServedModel
-from lookback.serving.server.scorer import OverloadedError, Scorer, ScoringError
+from lookback.serving.server.address import Address, Bodied, Site, TooLargeError
+from lookback.serving.server.metrics import CONTENT_TYPE
+from lookback.serving.server.models import ServedModel
+from lookback.serving.server.scorer import OverloadedError, ScoringError
 from lookback.serving.server.wire import (
     JSON_LENGTH,
     metadata_of,
     read_inference,
     write_inference,
 )
-
-MOST_BYTES = 16 << 20
-"""Of a body: a history of some hundred thousand events."""
-
-MOST_READ = 4 * MOST_BYTES
-"""Of a body that is too large: up to here it is read, so that its sender hears why."""
 
 MOST_REQUESTS = 1024
 """Of one call."""
@@ -52,40 +45,7 @@ RETRY_SECONDS = 1
 PROBE_SECONDS = 10.0
 """In which the model must score a row, for the server to be alive."""
 
-_NONE = "-"  # the model of an address that names none, in metrics
 _log = logging.getLogger(__name__)
-
-
-class TooLargeError(UserError):
-    """A body is larger than what is taken."""
-
-
-class Site:
-    """What all addresses share.
-
-    Attributes:
-      models: that are served.
-      scorer: of their requests.
-      metrics: what is counted.
-      token: of administrators; None: there are none.
-      names: hosts by which a client may call the server; None: any.
-      ready: whether it takes requests.
-      active: how many of them are not answered yet.
-    """
-
-    def __init__(
-        self,
-        models: Models,
-        scorer: Scorer,
-        metrics: Metrics,
-        token: str | None = None,
-        names: frozenset[str] | None = None,
-    ) -> None:
-        """Not ready yet."""
-        self.models, self.scorer, self.metrics = models, scorer, metrics
-        self.token, self.names = token, names
-        self.ready = False
-        self.active = 0
 
 
 def application(site: Site) -> web.Application:
@@ -108,83 +68,7 @@ def application(site: Site) -> web.Application:
     )
 
 
-class _Address(web.RequestHandler):
-    """What every address does: who may call, errors in JSON, counting."""
-
-    site: Site
-    model = _NONE
-
-    def initialize(self, site: Site) -> None:
-        self.site = site
-
-    def set_default_headers(self) -> None:
-        self.set_header("Server", "lookback")
-        self.set_header("X-Content-Type-Options", "nosniff")
-
-    def prepare(self) -> None:
-        """Refuses pages of other sites, whose browser is on this machine."""
-        host = urlsplit(f"//{self.request.host}")
-        origin = self.request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != self.request.host:
-            raise web.HTTPError(403, reason="Forbidden", log_message="of another site")
-        if self.site.names is not None and host.hostname not in self.site.names:
-            self.fail(403, f"This server is {', '.join(sorted(self.site.names))}, not that host.")
-
-    def fail(self, status: int, message: str) -> None:
-        """Answers with an error, and ends."""
-        self.set_status(status)
-        self.finish({"error": message[:MOST_CHARACTERS]})
-
-    def write_error(self, status_code: int, **_: Any) -> None:
-        """Of what nobody foresaw no more than the status: the rest is in the log."""
-        self.finish({"error": self._reason})
-
-    def on_finish(self) -> None:
-        self.site.metrics.requests.labels(self.model, self.get_status()).inc()
-
-    def named(self, name: str, version: str | None = None) -> ServedModel | None:
-        """A model; without one the answer says so."""
-        model = self.site.models.served.get(name)
-        if model is None:
-            known = ", ".join(self.site.models.served) or "none"
-            self.fail(404, f"There is no model {shown(name)}. Those that are served: {known}.")
-            return None
-        if version not in (None, str(model.version)):
-            self.fail(404, f"{name} is served in version {model.version}, not {shown(version)}.")
-            return None
-        self.model = name
-        return model
-
-
-@web.stream_request_body
-class _Bodied(_Address):
-    """One that takes a body, of a bounded size."""
-
-    def prepare(self) -> None:
-        super().prepare()
-        self._chunks: list[bytes] = []
-        self._size = 0
-
-    def data_received(self, chunk: bytes) -> None:
-        self._size += len(chunk)
-        if self._size <= MOST_BYTES:
-            self._chunks.append(chunk)
-
-    @property
-    def body(self) -> bytes:
-        """All of it.
-
-        Raises:
-          TooLargeError: if it is more than `MOST_BYTES`.
-        """
-        if self._size > MOST_BYTES:
-            raise TooLargeError(
-                f"Expected a body of at most {MOST_BYTES:,} bytes, received {self._size:,}."
-            )
-        return b"".join(self._chunks)
-
-
-class _Scored(_Bodied):
+class _Scored(Bodied):
     """One whose body is scored."""
 
     async def post(self, name: str, version: str | None) -> None:
@@ -261,7 +145,7 @@ class _Score(_Scored):
         self.finish(json.dumps(answers if many else answers[0], ensure_ascii=False))
 
 
-class _Model(_Address):
+class _Model(Address):
     def get(self, name: str, version: str | None, ready: str | None) -> None:
         model = self.named(name, version)
         if model is None:
@@ -273,7 +157,7 @@ class _Model(_Address):
             self.set_status(503)
 
 
-class _About(_Address):
+class _About(Address):
     def get(self) -> None:
         """Which server this is."""
         from lookback import __version__
@@ -283,7 +167,7 @@ class _About(_Address):
         )
 
 
-class _Health(_Address):
+class _Health(Address):
     async def get(self, what: str) -> None:
         """Alive: every model scores. Ready: requests are taken."""
         if what == "ready":
@@ -298,13 +182,13 @@ class _Health(_Address):
                 return
 
 
-class _Metrics(_Address):
+class _Metrics(Address):
     def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE)
         self.finish(self.site.metrics.text())
 
 
-class _Administered(_Bodied):
+class _Administered(Bodied):
     """One for administrators alone."""
 
     def prepare(self) -> None:
@@ -355,7 +239,7 @@ class _Load(_Administered):
         self.finish({"name": name, "version": str(model.version), "digest": model.digest})
 
 
-class _Elsewhere(_Address):
+class _Elsewhere(Address):
     def prepare(self) -> None:
         super().prepare()
         if not self._finished:

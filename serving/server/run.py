@@ -18,7 +18,7 @@ from lookback.core.errors import UserError
 from lookback.core.options import option
 
 if TYPE_CHECKING:
-    from lookback.serving.server.app import Site
+    from lookback.serving.server.address import Site
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -118,7 +118,8 @@ async def _serve(
 ) -> None:
     from tornado.httpserver import HTTPServer
 
-    from lookback.serving.server.app import MOST_READ, Site, application
+    from lookback.serving.server.address import MOST_READ, Site
+    from lookback.serving.server.app import application
     from lookback.serving.server.metrics import Metrics
     from lookback.serving.server.models import Models
     from lookback.serving.server.scorer import Scorer

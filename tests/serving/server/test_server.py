@@ -63,7 +63,8 @@ class Running:
         from tornado.httpserver import HTTPServer
         from tornado.netutil import bind_sockets
 
-        from lookback.serving.server.app import MOST_READ, Site, application
+        from lookback.serving.server.address import MOST_READ, Site
+        from lookback.serving.server.app import application
         from lookback.serving.server.metrics import Metrics
         from lookback.serving.server.scorer import Scorer
 
