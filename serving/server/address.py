@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -87,6 +88,15 @@ class Address(web.RequestHandler):
         """Answers with an error, and ends."""
         self.set_status(status)
         self.finish({"error": message[:MOST_CHARACTERS]})
+
+    def require_token(self) -> None:
+        """Refuses who is no administrator."""
+        given = self.request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.site.token is None:
+            self.fail(403, "This server was started without --admin_token_file.")
+        elif not hmac.compare_digest(given.encode(), self.site.token.encode()):
+            self.set_header("WWW-Authenticate", "Bearer")
+            self.fail(401, "Expected the token of administrators: Authorization: Bearer TOKEN.")
 
     def write_error(self, status_code: int, **_: Any) -> None:
         """Of what nobody foresaw no more than the status: the rest is in the log."""

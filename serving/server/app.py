@@ -3,6 +3,7 @@
     POST /v2/models/NAME/infer        as Triton and KServe: see `serving.server.wire`
     POST /v2/models/NAME/score        a request, or a list of them, in JSON; answers likewise
     GET  /v2/models/NAME[/ready]      what it takes and gives
+    POST /v2/models/NAME/events, GET and DELETE /v2/models/NAME/users/USER: `server.store_addresses`
     GET  /v2, /v2/health/live, /v2/health/ready, /metrics
     POST /v2/repository/index, /v2/repository/models/NAME/load    with the token of administrators
 
@@ -12,7 +13,6 @@ A name may be followed by ``/versions/N``, which then must be the one that is se
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import time
@@ -23,12 +23,13 @@ from tornado import web
 
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_json
-from lookback.serving.requests import Request
+from lookback.serving.requests import Request, RequestError
 from lookback.serving.scores import Scores
 from lookback.serving.server.address import Address, Bodied, Site, TooLargeError
 from lookback.serving.server.metrics import CONTENT_TYPE
 from lookback.serving.server.models import ServedModel
 from lookback.serving.server.scorer import OverloadedError, ScoringError
+from lookback.serving.server.store_addresses import store_addresses
 from lookback.serving.server.wire import (
     JSON_LENGTH,
     metadata_of,
@@ -57,6 +58,7 @@ def application(site: Site) -> web.Application:
             (rf"{model}/infer", _Infer, given),
             (rf"{model}/score", _Score, given),
             (rf"{model}(/ready)?", _Model, given),
+            *store_addresses(site),
             (r"/v2/?", _About, given),
             (r"/v2/health/(live|ready)", _Health, given),
             (r"/v2/repository/index", _Index, given),
@@ -107,6 +109,7 @@ class _Scored(Bodied):
             raise UserError(
                 f"Expected at most {MOST_REQUESTS:,} requests, received {len(requests):,}."
             )
+        requests = await _completed(model, requests)
         scores = await self.site.scorer.score(model, requests)
         self._count(model, scores)
         pairs: list[tuple[Request, Scores]] = list(zip(requests, scores, strict=True))
@@ -195,13 +198,7 @@ class _Administered(Bodied):
         super().prepare()
         if self._finished:
             return
-        given = self.request.headers.get("Authorization", "").removeprefix("Bearer ")
-        token = self.site.token
-        if token is None:
-            self.fail(403, "This server was started without --admin_token_file.")
-        elif not hmac.compare_digest(given.encode(), token.encode()):
-            self.set_header("WWW-Authenticate", "Bearer")
-            self.fail(401, "Expected the token of administrators: Authorization: Bearer TOKEN.")
+        self.require_token()
 
 
 class _Index(_Administered):
@@ -244,6 +241,20 @@ class _Elsewhere(Address):
         super().prepare()
         if not self._finished:
             self.fail(404, "There is no such address. GET /v2 says what this is.")
+
+
+async def _completed(model: ServedModel, requests: list[Any]) -> list[Any]:
+    """Requests with the histories that a store has; it may have to wait for a disk."""
+    if model.histories is None:
+        return requests
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.run_in_executor(None, model.histories.completed, requests)
+    except RequestError:
+        raise
+    except (UserError, OSError) as error:
+        _log.error("%s", error)
+        raise ScoringError(str(error)) from error
 
 
 def _where(content: Any) -> tuple[Path | None, str | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from lookback.serving.store.store import HistoryStore
+
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 
@@ -56,6 +58,14 @@ class Metrics:
         self.loads = Counter(
             "lookback_loads", "Bundles loaded or refused", ["model", "outcome"], registry=registry
         )
+
+    def watch_cache(self, store: HistoryStore) -> None:
+        """Tells from now on how often a history was still decoded when it was asked for."""
+        for name, text, count in (
+            ("lookback_history_cache_hits", "Histories that were cached", lambda: store.hits),
+            ("lookback_history_cache_misses", "Histories that were not", lambda: store.misses),
+        ):
+            Gauge(name, text, registry=self._registry).set_function(count)
 
     def text(self) -> bytes:
         """All of it in Prometheus' format."""

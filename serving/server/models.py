@@ -14,9 +14,11 @@ from lookback.core.digests import digest_of
 from lookback.core.errors import UserError, shown
 from lookback.serving.bundle import Bundle
 from lookback.serving.layouts.registry import LAYOUTS
-from lookback.serving.manifest import MANIFEST_FILE
+from lookback.serving.manifest import MANIFEST_FILE, HistoriesManifest
 from lookback.serving.requests import Request, RequestError
 from lookback.serving.scores import Scores
+from lookback.serving.store.completion import STORED_EVENTS, CompletedRequest, StoredHistories
+from lookback.serving.store.store import HistoryStore
 
 MOST_CANDIDATES = 5000
 """That a request may name; the whole catalogue, where a model is asked for its best, is no list."""
@@ -35,6 +37,7 @@ class ServedModel:
       directory: where it was loaded from.
       digest: of its manifest, by which it can be trusted.
       bundle: what scores.
+      histories: the store as the bundle reads it; None: requests must have their histories.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ServedModel:
     directory: Path
     digest: str
     bundle: Bundle
+    histories: StoredHistories | None = None
 
     def rows(self, index: int, request: Any) -> int:
         """How many scores a request asks for.
@@ -69,7 +73,10 @@ class ServedModel:
     def answer(self, request: Request, scores: Scores) -> dict[str, Any]:
         """What a scored request is answered with."""
         manifest = self.bundle.manifest
-        return LAYOUTS[manifest.layout].answer(request, manifest, scores)
+        answer = LAYOUTS[manifest.layout].answer(request, manifest, scores)
+        if isinstance(request, CompletedRequest):
+            answer[STORED_EVENTS] = request.stored_events
+        return answer
 
     def probe(self, rows: int = 1) -> None:
         """Scores random rows, as one who wants to know whether that works.
@@ -87,8 +94,14 @@ class ServedModel:
 class Models:
     """What is served, by name. Who looks one up keeps it, whatever replaces it meanwhile."""
 
-    def __init__(self) -> None:
-        """Starts with none."""
+    def __init__(self, store: HistoryStore | None = None, *, beyond_window: bool = False) -> None:
+        """Starts with none.
+
+        Args:
+          store: of the histories that requests may leave out.
+          beyond_window: see `serving.store.completion`.
+        """
+        self._store, self._beyond_window = store, beyond_window
         self._served: dict[str, ServedModel] = {}
         self._loading = threading.Lock()
 
@@ -125,8 +138,21 @@ class Models:
                 directory=directory,
                 digest=digest_of(directory / MANIFEST_FILE),
                 bundle=bundle,
+                histories=self._histories(bundle),
             )
             for rows in _WARM_UP_ROWS:
                 model.probe(rows)
             self._served[name] = model
             return model
+
+    def _histories(self, bundle: Bundle) -> StoredHistories | None:
+        if self._store is None or not isinstance(bundle.manifest, HistoriesManifest):
+            return None
+        encoder: Any = bundle.encoder
+        return StoredHistories(
+            self._store,
+            bundle.manifest,
+            bundle.directory,
+            encoder,
+            beyond_window=self._beyond_window,
+        )

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lookback.core.errors import UserError
-from lookback.core.options import option
+from lookback.core.options import SET, option
 
 if TYPE_CHECKING:
     from lookback.serving.server.address import Site
+    from lookback.serving.store.store import HistoryStore
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -57,6 +58,23 @@ class ServeOptions:
     )
     trusted_digest: tuple[str, ...] = option(
         (), help="SHA-256 of each bundle's bundle.json, in their order; others are not opened"
+    )
+    store: str | None = option(
+        None,
+        help="history store (a directory, or redis://HOST:PORT/DATABASE) of users whom requests "
+        "name without a history",
+        nonempty=True,
+    )
+    store_read_only: bool = option(
+        False,
+        help="take no events: another process writes the store (flag)",
+        needs={"store": SET},
+    )
+    beyond_window: bool = option(
+        False,
+        help="models of hard search find events of the candidates' categories in the whole stored "
+        "history, not in the newest of training alone (flag)",
+        needs={"store": SET},
     )
 
     def __post_init__(self) -> None:
@@ -107,7 +125,13 @@ def serve(options: ServeOptions) -> None:
     with contextlib.ExitStack() as stack:
         for found in sockets:
             stack.callback(found.close)
-        asyncio.run(_serve(options, bundles, token, sockets))
+        store = None
+        if options.store is not None:
+            from lookback.serving.store.store import HistoryStore
+
+            store = HistoryStore.open(options.store, writes=not options.store_read_only)
+            stack.callback(store.close)
+        asyncio.run(_serve(options, bundles, token, sockets, store))
 
 
 async def _serve(
@@ -115,6 +139,7 @@ async def _serve(
     bundles: Mapping[str, Path],
     token: str | None,
     sockets: Sequence[socket.socket],
+    store: HistoryStore | None,
 ) -> None:
     from tornado.httpserver import HTTPServer
 
@@ -127,12 +152,16 @@ async def _serve(
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
-    metrics, models = Metrics(), Models()
+    metrics, models = Metrics(), Models(store, beyond_window=options.beyond_window)
+    if store is not None:
+        metrics.watch_cache(store)
     for (name, directory), digest in zip(
         bundles.items(), options.trusted_digest or [None] * len(bundles), strict=True
     ):
         model = await loop.run_in_executor(None, models.load, name, directory, digest)
         print(f"{name}: {model.bundle.manifest.model_type}, digest {model.digest}", flush=True)
+        if store is not None and model.histories is None:
+            print(f"{name} reads no histories: the store is nothing to it", flush=True)
         if ending.is_set():
             return
     scorer = Scorer(options.max_batch_rows, options.max_waiting_rows, metrics)

@@ -141,8 +141,10 @@ def _append(options: AppendOptions, store: StoreOptions) -> None:
 
 
 def _inspect(options: InspectOptions, store: StoreOptions) -> None:
+    from lookback.serving.store.events import raw_value
+
     with _opened(store) as histories:
-        (user,) = _typed(histories, histories.head.user_id, [options.user])
+        user = raw_value(histories.head, histories.head.user_id, options.user)
         history = histories.get(user)
         if history is None:
             raise UserError(f"The store {histories.place} has no user {user!r}.")
@@ -150,14 +152,17 @@ def _inspect(options: InspectOptions, store: StoreOptions) -> None:
         if options.category is not None:
             if histories.head.category is None:
                 raise UserError("--category: the items of this store have no category.")
-            category = _typed(histories, histories.head.category, [options.category])[0]
+            category = raw_value(histories.head, histories.head.category, options.category)
             places = history.record.of_category(category)
         print(json.dumps({"id": user, **history.as_json(places)}, ensure_ascii=False))
 
 
 def _delete(options: DeleteOptions, store: StoreOptions) -> None:
+    from lookback.serving.store.events import raw_value
+
     with _opened(store, writes=True) as histories:
-        users = _typed(histories, histories.head.user_id, _words(options))
+        head = histories.head
+        users = [raw_value(head, head.user_id, word) for word in _words(options)]
         unknown = histories.delete(users)
         print(f"{len(set(users)) - len(unknown):,} users deleted")
         if unknown:
@@ -177,18 +182,6 @@ def _words(options: DeleteOptions) -> list[str]:
     with reading(options.users_file):
         lines = decode(options.users_file.read_bytes()).splitlines()
     return [line for line in lines if line]
-
-
-def _typed(histories: HistoryStore, feature: str, words: list[str]) -> list[Any]:
-    """Raw ids of a feature as they are written."""
-    if histories.head.kinds[feature] != "integer":
-        return list(words)
-    try:
-        return [int(word) for word in words]
-    except ValueError as error:
-        raise UserError(f"{feature}: expected integers, as the dataset has them ({error}).") from (
-            error
-        )
 
 
 @contextlib.contextmanager

@@ -24,9 +24,10 @@ from lookback.formats.history_columns import TIMESTAMP
 from lookback.formats.stored_histories import USER
 from lookback.serving.columns import CANDIDATES, HISTORY
 from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
-from lookback.serving.manifest import HistoriesManifest, Manifest
+from lookback.serving.manifest import HistoriesManifest
 from lookback.serving.requests import Request, RequestError, is_list
 from lookback.serving.store.datasets import require_bundle
+from lookback.serving.store.events import IdError
 from lookback.serving.store.store import History, HistoryStore
 
 STORED_EVENTS = "stored_events"
@@ -67,11 +68,6 @@ class Catalogue:
             return None
         found: list[Any] = encoders[feature].decode(catalogue.lookup(feature, ids))
         return found
-
-
-def reads_histories(manifest: Manifest) -> bool:
-    """Whether requests of a bundle have histories."""
-    return isinstance(manifest, HistoriesManifest)
 
 
 class StoredHistories:
@@ -134,7 +130,7 @@ class StoredHistories:
         user = named[0]
         try:
             history = self.store.get(user)
-        except ValueError as error:
+        except IdError as error:
             raise RequestError(index, f"{USER}: {error}.") from error
         rest = {n: v for n, v in request.items() if n not in (USER, head.user_id)}
         found = CompletedRequest(rest)

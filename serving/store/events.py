@@ -45,6 +45,10 @@ class EventError(UserError):
         self.detail = detail
 
 
+class IdError(UserError):
+    """Something is no id of this store's users."""
+
+
 class Events(NamedTuple):
     """Events in the order in which they came.
 
@@ -68,11 +72,10 @@ def user_key(head: Head, user: Any) -> bytes:
     """The key of a user's record.
 
     Raises:
-      ValueError: if it is no id of this store's users.
+      IdError: if it is no id of this store's users.
     """
     integer = head.kinds[head.user_id] == "integer"
-    good = type(user) is int if integer else isinstance(user, str)
-    if good:
+    if type(user) is int if integer else isinstance(user, str):
         try:
             key = str(user).encode()
         except UnicodeEncodeError:
@@ -80,7 +83,21 @@ def user_key(head: Head, user: Any) -> bytes:
         if 0 < len(key) <= _MOST_OF_ID and (not integer or abs(user) < 1 << 63):
             return key
     expected = "an integer" if integer else f"a text of 1 to {_MOST_OF_ID} bytes"
-    raise ValueError(f"expected the id of a user, {expected}, received {shown(user)}")
+    raise IdError(f"expected the id of a user, {expected}, received {shown(user)}")
+
+
+def raw_value(head: Head, feature: str, word: str) -> Any:
+    """A raw id or category as a person writes it.
+
+    Raises:
+      IdError: if the feature's are integers, and it is none.
+    """
+    if head.kinds[feature] != "integer":
+        return word
+    try:
+        return int(word)
+    except ValueError as error:
+        raise IdError(f"{feature}: expected an integer, received {shown(word)}") from error
 
 
 def read_events(head: Head, objects: Sequence[Any], items: ItemLookup | None = None) -> Events:
@@ -101,7 +118,7 @@ def read_events(head: Head, objects: Sequence[Any], items: ItemLookup | None = N
         for name in (USER, EVENT_ID, TIMESTAMP, item_id):
             try:
                 _check(head, name, event[name])
-            except ValueError as error:
+            except (ValueError, IdError) as error:
                 raise EventError(index, f"{name}: {error}.") from error
     columns = []
     for name in head.event_schema.names:

@@ -75,15 +75,18 @@ class HistoryStore:
 
     Args:
       records: what keeps them.
+      writes: whether they may change.
 
     Attributes:
       head: what they have.
+      place: the store's address, for people.
+      writes: as given.
       hits: histories that were still decoded when they were asked for.
       misses: those that were not.
     """
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self, records: Records, *, writes: bool = False) -> None:
+        self._records, self.writes = records, writes
         self.head, self.place = records.head, records.place
         self._cache: collections.OrderedDict[bytes, tuple[bytes, History]]
         self._cache = collections.OrderedDict()
@@ -103,8 +106,8 @@ class HistoryStore:
           UserError: if there is none, or another process writes it.
         """
         if address.startswith(SCHEME):
-            return cls(RedisRecords(address, writes=writes))
-        return cls(LmdbRecords(Path(address), writes=writes))
+            return cls(RedisRecords(address, writes=writes), writes=writes)
+        return cls(LmdbRecords(Path(address), writes=writes), writes=writes)
 
     @staticmethod
     def create(
@@ -136,7 +139,7 @@ class HistoryStore:
 
         Raises:
           UserError: if it is damaged.
-          ValueError: if that is no id of this store's users.
+          IdError: if that is no id of this store's users.
         """
         key = user_key(self.head, user)
         header = self._records.header(key)
@@ -191,7 +194,7 @@ class HistoryStore:
 
         Raises:
           UserError: if that cannot be done.
-          ValueError: if that is no id of this store's users.
+          IdError: if that is no id of this store's users.
         """
         keys = {user: user_key(self.head, user) for user in users}
         known = {user: key for user, key in keys.items() if self._records.header(key) is not None}
