@@ -88,8 +88,7 @@ class MaterialisedWriter:
           columns: integers ``[n]``, or ``[n, T]`` of lists, by name, in the order that gives them
             their meaning.
         """
-        arrays = {name: _arrow_array(values) for name, values in columns.items()}
-        table = pa.table(arrays)
+        table = _table(columns)
         self._pending.append(table)
         self._waiting += table.num_rows
         if self._waiting >= ROWS_A_GROUP:
@@ -408,9 +407,16 @@ def check_padding(
     return mask
 
 
-def _arrow_array(values: Array) -> pa.Array:
-    if values.ndim == 1:
-        return pa.array(values)
-    rows, slots = values.shape
-    offsets = np.arange(rows + 1, dtype=np.int32) * slots
-    return pa.ListArray.from_arrays(offsets, np.ascontiguousarray(values).reshape(-1))
+def _table(columns: Mapping[str, Array]) -> pa.Table:
+    """Rows without nulls, and said so: else Parquet stores and decodes a level for each entry."""
+    arrays, fields = [], []
+    for name, values in columns.items():
+        array = pa.array(values.reshape(-1))
+        if values.ndim > 1:
+            rows, slots = values.shape
+            entries = pa.list_(pa.field("element", array.type, nullable=False))
+            offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * slots)
+            array = pa.ListArray.from_arrays(offsets, array, type=entries)
+        arrays.append(array)
+        fields.append(pa.field(name, array.type, nullable=False))
+    return pa.table(arrays, schema=pa.schema(fields))

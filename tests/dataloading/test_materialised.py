@@ -17,6 +17,7 @@ from lookback.core.errors import UserError
 from lookback.dataloading.histories import materialised
 from lookback.dataloading.histories.materialised import MaterialisedDataset
 from lookback.formats.features import HistoryFeatures, sample_schema
+from lookback.formats.materialised import MaterialisedWriter
 
 CARDINALITIES = {"uid": 50, "item": 40, "cat": 9}
 COLUMNS = (
@@ -398,3 +399,15 @@ def test_module_imports_neither_pandas_nor_tensorflow():
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not {name.split(".")[0] for name in names} & {"pandas", "tensorflow", "dask"}
+
+
+def test_what_we_write_has_no_levels_for_nulls(tmp_path):
+    """A third of decoding went into levels of entries that cannot be null."""
+    writer = MaterialisedWriter(tmp_path, "train")
+    written = {"uid": np.arange(3), "item_sequence": np.arange(12).reshape(3, 4)}
+    writer.write(written)
+    assert writer.close() == 3
+    with pq.ParquetFile(tmp_path / "train" / "part.0.parquet") as file:
+        levels = [file.schema.column(place).max_definition_level for place in range(2)]
+        assert levels == [0, 1]  # 1: a list may be empty
+        assert file.read().to_pydict() == {n: v.tolist() for n, v in written.items()}
