@@ -76,6 +76,11 @@ def read_json(path: Path, remedy: str = "", missing: str | None = None) -> dict[
     Raises:
       UserError: naming it, if it cannot be read, is larger than `MOST_BYTES`, or holds no object.
     """
+    return load_object(read_bytes(path, remedy, missing), str(path), remedy)
+
+
+def read_bytes(path: Path, remedy: str = "", missing: str | None = None) -> bytes:
+    """The bytes of a JSON file, as `read_json` takes and refuses them; they are not parsed."""
     refuse_address(path)
     try:
         with path.open("rb") as file:
@@ -90,7 +95,7 @@ def read_json(path: Path, remedy: str = "", missing: str | None = None) -> dict[
         raise UserError(
             f"{path}: expected a JSON file of at most {MOST_BYTES:,} bytes, received a larger one."
         )
-    return load_object(content, str(path), remedy)
+    return content
 
 
 def load_object(content: bytes | str, source: str, remedy: str = "") -> dict[str, Any]:

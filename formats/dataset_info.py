@@ -18,6 +18,7 @@ It is written last. Nothing here needs Merlin, and with it TensorFlow.
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from typing import Any
 
 from lookback.core.errors import UserError, shown
 from lookback.core.files import atomic_file, inside_ours
-from lookback.core.json_files import read_json
+from lookback.core.json_files import load_object, read_bytes
 from lookback.core.manifests import (
     FILES,
     Files,
@@ -246,7 +247,13 @@ def _load(directory: Path) -> dict[str, Any]:
         f"{directory} is not a dataset: there is no {path.name} in it. Expected the output "
         "directory of `python -m workflows run`."
     )
-    info = read_json(path, AGAIN, missing)
+    return dict(_parsed(read_bytes(path, AGAIN, missing), str(path)))
+
+
+@functools.lru_cache(maxsize=2)  # at its start a run asks some twelve times
+def _parsed(content: bytes, path: str) -> Mapping[str, Any]:
+    """What dataset.json says, with its digest compared; callers do not write into it."""
+    info = load_object(content, path, AGAIN)
     if has_digests(info) and not is_whole(info):
         raise UserError(
             f"{path} is not what was written: its content has another digest than it says. Copy "

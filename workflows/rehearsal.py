@@ -30,9 +30,10 @@ from lookback.core.errors import UserError
 from lookback.core.files import located
 from lookback.core.processes import resident_peak
 from lookback.core.sizes import format_size
-from lookback.workflows import TABULAR_DATASETS
+from lookback.workflows import ROW_DATASETS, TABULAR_DATASETS
 from lookback.workflows.cluster import forgo_tensorflow
 from lookback.workflows.log.splits import SplitRule
+from lookback.workflows.log.values import Share
 from lookback.workflows.order import Log, Survey
 from lookback.workflows.pipeline import run_dataset, survey_dataset
 from lookback.workflows.text import estimate_lines
@@ -48,8 +49,7 @@ of 30,000 entries took 655 MiB, 5 M of 150,000 in as large partitions 705 MiB.""
 
 _POLL_SECONDS = 0.02
 
-_RELAXED: Mapping[str, Any] = {"min_interactions": 2}
-"""Where the beginning of each file, as that of time, has too few events of each user."""
+_SPLIT_OF_ROWS = SplitRule(by="rows", validation=Share(0.1), test=Share(0.1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,17 +214,27 @@ def _samples(
         try:
             found.append(measure(dataset, survey, source, size, options))
         except UserError as error:
-            if "min_interactions" not in options:
+            relaxed, said = _relaxed(dataset, options)
+            if not said:
                 raise
-            relaxed = {**options, **_RELAXED}
-            if "split" in options:
-                relaxed["split"] = SplitRule()
             found.append(measure(dataset, survey, source, size, relaxed))
-            notes = [
-                "  note    a sample kept users of 2 events, with a split of leave-last-out, as "
-                f"the run's rules refuse it: {error}"
-            ]
+            notes = [f"  note    a sample had {said}, as the run's rules refuse it: {error}"]
     return found, notes
+
+
+def _relaxed(dataset: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Rules for beginnings of files, as of time, which lack later ones and most events of a user.
+
+    Returns:
+      The options, and in words what is other in them.
+    """
+    if dataset in ROW_DATASETS:
+        return {**options, "split": _SPLIT_OF_ROWS}, "a split by rows"
+    if "min_interactions" not in options:
+        return {}, ""
+    split = {"split": SplitRule()} if "split" in options else {}
+    relaxed = {**options, "min_interactions": 2, **split}
+    return relaxed, "users of 2 events, with a split of leave-last-out"
 
 
 def free_space(output: Path) -> int:

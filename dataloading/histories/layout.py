@@ -146,7 +146,9 @@ class HistoriesLayout(Layout):
           UserError: as the contract says.
         """
         if self.found_in(directory) == MATERIALISED:
-            return _materialised(directory, options, model).num_rows("train")
+            from lookback.formats.materialised import read_footers
+
+            return sum(group.rows for group in read_footers(directory, "train")[0])
         events = training_events(directory, before=1)
         if options.train_on == NEW:
             events = min(events, new_events(directory))

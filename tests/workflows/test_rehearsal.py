@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lookback.workflows.commands import PROGRAM
 from lookback.workflows.order import Survey
 from lookback.workflows.pipeline import run_dataset
 from lookback.workflows.rehearsal import BYTES_PER_ENTRY, Measured, extrapolated, rehearse
+from tests.workflows.row_log import BY_TIME, YAML, write_rows
 
 main = PROGRAM.main
 Tree = dict[Path, int]
@@ -121,6 +122,26 @@ def test_it_refuses_an_output_in_the_way(
     words = ["run", "--dataset", "interactions", "--input", str(file), "--dry_run"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 2
     assert "already exists" in capsys.readouterr().err
+
+
+def test_a_sample_of_rows_has_no_later_ones_to_hold_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first rows of a log in the order of time are all before a split by time."""
+    write_rows(tmp_path / "log")
+    rows = pd.concat(map(pd.read_csv, sorted((tmp_path / "log").glob("rows-*.csv"))))
+    for file in (tmp_path / "log").glob("rows-*.csv"):
+        file.unlink()
+    rows.sort_values("ts").to_csv(tmp_path / "log/rows-0.csv", index=False)
+    (tmp_path / "log/my.yaml").write_text(YAML.format(ending="csv", split=BY_TIME))
+    monkeypatch.setattr(rehearsal, "SAMPLES", (80, 160))
+    monkeypatch.setattr(rehearsal, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(rehearsal, "forgo_tensorflow", lambda: None)
+    words = ["run", "--config", str(tmp_path / "log/my.yaml"), "--output", str(tmp_path / "out")]
+    assert main([*words, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("a sample had a split by rows, as the run's rules refuse it: Split:") == 1
+    assert main(words) == 0
 
 
 def _peak(file: Path, output: Path) -> int:
