@@ -24,7 +24,9 @@ from lookback.core.digests import digest_of, is_file
 FILES, DIGEST = "files", "sha256"
 """Keys of a manifest: the files by name, and the digest of all of its other content."""
 
-_SIZE = "bytes"
+BYTES = "bytes"
+"""Key of a file's size."""
+
 _SHOWN = 12  # digits of a digest in an error
 
 Files = Mapping[str, Mapping[str, Any]]
@@ -60,7 +62,7 @@ def entries_of(directory: Path, names: Iterable[str]) -> dict[str, dict[str, Any
     names = list(names)
     sizes = [(directory / name).stat().st_size for name in names]
     return {
-        name: {_SIZE: size, DIGEST: digest}
+        name: {BYTES: size, DIGEST: digest}
         for name, size, digest in zip(names, sizes, _digests(directory, names), strict=True)
     }
 
@@ -120,14 +122,14 @@ def fault_of(
         if not is_file(directory / name):
             return f"{name} is missing"
         size = (directory / name).stat().st_size
-        if size != entry[_SIZE]:
-            return f"{name} has {size} bytes instead of {entry[_SIZE]}"
+        if size != entry[BYTES]:
+            return f"{name} has {size} bytes instead of {entry[BYTES]}"
     for name in present:
         if name not in files:
             return f"{name} is there, which is not of it"
     if verification.digests:
         # The largest first: the cores then end together.
-        names = sorted(files, key=lambda name: (-files[name][_SIZE], name))
+        names = sorted(files, key=lambda name: (-files[name][BYTES], name))
         names = names[verification.rank :: verification.ranks]
         for name, found in zip(names, _digests(directory, names), strict=True):
             expected = files[name][DIGEST]
@@ -159,6 +161,6 @@ def _is_entry(name: str, entry: Any) -> bool:
         not path.is_absolute()
         and ".." not in path.parts
         and isinstance(entry, Mapping)
-        and type(entry.get(_SIZE)) is int
+        and type(entry.get(BYTES)) is int
         and isinstance(entry.get(DIGEST), str)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,8 @@ COMBINERS = ("sum", "mean", "sqrtn")
 """How the vectors of a bag become one: their sum, divided by n, or divided by sqrt(n)."""
 
 Ids: TypeAlias = "tf.Tensor | tf.RaggedTensor"
+RowSource: TypeAlias = Callable[[str, tf.Tensor], tf.Tensor]
+"""From a table's name and ids ``[N]`` to float32 rows ``[N, D]``."""
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -93,6 +95,7 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         self._seed = int(np.random.randint(1 << 31)) if seed is None else seed
         self._dims = {table.name: table.dim for table in tables}
         self._ahead: Any = None
+        self._source: RowSource | None = None
         self.backend = BACKENDS[sharding.backend](self.tables, sharding, self._seed)
 
     @property
@@ -130,6 +133,15 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         finally:
             self._ahead = None
 
+    @contextlib.contextmanager
+    def rows_from(self, source: RowSource) -> Iterator[None]:
+        """Within it, `call` takes rows from elsewhere than the backend, whatever that is."""
+        self._source = source
+        try:
+            yield
+        finally:
+            self._source = None
+
     def call(self, inputs: Mapping[str, Ids]) -> dict[str, tf.Tensor | tf.RaggedTensor]:
         """Looks features up.
 
@@ -146,8 +158,11 @@ class EmbeddingCollection(tf.keras.layers.Layer):
           ValueError: on a feature that `feature_tables` does not name, or a bag that is none.
         """
         by_table = self._by_table(inputs)
-        route = self.route(inputs) if self._ahead is None else self._ahead
-        rows = self.backend.fetch(route)
+        if self._source is not None:
+            rows = {name: self._source(name, ids) for name, ids in self._joined(inputs).items()}
+        else:
+            route = self.route(inputs) if self._ahead is None else self._ahead
+            rows = self.backend.fetch(route)
         vectors: dict[str, tf.Tensor | tf.RaggedTensor] = {}
         for table, features in by_table.items():
             parts = [rows[table]]

@@ -19,9 +19,13 @@ from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MODEL_DIRECTORY, SIGNATURE, Manifest
 from lookback.serving.requests import EncodedBatch, Request, RequestEncoder, RequestError
 from lookback.serving.scores import Float32, Scores
+from lookback.serving.tables import tensors_of
 
 ROWS_A_BATCH = 4096
 """Rows (requests times the most candidates of one) that are scored at once; it bounds memory."""
+
+VERIFIED_TABLES = 1 << 30
+"""Bytes of tables that are compared with their digests when a bundle is opened: about a second."""
 
 
 class Bundle:
@@ -44,12 +48,15 @@ class Bundle:
         # The signature does not keep the variables alive; the loaded object does.
         self._saved_model = saved_model
         self._signature = saved_model.signatures[SIGNATURE]
+        self._tables = tensors_of(directory, manifest.table_files.values())
 
     @classmethod
     def load(cls, directory: str | Path, trusted_digest: str | None = None) -> Bundle:
         """Verifies and loads a bundle.
 
-        Its SavedModel is code that scoring runs: see docs/trust.md.
+        Tables in files of their own are mapped, not read; more than `VERIFIED_TABLES` of them are
+        not compared with their digests unless one is trusted, and a warning says so. The SavedModel
+        is code that scoring runs: see docs/trust.md.
 
         Args:
           directory: that train.py --export_dir wrote.
@@ -60,7 +67,7 @@ class Bundle:
             the file.
         """
         directory = Path(directory)
-        manifest = Manifest.read(directory, trusted_digest)
+        manifest = Manifest.read(directory, trusted_digest, VERIFIED_TABLES)
         encoder = LAYOUTS[manifest.layout].load_encoder(directory, manifest)
         import tensorflow as tf
 
@@ -167,7 +174,8 @@ class Bundle:
         """
         import tensorflow as tf
 
-        outputs = self._signature(**{name: tf.constant(v) for name, v in inputs.items()})
+        features = {name: tf.constant(values) for name, values in inputs.items()}
+        outputs = self._signature(**features, **self._tables)
         return outputs["logit"].numpy(), outputs["probability"].numpy()
 
 

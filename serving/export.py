@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ from lookback.serving.layouts.histories.export import ExportedHistories, Exporte
 from lookback.serving.layouts.interactions.export import ExportedInteractions
 from lookback.serving.layouts.tabular.export import ExportedSplitBinary, ExportedTabular
 from lookback.serving.manifest import BUNDLE, MANIFEST_FILE, MODEL_DIRECTORY, SIGNATURE, Manifest
+from lookback.serving.tables import Blocks, rows_of, specs_of, write_tables
 
 # Importing them takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ OTHER_READINGS: Mapping[tuple[type[ExportedDataset], str], type[ExportedDataset]
     (ExportedHistories, ExportedInteractions.layout): ExportedInteractions
 }
 """Of a format, and the layout of a model that reads it in another way than its own."""
+
+TABLE_PREFIX = "table/"
+"""Begins the names of tables among a model's tensors, as checkpoints have them."""
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "merlin-models", "merlin-core", "nvtabular")
 
@@ -116,7 +122,14 @@ def load_model(
     return model, {"model_type": manifest.model_type, **manifest.options}
 
 
-def export_bundle(model: ClickModel, dataset_dir: Path, export_dir: Path) -> Path:
+def export_bundle(
+    model: ClickModel,
+    dataset_dir: Path,
+    export_dir: Path,
+    *,
+    table_dtype: str | None = None,
+    tables: Mapping[str, Blocks] | None = None,
+) -> Path:
     """Writes a bundle, whole or not at all.
 
     Args:
@@ -124,12 +137,16 @@ def export_bundle(model: ClickModel, dataset_dir: Path, export_dir: Path) -> Pat
       dataset_dir: of the dataset. From one without a workflow comes a bundle that scores encoded
         inputs only.
       export_dir: to write; an earlier bundle there is replaced, anything else is not.
+      table_dtype: of tables in files of their own, a key of `serving.tables.DTYPES`; None: they
+        stay in the SavedModel, and the model must have them whole in this process.
+      tables: their rows, block after block, by name; None: as this process's model has them.
 
     Returns:
       `export_dir`.
 
     Raises:
-      UserError: if the target is in the way, or the dataset lacks a part or is another model's.
+      UserError: if the target is in the way, the dataset lacks a part or is another model's, or a
+        table's numbers do not fit their type.
     """
     dataset_dir, export_dir = Path(dataset_dir), Path(export_dir)
     check_export_target(export_dir, dataset_dir)
@@ -153,7 +170,18 @@ def export_bundle(model: ClickModel, dataset_dir: Path, export_dir: Path) -> Pat
     with atomic_directory(export_dir, BUNDLE, overwrite=True, inputs=[dataset_dir]) as directory:
         dataset.copy_parts(directory)
         write_schema(schema, directory)
-        save_model(model, manifest, directory / MODEL_DIRECTORY)
+        if table_dtype is None:
+            save_model(model, manifest, directory / MODEL_DIRECTORY)
+        else:
+            written = write_tables(
+                directory,
+                {t.name: (t.rows, t.dim) for t in model.body.embeddings.tables},
+                tables or _own_tables(model),
+                table_dtype,
+            )
+            said = {name: dataclasses.asdict(table) for name, table in written.items()}
+            manifest = dataclasses.replace(manifest, tables=said)
+            save_without_tables(model, manifest, directory / MODEL_DIRECTORY)
         manifest.write(directory)  # last: its absence marks what is incomplete
     return export_dir
 
@@ -172,20 +200,8 @@ def save_model(model: ClickModel, manifest: Manifest, directory: Path) -> None:
       directory: to create.
     """
     import tensorflow as tf
-    from merlin.models.io import save_merlin_metadata
-    from merlin.schema import ColumnSchema, Schema
 
     from lookback.kernels.loader import portable
-
-    specs = {
-        name: tf.TensorSpec(shape, tf.as_dtype(manifest.input_type(name)), name)
-        for name, shape in manifest.inputs.items()
-    }
-
-    @tf.function(input_signature=[specs], autograph=False)  # as training/steps.py, and why
-    def serve(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        logit = model(features, training=False)
-        return {"logit": logit, "probability": tf.sigmoid(logit)}
 
     with portable():
         tf.keras.models.save_model(
@@ -193,10 +209,81 @@ def save_model(model: ClickModel, manifest: Manifest, directory: Path) -> None:
             str(directory),
             include_optimizer=False,
             save_traces=False,
-            signatures={SIGNATURE: serve.get_concrete_function()},
+            signatures={SIGNATURE: _signature(model, manifest)},
         )
+    _save_metadata(model, directory)
+
+
+def save_without_tables(model: ClickModel, manifest: Manifest, directory: Path) -> None:
+    """Saves a model's graph and its weights but for the tables, which the signature takes.
+
+    The weights are `weights` of the object that `tf.saved_model.load` gives, by the names that
+    checkpoints have for them. Tables may lie in any processes: none is read.
+
+    Args:
+      model: built.
+      manifest: says the signature's inputs, and its tables'.
+      directory: to create.
+    """
+    import tensorflow as tf
+
+    from lookback.kernels.loader import portable
+    from lookback.training.state import model_states
+
+    module = tf.Module()
+    module.weights = {
+        name: state.parts[0].variable
+        for name, state in model_states(model).items()
+        if not name.startswith(TABLE_PREFIX)
+    }
+    with portable():
+        signature = _signature(model, manifest)
+        tf.saved_model.save(module, str(directory), signatures={SIGNATURE: signature})
+    _save_metadata(model, directory)
+
+
+def _signature(model: ClickModel, manifest: Manifest) -> Any:
+    """The graph from a model's inputs, and the tables that it does not hold, to scores."""
+    import tensorflow as tf
+
+    specs = {
+        name: tf.TensorSpec(shape, tf.as_dtype(manifest.input_type(name)), name)
+        for name, shape in manifest.inputs.items()
+    }
+    tables = manifest.table_files
+
+    @tf.function(input_signature=[specs | specs_of(tables.values())], autograph=False)
+    def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        features = {name: inputs[name] for name in specs}
+        source = contextlib.nullcontext()
+        if tables:
+            source = model.body.embeddings.rows_from(rows_of(tables, inputs))
+        with source:
+            logit = model(features, training=False)
+        return {"logit": logit, "probability": tf.sigmoid(logit)}
+
+    return serve.get_concrete_function()
+
+
+def _save_metadata(model: ClickModel, directory: Path) -> None:
+    """Writes the schemas that Merlin's tools look for beside a model."""
+    from merlin.models.io import save_merlin_metadata
+    from merlin.schema import ColumnSchema, Schema
+
     outputs = Schema([ColumnSchema(name, dtype="float32") for name in ("logit", "probability")])
     save_merlin_metadata(directory, model.schema, outputs)
+
+
+def _own_tables(model: ClickModel) -> dict[str, Blocks]:
+    """The rows of tables that are whole in this process."""
+    from lookback.training.state import model_states
+
+    states = model_states(model)
+    return {
+        name.removeprefix(TABLE_PREFIX): state.parts[0].blocks
+        for name, state in states.items()
+        if name.startswith(TABLE_PREFIX)
+    }
 
 
 def open_dataset(dataset_dir: Path, layout: str | None = None) -> ExportedDataset:

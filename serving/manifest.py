@@ -5,6 +5,7 @@ A bundle is one directory that scoring needs and nothing else::
     DIR/
       bundle.json     this file, written last: a directory without it is no bundle
       model/          SavedModel; signature `serving_default`: inputs -> logit, probability
+      tables/         embedding tables, where they are not in the SavedModel: `serving.tables`
       schema.pbtxt    of the dataset
       dataset.json    of the dataset (metadata.json where the samples came materialised,
                       feature_spec.yaml where the rows came as split-binary files)
@@ -23,6 +24,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,15 +32,20 @@ from typing import Any, ClassVar, Literal
 from lookback.core.digests import digest_of, is_file, read_trusted
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_object, read_json
-from lookback.core.manifests import FILES, entries_of, fault_of, is_whole, sealed
+from lookback.core.manifests import BYTES, FILES, SIZES, entries_of, fault_of, is_whole, sealed
 from lookback.core.outputs import FOLDER, OutputKind
+from lookback.core.sizes import format_size
 from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.transforms import BAG, TYPE, Number
+from lookback.serving.tables import TABLE_DIRECTORY, TableFile
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "lookback-bundle"
 FORMAT_VERSION = 2
 FIRST_VERSION = 1  # knew one layout and did not name it
 TYPED_VERSION = 3  # of bundles that what reads version 2 would read wrongly
+TABLES_VERSION = 4  # of bundles whose tables lie beside the model
 MANIFEST_FILE = "bundle.json"
 MODEL_DIRECTORY = "model"
 EMPTY_DIRECTORY = f"{MODEL_DIRECTORY}/assets"  # every SavedModel has it
@@ -67,6 +74,8 @@ class Manifest(abc.ABC):
       vocabularies: file of each feature's vocabulary, relative to the bundle.
       dataset: name, content hash and counts of the dataset.
       versions: of what wrote the bundle.
+      tables: those that lie in files of their own, by name, see `serving.tables`; none: all are in
+        the SavedModel.
     """
 
     layout: ClassVar[str]
@@ -80,6 +89,12 @@ class Manifest(abc.ABC):
     vocabularies: Mapping[str, str]
     dataset: Mapping[str, Any]
     versions: Mapping[str, str]
+    tables: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict, kw_only=True)
+
+    @property
+    def table_files(self) -> dict[str, TableFile]:
+        """`tables`, as they are read."""
+        return {name: TableFile.from_json(said) for name, said in self.tables.items()}
 
     @property
     @abc.abstractmethod
@@ -96,7 +111,7 @@ class Manifest(abc.ABC):
         own = {k: v for k, v in dataclasses.asdict(self).items() if v or k not in later}
         content: dict[str, Any] = {
             "format": FORMAT,
-            "format_version": TYPED_VERSION if later & set(own) else FORMAT_VERSION,
+            "format_version": self._version(later & set(own)),
             "layout": self.layout,
             **own,
             FILES: entries_of(
@@ -110,21 +125,43 @@ class Manifest(abc.ABC):
         }
         (directory / MANIFEST_FILE).write_text(json.dumps(sealed(content), indent=1) + "\n")
 
+    def _version(self, later: set[str]) -> int:
+        if self.tables:
+            return TABLES_VERSION
+        return TYPED_VERSION if later else FORMAT_VERSION
+
     @staticmethod
-    def read(directory: Path, trusted_digest: str | None = None) -> Manifest:
+    def read(
+        directory: Path, trusted_digest: str | None = None, most_table_bytes: int | None = None
+    ) -> Manifest:
         """Reads bundle.json and compares every file of the bundle with its digest.
 
         Args:
           directory: of the bundle.
           trusted_digest: SHA-256 that bundle.json must have, compared before anything else is
             read; None: any.
+          most_table_bytes: of files of tables that are compared with their digests, which reads
+            them whole; of more, the sizes alone are compared, and a warning says so, unless a
+            digest is trusted. None: all are.
 
         Raises:
           UserError: if the directory is no bundle, is another one than is trusted, is of another
             version or layout, or is damaged; the text names the file.
         """
         content = _read(directory, trusted_digest)
-        fault = fault_of(directory, content[FILES])
+        files = content[FILES]
+        tables = {n: entry for n, entry in files.items() if n.startswith(f"{TABLE_DIRECTORY}/")}
+        size = sum(entry[BYTES] for entry in tables.values())
+        if trusted_digest is None and most_table_bytes is not None and size > most_table_bytes:
+            files = {name: entry for name, entry in files.items() if name not in tables}
+            _log.warning(
+                "%s: its tables (%s) are mapped as they are, and were not compared with their "
+                "digests, which would read them whole. `lookback serving inspect` compares them; "
+                "so does whoever gives --trusted_digest.",
+                directory,
+                format_size(size),
+            )
+        fault = fault_of(directory, tables, verification=SIZES) or fault_of(directory, files)
         if fault is not None:
             raise _damaged(directory, fault)
         # TensorFlow Serving reads files that no manifest names (assets.extra/).
@@ -331,10 +368,10 @@ def _read(directory: Path, trusted_digest: str | None) -> dict[str, Any]:
     text, _ = read_trusted(path, trusted_digest)
     content = load_object(text, str(path), AGAIN)
     found = (content.get("format"), content.get("format_version"))
-    versions = (FIRST_VERSION, FORMAT_VERSION, TYPED_VERSION)
+    versions = (FIRST_VERSION, FORMAT_VERSION, TYPED_VERSION, TABLES_VERSION)
     if found[0] != FORMAT or found[1] not in versions:
         raise UserError(
-            f"{path}: expected format {FORMAT!r} version {FIRST_VERSION} to {TYPED_VERSION}, "
+            f"{path}: expected format {FORMAT!r} version {FIRST_VERSION} to {TABLES_VERSION}, "
             f"found {shown(found[0])} version {shown(found[1])}. Export the model again with this "
             "version's train.py."
         )
