@@ -20,8 +20,8 @@ from lookback.formats.verification import DatasetChecks, verify_dataset
 
 if TYPE_CHECKING:
     from lookback.serving.manifest import HistoriesManifest, Manifest
-    from lookback.serving.store.completion import Catalogue
-    from lookback.serving.store.events import Events
+    from lookback.serving.store.completion import RawCatalogue
+    from lookback.serving.store.events import EventRows
     from lookback.serving.store.store import HistoryStore
 
 _PARQUET = b"PAR1"
@@ -71,7 +71,7 @@ class AppendOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectOptions:
+class UserOptions:
     """Whose history is shown."""
 
     scope: ClassVar[str] = "user"
@@ -104,12 +104,13 @@ def _load(options: LoadOptions, store: StoreOptions, checks: DatasetChecks) -> N
     from lookback.serving.store.datasets import StoredDataset, require_bundle
     from lookback.serving.store.store import HistoryStore
 
-    manifest, category = None, options.category_feature
-    if options.bundle is not None:
+    category = options.category_feature
+    if options.bundle is None:
+        dataset = StoredDataset(options.dataset_dir, category, options.max_events)
+    else:
         manifest = _of_histories(Manifest.read(options.bundle), options.bundle)
         category = category or manifest.options.get("category_feature")
-    dataset = StoredDataset(options.dataset_dir, category, options.max_events)
-    if options.bundle is not None:
+        dataset = StoredDataset(options.dataset_dir, category, options.max_events)
         require_bundle(dataset.head, store.store, manifest, options.bundle)
     if dataset.hashed:
         print(
@@ -140,7 +141,7 @@ def _append(options: AppendOptions, store: StoreOptions) -> None:
             print(json.dumps({"through": through, **total}), flush=True)
 
 
-def _inspect(options: InspectOptions, store: StoreOptions) -> None:
+def _inspect(options: UserOptions, store: StoreOptions) -> None:
     from lookback.serving.store.events import raw_value
 
     with _opened(store) as histories:
@@ -205,7 +206,7 @@ def _source(events: str) -> Iterator[BinaryIO]:
 
 def _batches(
     options: AppendOptions, histories: HistoryStore, source: BinaryIO
-) -> Iterator[tuple[int, Events]]:
+) -> Iterator[tuple[int, EventRows]]:
     """Events, and how many lines or rows that are, from the first on.
 
     Raises:
@@ -261,16 +262,16 @@ def _of_histories(manifest: Manifest, bundle: Path) -> HistoriesManifest:
     return manifest
 
 
-def _catalogue(histories: HistoryStore, bundle: Path) -> Catalogue:
+def _catalogue(histories: HistoryStore, bundle: Path) -> RawCatalogue:
     from lookback.serving.layouts.registry import LAYOUTS
     from lookback.serving.manifest import Manifest
-    from lookback.serving.store.completion import Catalogue
+    from lookback.serving.store.completion import RawCatalogue
     from lookback.serving.store.datasets import require_bundle
 
     manifest = _of_histories(Manifest.read(bundle), bundle)
     require_bundle(histories.head, histories.place, manifest, bundle)
     encoder: Any = LAYOUTS[manifest.layout].load_encoder(bundle, manifest)
-    return Catalogue(encoder)
+    return RawCatalogue(encoder)
 
 
 COMMANDS = {
@@ -286,7 +287,7 @@ COMMANDS = {
     ),
     "inspect": Command(
         "print what a history store has of a user",
-        CommandLine((InspectOptions, StoreOptions)),
+        CommandLine((UserOptions, StoreOptions)),
         _inspect,
     ),
     "delete": Command(

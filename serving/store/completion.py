@@ -13,7 +13,7 @@ the user behaviour tree), and then the short part as ever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class CompletedRequest(dict[str, Any]):
     stored_events: int | None = None
 
 
-class Catalogue:
+class RawCatalogue:
     """What a bundle knows of items, in raw values.
 
     Args:
@@ -98,7 +98,7 @@ class StoredHistories:
         beyond_window: bool = False,
     ) -> None:
         require_bundle(store.head, store.place, manifest, export_dir)
-        self.store, self.catalogue = store, Catalogue(encoder)
+        self.store, self.catalogue = store, RawCatalogue(encoder)
         self._manifest = manifest
         self._columns = [
             *(*manifest.item_features, *manifest.context_features, *manifest.event_features),
@@ -166,7 +166,7 @@ class StoredHistories:
         if given is None:
             items = candidates.get(self._manifest.item_features[0], ())
             given = self.catalogue.look_up(items, str(self._category)) if is_list(items) else ()
-        values = given if is_list(given) else ()
+        values: Iterable[Any] = (given or ()) if is_list(given) else ()
         return {value for value in values if value is None or isinstance(value, int | str)}
 
 

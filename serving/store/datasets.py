@@ -88,7 +88,7 @@ class StoredDataset:
             name: _Decoder(directory, name, transforms[name], table_rows(schema).get(name), raw)
             for name in names
         }
-        kinds = {name: decoder.kind for name, decoder in self._decoders.items()}
+        kinds: dict[str, Kind] = {name: decoder.kind for name, decoder in self._decoders.items()}
         self.hashed = [n for n, d in self._decoders.items() if d.is_hashed]
         self.head = Head(
             user_id=user_id,
@@ -158,10 +158,10 @@ class _Decoder:
         self._bags: npt.NDArray[np.int32] | None = None
         self._encoder: FeatureEncoder | None = None
         self.is_hashed = False
+        self.kind: Kind = "integer"
         if isinstance(transform, Number):
             self._encoder, self.kind = encoder_by(transform, name, directory), "number"
             return
-        self.kind: Kind = "integer"
         if not raw:
             if isinstance(transform, Bag):
                 raise UserError(f"{directory} has bags of {name}, but no workflow to tell them by.")

@@ -49,7 +49,7 @@ class IdError(UserError):
     """Something is no id of this store's users."""
 
 
-class Events(NamedTuple):
+class EventRows(NamedTuple):
     """Events in the order in which they came.
 
     Attributes:
@@ -100,7 +100,7 @@ def raw_value(head: Head, feature: str, word: str) -> Any:
         raise IdError(f"{feature}: expected an integer, received {shown(word)}") from error
 
 
-def read_events(head: Head, objects: Sequence[Any], items: ItemLookup | None = None) -> Events:
+def read_events(head: Head, objects: Sequence[Any], items: ItemLookup | None = None) -> EventRows:
     """Events that are objects.
 
     Args:
@@ -128,10 +128,10 @@ def read_events(head: Head, objects: Sequence[Any], items: ItemLookup | None = N
             _fill(values, absent, name, [objects[index][item_id] for index in absent], items)
         columns.append(_column(name, _kind(head, name), values))
     rows = pa.RecordBatch.from_arrays(columns, schema=head.event_schema)
-    return Events([event[USER] for event in objects], rows)
+    return EventRows([event[USER] for event in objects], rows)
 
 
-def read_event_table(head: Head, table: pa.Table) -> Events:
+def read_event_table(head: Head, table: pa.Table) -> EventRows:
     """Events that are rows of a table, whose columns are all that an event has.
 
     Raises:
@@ -167,7 +167,7 @@ def read_event_table(head: Head, table: pa.Table) -> Events:
             _refuse_rows(bad, name, f"a text of 1 to {_MOST_OF_ID} bytes")
     late = pc.greater(pc.abs(columns[TIMESTAMP]), MOST_SECONDS)
     _refuse_rows(late, TIMESTAMP, "whole seconds")
-    return Events(users, pa.RecordBatch.from_arrays(rows, schema=head.event_schema))
+    return EventRows(users, pa.RecordBatch.from_arrays(rows, schema=head.event_schema))
 
 
 def _check_keys(index: int, event: Any, needed: Sequence[str], allowed: Sequence[str]) -> None:

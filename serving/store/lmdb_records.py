@@ -1,4 +1,4 @@
-"""Records in a directory, in LMDB: many processes read while one writes.
+"""RecordKeeper in a directory, in LMDB: many processes read while one writes.
 
     STORE/store.json         the head, and the name of the next
     STORE/histories-X.mdb    the records; and LMDB's table of readers beside it (-lock)
@@ -32,7 +32,7 @@ from lookback.core.files import atomic_directory, atomic_file, held, inside_ours
 from lookback.core.outputs import FULL
 from lookback.core.paths import refuse_address
 from lookback.formats.stored_histories import FILE, HEAD_FILE, HEADER_BYTES, STORE, Head
-from lookback.serving.store.records import Change, Records
+from lookback.serving.store.records import Change, RecordKeeper
 
 _MAP_BYTES = 1 << 40
 """Of addresses, not of memory or disk: no store outgrows it."""
@@ -47,7 +47,7 @@ _RECORDS_AT_ONCE = 4096
 _OPTION = "--store"
 
 
-class LmdbRecords(Records):
+class LmdbRecords(RecordKeeper):
     """See the module.
 
     Args:

@@ -11,7 +11,7 @@ Change = Callable[[bytes | None], bytes]
 """What becomes of a key's record (None: there is none yet)."""
 
 
-class Records(abc.ABC):
+class RecordKeeper(abc.ABC):
     """Bytes by key, as one head says.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Records in a database of a Redis server.
+"""RecordKeeper in a database of a Redis server.
 
     lookback:store         the head
     lookback:user:KEY      a record
@@ -16,15 +16,12 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from lookback.core.errors import UserError, shown
 from lookback.formats.stored_histories import HEADER_BYTES, Head
-from lookback.serving.store.records import Change, Records
-
-if TYPE_CHECKING:
-    import redis
+from lookback.serving.store.records import Change, RecordKeeper
 
 SCHEME = "redis://"
 HEAD_KEY = b"lookback:store"
@@ -41,7 +38,7 @@ _A_MOMENT = 0.05  # seconds
 _REWRITING = ("aof_rewrite_in_progress", "aof_rewrite_scheduled", "rdb_bgsave_in_progress")
 
 
-class RedisRecords(Records):
+class RedisRecords(RecordKeeper):
     """See the module.
 
     Args:
@@ -186,7 +183,7 @@ class RedisRecords(Records):
             time.sleep(_A_MOMENT)
 
 
-def _connect(address: str, place: str) -> redis.Redis:
+def _connect(address: str, place: str) -> Any:
     try:
         import redis
     except ModuleNotFoundError as error:
@@ -202,7 +199,7 @@ def _connect(address: str, place: str) -> redis.Redis:
         ) from error
 
 
-def _require_durable(client: redis.Redis, place: str) -> None:
+def _require_durable(client: Any, place: str) -> None:
     """Refuses a server that acknowledges what is not on its disk.
 
     Raises:

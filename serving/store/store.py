@@ -21,10 +21,10 @@ from lookback.formats.stored_histories import (
     decode_record,
     encode_record,
 )
-from lookback.serving.store.events import Events, user_key
+from lookback.serving.store.events import EventRows, user_key
 from lookback.serving.store.lmdb_records import LmdbRecords
 from lookback.serving.store.merging import Appended, merged
-from lookback.serving.store.records import Records
+from lookback.serving.store.records import RecordKeeper
 from lookback.serving.store.redis_records import SCHEME, RedisRecords
 
 MOST_CACHED_EVENTS = 1 << 19
@@ -85,7 +85,7 @@ class HistoryStore:
       misses: those that were not.
     """
 
-    def __init__(self, records: Records, *, writes: bool = False) -> None:
+    def __init__(self, records: RecordKeeper, *, writes: bool = False) -> None:
         self._records, self.writes = records, writes
         self.head, self.place = records.head, records.place
         self._cache: collections.OrderedDict[bytes, tuple[bytes, History]]
@@ -160,7 +160,7 @@ class HistoryStore:
         self._remember(key, data[:HEADER_BYTES], history)
         return history
 
-    def append(self, events: Events) -> Appended:
+    def append(self, events: EventRows) -> Appended:
         """Puts events into their users' histories, all of them or none; durable when it returns.
 
         Raises:
