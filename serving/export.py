@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
@@ -26,6 +28,7 @@ from lookback.serving.tables import Blocks, rows_of, specs_of, write_tables
 # Importing them takes seconds, and train.py checks its target before it sets TensorFlow up.
 if TYPE_CHECKING:
     from lookback.models.click_model import ClickModel
+    from lookback.training.start import Origin
 
 DATASETS: tuple[type[ExportedDataset], ...] = (
     ExportedMaterialised,
@@ -39,6 +42,8 @@ OTHER_READINGS: Mapping[tuple[type[ExportedDataset], str], type[ExportedDataset]
     (ExportedHistories, ExportedInteractions.layout): ExportedInteractions
 }
 """Of a format, and the layout of a model that reads it in another way than its own."""
+
+_ROWS_AT_ONCE = 1 << 18
 
 TABLE_PREFIX = "table/"
 """Begins the names of tables among a model's tensors, as checkpoints have them."""
@@ -120,6 +125,41 @@ def load_model(
             f"{manifest.versions['tensorflow']}; start from a checkpoint instead."
         ) from error
     return model, {"model_type": manifest.model_type, **manifest.options}
+
+
+def load_origin(directory: Path, trusted_digest: str | None = None) -> Origin:
+    """A bundle as what a model of other data starts from; arguments and errors as of `load_model`.
+
+    Of tables in files, the rows that are needed are read, and the model is not built.
+    """
+    from lookback.serving.origin import BundleOrigin
+    from lookback.training.start import ModelOrigin
+
+    manifest = Manifest.read(directory, trusted_digest)
+    if manifest.tables:
+        return BundleOrigin(directory, manifest)
+    return ModelOrigin(*load_model(directory, trusted_digest), directory)
+
+
+def take_tables(model: ClickModel, export_dir: Path) -> None:
+    """Gives a model, or this process's part of it, the rows of a bundle's files, block by block.
+
+    Args:
+      model: that was exported.
+      export_dir: with tables in files.
+    """
+    import tensorflow as tf
+
+    from lookback.training.state import model_states
+
+    states, tables = model_states(model), Manifest.read(export_dir, None, 0).table_files
+    for name, table in tables.items():
+        for part in states[f"{TABLE_PREFIX}{name}"].parts:
+            for begin in range(0, len(part.rows), _ROWS_AT_ONCE):
+                wanted = np.asarray(part.rows[begin : begin + _ROWS_AT_ONCE])
+                places = tf.range(part.start + begin, part.start + begin + len(wanted))
+                rows = table.take(export_dir, wanted, part.columns)
+                part.variable.scatter_update(tf.IndexedSlices(rows, places))
 
 
 def export_bundle(

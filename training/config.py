@@ -207,6 +207,20 @@ class RunConfig(LearningOptions):
         none=("",),
         needs={"random_weights": UNSET, "benchmark": UNSET},
     )
+    table_files: Literal["auto", "all", "none"] = option(
+        "auto",
+        scope="results",
+        help="Embedding tables of the export: in files that servers map to memory and share; in "
+        "the SavedModel, which then scores alone; auto: in files beyond 256 MB, or if rounded",
+        needs={"export_dir": SET},
+    )
+    table_dtype: Literal["fp32", "fp16", "int8"] = option(
+        "fp32",
+        scope="results",
+        help="Type of the exported tables' numbers; int8 has a scale for each row. What rounding "
+        "costs in AUC is measured, and printed",
+        needs={"export_dir": SET, "table_files": ("auto", "all")},
+    )
     export_best: bool = option(
         False,
         scope="results",

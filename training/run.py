@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lookback.checkpoints.manifest import MANIFEST, checkpoints_in, read_manifest
 from lookback.checkpoints.store import (
@@ -30,10 +30,10 @@ from lookback.core.world import World, agree, require_same
 from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import LayoutOptions
 from lookback.dataloading.modes import EVALUATION_MODES
-from lookback.embeddings.config import LOCAL
 from lookback.formats.verification import require_trusted
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
+from lookback.training.exporting import WHOLE, Exporter, cost_in_auc, export, exported_dtype
 from lookback.training.output.logging import RunLogger, read_log
 from lookback.training.output.mlflow_tracker import check_tracker, trackers_of
 from lookback.training.output.report import (
@@ -58,29 +58,6 @@ if TYPE_CHECKING:
     from lookback.training.outcome import Outcome
     from lookback.training.start import Origin
     from lookback.training.trainer import Trainer
-
-
-class Exporter(Protocol):
-    """Writes trained models for serving, which lies above training: the doors hand it down."""
-
-    def check_export_target(
-        self, export_dir: Path, dataset_dir: Path, inputs: Sequence[Path] = ()
-    ) -> None:
-        """Refuses a directory that a bundle must not replace, before any work."""
-
-    def bundle_digest(self, export_dir: Path) -> str:
-        """The digest by which a bundle can be trusted."""
-
-    def is_bundle(self, directory: Path) -> bool:
-        """Whether a directory holds a bundle, of whatever version or state."""
-
-    def load_model(
-        self, directory: Path, trusted_digest: str | None
-    ) -> tuple[ClickModel, dict[str, Any]]:
-        """The model of a bundle, verified, and what it is: "model_type" and its options."""
-
-    def export_bundle(self, model: ClickModel, dataset_dir: Path, export_dir: Path) -> Path:
-        """Writes a bundle of `model` and what its dataset says about raw values."""
 
 
 def command_line() -> CommandLine:
@@ -284,12 +261,20 @@ def run_on(
         log.summary(outcome.summary, outcome.warnings)
     try:
         with last_checkpoint_named(run, world):
-            export(model, source, run, options, world, exporter)
+            dtype = exported_dtype(run, model)
+            export(model, source, run, options, dtype, world, exporter)
     finally:
         if world.rank == 0:
             report(run, data, options, outcome, model)
     if run.tensorboard_projector:
         project(run, source, model)
+    if run.export_dir is not None and dtype not in (None, WHOLE):
+        silent = RunLogger(results_dir, tensorboard=False, enabled=False)
+        before = trainer.evaluate(silent, and_train=False).summary
+        exporter.take_tables(model, run.export_dir)
+        after = trainer.evaluate(silent, and_train=False).summary
+        if world.rank == 0:
+            print(f"tables exported as {dtype}: {cost_in_auc(before, after)}")
     saved = print_digests(run, exporter, world)
     return Finished(outcome.summary, results_dir, saved, run.export_dir)
 
@@ -335,13 +320,13 @@ def origin_of(run: RunConfig, exporter: Exporter, world: World) -> Origin | None
     """The trained model that a run starts from, if it does; every rank opens it."""
     if run.init_from is None:
         return None
-    from lookback.training.start import CheckpointOrigin, ModelOrigin
+    from lookback.training.start import CheckpointOrigin
 
     path, trusted = run.init_from, run.trusted_digest
     found: list[Origin] = []
 
     def load() -> None:
-        found.append(ModelOrigin(*exporter.load_model(path, trusted), path))
+        found.append(exporter.load_origin(path, trusted))
 
     if any(world.gather(exporter.is_bundle(path))):
         agree(world, load)
@@ -415,33 +400,6 @@ def described(
         changed=[name for name, value in given.items() if value != known[name].default],
         head_weight=contract_of(model).head_weight,
         category_names=category_names(outcome, run.dataset_dir),
-    )
-
-
-def export(
-    model: ClickModel,
-    source: BatchSource,
-    run: RunConfig,
-    options: Any,
-    world: World,
-    exporter: Exporter,
-) -> None:
-    """Exports the model: on one process as it is, a sharded one after putting it together."""
-    if run.export_dir is None:
-        return
-    dataset_dir, export_dir = run.dataset_dir, run.export_dir
-    if model.body.embeddings.sharding.backend == LOCAL.backend:
-        exporter.export_bundle(model, dataset_dir, export_dir)
-        return
-    from lookback.training.parallel.gathering import with_whole_model
-
-    with_whole_model(
-        model,
-        lambda: MODELS[run.model_type](source.schema, options),
-        source,
-        export_dir.absolute().parent,
-        world,
-        lambda whole: exporter.export_bundle(whole, dataset_dir, export_dir),
     )
 
 

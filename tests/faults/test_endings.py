@@ -67,7 +67,9 @@ class MarkExporter:
     def check_export_target(self, *_: object) -> None:
         """Nothing is in the way."""
 
-    def export_bundle(self, model: object, dataset_dir: Path, export_dir: Path) -> Path:
+    def export_bundle(
+        self, model: object, dataset_dir: Path, export_dir: Path, **_: object
+    ) -> Path:
         export_dir.mkdir()
         return export_dir
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from lookback.formats.schema import read_schema
 from lookback.models import MODELS, DINConfig
 from lookback.models.click_model import ClickModel
 from lookback.serving.bundle import Bundle
-from lookback.serving.export import export_bundle
+from lookback.serving.export import export_bundle, take_tables
 from lookback.serving.manifest import Manifest
 from lookback.serving.tables import quantized, tensors_of, write_tables
+from lookback.training.parallel import gathering
+from lookback.training.state import State, TensorShard
 
 D = 4
 USERS = 8
@@ -195,3 +199,78 @@ def test_what_is_looked_up_on_the_host_is_what_the_graph_looks_up(
         exact = table_of(model, "item_id")[ids][:, 1:3]
         found = table.take(bundle_of(dtype), ids, range(1, 3))
         np.testing.assert_allclose(found, exact, atol=bound)
+
+
+def test_a_model_starts_from_it_as_from_a_checkpoint(
+    model: ClickModel, bundle_of: Callable[..., Path]
+) -> None:
+    from lookback.serving.export import load_origin
+    from lookback.training.state import model_states
+
+    origin, whole = load_origin(bundle_of("fp32")), load_origin(bundle_of(None))
+    assert origin.specs == {name: state.spec for name, state in model_states(model).items()}
+    assert list(origin.columns or ()) == list(whole.columns or ())
+    assert (origin.model, origin.ids.vocabularies) == (whole.model, whole.ids.vocabularies)
+    ids = np.array([7, 3, 3])
+    for name, state in model_states(model).items():
+        exact = state.parts[0].variable.numpy()
+        if name.startswith("table/"):
+            np.testing.assert_array_equal(origin.take(name, ids, range(2)), exact[ids, :2])
+        else:
+            np.testing.assert_array_equal(origin.whole(name), exact)
+
+
+def test_a_model_takes_what_was_exported(model: ClickModel, bundle_of: Callable[..., Path]) -> None:
+    variables = model.body.embeddings.table_variables
+    exact = {name: variable.numpy() for name, variable in variables.items()}
+    try:
+        take_tables(model, bundle_of("fp16"))
+        for name, rows in exact.items():
+            np.testing.assert_array_equal(variables[name], rows.astype(np.float16))
+    finally:
+        for name, rows in exact.items():
+            variables[name].assign(rows)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_shards_of_ranks_stream_to_the_bytes_of_one_process(
+    in_ranks: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
+) -> None:
+    """Rows dealt out, columns cut, and a table on one rank; with the memory of blocks."""
+    rows, ranks = 1 << 17, 3
+    random = np.random.default_rng(4)
+    tables = {n: random.random((rows, 48), np.float32) for n in ("rows", "columns", "one")}
+    shapes: Any = {name: values.shape for name, values in tables.items()}
+    regions = {
+        "rows": [(range(rank, rows, ranks), range(48)) for rank in range(ranks)],
+        "columns": [(range(rows), range(16 * rank, 16 * rank + 16)) for rank in range(ranks)],
+        "one": [(range(0), range(48)), (range(rows), range(48)), (range(0), range(48))],
+    }
+    for place in ("local", "sharded"):
+        (tmp_path / place).mkdir()
+    write_tables(tmp_path / "local", shapes, {n: lambda v=v: [v] for n, v in tables.items()}, dtype)
+
+    def states(rank: int) -> dict[str, State]:
+        found = {}
+        for name, values in tables.items():
+            own, columns = regions[name][rank]
+            held = values[own.start : own.stop : own.step, columns.start : columns.stop]
+            parts = (TensorShard(tf.Variable(held), own, columns),) if own else ()
+            found[f"table/{name}"] = State(values.shape, values.dtype, parts, replicated=False)
+        return found
+
+    monkeypatch.setattr(gathering, "model_states", states)
+    peaks = []
+
+    def write(checkpoint: Any) -> None:
+        blocks = {name: functools.partial(checkpoint.blocks, f"table/{name}") for name in tables}
+        tracemalloc.start()
+        write_tables(tmp_path / "sharded", shapes, blocks, dtype)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    in_ranks(ranks, lambda world: gathering.gathered(world.rank, tmp_path, world, write))
+    for file in (tmp_path / "local" / "tables").iterdir():
+        assert file.read_bytes() == (tmp_path / "sharded" / "tables" / file.name).read_bytes()
+    assert len(peaks) == 1 and peaks[0] < tables["rows"].nbytes
+    assert not list(tmp_path.glob(".gather-*"))

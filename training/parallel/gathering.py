@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from lookback.checkpoints.store import CheckpointStore, open_checkpoint
+from lookback.checkpoints.store import Checkpoint, CheckpointStore, open_checkpoint
 from lookback.core.world import World, agree
 from lookback.dataloading.sources import BatchSource
 from lookback.models.blocks.dropout import ResumableDropout
@@ -40,12 +40,35 @@ def with_whole_model(
 ) -> None:
     """Does something on rank 0 with a copy of the model that has all tables in one process.
 
-    The tables pass through a file; rank 0 needs memory for all of them beside its own part.
+    Rank 0 needs memory for all of them beside its own part.
 
     Args:
       model: sharded; each rank has its part.
       make_local: builds the same model without sharding.
       source: of batches for the model.
+      directory: as of `gathered`.
+      world: the ranks, each of which calls this function.
+      work: what to do.
+    """
+
+    def restore(checkpoint: Checkpoint) -> None:
+        whole = make_local()
+        build_variables(whole, source)
+        checkpoint.require_tensors({n: s.spec for n, s in model_states(whole).items()})
+        for name, state in model_states(whole).items():
+            state.restore(name, checkpoint)
+        work(whole)
+
+    gathered(model, directory, world, restore)
+
+
+def gathered(
+    model: tf.keras.Model, directory: Path, world: World, work: Callable[[Checkpoint], Any]
+) -> None:
+    """Does something on rank 0 with all weights of a model, which lie in a file for that time.
+
+    Args:
+      model: sharded; each rank has its part, and writes it block by block.
       directory: for the file, in a place that all ranks see; created if need be.
       world: the ranks, each of which calls this function.
       work: what to do.
@@ -68,13 +91,7 @@ def with_whole_model(
 
         def finish() -> None:
             if world.rank == 0:
-                whole = make_local()
-                build_variables(whole, source)
-                checkpoint = open_checkpoint(path, verify=False)
-                checkpoint.require_tensors({n: s.spec for n, s in model_states(whole).items()})
-                for name, state in model_states(whole).items():
-                    state.restore(name, checkpoint)
-                work(whole)
+                work(open_checkpoint(path, verify=False))
 
         agree(world, finish)
     finally:
