@@ -30,6 +30,7 @@ from lookback.workflows.feature_spec_export import export_feature_spec
 from lookback.workflows.feature_spec_import import import_feature_spec
 from lookback.workflows.histories.reader import HistoryOptions
 from lookback.workflows.log.document import described
+from lookback.workflows.log.files import meant_by
 from lookback.workflows.log.recipes import list_recipes, recipe_of
 from lookback.workflows.log.schema import SCHEMA
 from lookback.workflows.options import DatasetOptions
@@ -359,7 +360,7 @@ def _describe(asked: DescribeOptions, checks: DatasetChecks) -> None:
 def _init(asked: InitOptions) -> None:
     from lookback.workflows.log.propose import propose
 
-    paths = [Path(name) for name in asked.files]
+    paths = [path for name in asked.files for path in meant_by(name)]
     proposal = propose(paths, Path() if asked.output is None else asked.output.parent)
     if asked.output is None:
         print(proposal.text, end="")

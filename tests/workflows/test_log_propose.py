@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -190,6 +191,43 @@ def test_parts_of_a_log_are_one(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(proposal.text)
     events = read_description(tmp_path / "my.yaml").events
     assert events.files == ("1.csv", "2.csv.gz") and events.time.unit == "ms"
+
+
+def test_objects_with_keys_in_any_order_are_one_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parts of JSON lines, by a pattern that the shell did not resolve; `at` is null in some."""
+    rows: list[dict[str, Any]] = [
+        {
+            "user": {"id": f"u{n % 7}"},
+            "item_id": n % 20,
+            "click": n % 3 == 0,
+            "at": {"ts": 15e8 + n},
+        }
+        for n in range(60)
+    ]
+    rows[0]["at"] = rows[30]["at"] = None
+    rows[59] = {"place": "shop", **dict(reversed(rows[59].items()))}
+    for part in (0, 1):
+        lines = [json.dumps(row) for row in rows[30 * part :][:30]]
+        (tmp_path / f"part-{part}.jsonl").write_text("\n".join(lines[:: 1 - 2 * part]))
+    # One item is there twice.
+    known = [f"{n};{n / 8}".replace(".", ",") for n in [*range(20), 3]]
+    (tmp_path / "items.csv").write_text("\n".join(["item_id;size", *known]))
+    monkeypatch.chdir(tmp_path)
+    assert PROGRAM.main(["init", "part-*.jsonl", "items.csv"]) == 0
+    text = capsys.readouterr().out
+    assert "files: [part-0.jsonl, part-1.jsonl]  # 60 rows" in text
+    assert (
+        "user: user.id " in text and "item: item_id " in text and "column: at.ts, unit: s" in text
+    )
+    assert "place: {type: category}" in text
+    assert "at: left out" not in text
+    assert "positive: ['true']" in text and "in: ['true']" in text
+    assert "key: item_id  # 1 rows have one that was there before" in text
+    assert "may be a number (say decimal: ',' under csv)" in text
+    assert PROGRAM.main(["init", "nothing-*.jsonl"]) == 2
+    assert "nothing-*.jsonl is not a file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,26 @@ def test_bad_lines_of_csv(tmp_path: Path) -> None:
     assert parsed.table["dwell"].to_pylist() == [None, None]
 
 
+def test_commas_before_fractions(tmp_path: Path) -> None:
+    """A point beside a comma may be of thousands, or one that was forgotten: it is refused."""
+    rows = ["1;2;1500000000;1,5", "1;2;1500000000;-7", "1;2;1500000000;2,5e3", "1;2;1500000000;"]
+    rows += ["1;2;1500000000;1.234,5", "1;2;1500000000;1.234", "1;2;1500000000;1,2,3"]
+    rows += ["1;2;1500000000;0,5"]
+    (tmp_path / "a.csv").write_text("\n".join(["who;what;ts;dwell", *rows]))
+    asked: dict[str, Any] = {"files": ["a.csv"], "features": {"dwell": {"type": "number"}}}
+    asked |= {"csv": {"separator": ";", "decimal": ","}}
+    (parsed,) = _parsed(_reader(asked), tmp_path)
+    assert parsed.table["dwell"].to_pylist() == [1.5, -7.0, 2500.0, None, 0.5]
+    assert parsed.reasons == {"dwell is not a number with ',' before its fraction": 3}
+    asked["where"] = [{"column": "dwell", "at_least": 1.5}]
+    (parsed,) = _parsed(_reader(asked), tmp_path)
+    assert parsed.table["dwell"].to_pylist() == [1.5, 2500.0]
+    (tmp_path / "a.csv").write_text("\n".join(["who;what;ts;dwell", *rows[:4]]))
+    del asked["where"]
+    (parsed,) = _parsed(_reader(asked), tmp_path)
+    assert parsed.table["dwell"].to_pylist() == [1.5, -7.0, 2500.0, None] and not parsed.reasons
+
+
 def _known(reader: LogReader, directory: Path, allowed: int = 0) -> tuple[Any, dict[str, int]]:
     with open_runner(0, scheduler=None, progress=False) as runner:
         found, counts = reader.features(directory, runner, BadLineCounter(allowed))

@@ -32,6 +32,7 @@ from lookback.workflows.times import (
 
 TIMES_AT_CLOCK_CHANGES = "times_at_clock_changes"
 
+_NO_NUMBER = "_"
 _LARGEST_EXACT = 2.0**53
 _YES, _NO = ("1", "true"), ("0", "false")
 
@@ -128,8 +129,15 @@ def categories(column: pa.ChunkedArray, name: str, *, is_written: bool) -> Typed
     return Typed(_one(values), missing, wrong)
 
 
-def numbers(column: pa.ChunkedArray, name: str) -> Typed:
-    """Numbers: float64, null where they are missing; NaN is missing, infinity is wrong."""
+def numbers(column: pa.ChunkedArray, name: str, decimal: str = ".") -> Typed:
+    """Numbers: float64, null where they are missing; NaN is missing, infinity is wrong.
+
+    Args:
+      column: of any type.
+      name: for errors.
+      decimal: of text, what stands before fractions; beside ",", a point may be one of thousands,
+        or one that was forgotten: it is wrong.
+    """
     column = plain(column)
     missing = missing_of(column)
     wrong: dict[str, Mask] = {}
@@ -138,10 +146,14 @@ def numbers(column: pa.ChunkedArray, name: str) -> Typed:
         return Typed(pa.nulls(len(missing), pa.float64()), missing, wrong)
     if is_text(column.type):
         column = _without(column, missing)
+        said = "" if decimal == "." else f" with {decimal!r} before its fraction"
+        if said:
+            column = pc.replace_substring(column, ".", _NO_NUMBER)
+            column = pc.replace_substring(column, decimal, ".")
         try:
             values = column.cast(pa.float64())
         except pa.ArrowInvalid:
-            values, wrong = _each(column, _number, f"{name} is not a number", pa.float64())
+            values, wrong = _each(column, _number, f"{name} is not a number{said}", pa.float64())
     else:
         values = column.cast(pa.float64(), safe=False)  # large integers round
     missing = missing | pc.is_nan(values).fill_null(False).to_numpy(zero_copy_only=False)
@@ -323,7 +335,7 @@ def _each(
 
 
 def _number(text: str) -> float:
-    if "_" in text:
+    if _NO_NUMBER in text:
         raise ValueError(text)
     return float(text)
 

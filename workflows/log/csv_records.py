@@ -62,6 +62,11 @@ class CsvBlock(RecordBlock):
     csv: CsvFormat
 
     @property
+    def decimal(self) -> str:
+        """See `RecordBlock.decimal`."""
+        return self.csv.decimal
+
+    @property
     def is_written(self) -> bool:
         """See `RecordBlock.is_written`."""
         return True

@@ -68,6 +68,9 @@ class CsvFormat(Nested):
     )
     encoding: Literal["utf-8", "latin-1"] = option("utf-8", help="of the text")
     quote: str = option('"', help="around fields with separators in them; '': there is none")
+    decimal: Literal[".", ","] = option(
+        ".", help="before the fraction of numbers; beside a comma, numbers have no points"
+    )
 
     def contradictions(self) -> Iterator[tuple[Place, str]]:
         """See `Nested.contradictions`."""

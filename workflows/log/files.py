@@ -48,6 +48,12 @@ def came(directory: Path, patterns: Sequence[str], key: str) -> bool:
     return any(_files(directory, pattern, key) for pattern in patterns)
 
 
+def meant_by(pattern: str) -> list[Path]:
+    """The files that a name or pattern of the command line means; itself, where there is none."""
+    path = Path(pattern)
+    return _files(Path(path.anchor), str(path.relative_to(path.anchor)), "files") or [path]
+
+
 def _files(directory: Path, pattern: str, key: str) -> list[Path]:
     exact = directory / pattern
     if exact.is_file():  # its name may have brackets

@@ -80,13 +80,14 @@ def guess(name: str, values: Sequence[Any]) -> Guess:
     if any(isinstance(value, list) for value in there):
         lists = [value for value in there if isinstance(value, list)]
         return Guess("categories", "lists", most=max(map(len, lists)), missing=missing)
-    texts = [_text(value) for value in there]
+    texts = [text_of(value) for value in there]
     distinct = len(set(texts))
     found = _time(name, texts) or _bag(texts) or _plain(texts, distinct)
     return Guess(**{**vars(found), "distinct": distinct, "missing": missing})
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as CSV would have it."""
     if isinstance(value, bool):
         return str(value).lower()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
@@ -135,7 +136,7 @@ def _bag(texts: Sequence[str]) -> Guess | None:
         shown = next(text for text in texts if "," in text)
         return Guess(
             "text",
-            f"{shown!r} may be a number (write it with a point) or a list (type: categories, "
+            f"{shown!r} may be a number (say decimal: ',' under csv) or a list (type: categories, "
             "separator: ',')",
         )
     for separator in _SEPARATORS:

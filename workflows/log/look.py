@@ -124,6 +124,9 @@ def _look_at_json(path: Path, lines: Sequence[bytes], whole: bool) -> Look:
             values += [None] * (rows - len(values))
     if not rows:
         raise UserError(f"{path}: expected a JSON object in each line, found none.")
+    for name in [n for n, values in columns.items() if not any(v is not None for v in values)]:
+        if any(other.startswith(f"{name}.") for other in columns):
+            del columns[name]  # null instead of an object
     return Look(path, "jsonl", None, True, columns, rows, whole, ("each line is a JSON object",))
 
 

@@ -202,7 +202,7 @@ def parse(block: RecordBlock, plan: Plan, unit: str | None = None) -> Parsed:
 
 def _typed(records: Records, plan: Plan, block: RecordBlock, unit: str) -> Parsed:
     """Conditions, then columns, then what is wrong with them."""
-    keep, counts, wrong = _conditions(records, plan)
+    keep, counts, wrong = _conditions(records, plan, block.decimal)
     kept = np.flatnonzero(keep)
     rows = records.table if keep.all() else records.table.take(pa.array(kept))
     found = [_column(rows, output, plan, block, unit) for output in plan.outputs]
@@ -240,7 +240,7 @@ def _column(rows: pa.Table, output: RawColumn, plan: Plan, block: RecordBlock, u
     if output.kind == "label" and plan.label is not None:
         return typed.labels(column, plan.label.positive)
     if output.kind == "number":
-        return typed.numbers(column, name)
+        return typed.numbers(column, name, block.decimal)
     if output.kind == "flags":
         return typed.flags([rows[flag] for flag in output.flags], output.flags)
     if output.kind == "bag":
@@ -249,7 +249,9 @@ def _column(rows: pa.Table, output: RawColumn, plan: Plan, block: RecordBlock, u
     return read(column, name, is_written=block.is_written)
 
 
-def _conditions(records: Records, plan: Plan) -> tuple[Mask, dict[str, int], dict[str, Mask]]:
+def _conditions(
+    records: Records, plan: Plan, decimal: str
+) -> tuple[Mask, dict[str, int], dict[str, Mask]]:
     """Which rows all conditions hold for, how many rows each leaves out, and what is no number."""
     keep = np.ones(len(records.table), np.bool_)
     counts: dict[str, int] = {}
@@ -265,7 +267,7 @@ def _conditions(records: Records, plan: Plan) -> tuple[Mask, dict[str, int], dic
         if condition.present is not None:
             holds &= missing != condition.present
         if condition.at_least is not None or condition.at_most is not None:
-            found = typed.numbers(column, condition.column)
+            found = typed.numbers(column, condition.column, decimal)
             values = found.values.to_numpy(zero_copy_only=False)
             odd = np.zeros(len(column), np.bool_)
             for reason, mask in found.wrong.items():

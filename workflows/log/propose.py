@@ -17,11 +17,18 @@ import yaml
 from lookback.core.yaml_files import StrictDumper
 from lookback.workflows.histories.reader import MIN_INTERACTIONS, RESERVED
 from lookback.workflows.log.description import MOST_OF_BAG, NAME, format_of
-from lookback.workflows.log.guess import ITEM_NAME, LABEL_NAME, USER_NAME, Guess, guess
+from lookback.workflows.log.guess import (
+    ITEM_NAME,
+    LABEL_NAME,
+    USER_NAME,
+    Guess,
+    guess,
+    text_of,
+)
 from lookback.workflows.log.look import Look, look_at
 
 MOST_OF_BAG_PROPOSED = 16
-_MOSTLY = 0.9  # share of the events' ids that a key of another name must have
+_MOSTLY = 0.9  # share of the events' ids that a key of another name must have; of rows, its own
 _SHOWN = 6  # columns or values in a comment
 _SPLIT_OF_ROWS = {"by": "rows", "test": 0.1, "validation": 0.1, "seed": 0}
 
@@ -46,11 +53,29 @@ class _Group:
     """Files with the same columns."""
 
     looks: list[Look]
-    guesses: dict[str, Guess]
+    columns: dict[str, list[Any]]
+    guesses: dict[str, Guess] = field(default_factory=dict)
 
-    @property
-    def columns(self) -> Mapping[str, list[Any]]:
-        return self.looks[0].columns
+    def __post_init__(self) -> None:
+        self.guesses = {name: guess(name, values) for name, values in self.columns.items()}
+
+    def add(self, look: Look) -> None:
+        """Takes a file; of JSON lines it may have keys that were not in others."""
+        self.looks.append(look)
+        for name, values in look.columns.items():
+            if name not in self.columns:
+                self.columns[name] = values
+                self.guesses[name] = guess(name, values)
+
+    def holds(self, look: Look) -> bool:
+        """Whether a file is another of these: of JSON lines, keys may be absent in any order."""
+        first = self.looks[0]
+        if (look.kind, look.csv) != (first.kind, first.csv):
+            return False
+        if look.kind != "jsonl":
+            return [*look.columns] == [*self.columns]
+        shared = len(look.columns.keys() & self.columns.keys())
+        return 2 * shared > len(look.columns.keys() | self.columns.keys())
 
     @property
     def names(self) -> str:
@@ -66,12 +91,19 @@ class _Group:
         return [name for name in found if re.search(r"id$|^asin|_asin$", name.lower())] or found
 
     def unique(self) -> list[str]:
-        """Columns that tell rows apart."""
+        """Columns that tell rows apart, but for a few that are there again."""
         return [
             name
             for name, found in self.guesses.items()
-            if not found.missing and found.distinct == self.looks[0].rows and found.kind != "time"
+            if not found.missing
+            and found.distinct >= _MOSTLY * self.looks[0].rows
+            and found.kind != "time"
         ]
+
+    def positive(self, label: str) -> int | str:
+        """What a label with two values has of clicks, as it stands in the files."""
+        words = {text_of(value) for value in self.columns[label]}
+        return next((word for word in sorted(words) if word.lower() == "true"), 1)
 
 
 @dataclass
@@ -161,15 +193,14 @@ def propose(paths: Sequence[Path], directory: Path) -> Proposal:
 
 
 def _grouped(looks: Sequence[Look]) -> list[_Group]:
-    groups: dict[tuple[Any, ...], _Group] = {}
+    groups: list[_Group] = []
     for look in looks:
-        key = (look.kind, look.csv, *look.columns)
-        if key in groups:
-            groups[key].looks.append(look)
+        alike = next((group for group in groups if group.holds(look)), None)
+        if alike is None:
+            groups.append(_Group([look], dict(look.columns)))
         else:
-            guesses = {name: guess(name, values) for name, values in look.columns.items()}
-            groups[key] = _Group([look], guesses)
-    return list(groups.values())
+            alike.add(look)
+    return groups
 
 
 def _events_of(groups: Sequence[_Group]) -> _Group | None:
@@ -220,7 +251,7 @@ def _write_events(out: _Writer, group: _Group, directory: Path) -> tuple[str | N
     labels = _labels_of(group, taken)
     left = [n for n in group.columns if n not in {*taken, *labels, *doubtful, *times}]
     if out.rows is not None:
-        said = {"column": out.rows, "positive": [1]}
+        said = {"column": out.rows, "positive": [group.positive(out.rows)]}
         out.add(1, "label", said, "two values; leave features out that are known only afterwards")
         for name in labels:
             if name != out.rows:
@@ -326,7 +357,9 @@ def _write_keyed(
         return
     out.add(0, part)
     _write_files(out, part, group, directory)
-    out.add(1, "key", key, f"once a row; the events' {column} has the same values")
+    repeated = group.looks[0].rows - group.guesses[key].distinct
+    said = f"{repeated} rows have one that was there before" if repeated else "once a row"
+    out.add(1, "key", key, f"{said}; the events' {column} has the same values")
     times = [name for name in features if group.guesses[name].kind == "time"]
     _write_features(out, group, [name for name in features if name not in times], False)
     for name in times:
@@ -355,11 +388,12 @@ def _write_rest(out: _Writer, events: _Group) -> None:
         0, "filters", {"min_events_per_user": MIN_INTERACTIONS}, "users with fewer are left out"
     )
     if labels:
+        positive = _written([events.positive(labels[0])])
         out.note(0, f"{labels[0]} has two values. If rows are impressions and it says which were")
         out.note(0, "clicked: explicit, with under events")
-        out.note(0, f"  label: {{column: {labels[0]}, positive: [1]}}")
+        out.note(0, f"  label: {{column: {labels[0]}, positive: {positive}}}")
         out.note(0, "and a split by time or users. If only the positive rows count: sampled, with")
-        out.note(0, f"  where: [{{column: {labels[0]}, in: [1]}}]")
+        out.note(0, f"  where: [{{column: {labels[0]}, in: {positive}}}]")
         out.note(0, "For models of rows (DLRM, DCNv2) say layout: tabular and that label instead.")
         out.choice(0, "labels", ["explicit", "sampled"], f"{labels[0]} looks like a label")
     else:

@@ -83,6 +83,11 @@ class RecordBlock(Block, abc.ABC):
     wanted: Wanted
 
     @property
+    def decimal(self) -> str:
+        """What stands before the fraction of numbers that are text."""
+        return "."
+
+    @property
     @abc.abstractmethod
     def is_written(self) -> bool:
         """Whether all values are text, also those that are meant as numbers."""
