@@ -212,8 +212,8 @@ def test_objects_with_keys_in_any_order_are_one_log(
         lines = [json.dumps(row) for row in rows[30 * part :][:30]]
         (tmp_path / f"part-{part}.jsonl").write_text("\n".join(lines[:: 1 - 2 * part]))
     # One item is there twice.
-    known = [f"{n};{n / 8}".replace(".", ",") for n in [*range(20), 3]]
-    (tmp_path / "items.csv").write_text("\n".join(["item_id;size", *known]))
+    known = [f"{n};{n / 8};k{n % 3}".replace(".", ",") for n in [*range(20), 3]]
+    (tmp_path / "items.csv").write_text("\n".join(["item_id;size;kind", *known]))
     monkeypatch.chdir(tmp_path)
     assert PROGRAM.main(["init", "part-*.jsonl", "items.csv"]) == 0
     text = capsys.readouterr().out
