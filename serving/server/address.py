@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tornado import web
@@ -11,8 +11,11 @@ from tornado import web
 from lookback.core.errors import UserError, shown
 from lookback.core.faults import MOST_CHARACTERS
 from lookback.serving.server.metrics import Metrics
-from lookback.serving.server.models import Models, ServedModel
+from lookback.serving.server.models import Models
 from lookback.serving.server.scorer import Scorer
+
+if TYPE_CHECKING:
+    from lookback.serving.server.triton.engine import TritonModels, TritonScorer
 
 MOST_BYTES = 16 << 20
 """Of a body: a history of some hundred thousand events."""
@@ -25,6 +28,15 @@ _NONE = "-"  # the model of an address that names none, in metrics
 
 class TooLargeError(UserError):
     """A body is larger than what is taken."""
+
+
+class Engine(NamedTuple):
+    """What scores, and how it is reached; the address is a format of the port that we listen at."""
+
+    models: Models | TritonModels
+    scorer: Scorer | TritonScorer
+    metrics: Metrics
+    address: str
 
 
 class Site:
@@ -42,8 +54,8 @@ class Site:
 
     def __init__(
         self,
-        models: Models,
-        scorer: Scorer,
+        models: Models | TritonModels,
+        scorer: Scorer | TritonScorer,
         metrics: Metrics,
         token: str | None = None,
         names: frozenset[str] | None = None,
@@ -106,7 +118,7 @@ class Address(web.RequestHandler):
         """Counts the answer."""
         self.site.metrics.requests.labels(self.model, self.get_status()).inc()
 
-    def named(self, name: str, version: str | None = None) -> ServedModel | None:
+    def named(self, name: str, version: str | None = None) -> Any:
         """A model; without one the answer says so."""
         model = self.site.models.served.get(name)
         if model is None:

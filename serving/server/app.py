@@ -16,6 +16,7 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,14 @@ from tornado import web
 
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_json
-from lookback.serving.requests import Request, RequestError
-from lookback.serving.scores import Scores
 from lookback.serving.server.address import Address, Bodied, Site, TooLargeError
 from lookback.serving.server.metrics import CONTENT_TYPE
-from lookback.serving.server.models import ServedModel
+from lookback.serving.server.models import unknown_variant
 from lookback.serving.server.scorer import OverloadedError, ScoringError
 from lookback.serving.server.store_addresses import store_addresses
 from lookback.serving.server.wire import (
     JSON_LENGTH,
+    VARIANT,
     metadata_of,
     read_inference,
     write_inference,
@@ -95,7 +95,7 @@ class _Scored(Bodied):
         finally:
             self.site.active -= 1
 
-    async def answer(self, model: ServedModel) -> None:
+    async def answer(self, model: Any) -> None:
         """Writes what is answered.
 
         Raises:
@@ -103,22 +103,30 @@ class _Scored(Bodied):
         """
         raise NotImplementedError
 
-    async def scored(self, model: ServedModel, requests: list[Any]) -> list[dict[str, Any]]:
+    async def scored(self, model: Any, requests: list[Any]) -> list[dict[str, Any]]:
         """The answers to requests."""
         if len(requests) > MOST_REQUESTS:
             raise UserError(
                 f"Expected at most {MOST_REQUESTS:,} requests, received {len(requests):,}."
             )
-        requests = await _completed(model, requests)
-        scores = await self.site.scorer.score(model, requests)
-        self._count(model, scores)
-        pairs: list[tuple[Request, Scores]] = list(zip(requests, scores, strict=True))
-        return [model.answer(request, found) for request, found in pairs]
+        return await self.site.scorer.answers(model, requests)
 
-    def _count(self, model: ServedModel, scores: list[Scores]) -> None:
-        items = [known for found in scores for known in found.known or ()]
-        self.site.metrics.items.labels(model.name).inc(sum(len(s.logit) for s in scores))
-        self.site.metrics.unknown.labels(model.name).inc(len(items) - sum(items))
+    def variant(self, model: Any, named: Any) -> Any:
+        """The model that is to answer.
+
+        Args:
+          model: that was called.
+          named: another, or None.
+
+        Raises:
+          UserError: if there is none of that name.
+        """
+        if named is None:
+            return model
+        served = self.site.models.served
+        if not isinstance(named, str) or named not in served:
+            raise unknown_variant(named, served)
+        return served[named]
 
     def _refuse(self, message: str) -> None:
         self.set_header("Retry-After", str(RETRY_SECONDS))
@@ -126,11 +134,11 @@ class _Scored(Bodied):
 
 
 class _Infer(_Scored):
-    async def answer(self, model: ServedModel) -> None:
+    async def answer(self, model: Any) -> None:
         """As `serving.server.wire` says."""
         call = read_inference(self.body, self.request.headers.get(JSON_LENGTH))
         requests = [load_json(text, f"request {n}") for n, text in enumerate(call.texts)]
-        answers = await self.scored(model, requests)
+        answers = await self.scored(self.variant(model, call.variant), requests)
         texts = [json.dumps(answer, ensure_ascii=False) for answer in answers]
         body, headers = write_inference(model.name, model.version, call, texts)
         for header, value in headers.items():
@@ -139,11 +147,12 @@ class _Infer(_Scored):
 
 
 class _Score(_Scored):
-    async def answer(self, model: ServedModel) -> None:
+    async def answer(self, model: Any) -> None:
         """A request, or a list of them; answers likewise."""
         content = load_json(self.body, "the body", "Expected a request, or a list of requests.")
         many = isinstance(content, list)
-        answers = await self.scored(model, content if many else [content])
+        chosen = self.variant(model, self.get_query_argument(VARIANT, None))
+        answers = await self.scored(chosen, content if many else [content])
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(answers if many else answers[0], ensure_ascii=False))
 
@@ -155,7 +164,7 @@ class _Model(Address):
             return
         if ready is None:
             about = metadata_of(model.name, model.version)
-            self.finish({**about, "model_type": model.bundle.manifest.model_type})
+            self.finish({**about, "model_type": model.manifest.model_type})
         elif not self.site.ready:
             self.set_status(503)
 
@@ -176,7 +185,8 @@ class _Health(Address):
         if what == "ready":
             self.set_status(200 if self.site.ready else 503)
             return
-        for model in self.site.models.served.values():
+        served: Mapping[str, Any] = self.site.models.served
+        for model in served.values():
             try:
                 await asyncio.wait_for(self.site.scorer.probe(model), PROBE_SECONDS)
             except Exception as error:  # of TensorFlow, whatever it is
@@ -186,9 +196,10 @@ class _Health(Address):
 
 
 class _Metrics(Address):
-    def get(self) -> None:
+    async def get(self) -> None:
         self.set_header("Content-Type", CONTENT_TYPE)
-        self.finish(self.site.metrics.text())
+        loop = asyncio.get_running_loop()
+        self.finish(await loop.run_in_executor(None, self.site.metrics.text))
 
 
 class _Administered(Bodied):
@@ -241,20 +252,6 @@ class _Elsewhere(Address):
         super().prepare()
         if not self._finished:
             self.fail(404, "There is no such address. GET /v2 says what this is.")
-
-
-async def _completed(model: ServedModel, requests: list[Any]) -> list[Any]:
-    """Requests with the histories that a store has; it may have to wait for a disk."""
-    if model.histories is None:
-        return requests
-    loop = asyncio.get_running_loop()
-    try:
-        return await loop.run_in_executor(None, model.histories.completed, requests)
-    except RequestError:
-        raise
-    except (UserError, OSError) as error:
-        _log.error("%s", error)
-        raise ScoringError(str(error)) from error
 
 
 def _where(content: Any) -> tuple[Path | None, str | None]:

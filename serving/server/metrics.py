@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from lookback.serving.columns import HISTORY
+from lookback.serving.scores import Scores
 from lookback.serving.store.store import HistoryStore
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _ROWS = (1, 4, 16, 64, 256, 1024, 4096, 16384)
 
 CONTENT_TYPE: str = prometheus_client.CONTENT_TYPE_LATEST
+
+COUNTED = {
+    "lookback_scored_requests_total": "Requests that were scored",
+    "lookback_history_events_total": "Events in their histories",
+    "lookback_items_total": "Candidates that were scored",
+    "lookback_unknown_items_total": "Candidates that the bundle does not know",
+}
+"""What is counted of the requests of a model that were scored, whichever engine scores them."""
+
+CACHED = {
+    "lookback_history_cache_hits": ("Histories that were cached", "hits"),
+    "lookback_history_cache_misses": ("Histories that were not", "misses"),
+}
+"""What is told of a store: a text, and its attribute."""
+
+
+def tally(requests: Sequence[Any], scores: Sequence[Scores]) -> dict[str, int]:
+    """What some requests, which were scored, add to each counter of `COUNTED`, in its order."""
+    histories = [r[HISTORY] for r in requests if isinstance(r, Mapping) and HISTORY in r]
+    known = [known for found in scores for known in found.known or ()]
+    counts = (
+        len(requests),
+        sum(len(next(iter(history.values()), ())) for history in histories),
+        sum(len(found.logit) for found in scores),
+        len(known) - sum(known),
+    )
+    return dict(zip(COUNTED, counts, strict=True))
 
 
 class Metrics:
@@ -21,13 +54,16 @@ class Metrics:
       seconds: from a request's last byte to its answer, by model; of those that were scored.
       batch_rows: scores of a batch.
       waiting: scores that wait for a batch.
-      items: candidates that were scored, by model.
-      unknown: those of them that the bundle does not know, by model.
+      counted: what `COUNTED` names, by model.
       loads: bundles that were loaded, or refused, by model and outcome.
     """
 
-    def __init__(self) -> None:
-        """Starts at 0."""
+    def __init__(self, *, scores: bool = True) -> None:
+        """Starts at 0.
+
+        Args:
+          scores: whether this process scores, and counts what it does.
+        """
         registry = CollectorRegistry()
         self._registry = registry
         self.requests = Counter(
@@ -46,26 +82,19 @@ class Metrics:
         self.waiting = Gauge(
             "lookback_waiting_rows", "Scores that wait for a batch", registry=registry
         )
-        self.items = Counter(
-            "lookback_items", "Candidates that were scored", ["model"], registry=registry
-        )
-        self.unknown = Counter(
-            "lookback_unknown_items",
-            "Candidates that the bundle does not know",
-            ["model"],
-            registry=registry,
-        )
+        self.counted = {
+            name: Counter(name, text, ["model"], registry=registry)
+            for name, text in (COUNTED if scores else {}).items()
+        }
         self.loads = Counter(
             "lookback_loads", "Bundles loaded or refused", ["model", "outcome"], registry=registry
         )
 
     def watch_cache(self, store: HistoryStore) -> None:
         """Tells from now on how often a history was still decoded when it was asked for."""
-        for name, text, count in (
-            ("lookback_history_cache_hits", "Histories that were cached", lambda: store.hits),
-            ("lookback_history_cache_misses", "Histories that were not", lambda: store.misses),
-        ):
-            Gauge(name, text, registry=self._registry).set_function(count)
+        for name, (text, attribute) in CACHED.items():
+            gauge = Gauge(name, text, registry=self._registry)
+            gauge.set_function(functools.partial(getattr, store, attribute))
 
     def text(self) -> bytes:
         """All of it in Prometheus' format."""

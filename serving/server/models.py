@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from lookback.core.digests import digest_of
 from lookback.core.errors import UserError, shown
 from lookback.serving.bundle import Bundle
 from lookback.serving.layouts.registry import LAYOUTS
-from lookback.serving.manifest import MANIFEST_FILE, HistoriesManifest
+from lookback.serving.manifest import MANIFEST_FILE, HistoriesManifest, Manifest
 from lookback.serving.requests import Request, RequestError
 from lookback.serving.scores import Scores
+from lookback.serving.server.wire import VARIANT
 from lookback.serving.store.completion import STORED_EVENTS, CompletedRequest, StoredHistories
 from lookback.serving.store.store import HistoryStore
 
@@ -28,15 +29,15 @@ CANDIDATES = "candidates"
 
 
 @dataclasses.dataclass(frozen=True)
-class ServedModel:
-    """A bundle under its name.
+class Served:
+    """A bundle under its name, whichever engine scores.
 
     Attributes:
       name: in addresses.
       version: 1 of the first bundle of this name, and one more for each that replaced it.
       directory: where it was loaded from.
       digest: of its manifest, by which it can be trusted.
-      bundle: what scores.
+      manifest: of the bundle.
       histories: the store as the bundle reads it; None: requests must have their histories.
     """
 
@@ -44,8 +45,19 @@ class ServedModel:
     version: int
     directory: Path
     digest: str
+    manifest: Manifest
+    histories: StoredHistories | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel(Served):
+    """One that this process scores with.
+
+    Attributes:
+      bundle: what scores.
+    """
+
     bundle: Bundle
-    histories: StoredHistories | None = None
 
     def rows(self, index: int, request: Any) -> int:
         """How many scores a request asks for.
@@ -91,6 +103,38 @@ class ServedModel:
             raise UserError(f"{self.directory}: the model gives no finite scores. Train it anew.")
 
 
+@dataclasses.dataclass(frozen=True)
+class StoreReading:
+    """How models read a store.
+
+    Attributes:
+      store: of histories; None: there is none.
+      beyond_window: see `serving.store.completion`.
+    """
+
+    store: HistoryStore | None = None
+    beyond_window: bool = False
+
+    def histories(
+        self, directory: Path, manifest: Manifest, encoder: Any
+    ) -> StoredHistories | None:
+        """The store as a bundle reads it; None if it reads none.
+
+        Args:
+          directory: of the bundle.
+          manifest: of the bundle.
+          encoder: of the bundle.
+
+        Raises:
+          UserError: if the store's histories are not of the bundle's vocabularies.
+        """
+        if self.store is None or not isinstance(manifest, HistoriesManifest):
+            return None
+        return StoredHistories(
+            self.store, manifest, directory, encoder, beyond_window=self.beyond_window
+        )
+
+
 class Models:
     """What is served, by name. Who looks one up keeps it, whatever replaces it meanwhile."""
 
@@ -101,7 +145,7 @@ class Models:
           store: of the histories that requests may leave out.
           beyond_window: see `serving.store.completion`.
         """
-        self._store, self._beyond_window = store, beyond_window
+        self._reading = StoreReading(store, beyond_window)
         self._served: dict[str, ServedModel] = {}
         self._loading = threading.Lock()
 
@@ -124,35 +168,40 @@ class Models:
           UserError: if it cannot be loaded; what was served is served on.
         """
         with self._loading:  # one at a time: each takes memory
-            before = self._served.get(name)
-            if directory is None:
-                if before is None:
-                    raise UserError(
-                        f"There is no model {shown(name)} to load again. Give its path."
-                    )
-                directory = before.directory
+            version, directory = next_version(self._served.get(name), name, directory)
             bundle = Bundle.load(directory, trusted_digest)
             model = ServedModel(
                 name=name,
-                version=1 if before is None else before.version + 1,
+                version=version,
                 directory=directory,
                 digest=digest_of(directory / MANIFEST_FILE),
+                manifest=bundle.manifest,
+                histories=self._reading.histories(directory, bundle.manifest, bundle.encoder),
                 bundle=bundle,
-                histories=self._histories(bundle),
             )
             for rows in _WARM_UP_ROWS:
                 model.probe(rows)
             self._served[name] = model
             return model
 
-    def _histories(self, bundle: Bundle) -> StoredHistories | None:
-        if self._store is None or not isinstance(bundle.manifest, HistoriesManifest):
-            return None
-        encoder: Any = bundle.encoder
-        return StoredHistories(
-            self._store,
-            bundle.manifest,
-            bundle.directory,
-            encoder,
-            beyond_window=self._beyond_window,
-        )
+
+def next_version(before: Served | None, name: str, directory: Path | None) -> tuple[int, Path]:
+    """The version that a bundle gets, and its directory.
+
+    Args:
+      before: what the name stands for now.
+      name: of the model.
+      directory: that was given; None: where that name's last came from.
+
+    Raises:
+      UserError: if there is neither.
+    """
+    if before is None and directory is None:
+        raise UserError(f"There is no model {shown(name)} to load again. Give its path.")
+    version = 1 if before is None else before.version + 1
+    return version, before.directory if directory is None and before else Path(directory or "")
+
+
+def unknown_variant(variant: Any, known: Iterable[str]) -> UserError:
+    """What is said of a call whose parameter names no model."""
+    return UserError(f"{VARIANT}: expected one of {', '.join(known)}, received {shown(variant)}.")

@@ -5,23 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import ipaddress
 import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lookback.core.errors import UserError
 from lookback.core.options import SET, option
+from lookback.serving.server.listening import is_local, listen, written
 
 if TYPE_CHECKING:
-    from lookback.serving.server.address import Site
-    from lookback.serving.store.store import HistoryStore
+    from lookback.serving.server.address import Engine, Site
+    from lookback.serving.server.models import StoreReading
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+MOST_BATCH_ROWS, MOST_WAITING_ROWS = 1024, 2048
+TRITON_GRPC, TRITON_CONTROL = 8001, 8002
+OF_ENGINE = {
+    "local": ("max_batch_rows", "max_waiting_rows"),
+    "triton": ("grpc_port", "control_port"),
+}
+"""Options that one engine has and the other does not; None: not given."""
 
 _LEAST_OF_TOKEN = 16  # characters
 _A_MOMENT = 0.01  # seconds
@@ -44,11 +52,25 @@ class ServeOptions:
     port: int = option(
         8000, help="port to listen at; 0: any that is free", at_least=0, at_most=65535
     )
-    max_batch_rows: int = option(
-        1024, help="candidates that are scored together, of several requests", at_least=1
+    engine: Literal["local", "triton"] = option(
+        "local", help="local: this process scores; triton: NVIDIA's Triton does (extra `triton`)"
     )
-    max_waiting_rows: int = option(
-        2048, help="candidates that may wait; requests beyond are refused with 503", at_least=1
+    grpc_port: int | None = option(
+        None, help="triton: port of its gRPC; none: 8001", at_least=0, at_most=65535
+    )
+    control_port: int | None = option(
+        None,
+        help="triton: port of health, metrics and loading; none: 8002",
+        at_least=0,
+        at_most=65535,
+    )
+    max_batch_rows: int | None = option(
+        None, help="local: candidates that are scored together; none: 1,024", at_least=1
+    )
+    max_waiting_rows: int | None = option(
+        None,
+        help="local: candidates that may wait, requests beyond are refused with 503; none: 2,048",
+        at_least=1,
     )
     drain_seconds: float = option(
         30.0, help="how long SIGTERM waits for requests that are under way", unit="s", at_least=0
@@ -84,6 +106,10 @@ class ServeOptions:
           UserError: naming the option.
         """
         named_bundles(self.bundles)
+        foreign = OF_ENGINE["triton" if self.engine == "local" else "local"]
+        given = [f"--{name}" for name in foreign if getattr(self, name) is not None]
+        if given:
+            raise UserError(f"{', '.join(given)}: --engine {self.engine} has no such option.")
         if self.trusted_digest and len(self.trusted_digest) != len(self.bundles):
             raise UserError(
                 f"--trusted_digest: expected one for each of {len(self.bundles)} bundles, received "
@@ -121,17 +147,61 @@ def serve(options: ServeOptions) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
     bundles = named_bundles(options.bundles)
     token = None if options.admin_token_file is None else _token(options.admin_token_file)
-    sockets = _listen(options.host, options.port)
+    port = options.port
+    if options.engine == "triton":
+        port = TRITON_CONTROL if options.control_port is None else options.control_port
     with contextlib.ExitStack() as stack:
+        sockets = listen(options.host, port)
         for found in sockets:
             stack.callback(found.close)
+        from lookback.serving.server.models import StoreReading
+
         store = None
         if options.store is not None:
             from lookback.serving.store.store import HistoryStore
 
             store = HistoryStore.open(options.store, writes=not options.store_read_only)
             stack.callback(store.close)
-        asyncio.run(_serve(options, bundles, token, sockets, store))
+        reading = StoreReading(store, options.beyond_window)
+        asyncio.run(_serve(options, bundles, token, sockets, reading))
+
+
+def _engine(
+    options: ServeOptions, reading: StoreReading
+) -> contextlib.AbstractAsyncContextManager[Engine]:
+    if options.engine == "local":
+        return _local_engine(options, reading)
+    from lookback.serving.server.triton.run import triton_engine
+
+    return triton_engine(
+        options.host,
+        options.port,
+        TRITON_GRPC if options.grpc_port is None else options.grpc_port,
+        reading=reading,
+        store_address=options.store,
+        drain_seconds=options.drain_seconds,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _local_engine(options: ServeOptions, reading: StoreReading) -> AsyncIterator[Engine]:
+    """The one of this process."""
+    from lookback.serving.server.address import Engine
+    from lookback.serving.server.metrics import Metrics
+    from lookback.serving.server.models import Models
+    from lookback.serving.server.scorer import Scorer
+
+    metrics = Metrics()
+    if reading.store is not None:
+        metrics.watch_cache(reading.store)
+    rows = MOST_BATCH_ROWS if options.max_batch_rows is None else options.max_batch_rows
+    waiting = MOST_WAITING_ROWS if options.max_waiting_rows is None else options.max_waiting_rows
+    scorer = Scorer(rows, waiting, metrics)
+    models = Models(reading.store, beyond_window=reading.beyond_window)
+    try:
+        yield Engine(models, scorer, metrics, f"http://{written(options.host)}:{{port}}/v2")
+    finally:
+        await scorer.close()
 
 
 async def _serve(
@@ -139,81 +209,55 @@ async def _serve(
     bundles: Mapping[str, Path],
     token: str | None,
     sockets: Sequence[socket.socket],
-    store: HistoryStore | None,
+    reading: StoreReading,
 ) -> None:
     from tornado.httpserver import HTTPServer
 
     from lookback.serving.server.address import MOST_READ, Site
     from lookback.serving.server.app import application
-    from lookback.serving.server.metrics import Metrics
-    from lookback.serving.server.models import Models
-    from lookback.serving.server.scorer import Scorer
 
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
-    metrics, models = Metrics(), Models(store, beyond_window=options.beyond_window)
-    if store is not None:
-        metrics.watch_cache(store)
-    for (name, directory), digest in zip(
-        bundles.items(), options.trusted_digest or [None] * len(bundles), strict=True
-    ):
-        model = await loop.run_in_executor(None, models.load, name, directory, digest)
-        print(f"{name}: {model.bundle.manifest.model_type}, digest {model.digest}", flush=True)
-        if store is not None and model.histories is None:
-            print(f"{name} reads no histories: the store is nothing to it", flush=True)
-        if ending.is_set():
-            return
-    scorer = Scorer(options.max_batch_rows, options.max_waiting_rows, metrics)
-    local = all(_is_local(found) for found in sockets)
-    site = Site(models, scorer, metrics, token, LOCAL_NAMES if local else None)
-    server = HTTPServer(
-        application(site), max_body_size=MOST_READ, body_timeout=60, idle_connection_timeout=300
-    )
-    server.add_sockets(list(sockets))
-    site.ready = True
-    if not local:
-        print(
-            "warning: this server knows no users and no encryption, and listens for other "
-            "machines: put a gateway in front of it.",
-            file=sys.stderr,
+    async with _engine(options, reading) as engine:
+        for (name, directory), digest in zip(
+            bundles.items(), options.trusted_digest or [None] * len(bundles), strict=True
+        ):
+            model = await loop.run_in_executor(None, engine.models.load, name, directory, digest)
+            print(f"{name}: {model.manifest.model_type}, digest {model.digest}", flush=True)
+            if reading.store is not None and model.histories is None:
+                print(f"{name} reads no histories: the store is nothing to it", flush=True)
+            if ending.is_set():
+                return
+        local = all(is_local(found) for found in sockets)
+        names = LOCAL_NAMES if local else None
+        site = Site(engine.models, engine.scorer, engine.metrics, token, names)
+        server = HTTPServer(
+            application(site), max_body_size=MOST_READ, body_timeout=60, idle_connection_timeout=300
         )
-    port = sockets[0].getsockname()[1]
-    print(f"serving at http://{_written(options.host)}:{port}/v2", flush=True)
-    await ending.wait()
-    print("ending: what is under way is answered first", flush=True)
-    site.ready = False
-    server.stop()
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_drained(site), options.drain_seconds)
-    scorer.close()
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(server.close_all_connections(), 1)
+        server.add_sockets(list(sockets))
+        site.ready = True
+        if not local:
+            print(
+                "warning: this server knows no users and no encryption, and listens for other "
+                "machines: put a gateway in front of it.",
+                file=sys.stderr,
+            )
+        said = engine.address.format(port=sockets[0].getsockname()[1])
+        print(f"serving at {said}", flush=True)
+        await ending.wait()
+        print("ending: what is under way is answered first", flush=True)
+        site.ready = False
+        server.stop()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_drained(site), options.drain_seconds)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(server.close_all_connections(), 1)
 
 
 async def _drained(site: Site) -> None:
     while site.active:
         await asyncio.sleep(_A_MOMENT)
-
-
-def _listen(host: str, port: int) -> list[socket.socket]:
-    from tornado.netutil import bind_sockets
-
-    try:
-        return bind_sockets(port, host)
-    except OSError as error:  # gaierror is one
-        raise UserError(
-            f"--host {host} --port {port}: cannot listen there ({error.strerror or error}). Choose "
-            "another port (0: any that is free), or end who uses it."
-        ) from error
-
-
-def _is_local(found: socket.socket) -> bool:
-    return ipaddress.ip_address(found.getsockname()[0]).is_loopback
-
-
-def _written(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _token(path: Path) -> str:

@@ -13,11 +13,12 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from lookback.core.errors import UserError
 from lookback.serving.requests import Request, RequestError
 from lookback.serving.scores import Scores
-from lookback.serving.server.metrics import Metrics
+from lookback.serving.server.metrics import Metrics, tally
 from lookback.serving.server.models import ServedModel
 
 _log = logging.getLogger(__name__)
@@ -79,14 +80,27 @@ class Scorer:
         self._arrived.set()
         return await call.done
 
+    async def answers(self, model: ServedModel, requests: Sequence[Any]) -> list[dict[str, Any]]:
+        """What a call's requests are answered with; errors as of `score`."""
+        requests = await self._completed(model, requests)
+        scores = await self.score(model, requests)
+        for name, count in tally(requests, scores).items():
+            self._metrics.counted[name].labels(model.name).inc(count)
+        return [model.answer(r, found) for r, found in zip(requests, scores, strict=True)]
+
     async def probe(self, model: ServedModel) -> None:
         """Has a model score something, in its turn: behind the batch that is under way."""
         await asyncio.get_running_loop().run_in_executor(self._thread, model.probe)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends; what waits is not answered any more."""
         self._task.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _completed(self, model: ServedModel, requests: Sequence[Any]) -> Sequence[Any]:
+        """Requests with the histories that a store has; it may have to wait for a disk."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, completed, model, requests)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -94,7 +108,9 @@ class Scorer:
             await self._arrived.wait()
             calls = self._next()
             try:
-                results = await loop.run_in_executor(self._thread, _score, calls)
+                results = await loop.run_in_executor(
+                    self._thread, score_calls, calls[0].model, [call.requests for call in calls]
+                )
             except Exception as error:  # nobody may wait for ever
                 results = [ScoringError(str(error))] * len(calls)
             for call, result in zip(calls, results, strict=True):
@@ -131,11 +147,39 @@ class Scorer:
         self._metrics.waiting.set(self._rows)
 
 
-def _score(calls: Sequence[_Call]) -> list[list[Scores] | Exception]:
-    """The result of each call; what is wrong with one is nothing to the others."""
+def completed(model: ServedModel, requests: Sequence[Any]) -> Sequence[Any]:
+    """Requests with the histories that a store has.
+
+    Raises:
+      RequestError: about the first of them that names no user of it.
+      ScoringError: if the store cannot be read.
+    """
+    if model.histories is None:
+        return requests
     try:
-        every = iter(calls[0].model.score([r for call in calls for r in call.requests]))
-        return [[next(every) for _ in call.requests] for call in calls]
+        return model.histories.completed(requests)
+    except RequestError:
+        raise
+    except (UserError, OSError) as error:
+        _log.error("%s", error)
+        raise ScoringError(str(error)) from error
+
+
+def score_calls(
+    model: ServedModel, calls: Sequence[Sequence[Request]]
+) -> list[list[Scores] | Exception]:
+    """The result of each call; what is wrong with one is nothing to the others.
+
+    Args:
+      model: that scores.
+      calls: the requests of each, their shape checked.
+
+    Returns:
+      Scores, or `RequestError` or `ScoringError`.
+    """
+    try:
+        every = iter(model.score([request for call in calls for request in call]))
+        return [[next(every) for _ in call] for call in calls]
     except RequestError as error:
         if len(calls) == 1:
             return [error]
@@ -146,4 +190,4 @@ def _score(calls: Sequence[_Call]) -> list[list[Scores] | Exception]:
         if len(calls) == 1:
             _log.exception("scoring failed")
             return [ScoringError(type(error).__name__)]
-    return [result for call in calls for result in _score([call])]
+    return [result for call in calls for result in score_calls(model, [call])]

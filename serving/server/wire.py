@@ -4,8 +4,9 @@ The protocol is version 2 of KServe's, with Triton's extension for binary tensor
 Data Extension"): a header says how long the JSON is, and each text of a tensor follows as its
 length, 4 bytes with the lowest first, and its bytes.
 
-A model has one input, ``request``: texts ``[N]``, each a request in JSON as `serving score` reads a
-line; and one output, ``answer``: texts ``[N]``, each what `serving score` writes as a line.
+A model has one input, ``request``: texts ``[N, 1]`` (the axis of 1 may be left out here, not with
+Triton), each a request in JSON as `serving score` reads a line; and one output, ``answer``: texts
+of the same shape, each what `serving score` writes as a line.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from lookback.core.json_files import load_json
 INPUT = "request"
 OUTPUT = "answer"
 TEXT = "BYTES"
+VARIANT = "model_variant"
+"""A parameter of a call: the name of another model of the server, which answers in its place."""
+PROBE = "probe"
+"""A parameter of a call to Triton: true asks for a score of random rows, whatever the texts are."""
+
 JSON_LENGTH = "Inference-Header-Content-Length"
 """The header that says how long the JSON before binary tensors is."""
 
@@ -37,13 +43,17 @@ class InferenceCall:
 
     Attributes:
       texts: of the input, N.
+      shape: of the input, and so of the output.
       id: that the answer repeats; None: it has none.
       binary: whether the answer's texts follow its JSON.
+      variant: the model that is to answer; None: the one that is called.
     """
 
     texts: Sequence[str | bytes]
+    shape: Sequence[int]
     id: str | None
     binary: bool
+    variant: str | None
 
 
 def read_inference(body: bytes, json_length: str | None) -> InferenceCall:
@@ -64,11 +74,13 @@ def read_inference(body: bytes, json_length: str | None) -> InferenceCall:
         raise UserError(
             f"inputs: expected a list of one tensor, {INPUT!r}, received {shown(inputs)}."
         )
-    texts = _texts(inputs[0], body[length:])
+    texts, shape = _texts(inputs[0], body[length:])
     number = given.get("id")
     if not isinstance(number, str | None):
         raise UserError(f"id: expected text, received {shown(number)}.")
-    return InferenceCall(texts, number, _wants_binary(given))
+    parameters = given.get("parameters")
+    variant = parameters.get(VARIANT) if isinstance(parameters, dict) else None
+    return InferenceCall(texts, shape, number, _wants_binary(given), variant)
 
 
 def write_inference(
@@ -82,7 +94,7 @@ def write_inference(
       call: what is answered.
       answers: N texts.
     """
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": TEXT, "shape": [len(answers)]}
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": TEXT, "shape": list(call.shape)}
     said: dict[str, Any] = {"model_name": model, "model_version": str(version)}
     if call.id is not None:
         said["id"] = call.id
@@ -106,13 +118,13 @@ def metadata_of(model: str, version: int) -> dict[str, Any]:
         "name": model,
         "versions": [str(version)],
         "platform": "lookback",
-        "inputs": [{"name": INPUT, "datatype": TEXT, "shape": [-1]}],
-        "outputs": [{"name": OUTPUT, "datatype": TEXT, "shape": [-1]}],
+        "inputs": [{"name": INPUT, "datatype": TEXT, "shape": [-1, 1]}],
+        "outputs": [{"name": OUTPUT, "datatype": TEXT, "shape": [-1, 1]}],
     }
 
 
-def _texts(tensor: Any, rest: bytes) -> Sequence[str | bytes]:
-    """The texts of the input, from its JSON or from the bytes that follow it."""
+def _texts(tensor: Any, rest: bytes) -> tuple[Sequence[str | bytes], Sequence[int]]:
+    """The texts of the input, from its JSON or from the bytes that follow it, and its shape."""
     needed = {"name", "datatype", "shape"}
     given = _object(tensor, "inputs[0]", needed, {"data", "parameters"})
     if given["name"] != INPUT or given["datatype"] != TEXT:
@@ -133,15 +145,15 @@ def _texts(tensor: Any, rest: bytes) -> Sequence[str | bytes]:
                 f"received {len(rest)} bytes."
             )
         texts = _cut(rest)
-    shape = given["shape"]
-    if shape not in ([len(texts)], [len(texts), 1], [1, len(texts)]):
-        raise UserError(f"inputs[0].shape: expected [{len(texts)}], received {shown(shape)}.")
-    return texts
+    for shape in ([len(texts), 1], [len(texts)]):
+        if given["shape"] == shape:
+            return texts, shape
+    raise UserError(
+        f"inputs[0].shape: expected [{len(texts)}, 1], received {shown(given['shape'])}."
+    )
 
 
 def _listed(data: Any) -> list[str]:
-    if isinstance(data, list) and len(data) == 1 and isinstance(data[0], list):
-        (data,) = data  # of shape [1, N]
     if isinstance(data, list):
         data = [x[0] if isinstance(x, list) and len(x) == 1 else x for x in data]  # of [N, 1]
     if not isinstance(data, list) or not all(isinstance(text, str) for text in data):

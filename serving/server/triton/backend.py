@@ -1,0 +1,145 @@
+"""What Triton runs for each model, in a process of its own: a bundle behind its tensors of text.
+
+A call's tensor ``request`` is ``[N, 1]``: texts, each a request in JSON; so is ``answer``. Calls
+that Triton has batched are scored together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lookback.core.errors import UserError
+from lookback.core.faults import cut
+from lookback.core.json_files import load_json
+from lookback.serving.requests import Request, RequestError
+from lookback.serving.server.metrics import CACHED, COUNTED, tally
+from lookback.serving.server.models import Models, unknown_variant
+from lookback.serving.server.scorer import completed, score_calls
+from lookback.serving.server.triton.repository import source_of
+from lookback.serving.server.wire import INPUT, OUTPUT, PROBE, VARIANT
+from lookback.serving.store.store import HistoryStore
+
+
+class TritonPythonModel:
+    """One version of one model; Triton calls its methods by their names."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Loads the bundle.
+
+        Args:
+          args: of Triton: where the model lies, and which version it is.
+        """
+        import triton_python_backend_utils as triton
+
+        self._triton = triton
+        directory = Path(args["model_repository"])
+        source = source_of(directory, args["model_version"])
+        self._models = directory.parent
+        self._store = None
+        if source.store.address is not None:
+            self._store = HistoryStore.open(source.store.address)
+        models = Models(self._store, beyond_window=source.store.beyond_window)
+        self._model = models.load(source.name, source.path, source.digest)
+        family = triton.MetricFamily
+        self._families = {  # metrics are gone with their family
+            name: family(name=name, description=text, kind=family.COUNTER)
+            for name, text in COUNTED.items()
+        }
+        if self._store is not None:
+            self._families |= {
+                name: family(name=name, description=text, kind=family.GAUGE)
+                for name, (text, _) in CACHED.items()
+            }
+        self._metrics = {
+            name: found.Metric(labels={"model": self._model.name})
+            for name, found in self._families.items()
+        }
+
+    def execute(self, calls: Sequence[Any]) -> list[Any]:
+        """Answers calls that Triton has batched."""
+        answers: list[Any] = [None] * len(calls)
+        read: list[tuple[int, Sequence[Request]]] = []
+        for place, call in enumerate(calls):
+            try:
+                given = json.loads(call.parameters() or "{}")
+                if given.get(PROBE):
+                    self._model.probe()
+                    answers[place] = self._texts(call, None)
+                elif given.get(VARIANT, self._model.name) != self._model.name:
+                    answers[place] = self._passed_on(call, given[VARIANT])
+                else:
+                    read.append((place, self._requests(call)))
+            except Exception as error:
+                answers[place] = self._failed(error)
+        found = score_calls(self._model, [requests for _, requests in read])
+        for (place, requests), scores in zip(read, found, strict=True):
+            if isinstance(scores, Exception):
+                answers[place] = self._failed(scores)
+                continue
+            for name, count in tally(requests, scores).items():
+                self._metrics[name].increment(count)
+            said = [self._model.answer(r, s) for r, s in zip(requests, scores, strict=True)]
+            texts = [json.dumps(answer, ensure_ascii=False) for answer in said]
+            answers[place] = self._texts(calls[place], texts)
+        if self._store is not None:
+            for name, (_, attribute) in CACHED.items():
+                self._metrics[name].set(getattr(self._store, attribute))
+        return answers
+
+    def finalize(self) -> None:
+        """Ends."""
+        if self._store is not None:
+            self._store.close()
+
+    def _requests(self, call: Any) -> Sequence[Request]:
+        """The requests of a call, with histories and of the right shape.
+
+        Raises:
+          RequestError: if one is not.
+        """
+        texts = self._triton.get_input_tensor_by_name(call, INPUT).as_numpy().reshape(-1)
+        requests = []
+        for index, text in enumerate(texts):
+            try:
+                requests.append(load_json(text, f"request {index}"))
+            except UserError as error:
+                raise RequestError(index, str(error)) from error
+        found = completed(self._model, requests)
+        for index, request in enumerate(found):
+            self._model.rows(index, request)
+        return found
+
+    def _texts(self, call: Any, texts: Sequence[str] | None) -> Any:
+        shape = self._triton.get_input_tensor_by_name(call, INPUT).shape()
+        values = np.full(shape, b"{}", np.object_)
+        if texts is not None:
+            values.reshape(-1)[:] = [text.encode() for text in texts]
+        return self._triton.InferenceResponse([self._triton.Tensor(OUTPUT, values)])
+
+    def _passed_on(self, call: Any, variant: Any) -> Any:
+        """The answer of another model, which the call names.
+
+        Raises:
+          UserError: if there is none of that name.
+        """
+        known = sorted(path.name for path in self._models.iterdir())
+        if variant not in known:
+            raise unknown_variant(variant, known)
+        tensor = self._triton.get_input_tensor_by_name(call, INPUT)
+        answer = self._triton.InferenceRequest(
+            model_name=variant, inputs=[tensor], requested_output_names=[OUTPUT]
+        ).exec()
+        if answer.has_error():
+            return answer
+        output = self._triton.get_output_tensor_by_name(answer, OUTPUT)
+        return self._triton.InferenceResponse([output])
+
+    def _failed(self, error: Exception) -> Any:
+        kind = self._triton.TritonError
+        fault = kind.INVALID_ARG if isinstance(error, UserError) else kind.INTERNAL
+        return self._triton.InferenceResponse(error=kind(cut(str(error)), fault))

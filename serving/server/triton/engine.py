@@ -1,0 +1,213 @@
+"""Triton as an engine of `serving.server.app`: it loads, is asked, watched and healed.
+
+A model's process may die while its server lives and says of the model that it is ready. So each
+model is asked to score something once a second; one that cannot is loaded anew, and where that does
+not help, or the server itself has ended, all is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lookback.core.digests import digest_of
+from lookback.core.errors import UserError
+from lookback.serving.layouts.registry import LAYOUTS
+from lookback.serving.manifest import MANIFEST_FILE, Manifest
+from lookback.serving.server.metrics import Metrics
+from lookback.serving.server.models import Served, StoreReading, next_version
+from lookback.serving.server.scorer import OverloadedError, ScoringError
+from lookback.serving.server.triton.process import TritonProcess
+from lookback.serving.server.triton.repository import ModelRepository
+from lookback.serving.server.wire import INPUT, OUTPUT, PROBE, TEXT
+
+_WATCH_SECONDS = 1.0
+_HUNG_SECONDS = 30.0
+"""Without an answer to a request of one row, after which a model counts as dead."""
+
+_log = logging.getLogger(__name__)
+
+
+class TritonModels:
+    """What Triton serves, by name; as `serving.server.models.Models`.
+
+    Args:
+      repository: whose models they are.
+      start: starts a server of that repository, without models, and waits until it listens.
+      reading: of the store, for its addresses.
+    """
+
+    def __init__(
+        self,
+        repository: ModelRepository,
+        start: Callable[[], TritonProcess],
+        reading: StoreReading,
+    ) -> None:
+        self._repository, self._start, self._reading = repository, start, reading
+        self._served: dict[str, Served] = {}
+        self._dead: set[str] = set()
+        self._loading = threading.Lock()
+        self._process = start()
+
+    @property
+    def process(self) -> TritonProcess:
+        """The server's."""
+        return self._process
+
+    @property
+    def served(self) -> Mapping[str, Served]:
+        """The models by name."""
+        return dict(self._served)
+
+    def load(
+        self, name: str, directory: Path | None = None, trusted_digest: str | None = None
+    ) -> Served:
+        """Has Triton load a bundle; as `serving.server.models.Models.load`."""
+        with self._loading:
+            version, directory = next_version(self._served.get(name), name, directory)
+            manifest = Manifest.read(directory, trusted_digest)
+            digest = digest_of(directory / MANIFEST_FILE)
+            histories = None
+            if self._reading.store is not None:
+                encoder = LAYOUTS[manifest.layout].load_encoder(directory, manifest)
+                histories = self._reading.histories(directory, manifest, encoder)
+            self._repository.add(name, version, directory, digest)
+            try:
+                self._process.load(name)
+            except UserError as error:
+                self._repository.remove(name, version)
+                # Behind the first lines comes a traceback.
+                said = str(error).partition("\n\nAt:\n")[0]
+                raise UserError(f"{directory}: Triton cannot load it: {said}") from error
+            if name in self._served:
+                self._repository.remove(name, self._served[name].version)
+            self._served[name] = Served(name, version, directory, digest, manifest, histories)
+            return self._served[name]
+
+    def heal(self, names: Sequence[str]) -> None:
+        """Loads anew what does not score any more, and the whole server if it has ended.
+
+        Args:
+          names: of such models.
+        """
+        with self._loading:
+            self._dead |= set(names)
+            try:
+                if not self._process.alive:
+                    _log.error("Triton's server has ended: it is started again")
+                    self._dead = set(self._served)
+                    self._process.end(0)
+                    self._process = self._start()
+                for name in sorted(self._dead):
+                    _log.error("%s does not score: it is loaded anew", name)
+                    self._process.reload(name)
+                    self._dead.discard(name)
+            except (UserError, OSError) as error:  # next time all is started again
+                _log.error("that did not help: %s", error)
+                self._process.end(0)
+
+    @property
+    def dead(self) -> frozenset[str]:
+        """Those that were found dead, and could not be healed."""
+        return frozenset(self._dead)
+
+
+class TritonScorer:
+    """Passes requests on to Triton; as `serving.server.scorer.Scorer`. Made in an event loop.
+
+    Args:
+      address: of its gRPC.
+      models: that it serves.
+    """
+
+    def __init__(self, address: str, models: TritonModels) -> None:
+        from tritonclient.grpc.aio import InferenceServerClient
+
+        self._client = InferenceServerClient(address)
+        self._models = models
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def answers(self, model: Served, requests: Sequence[Any]) -> list[dict[str, Any]]:
+        """As `serving.server.scorer.Scorer.answers`."""
+        if not requests:
+            return []
+        texts = [json.dumps(request, ensure_ascii=False) for request in requests]
+        return [json.loads(text) for text in await self._infer(model.name, texts)]
+
+    async def probe(self, model: Served) -> None:
+        """Has a model score something.
+
+        Raises:
+          ScoringError: if it does not.
+        """
+        with contextlib.suppress(OverloadedError):  # who refuses is alive
+            await self._infer(model.name, ["{}"], {PROBE: True}, _HUNG_SECONDS)
+        if model.name in self._models.dead:
+            raise ScoringError("its process is dead")
+
+    async def close(self) -> None:
+        """Ends."""
+        self._task.cancel()
+        await self._client.close()
+
+    async def _infer(
+        self,
+        name: str,
+        texts: Sequence[str],
+        parameters: dict[str, Any] | None = None,
+        seconds: float | None = None,
+    ) -> list[bytes]:
+        from tritonclient.grpc import InferInput
+        from tritonclient.utils import InferenceServerException
+
+        tensor = InferInput(INPUT, [len(texts), 1], TEXT)
+        tensor.set_data_from_numpy(np.array([[text.encode()] for text in texts], np.object_))
+        try:
+            answer = await self._client.infer(
+                name, [tensor], parameters=parameters, client_timeout=seconds
+            )
+        except InferenceServerException as error:
+            said, status = error.message(), str(error.status())
+            if status == "StatusCode.INVALID_ARGUMENT":
+                raise UserError(said) from error
+            if status == "StatusCode.UNAVAILABLE":
+                raise OverloadedError from error
+            raise ScoringError(said) from error
+        return list(answer.as_numpy(OUTPUT).reshape(-1))
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            models = list(self._models.served.values())
+            found = await asyncio.gather(*map(self.probe, models), return_exceptions=True)
+            failed = [m.name for m, e in zip(models, found, strict=True) if e is not None]
+            if failed or not self._models.process.alive:
+                await loop.run_in_executor(None, self._models.heal, failed)
+
+
+class TritonMetrics(Metrics):
+    """Ours of a server before Triton, and Triton's.
+
+    Args:
+      models: that it serves.
+    """
+
+    def __init__(self, models: TritonModels) -> None:
+        super().__init__(scores=False)
+        self._models = models
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' format."""
+        try:
+            return super().text() + self._models.process.metrics()
+        except OSError:  # while it is started anew
+            return super().text()

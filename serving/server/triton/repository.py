@@ -1,0 +1,152 @@
+"""A model repository of Triton: a directory a model, and in it one for each version.
+
+backends/python/                the backend of the installed Triton
+models/NAME/config.pbtxt
+models/NAME/VERSION/model.py    imports `serving.server.triton.backend`
+models/NAME/VERSION/bundle.json    which bundle that version is
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from lookback.core.json_files import read_json
+from lookback.serving.server.triton.installation import Installation
+from lookback.serving.server.wire import INPUT, OUTPUT
+
+BUNDLE_FILE = "bundle.json"
+
+_MODEL = "from lookback.serving.server.triton.backend import TritonPythonModel\n"
+_CONFIG = """\
+name: "{name}"
+backend: "python"
+max_batch_size: {most_requests}
+input [ {{ name: "{input}" data_type: TYPE_STRING dims: [ 1 ] }} ]
+output [ {{ name: "{output}" data_type: TYPE_STRING dims: [ 1 ] }} ]
+instance_group [ {{ count: 1 kind: KIND_CPU }} ]
+version_policy {{ latest {{ num_versions: 1 }} }}
+dynamic_batching {{
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {most_microseconds}
+    max_queue_size: {most_waiting}
+  }}
+}}
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class QueueLimits:
+    """Of what waits in Triton for one model.
+
+    Attributes:
+      most_requests: of a batch, and so of a call.
+      most_waiting: calls that may wait; those beyond are refused.
+      most_seconds: that one may; it is refused then.
+    """
+
+    most_requests: int
+    most_waiting: int
+    most_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreSource:
+    """The store that models read.
+
+    Attributes:
+      address: of it; None: there is none.
+      beyond_window: see `serving.store.completion`.
+    """
+
+    address: str | None
+    beyond_window: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Which bundle a version is, and what it reads besides.
+
+    Attributes:
+      name: of the model.
+      path: of the bundle.
+      digest: of its manifest.
+      store: that it reads.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    store: StoreSource
+
+
+class ModelRepository:
+    """One in a directory of its own.
+
+    Args:
+      directory: an empty one.
+      installation: of Triton.
+      limits: of each model's queue.
+      store: that models read.
+    """
+
+    def __init__(
+        self, directory: Path, installation: Installation, limits: QueueLimits, store: StoreSource
+    ) -> None:
+        self.models = directory / "models"
+        self.backends = directory / "backends"
+        self._limits, self._store = limits, store
+        self.models.mkdir()
+        # The stub is looked for beside the backend's library.
+        python = self.backends / "python"
+        shutil.copytree(installation.backend, python)
+        shutil.copy2(installation.stub, python)
+
+    def add(self, name: str, version: int, bundle: Path, digest: str) -> None:
+        """Adds a version of a model, which Triton takes when it is told to load it.
+
+        Args:
+          name: of the model.
+          version: higher than any before.
+          bundle: its directory.
+          digest: of its manifest.
+        """
+        directory = self.models / name / str(version)
+        directory.mkdir(parents=True)
+        content = {
+            "name": name,
+            "path": str(bundle.resolve()),
+            "digest": digest,
+            "store": dataclasses.asdict(self._store),
+        }
+        (directory / BUNDLE_FILE).write_text(json.dumps(content), encoding="utf-8")
+        (directory / "model.py").write_text(_MODEL)
+        (self.models / name / "config.pbtxt").write_text(
+            _CONFIG.format(
+                name=name,
+                input=INPUT,
+                output=OUTPUT,
+                most_requests=self._limits.most_requests,
+                most_waiting=self._limits.most_waiting,
+                most_microseconds=round(1e6 * self._limits.most_seconds),
+            )
+        )
+
+    def remove(self, name: str, version: int) -> None:
+        """Removes a version that was refused, or that another has replaced."""
+        shutil.rmtree(self.models / name / str(version), ignore_errors=True)
+
+
+def source_of(model: Path, version: str) -> Source:
+    """What `ModelRepository.add` was told.
+
+    Args:
+      model: its directory in the repository.
+      version: of it.
+    """
+    content = read_json(model / version / BUNDLE_FILE)
+    store = StoreSource(**content["store"])
+    return Source(content["name"], Path(content["path"]), content["digest"], store)

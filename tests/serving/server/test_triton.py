@@ -1,0 +1,349 @@
+"""Triton as the engine, in its own processes: answers, what is out of reach, exchange, healing.
+
+One server for all tests: to start it and to load a bundle takes most of the time.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from lookback.core.errors import UserError
+from lookback.serving.server.run import ServeOptions
+from lookback.serving.server.triton.installation import Installation
+
+ROOT = Path(__file__).resolve().parents[3]
+TOKEN = "0123456789abcdef"
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("pytriton") is None
+    or importlib.util.find_spec("tritonclient") is None,
+    reason="Triton is not installed: its wheel needs a newer glibc, or the extra was left out",
+)
+
+
+class Server:
+    """`serving serve --engine triton` with two names for one bundle."""
+
+    def __init__(self, bundle: Path, directory: Path) -> None:
+        token = directory / "token"
+        token.write_text(TOKEN)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "serving", "serve", f"sim={bundle}", f"other={bundle}"),
+                *("--engine", "triton", "--port", "0", "--grpc_port", "0", "--control_port", "0"),
+                *("--admin_token_file", str(token), "--drain_seconds", "10"),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        said = [self.process.stdout.readline() for _ in range(3)]
+        assert said[0].startswith("sim: sim, digest ") and said[1].startswith("other: sim")
+        ports = list(map(int, re.findall(r"127\.0\.0\.1:(\d+)", said[2])))
+        self.http, self.grpc, self.control = ports
+        from tritonclient.grpc import InferenceServerClient
+
+        self.client = InferenceServerClient(f"127.0.0.1:{self.grpc}")
+
+    def call(
+        self, path: str, body: Any = None, port: int | None = None, **headers: str
+    ) -> tuple[int, bytes]:
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(f"http://127.0.0.1:{port or self.http}{path}", data, headers)
+        try:
+            with urllib.request.urlopen(asked, timeout=120) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def infer(self, requests: Any, model: str = "sim", **parameters: Any) -> Any:
+        """Answers, through gRPC."""
+        from tritonclient.grpc import InferInput
+
+        texts = [[json.dumps(request).encode()] for request in requests]
+        tensor = InferInput("request", [len(texts), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array(texts, np.object_))
+        answer = self.client.infer(model, [tensor], parameters=parameters or None)
+        assert answer.as_numpy("answer").shape == (len(texts), 1)
+        return [json.loads(text) for text in answer.as_numpy("answer")[:, 0]]
+
+    def processes(self) -> dict[str, int]:
+        """Triton's server, by that name, and those of models by the models' names."""
+        found = {}
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            words = process.cmdline()
+            if words[0].endswith("_stub"):
+                found[Path(words[1]).parents[1].name] = process.pid
+            elif words[0].endswith("tritonserver"):
+                found["tritonserver"] = process.pid
+        return found
+
+
+@pytest.fixture(scope="module")
+def requests(raw: Any) -> list[dict[str, Any]]:
+    return [raw.request(f"U{user:03d}", [f"B{n:03d}" for n in range(5)]) for user in range(8)]
+
+
+@pytest.fixture(scope="module")
+def expected(sim_bundle: Path, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the local engine's model answers, in this process."""
+    from lookback.serving.server.models import Models
+
+    model = Models().load("sim", sim_bundle)
+    scores = model.score(requests)
+    return [model.answer(r, s) for r, s in zip(requests, scores, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def server(sim_bundle: Path, tmp_path_factory: Any) -> Iterator[Server]:
+    running = Server(sim_bundle, tmp_path_factory.mktemp("triton"))
+    yield running
+    running.process.terminate()
+    assert running.process.wait(60) == 0
+
+
+def alike(answers: Any, expected: Any) -> None:
+    """Equal but for the last digits of numbers."""
+    assert len(answers) == len(expected)
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert answer["user_id"] == wanted["user_id"]
+        for one, other in zip(answer["candidates"], wanted["candidates"], strict=True):
+            assert list(one) == list(other)
+            for name, value in other.items():
+                if isinstance(value, float):
+                    value = pytest.approx(value, rel=1e-5, abs=1e-6)
+                assert one[name] == value
+
+
+def until(found: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+@needs_triton
+@pytest.mark.slow
+def test_http_and_grpc_answer_as_the_local_engine(server, requests, expected):
+    alike(server.infer(requests), expected)
+    texts = [json.dumps(request) for request in requests]
+    tensor = {"name": "request", "datatype": "BYTES", "shape": [8, 1], "data": texts}
+    status, body = server.call("/v2/models/sim/infer", {"id": "7", "inputs": [tensor]})
+    content = json.loads(body)
+    assert (status, content["id"], content["outputs"][0]["shape"]) == (200, "7", [8, 1])
+    alike([json.loads(text) for text in content["outputs"][0]["data"]], expected)
+    curl = shutil.which("curl")
+    if curl is not None:
+        said = subprocess.run(
+            [curl, "-s", f"127.0.0.1:{server.http}/v2/models/sim/infer", "-d", "@-"],
+            input=json.dumps({"inputs": [tensor]}),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        found = json.loads(said)["outputs"][0]["data"]
+        alike([json.loads(text) for text in found], expected)
+    # Our own addresses, which pass on to Triton.
+    status, body = server.call("/v2/models/sim/score", requests, server.control)
+    alike(json.loads(body), expected)
+    alike(server.infer(requests, model_variant="other"), expected)
+
+
+@needs_triton
+@pytest.mark.slow
+def test_both_engines_say_the_same_of_a_model(server):
+    from lookback.serving.server.wire import metadata_of
+
+    said = json.loads(server.call("/v2/models/sim")[1])
+    ours = metadata_of("sim", 1)
+    for part in ("name", "versions", "inputs", "outputs"):
+        assert said[part] == ours[part]
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ([], "expected an object"),
+        ({}, "is missing"),
+        ({"user_id": "U001", "history": {"item_id": []}, "candidates": {"item_id": []}}, "empty"),
+    ],
+)
+def test_bad_requests_are_a_clients_fault(server, request_, said):
+    text = json.dumps(request_)
+    tensor = {"name": "request", "datatype": "BYTES", "shape": [1, 1], "data": [text]}
+    status, body = server.call("/v2/models/sim/infer", {"inputs": [tensor]})
+    assert status == 400 and said in json.loads(body)["error"]
+    status, body = server.call("/v2/models/sim/score", request_ or [request_], server.control)
+    assert status == 400 and said in json.loads(body)["error"]
+
+
+@needs_triton
+@pytest.mark.slow
+def test_what_changes_the_server_is_refused_without_the_token(server):
+    from tritonclient.utils import InferenceServerException
+
+    for path in (
+        "/v2/repository/index",
+        "/v2/repository/models/sim/unload",
+        "/v2/systemsharedmemory/region/x/register",
+        "/v2/logging",
+        "/v2/trace/setting",
+    ):
+        assert server.call(path, {})[0] in {403, 404}, path
+    assert server.call("/v2/systemsharedmemory/status")[0] == 403
+    for work in (
+        lambda: server.client.unload_model("sim"),
+        lambda: server.client.get_model_repository_index(),
+        lambda: server.client.get_system_shared_memory_status(),
+    ):
+        with pytest.raises(InferenceServerException, match="restricted"):
+            work()
+    assert server.call("/v2/repository/index", {}, server.control)[0] == 401
+
+
+@needs_triton
+@pytest.mark.slow
+def test_metrics_are_tritons_and_ours(server, requests):
+    def value(name: str, text: str) -> float:
+        return sum(map(float, re.findall(rf'^{name}{{[^}}]*"sim"[^}}]*}} (\S+)$', text, re.M)))
+
+    def text() -> str:
+        return server.call("/metrics", port=server.control)[1].decode()
+
+    before = text()
+    unknown = {"item_id": ["B000", "nobody"], "category_id": ["cat 0 ü", "cat 0 ü"]}
+    server.infer([{**requests[0], "candidates": unknown}])
+    after = text()
+    events = len(requests[0]["history"]["item_id"])
+    for name, more in {
+        "nv_inference_count": 1,
+        "lookback_scored_requests_total": 1,
+        "lookback_items_total": 2,
+        "lookback_unknown_items_total": 1,
+        "lookback_history_events_total": events,
+    }.items():
+        # Triton's counts the requests by which the model is watched, too.
+        grown = value(name, after) - value(name, before)
+        assert grown == more or (name.startswith("nv_") and grown > more), name
+
+
+@needs_triton
+@pytest.mark.slow
+def test_bundles_are_exchanged_under_load_and_bad_ones_refused(
+    server, sim_bundle, requests, expected, tmp_path
+):
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    shutil.copytree(sim_bundle, good)
+    shutil.copytree(sim_bundle, bad)
+    (bad / "bundle.json").write_text("{}")
+    stop = threading.Event()
+
+    def ask() -> int:
+        count = 0
+        while not stop.is_set():
+            alike(server.infer(requests[:1]), expected[:1])
+            count += 1
+        return count
+
+    def load(**parameters: str) -> tuple[int, Any]:
+        status, body = server.call(
+            "/v2/repository/models/sim/load",
+            {"parameters": parameters},
+            server.control,
+            Authorization=f"Bearer {TOKEN}",
+        )
+        return status, json.loads(body)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask) for _ in range(2)]
+        try:
+            assert load(path=str(good)) == (200, {"name": "sim", "version": "2", "digest": ANY})
+            for parameters in ({"path": str(bad)}, {"digest": "0" * 64}):
+                status, said = load(**parameters)
+                assert status == 400 and "bundle.json" in said["error"]
+        finally:
+            stop.set()
+        assert all(a.result() for a in asked)
+    assert json.loads(server.call("/v2/models/sim")[1])["versions"] == ["2"]
+
+
+@needs_triton
+@pytest.mark.slow
+def test_a_killed_model_and_a_killed_server_are_healed(server, requests, expected):
+    from tritonclient.utils import InferenceServerException
+
+    def scores() -> bool:
+        with contextlib.suppress(InferenceServerException):
+            alike(server.infer(requests[:1]), expected[:1])
+            return True
+        return False
+
+    os.kill(server.processes()["sim"], signal.SIGKILL)
+    assert not scores()
+    alike(server.infer(requests[:1], "other"), expected[:1])  # the other model does not notice
+    until(scores)
+    os.kill(server.processes()["tritonserver"], signal.SIGKILL)
+    until(lambda: not scores(), 10)
+    until(scores)
+    assert server.call("/v2/health/live", port=server.control)[0] == 200
+
+
+class _Any:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None
+
+
+ANY = _Any()
+
+
+@needs_triton
+@pytest.mark.slow
+def test_sigterm_answers_what_is_under_way(server, requests, expected):
+    """The last of this server."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.infer, requests * 50)
+        time.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        alike(answer.result(60), expected * 50)
+    assert server.process.wait(60) == 0
+    assert not list(Path("/dev/shm").glob("lookback_*"))
+
+
+def test_options_of_the_other_engine_are_refused():
+    with pytest.raises(UserError, match="--grpc_port: --engine local has no such option"):
+        ServeOptions(bundles=("a",), grpc_port=1)
+    with pytest.raises(UserError, match="--max_batch_rows: --engine triton"):
+        ServeOptions(bundles=("a",), engine="triton", max_batch_rows=1)
+
+
+def test_where_triton_is_not_installed_the_command_says_how_to(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pytriton and tritonclient not installed.*extra `triton`"):
+        Installation.find()
