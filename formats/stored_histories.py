@@ -108,24 +108,24 @@ class Head:
                 "that name. Name the feature otherwise, and write the dataset again."
             )
 
-    @property
+    @functools.cached_property
     def of_events(self) -> tuple[str, ...]:
         """The features of events."""
         return (*self.item_features, *self.context_features, *self.event_features)
 
-    @property
+    @functools.cached_property
     def event_schema(self) -> pa.Schema:
         """Columns of events: their features, time (seconds) and id (null: loaded without)."""
         fields = [pa.field(name, _TYPES[self.kinds[name]]) for name in self.of_events]
         own = [pa.field(TIMESTAMP, pa.int64()), pa.field(EVENT_ID, pa.string())]
         return pa.schema([*fields, *own])
 
-    @property
+    @functools.cached_property
     def stored_schema(self) -> pa.Schema:
         """As `event_schema`, and the places by category."""
         return self.event_schema.append(pa.field(_ORDER, pa.int32()))
 
-    @property
+    @functools.cached_property
     def category_schema(self) -> pa.Schema:
         """Categories, and where the places of each end."""
         kind = "text" if self.category is None else self.kinds[self.category]

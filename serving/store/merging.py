@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -47,28 +48,35 @@ def merged(head: Head, before: Record | None, rows: pa.RecordBatch) -> tuple[Rec
       rows: events in the order in which they came, see `Head.event_schema`.
     """
     before = before or Record({}, pa.RecordBatch.from_pylist([], head.event_schema), revision=0)
-    ids = rows.column(EVENT_ID)
-    first = np.zeros(len(ids), np.bool_)
-    # Of an id that comes twice, the first; null ids are of events that nothing is known to repeat.
-    coded = pc.dictionary_encode(ids).indices
-    first[np.unique(coded.drop_null().to_numpy(), return_index=True)[1]] = True
-    nulls = ids.is_null().to_numpy(zero_copy_only=False)
-    stored = before.events.column(EVENT_ID).drop_null()
-    new = nulls | (first & ~pc.is_in(ids, stored).to_numpy(zero_copy_only=False))
+    new = _unseen(before.events.column(EVENT_ID), rows.column(EVENT_ID))
     late = new & (rows.column(TIMESTAMP).to_numpy() <= before.floor)
-    events = _joined(before.events, rows.filter(pa.array(new & ~late)))
+    taken = new & ~late
+    events = _joined(before.events, rows if taken.all() else rows.filter(pa.array(taken)))
     times = events.column(TIMESTAMP).to_numpy()
     order = np.argsort(times, kind="stable")
     floor, dropped = before.floor, order[: max(0, len(order) - head.max_events)]
     if len(dropped):
         floor = int(times[dropped[-1]])
         order = order[len(dropped) :]
-    if len(order) < len(times) or (np.diff(order) < 0).any():
+    if (np.diff(order) == 1).all():  # nothing came late: no need to copy
+        events = events.slice(int(order[0]) if len(order) else 0, len(order))
+    else:
         events = events.take(pa.array(order))
     gone = int((dropped >= before.events.num_rows).sum())  # of the new ones, none of which stays
     too_old = int(late.sum()) + gone
-    appended = Appended(int(new.sum()) - too_old, len(ids) - int(new.sum()), too_old)
+    appended = Appended(int(new.sum()) - too_old, int((~new).sum()), too_old)
     return Record(before.user, events, before.revision + 1, floor), appended
+
+
+def _unseen(stored: pa.Array, ids: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which ids ``[N]`` are neither stored nor came before among these; null ones all are."""
+    seen = set(ids.filter(pc.is_in(ids, stored)).to_pylist()) - {None}
+    new = []
+    for name in ids.to_pylist():
+        new.append(name not in seen)
+        if name is not None:
+            seen.add(name)
+    return np.array(new, np.bool_)
 
 
 def _joined(before: pa.RecordBatch, after: pa.RecordBatch) -> pa.RecordBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,16 +33,26 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, dataset_dir: Path, sim_bund
     return store
 
 
+@pytest.fixture(scope="module")
+def histories(loaded: Path) -> Iterator[HistoryStore]:
+    with opened(loaded) as histories:
+        yield histories
+
+
+@pytest.fixture(scope="module")
+def model(histories: HistoryStore, sim_bundle: Path) -> Any:
+    return served(sim_bundle, histories)
+
+
 @pytest.fixture
-def store(loaded: Path, tmp_path: Path) -> str:
+def store(histories: HistoryStore, tmp_path: Path) -> str:
     """The same, to be changed."""
-    with contextlib.closing(HistoryStore.open(str(loaded))) as histories:
-        users = [(user, histories.get(user)) for user in histories.users()]
-        HistoryStore.create(
-            str(tmp_path / "own"),
-            histories.head,
-            [(user, found.record) for user, found in users if found is not None],
-        )
+    users = [(user, histories.get(user)) for user in histories.users()]
+    HistoryStore.create(
+        str(tmp_path / "own"),
+        histories.head,
+        [(user, found.record) for user, found in users if found is not None],
+    )
     return str(tmp_path / "own")
 
 
@@ -51,23 +62,22 @@ def opened(store: str | Path, *, writes: bool = False) -> Iterator[HistoryStore]
         yield histories
 
 
-def test_the_store_has_the_raw_events_of_every_user(loaded: Path, raw: Any) -> None:
-    with opened(loaded) as histories:
-        users = set(histories.users())
-        counts = raw.events["user"].value_counts()
-        assert users == {user for user, count in counts.items() if count >= 5}
-        for user in users:
-            events = raw.events[raw.events["user"] == user]
-            history = histories.get(user)
-            assert history is not None
-            found = history.as_json()["history"]
-            assert found["timestamp"] == sorted(events["time"])
-            assert sorted(zip(found["timestamp"], found["item_id"], strict=True)) == sorted(
-                zip(events["time"], events["item"], strict=True)
-            )
-            assert found["category_id"] == [raw.categories[item] for item in found["item_id"]]
-            assert set(found["event_id"]) == {None}
-        assert histories.head.category == "category_id"
+def test_the_store_has_the_raw_events_of_every_user(histories: HistoryStore, raw: Any) -> None:
+    users = set(histories.users())
+    counts = raw.events["user"].value_counts()
+    assert users == {user for user, count in counts.items() if count >= 5}
+    for user in users:
+        events = raw.events[raw.events["user"] == user]
+        history = histories.get(user)
+        assert history is not None
+        found = history.as_json()["history"]
+        assert found["timestamp"] == sorted(events["time"])
+        assert sorted(zip(found["timestamp"], found["item_id"], strict=True)) == sorted(
+            zip(events["time"], events["item"], strict=True)
+        )
+        assert found["category_id"] == [raw.categories[item] for item in found["item_id"]]
+        assert set(found["event_id"]) == {None}
+    assert histories.head.category == "category_id"
 
 
 def served(bundle: Path, histories: HistoryStore | None, **options: Any) -> Any:
@@ -78,47 +88,44 @@ def served(bundle: Path, histories: HistoryStore | None, **options: Any) -> Any:
 
 @pytest.mark.parametrize("time_features", [False, True])
 def test_scores_equal_those_of_the_explicit_request(
-    time_features: bool, train_sim: Callable[[bool], Any], loaded: Path, raw: Any
+    time_features: bool, train_sim: Callable[[bool], Any], histories: HistoryStore
 ) -> None:
-    with opened(loaded) as histories:
-        model = served(train_sim(time_features).bundle, histories)
-        moment = {"timestamp": 1_500_000_000} if time_features else {}
-        asked, explicit = [], []
-        for user in list(histories.users())[:6]:
-            history = histories.get(user)
-            assert history is not None
-            events = history.as_json()["history"]
-            del events["event_id"]
-            items = {"item_id": CANDIDATES}
-            explicit.append({"user_id": user, "history": events, "candidates": items, **moment})
-            asked.append({"user": user, "candidates": items, **moment})
-        assert max(len(request["history"]["item_id"]) for request in explicit) > 12  # T
-        completed = model.histories.completed(asked)
-        assert model.histories.completed(explicit) == explicit
-        by_feature = [{"user_id": r["user"], **r} for r in asked]
-        for request in by_feature:
-            del request["user"]
-        assert model.histories.completed(by_feature) == completed
-        pairs = zip(model.score(completed), model.score(explicit), strict=True)
-        for request, (found, expected) in zip(completed, pairs, strict=True):
-            assert (found.logit == expected.logit).all()
-            assert found.known == expected.known
-            answer = model.answer(request, found)
-            assert answer["stored_events"] == len(histories.get(answer["user_id"]) or ())
+    model = served(train_sim(time_features).bundle, histories)
+    moment = {"timestamp": 1_500_000_000} if time_features else {}
+    asked, explicit = [], []
+    for user in list(histories.users())[:6]:
+        history = histories.get(user)
+        assert history is not None
+        events = history.as_json()["history"]
+        del events["event_id"]
+        items = {"item_id": CANDIDATES}
+        explicit.append({"user_id": user, "history": events, "candidates": items, **moment})
+        asked.append({"user": user, "candidates": items, **moment})
+    assert max(len(request["history"]["item_id"]) for request in explicit) > 12  # T
+    completed = model.histories.completed(asked)
+    assert model.histories.completed(explicit) == explicit
+    by_feature = [{"user_id": r["user"], **r} for r in asked]
+    for request in by_feature:
+        del request["user"]
+    assert model.histories.completed(by_feature) == completed
+    pairs = zip(model.score(completed), model.score(explicit), strict=True)
+    for request, (found, expected) in zip(completed, pairs, strict=True):
+        assert (found.logit == expected.logit).all()
+        assert found.known == expected.known
+        answer = model.answer(request, found)
+        assert answer["stored_events"] == len(histories.get(answer["user_id"]) or ())
 
 
 def test_a_user_whom_the_store_does_not_know_has_no_history_and_is_told(
-    sim_bundle: Path, loaded: Path
+    model: Any,
 ) -> None:
     items = {"item_id": CANDIDATES}
-    with opened(loaded) as histories:
-        model = served(sim_bundle, histories)
-        (completed,) = model.histories.completed([{"user": "new", "candidates": items}])
-        empty = {"user_id": "new", "history": {"item_id": []}, "candidates": items}
-        assert completed == empty
-        (found,), (expected,) = model.score([completed]), model.score([empty])
-        assert (found.logit == expected.logit).all()
-        assert model.answer(completed, found)["stored_events"] is None
+    (completed,) = model.histories.completed([{"user": "new", "candidates": items}])
+    empty = {"user_id": "new", "history": {"item_id": []}, "candidates": items}
+    assert completed == empty
+    (found,), (expected,) = model.score([completed]), model.score([empty])
+    assert (found.logit == expected.logit).all()
+    assert model.answer(completed, found)["stored_events"] is None
 
 
 @pytest.mark.parametrize(
@@ -132,26 +139,23 @@ def test_a_user_whom_the_store_does_not_know_has_no_history_and_is_told(
     ],
 )
 def test_requests_that_name_no_user_are_refused_by_number(
-    request_: dict[str, Any], said: str, sim_bundle: Path, loaded: Path
+    request_: dict[str, Any], said: str, model: Any
 ) -> None:
     good = {"user": "U001", "candidates": {"item_id": CANDIDATES}}
-    with opened(loaded) as histories:
-        model = served(sim_bundle, histories)
-        with pytest.raises(RequestError, match=said) as raised:
-            model.histories.completed([good, {"candidates": {}, **request_}])
-        assert raised.value.index == 1
+    with pytest.raises(RequestError, match=said) as raised:
+        model.histories.completed([good, {"candidates": {}, **request_}])
+    assert raised.value.index == 1
 
 
 def test_a_store_of_another_vocabulary_is_refused_by_hash(
-    sim_bundle: Path, loaded: Path, tmp_path: Path
+    sim_bundle: Path, histories: HistoryStore, tmp_path: Path
 ) -> None:
-    with opened(loaded) as histories:
-        other = {**histories.head.vocabularies, "item_id": "b" * 64}
-        head = dataclasses.replace(histories.head, vocabularies=other)
+    other = {**histories.head.vocabularies, "item_id": "b" * 64}
+    head = dataclasses.replace(histories.head, vocabularies=other)
     HistoryStore.create(str(tmp_path / "other"), head, [])
     said = r"another vocabulary .*ids of item_id are bbbbbbbbbbbb"
-    with opened(tmp_path / "other") as histories, pytest.raises(UserError, match=said):
-        served(sim_bundle, histories)
+    with opened(tmp_path / "other") as others, pytest.raises(UserError, match=said):
+        served(sim_bundle, others)
 
 
 @pytest.fixture
@@ -215,23 +219,41 @@ def test_events_that_are_none_are_refused(server: Running) -> None:
         assert answer.status == status and said in answer.error
 
 
+def test_a_full_disk_and_a_damaged_store_are_the_server_s_fault(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def damaged(*_: Any) -> Any:
+        raise UserError("the stored history is damaged")
+
+    admin = {"Authorization": f"Bearer {TOKEN}"}
+    monkeypatch.setattr(HistoryStore, "append", full)
+    answer = server.call("POST", "/v2/models/sim/events", [], **admin)
+    assert answer.status == 507 and "No space left" in answer.error
+    monkeypatch.setattr(HistoryStore, "get", damaged)
+    assert server.call("GET", "/v2/models/sim/users/U001", **admin).status == 500
+    answer = server.score({"user": "U001", "candidates": {"item_id": CANDIDATES}})
+    assert answer.status == 500 and "damaged" in answer.error
+
+
 def test_a_reading_server_takes_no_events_and_one_without_a_store_says_so(
-    sim_bundle: Path, loaded: Path, server: Running
+    sim_bundle: Path, histories: HistoryStore, server: Running
 ) -> None:
     from lookback.serving.server.models import Models
 
-    with opened(loaded) as histories:
-        models = Models(histories)
-        models.load("sim", sim_bundle)
-        server.site.models = models
-        server.site.token, token = None, server.site.token
-        answer = server.call("POST", "/v2/models/sim/events", [])
-        assert answer.status == 409 and "only reads" in answer.error
-        assert server.call("DELETE", "/v2/models/sim/users/U001").status == 409
-        assert server.call("GET", "/v2/models/sim/users/U001").status == 200
-        server.site.names = None  # as if it listened for others
-        assert server.call("GET", "/v2/models/sim/users/U001").status == 403
-        server.site.token = token
+    models = Models(histories)
+    models.load("sim", sim_bundle)
+    server.site.models = models
+    server.site.token, token = None, server.site.token
+    answer = server.call("POST", "/v2/models/sim/events", [])
+    assert answer.status == 409 and "only reads" in answer.error
+    assert server.call("DELETE", "/v2/models/sim/users/U001").status == 409
+    assert server.call("GET", "/v2/models/sim/users/U001").status == 200
+    server.site.names = None  # as if it listened for others
+    assert server.call("GET", "/v2/models/sim/users/U001").status == 403
+    server.site.token = token
     bare = Models()
     bare.load("sim", sim_bundle)
     server.site.models = bare

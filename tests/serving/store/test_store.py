@@ -71,6 +71,17 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"redis://127.0.0.1:{port}/3"
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
 @contextlib.contextmanager
 def opened(address: str, *, writes: bool = True) -> Iterator[HistoryStore]:
     with contextlib.closing(HistoryStore.open(address, writes=writes)) as store:
@@ -283,6 +294,47 @@ def test_a_store_is_replaced_only_on_demand(address: str) -> None:
         assert list(store.users()) == ["b"]
 
 
+def test_what_was_half_written_is_no_store(address: str) -> None:
+    def users() -> Iterator[tuple[str, Record]]:
+        yield "a", record_of(3)
+        raise UserError("stopped")
+
+    with pytest.raises(UserError, match="stopped"):
+        HistoryStore.create(address, HEAD, users())
+    with pytest.raises(UserError, match="load-histories"):
+        HistoryStore.open(address)
+    make(address, [("b", record_of(2))])
+    with opened(address, writes=False) as store:
+        assert list(store.users()) == ["b"]
+
+
+def test_what_a_killed_compaction_left_goes_with_the_next_writer(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    make(str(store), [("a", record_of(3))])
+    left = store / "histories-01234567.mdb"
+    left.write_bytes(b"of somebody who is deleted")
+    (store / "notes.txt").write_text("somebody's")
+    with opened(str(store), writes=False):
+        assert left.exists()
+    with opened(str(store)) as histories:
+        assert not left.exists() and len(histories.get("a") or ()) == 3
+    assert (store / "notes.txt").exists()
+    with pytest.raises(UserError, match=r"did not write notes\.txt"):
+        make(str(store), overwrite=True)
+
+
+def test_a_full_disk_refuses_to_open_rather_than_crash(small_disk: Path) -> None:
+    """LMDB's table of readers is mapped: a page without room ends the process."""
+    store = small_disk / "store"
+    make(str(store), [("a", record_of(3))])
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free // 4096 * 4096))
+    with pytest.raises(OSError, match="No space left"):
+        HistoryStore.open(str(store))
+    (small_disk / "filler").unlink()
+    with opened(str(store), writes=False) as histories:
+        assert len(histories.get("a") or ()) == 3
+
+
 def test_where_there_is_no_store_it_is_said(address: str) -> None:
     with pytest.raises(UserError, match="load-histories"):
         HistoryStore.open(address)
@@ -371,17 +423,6 @@ def test_readers_notice_another_store_in_its_place(tmp_path: Path) -> None:
         HistoryStore.create(store, other, [], overwrite=True)
         with pytest.raises(UserError, match="become a store of other histories"):
             reader.get("a")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk_refuses_and_recovers(small_disk: Path) -> None:
