@@ -99,6 +99,8 @@ class Scorer:
 
     async def _completed(self, model: ServedModel, requests: Sequence[Any]) -> Sequence[Any]:
         """Requests with the histories that a store has; it may have to wait for a disk."""
+        if model.histories is None:
+            return requests
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(None, completed, model, requests)
 

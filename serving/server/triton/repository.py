@@ -67,7 +67,7 @@ class StoreSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class VersionSource:
     """Which bundle a version is, and what it reads besides.
 
     Attributes:
@@ -140,7 +140,7 @@ class ModelRepository:
         shutil.rmtree(self.models / name / str(version), ignore_errors=True)
 
 
-def source_of(model: Path, version: str) -> Source:
+def source_of(model: Path, version: str) -> VersionSource:
     """What `ModelRepository.add` was told.
 
     Args:
@@ -149,4 +149,4 @@ def source_of(model: Path, version: str) -> Source:
     """
     content = read_json(model / version / BUNDLE_FILE)
     store = StoreSource(**content["store"])
-    return Source(content["name"], Path(content["path"]), content["digest"], store)
+    return VersionSource(content["name"], Path(content["path"]), content["digest"], store)

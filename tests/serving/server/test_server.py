@@ -265,7 +265,7 @@ def test_pages_of_other_sites_are_refused(server, requests):
 class Slow:
     """A model that takes its time, and whose requests are numbers."""
 
-    name, version = "slow", 1
+    name, version, histories = "slow", 1, None
     answer = staticmethod(lambda request, scores: {"is": float(scores.logit[0])})
 
     def __init__(self, seconds: float) -> None:

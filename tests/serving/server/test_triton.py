@@ -28,6 +28,7 @@ import psutil
 import pytest
 
 from lookback.core.errors import UserError
+from lookback.serving.commands import PROGRAM
 from lookback.serving.server.run import ServeOptions
 from lookback.serving.server.triton.installation import Installation
 
@@ -42,16 +43,19 @@ needs_triton = pytest.mark.skipif(
 
 
 class Server:
-    """`serving serve --engine triton` with two names for one bundle."""
+    """`serving serve --engine triton` with two names for one bundle, and a store."""
 
-    def __init__(self, bundle: Path, directory: Path) -> None:
-        token = directory / "token"
+    def __init__(self, bundle: Path, dataset: Path, directory: Path) -> None:
+        token, store = directory / "token", directory / "store"
         token.write_text(TOKEN)
+        load = ["load-histories", str(dataset), "--store", str(store), "--bundle", str(bundle)]
+        assert PROGRAM.main(load) == 0
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "serving", "serve", f"sim={bundle}", f"other={bundle}"),
                 *("--engine", "triton", "--port", "0", "--grpc_port", "0", "--control_port", "0"),
                 *("--admin_token_file", str(token), "--drain_seconds", "10"),
+                *("--store", str(store)),
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -118,8 +122,8 @@ def expected(sim_bundle: Path, requests: list[dict[str, Any]]) -> list[dict[str,
 
 
 @pytest.fixture(scope="module")
-def server(sim_bundle: Path, tmp_path_factory: Any) -> Iterator[Server]:
-    running = Server(sim_bundle, tmp_path_factory.mktemp("triton"))
+def server(sim_bundle: Path, dataset_dir: Path, tmp_path_factory: Any) -> Iterator[Server]:
+    running = Server(sim_bundle, dataset_dir, tmp_path_factory.mktemp("triton"))
     yield running
     running.process.terminate()
     assert running.process.wait(60) == 0
@@ -174,6 +178,33 @@ def test_http_and_grpc_answer_as_the_local_engine(server, requests, expected):
 
 @needs_triton
 @pytest.mark.slow
+def test_histories_come_from_the_store_and_events_go_into_it(server):
+    authorized = {"Authorization": f"Bearer {TOKEN}"}
+    path = "/v2/models/sim/users/U001"
+
+    def stored() -> dict[str, Any]:
+        history = json.loads(server.call(path, None, server.control, **authorized)[1])["history"]
+        del history["event_id"]
+        return history
+
+    items = {"item_id": ["B000", "B001", "B002"]}
+
+    def same() -> int:
+        (named,) = server.infer([{"user": "U001", "candidates": items}])
+        (explicit,) = server.infer([{"user_id": "U001", "history": stored(), "candidates": items}])
+        count: int = named.pop("stored_events")
+        alike([named], [explicit])
+        return count
+
+    before = same()
+    event = {"user": "U001", "item_id": "B003", "timestamp": 1_600_000_000, "event_id": "e"}
+    status, _ = server.call("/v2/models/sim/events", [event], server.control, **authorized)
+    assert (status, same()) == (200, before + 1)
+    assert stored()["item_id"][-1] == "B003"
+
+
+@needs_triton
+@pytest.mark.slow
 def test_both_engines_say_the_same_of_a_model(server):
     from lookback.serving.server.wire import metadata_of
 
@@ -189,7 +220,7 @@ def test_both_engines_say_the_same_of_a_model(server):
     ("request_", "said"),
     [
         ([], "expected an object"),
-        ({}, "is missing"),
+        ({}, "missing"),
         ({"user_id": "U001", "history": {"item_id": []}, "candidates": {"item_id": []}}, "empty"),
     ],
 )
