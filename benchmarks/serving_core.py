@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lookback.core.errors import UserError
+from lookback.formats.dataset_info import DATASET_FILE
 
 if TYPE_CHECKING:
     from lookback.benchmarks.harness import BenchmarkReport
@@ -230,7 +231,7 @@ def _dataset(args: argparse.Namespace) -> Path:
     if not args.quick:
         sizes = {"users": 5000, "items": 200_000, "events": 750_000}
     directory = cached("serving_core", sizes, args.cache_dir)
-    if not (directory / "dataset" / "dataset.json").is_file():
+    if not (directory / "dataset" / DATASET_FILE).is_file():
         config = SyntheticConfig(**sizes, categories=500)
         oracle = OracleOptions(history_users=0)
         generate_synthetic(config, directory / "raw", oracle=oracle, overwrite=True)

@@ -232,7 +232,7 @@ def _joined(lists: Sequence[Sequence[Any]], given: Sequence[bool]) -> Ragged:
     mask = np.array(given, np.bool_)
     lengths = np.zeros(len(mask), np.int64)
     lengths[mask] = [len(values) for values in lists]
-    return Ragged([value for values in lists for value in values], lengths, mask)
+    return Ragged(list(itertools.chain.from_iterable(lists)), lengths, mask)
 
 
 def _nothing(rows: int) -> Ragged:

@@ -80,13 +80,13 @@ class VocabularyEncoder:
         Raises:
           ValueError: if the ids are not of the vocabulary's type.
         """
+        plain = self._plain_array(ids)
+        if plain is not None:
+            return self._encoded(plain)
         values = self._typed(ids)
         nulls = values.null_count > 0
         present = values.fill_null("" if self._text else 0) if nulls else values
-        # With its dtype given, pandas does not look at every value to infer one.
-        wanted = pd.Index(present.to_numpy(zero_copy_only=False), dtype=self._index.dtype)
-        found = self._index.get_indexer(wanted)
-        encoded = np.where(found < 0, OUT_OF_VOCABULARY, found + FIRST_KNOWN).astype(np.int32)
+        encoded = self._encoded(present.to_numpy(zero_copy_only=False))
         if nulls:
             encoded[values.is_null().to_numpy(zero_copy_only=False)] = NULL
         return encoded
@@ -104,6 +104,28 @@ class VocabularyEncoder:
         known = np.asarray(ids) >= FIRST_KNOWN
         places = pa.array(np.where(known, ids - FIRST_KNOWN, 0), mask=~known)
         return self._values.take(places)
+
+    def _encoded(self, ids: npt.NDArray[Any]) -> Int32:
+        """Indices of ids without nulls ``[N]``."""
+        # With its dtype given, pandas does not look at every value to infer one.
+        found = self._index.get_indexer(pd.Index(ids, dtype=self._index.dtype))
+        return np.where(found < 0, OUT_OF_VOCABULARY, found + FIRST_KNOWN).astype(np.int32)
+
+    def _plain_array(self, ids: Sequence[Any]) -> npt.NDArray[Any] | None:
+        """A list of ids that are all of the vocabulary's type, without a way through Arrow.
+
+        That is what requests mostly bring; None of all else, which `_typed` reads or refuses.
+        """
+        kinds = set(map(type, ids)) if isinstance(ids, list) else set()
+        try:
+            if self._text and kinds == {str}:
+                "".join(ids).encode()  # half a surrogate pair is no text
+                return np.array(ids, object)
+            if not self._text and kinds == {int}:
+                return np.array(ids, np.int64)
+        except (UnicodeError, OverflowError):
+            pass
+        return None
 
     def _typed(self, ids: Sequence[Any]) -> pa.Array:
         expected = "strings" if self._text else "integers"

@@ -152,7 +152,7 @@ def take_tables(model: ClickModel, export_dir: Path) -> None:
 
     from lookback.training.state import model_states
 
-    states, tables = model_states(model), Manifest.read(export_dir, None, 0).table_files
+    states, tables = model_states(model), Manifest.read(export_dir).table_files
     for name, table in tables.items():
         for part in states[f"{TABLE_PREFIX}{name}"].parts:
             for begin in range(0, len(part.rows), _ROWS_AT_ONCE):

@@ -60,9 +60,9 @@ class Exporter(Protocol):
         """Gives a model, or this process's part of it, the rows of a bundle's files."""
 
 
-def exported_dtype(run: RunConfig, model: ClickModel) -> str | None:
+def _table_dtype(run: RunConfig, model: ClickModel) -> str | None:
     """The type in which the tables of an exported model go into files; None: into the graph."""
-    if run.export_dir is None or run.table_files == "none":
+    if run.table_files == "none":
         return None
     size = 4 * sum(table.parameters for table in model.body.embeddings.tables)
     if run.table_files == "all" or run.table_dtype != WHOLE or size > MOST_IN_THE_GRAPH:
@@ -75,10 +75,9 @@ def export(
     source: BatchSource,
     run: RunConfig,
     options: Any,
-    table_dtype: str | None,
     world: World,
     exporter: Exporter,
-) -> None:
+) -> str | None:
     """Exports a model, which may be sharded.
 
     Tables that go into files pass through one of each rank's: no rank needs memory for more than
@@ -89,25 +88,28 @@ def export(
       source: of batches for it.
       run: says where to.
       options: of the model.
-      table_dtype: of `exported_dtype`.
       world: the ranks, each of which calls this function.
       exporter: of `serving`.
+
+    Returns:
+      The type of the tables in files; None: there are none.
     """
     if run.export_dir is None:
-        return
+        return None
+    table_dtype = _table_dtype(run, model)
     write = functools.partial(
         exporter.export_bundle, dataset_dir=run.dataset_dir, export_dir=run.export_dir
     )
     if model.body.embeddings.sharding.backend == LOCAL.backend:
         write(model, table_dtype=table_dtype)
-        return
+        return table_dtype
     from lookback.training.parallel.gathering import gathered, with_whole_model
 
     beside = run.export_dir.absolute().parent
     if table_dtype is None:
         make = functools.partial(MODELS[run.model_type], source.schema, options)
         with_whole_model(model, make, source, beside, world, write)
-        return
+        return None
 
     def stream(checkpoint: Checkpoint) -> None:
         names = [table.name for table in model.body.embeddings.tables]
@@ -115,6 +117,7 @@ def export(
         write(model, table_dtype=table_dtype, tables=rows)
 
     gathered(model, beside, world, stream)
+    return table_dtype
 
 
 def cost_in_auc(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

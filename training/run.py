@@ -33,7 +33,7 @@ from lookback.dataloading.modes import EVALUATION_MODES
 from lookback.formats.verification import require_trusted
 from lookback.models import MODELS
 from lookback.training.config import RunConfig
-from lookback.training.exporting import WHOLE, Exporter, cost_in_auc, export, exported_dtype
+from lookback.training.exporting import WHOLE, Exporter, cost_in_auc, export
 from lookback.training.output.logging import RunLogger, read_log
 from lookback.training.output.mlflow_tracker import check_tracker, trackers_of
 from lookback.training.output.report import (
@@ -261,22 +261,29 @@ def run_on(
         log.summary(outcome.summary, outcome.warnings)
     try:
         with last_checkpoint_named(run, world):
-            dtype = exported_dtype(run, model)
-            export(model, source, run, options, dtype, world, exporter)
+            dtype = export(model, source, run, options, world, exporter)
     finally:
         if world.rank == 0:
             report(run, data, options, outcome, model)
     if run.tensorboard_projector:
         project(run, source, model)
-    if run.export_dir is not None and dtype not in (None, WHOLE):
-        silent = RunLogger(results_dir, tensorboard=False, enabled=False)
-        before = trainer.evaluate(silent, and_train=False).summary
-        exporter.take_tables(model, run.export_dir)
-        after = trainer.evaluate(silent, and_train=False).summary
-        if world.rank == 0:
-            print(f"tables exported as {dtype}: {cost_in_auc(before, after)}")
+    if dtype not in (None, WHOLE):
+        tell_cost(trainer, model, run, exporter, world)
     saved = print_digests(run, exporter, world)
     return Finished(outcome.summary, results_dir, saved, run.export_dir)
+
+
+def tell_cost(
+    trainer: Trainer, model: ClickModel, run: RunConfig, exporter: Exporter, world: World
+) -> None:
+    """Evaluates with the tables as they were exported, which the model keeps, and says the cost."""
+    assert run.results_dir is not None and run.export_dir is not None
+    silent = RunLogger(run.results_dir, tensorboard=False, enabled=False)
+    before = trainer.evaluate(silent, and_train=False).summary
+    exporter.take_tables(model, run.export_dir)
+    after = trainer.evaluate(silent, and_train=False).summary
+    if world.rank == 0:
+        print(f"tables exported as {run.table_dtype}: {cost_in_auc(before, after)}")
 
 
 def rehearsed(trainer: Trainer, results_dir: Path, began: float, world: World) -> Finished:
