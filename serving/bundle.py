@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from lookback.core.errors import UserError
+from lookback.serving.attention import ATTENTION, Attention
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MODEL_DIRECTORY, SIGNATURE, Manifest
 from lookback.serving.requests import EncodedBatch, Request, RequestEncoder, RequestError
@@ -48,6 +49,7 @@ class Bundle:
         # The signature does not keep the variables alive; the loaded object does.
         self._saved_model = saved_model
         self._signature = saved_model.signatures[SIGNATURE]
+        self._attention = saved_model.signatures.get(ATTENTION)
         self._tables = tensors_of(directory, manifest.table_files.values())
 
     @classmethod
@@ -177,6 +179,23 @@ class Bundle:
         features = {name: tf.constant(values) for name, values in inputs.items()}
         outputs = self._signature(**features, **self._tables)
         return outputs["logit"].numpy(), outputs["probability"].numpy()
+
+    def attend(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Attention | None:
+        """What the model attends to in one encoded batch.
+
+        Args:
+          inputs: as of `predict`.
+
+        Returns:
+          None of a model that attends to nothing, or a bundle that was exported without it.
+        """
+        if self._attention is None:
+            return None
+        import tensorflow as tf
+
+        features = {name: tf.constant(values) for name, values in inputs.items()}
+        outputs = self._attention(**features, **self._tables)
+        return Attention(**{name: value.numpy() for name, value in outputs.items()})
 
 
 def _batches(counts: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The program `serving`: score, score-file, serve, sample, describe, benchmark."""
+"""The program `serving`: what is done with bundles."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from lookback.core.limits import MOST_ROWS, MOST_STEPS
 from lookback.core.options import Command, CommandLine, Program, option
 from lookback.formats.dataset_info import WORKFLOW_DIRECTORY
 from lookback.formats.verification import DatasetChecks, verify_dataset
+from lookback.serving.client.command import QUERY
 from lookback.serving.offline.commands import SCORE_FILE
 from lookback.serving.request_lines import request_chunks
 from lookback.serving.scores import Scores
 from lookback.serving.server.run import ServeOptions, serve
+from lookback.serving.skew.command import VERIFY
 from lookback.serving.store.commands import COMMANDS as STORE_COMMANDS
 
 # The modules behind the commands import pandas or TensorFlow, which takes seconds; --help and
@@ -211,6 +213,16 @@ def _describe(source: BundleOptions) -> None:
     print("versions    " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
 
 
+def _schema(source: BundleOptions) -> None:
+    from lookback.serving.layouts.registry import LAYOUTS
+    from lookback.serving.manifest import Manifest
+    from lookback.serving.schemas import schemas_of
+
+    manifest = Manifest.read(source.export_dir, source.trusted_digest)
+    encoder = LAYOUTS[manifest.layout].load_encoder(source.export_dir, manifest)
+    print(json.dumps(schemas_of(manifest, encoder), indent=1, ensure_ascii=False))
+
+
 def _benchmark(source: BundleOptions, options: BenchmarkOptions) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
     from lookback.serving.benchmark import as_table, measure
@@ -248,6 +260,13 @@ PROGRAM = Program(
             _sample,
         ),
         "describe": Command("print what a bundle holds", CommandLine((BundleOptions,)), _describe),
+        "schema": Command(
+            "print what requests and answers of a bundle are, as JSON Schema",
+            CommandLine((BundleOptions,)),
+            _schema,
+        ),
+        "query": QUERY,
+        "verify": VERIFY,
         "benchmark": Command(
             "measure the latency of the model on random inputs",
             CommandLine((BundleOptions, BenchmarkOptions)),

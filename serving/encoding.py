@@ -169,8 +169,7 @@ class EncodedIds:
     """
 
     def __init__(self, rows: int, lowest: int = 1) -> None:
-        self._rows = rows
-        self._lowest = lowest
+        self.rows, self.lowest = rows, lowest
 
     def encode(self, ids: Sequence[Any]) -> Int32:
         """The ids ``[N]`` themselves.
@@ -179,10 +178,10 @@ class EncodedIds:
           ValueError: if they are not integers that are rows of the table.
         """
         expected = (
-            f"expected encoded ids, integers from {self._lowest} to {self._rows - 1} (the bundle "
+            f"expected encoded ids, integers from {self.lowest} to {self.rows - 1} (the bundle "
             "was exported without a workflow)"
         )
-        return whole_numbers(ids, self._lowest, self._rows - 1, expected).astype(np.int32)
+        return whole_numbers(ids, self.lowest, self.rows - 1, expected).astype(np.int32)
 
     def raw(self, ids: npt.NDArray[Any]) -> pa.Array:
         """The ids ``[N]`` themselves."""

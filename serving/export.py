@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
 from lookback.core.outputs import check_directory
 from lookback.formats.schema import write_schema
+from lookback.serving.attention import ATTENTION, attention_function
 from lookback.serving.export_dataset import ExportedDataset
 from lookback.serving.layouts.histories.export import ExportedHistories, ExportedMaterialised
 from lookback.serving.layouts.interactions.export import ExportedInteractions
@@ -116,7 +118,10 @@ def load_model(
     manifest = Manifest.read(directory, trusted_digest)
     import merlin.models.tf as mm
 
+    from lookback.models import MODELS
+
     try:
+        importlib.import_module(MODELS[manifest.model_type].module)  # Keras finds its classes then
         model = mm.Model.load(str(directory / MODEL_DIRECTORY))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
@@ -249,7 +254,7 @@ def save_model(model: ClickModel, manifest: Manifest, directory: Path) -> None:
             str(directory),
             include_optimizer=False,
             save_traces=False,
-            signatures={SIGNATURE: _signature(model, manifest)},
+            signatures=_signatures(model, manifest),
         )
     _save_metadata(model, directory)
 
@@ -277,13 +282,23 @@ def save_without_tables(model: ClickModel, manifest: Manifest, directory: Path) 
         if not name.startswith(TABLE_PREFIX)
     }
     with portable():
-        signature = _signature(model, manifest)
-        tf.saved_model.save(module, str(directory), signatures={SIGNATURE: signature})
+        tf.saved_model.save(module, str(directory), signatures=_signatures(model, manifest))
     _save_metadata(model, directory)
 
 
-def _signature(model: ClickModel, manifest: Manifest) -> Any:
-    """The graph from a model's inputs, and the tables that it does not hold, to scores."""
+def _signatures(model: ClickModel, manifest: Manifest) -> dict[str, Any]:
+    """The graphs from a model's inputs, and the tables that it does not hold, by name."""
+    import tensorflow as tf
+
+    def score(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        logit = model(features, training=False)
+        return {"logit": logit, "probability": tf.sigmoid(logit)}
+
+    functions = {SIGNATURE: score, ATTENTION: attention_function(model, manifest)}
+    return {n: _graph(of, model, manifest) for n, of in functions.items() if of is not None}
+
+
+def _graph(function: Any, model: ClickModel, manifest: Manifest) -> Any:
     import tensorflow as tf
 
     specs = {
@@ -299,8 +314,8 @@ def _signature(model: ClickModel, manifest: Manifest) -> Any:
         if tables:
             source = model.body.embeddings.rows_from(rows_of(tables, inputs))
         with source:
-            logit = model(features, training=False)
-        return {"logit": logit, "probability": tf.sigmoid(logit)}
+            found: dict[str, tf.Tensor] = function(features)
+        return found
 
     return serve.get_concrete_function()
 

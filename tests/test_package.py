@@ -26,6 +26,7 @@ DATA = {
     "kernels/dot_interaction.cc",
     "training/parallel/start_rank.sh",
     "workflows/log/schema.json",
+    *(f"serving/server/demo/page/{n}" for n in ("index.html", "page.css", "page.js", "icon.svg")),
     *(f"workflows/recipes/{path.name}" for path in (ROOT / "workflows/recipes").glob("*.yaml")),
 }
 """What the product needs beside its modules."""
@@ -55,8 +56,13 @@ def test_it_needs_what_the_runtime_is_locked_from() -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel, built in a copy: a build leaves files in its tree."""
     directory = tmp_path_factory.mktemp("wheel")
-    left_out = (".*", "__pycache__", "build", "*.egg-info", "demo", "runs", "data")
-    shutil.copytree(ROOT, directory / "copy", ignore=shutil.ignore_patterns(*left_out))
+    everywhere = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    outputs = {"demo", "runs", "data"}  # of the checkout itself
+
+    def left_out(of: str, names: list[str]) -> set[str]:
+        return everywhere(of, names) | (outputs if Path(of) == ROOT else set())
+
+    shutil.copytree(ROOT, directory / "copy", ignore=left_out)
     code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     subprocess.run(
         [sys.executable, "-c", code, directory],

@@ -312,8 +312,12 @@ class WindowBuilder:
         Returns:
           Places of users and numbers of events, ``[N]`` each.
         """
-        located = self._of(split).at(tf.range(self.num_samples(split), dtype=tf.int64))
+        located = self.located(split, tf.range(self.num_samples(split), dtype=tf.int64))
         return located.user.numpy(), located.place.numpy()
+
+    def located(self, split: str, numbers: tf.Tensor) -> Located:
+        """Where samples ``[B]`` of a split are; errors as of `num_samples`."""
+        return self._of(split).at(numbers)
 
     @property
     def trained(self) -> Trained:
@@ -481,7 +485,7 @@ class WindowBuilder:
 
     def users(self, split: str, numbers: tf.Tensor) -> tf.Tensor:
         """Whose samples ``[B]`` of a split are: numbers of users, everybody's counted."""
-        return self._everybodys(self._of(split).at(numbers).user)
+        return self._everybodys(self.located(split, numbers).user)
 
     def _everybodys(self, users: tf.Tensor) -> tf.Tensor:
         """Numbers ``[B]`` of users among everybody, from their places here."""
@@ -495,7 +499,7 @@ class WindowBuilder:
         Returns:
           Whose they are (``[B]``, places of users), and the features, C = 1.
         """
-        located = self._of(split).at(numbers)
+        located = self.located(split, numbers)
         return located.user, self._batch(split, located, None, candidates=1)[0]
 
     def describe(self, numbers: tf.Tensor) -> dict[str, list[int]]:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lookback.core.errors import UserError
 from lookback.serving.requests import Request, RequestEncoder
 from lookback.serving.scores import Scores
+from lookback.serving.skew.samples import OfflineBatch
 
 
 class RequestLayout(abc.ABC):
@@ -54,6 +56,42 @@ class RequestLayout(abc.ABC):
         """
         del request, encoder, items
         return scores
+
+    def request_schema(self, manifest: Any, encoder: Any, most: int | None) -> dict[str, Any]:
+        """What a request must be, as JSON Schema: what it accepts, the encoder does.
+
+        Args:
+          manifest: of the bundle.
+          encoder: from `load_encoder`.
+          most: candidates that a request may name; None: any number.
+
+        Raises:
+          UserError: if the layout does not say.
+        """
+        del encoder, most
+        raise UserError(f"The layout {manifest.layout!r} has no schema of its requests.")
+
+    def answer_schema(self, manifest: Any, encoder: Any) -> dict[str, Any]:
+        """What an answer is, as JSON Schema; arguments and errors as of `request_schema`."""
+        del encoder
+        raise UserError(f"The layout {manifest.layout!r} has no schema of its answers.")
+
+    def offline(
+        self, manifest: Any, encoder: Any, dataset_dir: Path, samples: int
+    ) -> Iterable[OfflineBatch]:
+        """Samples of a dataset as training builds them, beside requests for the same.
+
+        Args:
+          manifest: of the bundle.
+          encoder: as `load_encoder` reads it from the dataset: what was raw is told from there.
+          dataset_dir: what the model was trained on.
+          samples: rows to score, as far as there are so many.
+
+        Raises:
+          UserError: if bundle or dataset have nothing to compare.
+        """
+        del encoder, dataset_dir, samples
+        raise UserError(f"The layout {manifest.layout!r} cannot be compared with its training.")
 
     @abc.abstractmethod
     def answer(self, request: Request, manifest: Any, scores: Scores) -> dict[str, Any]:

@@ -4,7 +4,9 @@
     POST /v2/models/NAME/score        a request, or a list of them, in JSON; answers likewise
     GET  /v2/models/NAME[/ready]      what it takes and gives
     POST /v2/models/NAME/events, GET and DELETE /v2/models/NAME/users/USER: `server.store_addresses`
-    GET  /v2, /v2/health/live, /v2/health/ready, /metrics
+    GET  /v2/models/NAME/schema       a request and an answer of `score` as JSON Schema
+    GET  /v2, /v2/models, /v2/health/live, /v2/health/ready, /metrics
+    GET  /demo/                       a page to look at: see `serving.server.demo`
     POST /v2/repository/index, /v2/repository/models/NAME/load    with the token of administrators
 
 A name may be followed by ``/versions/N``, which then must be the one that is served.
@@ -25,6 +27,8 @@ from tornado import web
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_json
 from lookback.serving.server.address import Address, Bodied, Site, TooLargeError
+from lookback.serving.server.demo.addresses import demo_addresses
+from lookback.serving.server.demo.data import DemoUsers
 from lookback.serving.server.metrics import CONTENT_TYPE
 from lookback.serving.server.models import unknown_variant
 from lookback.serving.server.scorer import OverloadedError, ScoringError
@@ -49,21 +53,29 @@ PROBE_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
-def application(site: Site) -> web.Application:
-    """The server's addresses."""
+def application(site: Site, users: Mapping[str, DemoUsers] | None = None) -> web.Application:
+    """The server's addresses.
+
+    Args:
+      site: what they share.
+      users: of the demo page, by model; None: there is no such page.
+    """
     model = r"/v2/models/([^/]+)(?:/versions/([^/]+))?"
     given = {"site": site}
     return web.Application(
         [
             (rf"{model}/infer", _Infer, given),
             (rf"{model}/score", _Score, given),
+            (rf"{model}/schema", _Schema, given),
             (rf"{model}(/ready)?", _Model, given),
             *store_addresses(site),
+            (r"/v2/models", _Names, given),
             (r"/v2/?", _About, given),
             (r"/v2/health/(live|ready)", _Health, given),
             (r"/v2/repository/index", _Index, given),
             (r"/v2/repository/models/([^/]+)/load", _Load, given),
             (r"/metrics", _Metrics, given),
+            *([] if users is None else demo_addresses(site, users)),
             (r".*", _Elsewhere, given),
         ],
         log_function=_log_request,
@@ -167,6 +179,24 @@ class _Model(Address):
             self.finish({**about, "model_type": model.manifest.model_type})
         elif not self.site.ready:
             self.set_status(503)
+
+
+class _Schema(Address):
+    def get(self, name: str, version: str | None) -> None:
+        """What a model takes and gives, for programs."""
+        model = self.named(name, version)
+        if model is None:
+            return
+        try:
+            self.finish(model.schema())
+        except UserError as error:  # the layout has none
+            self.fail(404, str(error))
+
+
+class _Names(Address):
+    def get(self) -> None:
+        """What is served."""
+        self.finish({"models": list(self.site.models.served)})
 
 
 class _About(Address):

@@ -16,6 +16,7 @@ from lookback.serving.bundle import Bundle
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MANIFEST_FILE, HistoriesManifest, Manifest
 from lookback.serving.requests import Request, RequestError
+from lookback.serving.schemas import schemas_of
 from lookback.serving.scores import Scores
 from lookback.serving.server.wire import VARIANT
 from lookback.serving.store.completion import STORED_EVENTS, CompletedRequest, StoredHistories
@@ -89,6 +90,15 @@ class ServedModel(Served):
         if isinstance(request, CompletedRequest):
             answer[STORED_EVENTS] = request.stored_events
         return answer
+
+    def schema(self) -> dict[str, Any]:
+        """Which bundle it is, and what `serving.schemas` says of it.
+
+        Raises:
+          UserError: if its layout has no schema.
+        """
+        said = schemas_of(self.bundle.manifest, self.bundle.encoder, MOST_CANDIDATES)
+        return {"name": self.name, "version": str(self.version), "digest": self.digest, **said}
 
     def probe(self, rows: int = 1) -> None:
         """Scores random rows, as one who wants to know whether that works.

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lookback.core.errors import UserError
 from lookback.core.options import SET, option
@@ -19,6 +19,7 @@ from lookback.serving.server.listening import is_local, listen, written
 
 if TYPE_CHECKING:
     from lookback.serving.server.address import Engine, Site
+    from lookback.serving.server.demo.data import DemoUsers
     from lookback.serving.server.models import StoreReading
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,7 +27,7 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 MOST_BATCH_ROWS, MOST_WAITING_ROWS = 1024, 2048
 TRITON_GRPC, TRITON_CONTROL = 8001, 8002
 OF_ENGINE = {
-    "local": ("max_batch_rows", "max_waiting_rows"),
+    "local": ("max_batch_rows", "max_waiting_rows", "demo_dataset"),
     "triton": ("grpc_port", "control_port"),
 }
 """Options that one engine has and the other does not; None: not given."""
@@ -99,6 +100,17 @@ class ServeOptions:
         needs={"store": SET},
     )
 
+    demo_ui: bool = option(
+        False,
+        help="serve a page, too, that shows what models over histories attend to (flag)",
+        needs={"demo_dataset": SET},
+    )
+    demo_dataset: Path | None = option(
+        None,
+        help="the dataset that the bundles were trained on, whose users the page shows",
+        needs={"demo_ui": SET},
+    )
+
     def __post_init__(self) -> None:
         """Validates.
 
@@ -154,6 +166,11 @@ def serve(options: ServeOptions) -> None:
         sockets = listen(options.host, port)
         for found in sockets:
             stack.callback(found.close)
+        if options.demo_ui and not all(is_local(found) for found in sockets):
+            raise UserError(
+                f"--demo_ui: it shows people's histories to whoever asks, so only on this machine; "
+                f"--host {options.host} is for others, too. Leave --demo_ui or --host out."
+            )
         from lookback.serving.server.models import StoreReading
 
         store = None
@@ -232,8 +249,12 @@ async def _serve(
         local = all(is_local(found) for found in sockets)
         names = LOCAL_NAMES if local else None
         site = Site(engine.models, engine.scorer, engine.metrics, token, names)
+        users = await loop.run_in_executor(None, _demo_users, options, engine.models)
         server = HTTPServer(
-            application(site), max_body_size=MOST_READ, body_timeout=60, idle_connection_timeout=300
+            application(site, users),
+            max_body_size=MOST_READ,
+            body_timeout=60,
+            idle_connection_timeout=300,
         )
         server.add_sockets(list(sockets))
         site.ready = True
@@ -245,6 +266,8 @@ async def _serve(
             )
         said = engine.address.format(port=sockets[0].getsockname()[1])
         print(f"serving at {said}", flush=True)
+        if users is not None:
+            print(f"the page is at {said.removesuffix('/v2')}/demo/", flush=True)
         await ending.wait()
         print("ending: what is under way is answered first", flush=True)
         site.ready = False
@@ -253,6 +276,20 @@ async def _serve(
             await asyncio.wait_for(_drained(site), options.drain_seconds)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(server.close_all_connections(), 1)
+
+
+def _demo_users(options: ServeOptions, models: Any) -> dict[str, DemoUsers] | None:
+    """The users of the page, by model; None without one.
+
+    Raises:
+      UserError: if no bundle is of that dataset.
+    """
+    if options.demo_dataset is None:
+        return None
+    from lookback.serving.server.demo.data import DemoUsers
+
+    served = models.served.items()
+    return {name: DemoUsers(model.bundle, options.demo_dataset) for name, model in served}
 
 
 async def _drained(site: Site) -> None:

@@ -21,6 +21,8 @@ from lookback.dataloading.histories.resident import Histories
 from lookback.models import MODELS
 from lookback.models.neumf_config import NeuMFConfig
 from lookback.serving.bundle import Bundle
+from lookback.serving.commands import PROGRAM
+from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.export import export_bundle
 from lookback.serving.manifest import Manifest
 from lookback.serving.requests import RequestError
@@ -379,3 +381,23 @@ def test_a_bundle_is_described_and_measured(
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["batch_size"] for row in rows] == [1, 7]
     assert all(row["throughput"] > 0 for row in rows)
+
+
+def test_verify_compares_it_with_training(
+    exported: Exported, dataset_dir: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["verify", str(exported.directory), "--dataset_dir", str(dataset_dir)]
+    assert PROGRAM.main([*words, "--samples", "100"]) == 0
+    # Each user has three negatives beside the target.
+    assert "compared 100 scores and their features, in 25 requests" in capsys.readouterr().out
+    encode = VocabularyEncoder.encode
+
+    def others(self: VocabularyEncoder, ids: Any) -> Any:
+        found = encode(self, ids)
+        return np.where(found == 5, 6, found).astype(np.int32)
+
+    monkeypatch.setattr(VocabularyEncoder, "encode", others)
+    assert PROGRAM.main([*words, "--samples", "400"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"  \S+ +B\d{3} +item_id +5 +6\n", out)
+    assert "logit (of item_id)" in out

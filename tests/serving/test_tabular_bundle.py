@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ import lookback.serving.bundle
 from lookback.core.errors import UserError
 from lookback.models import MODELS
 from lookback.serving.bundle import Bundle
+from lookback.serving.commands import PROGRAM
 from lookback.serving.export import check_export_target, export_bundle
+from lookback.serving.layouts.tabular.encoding import ShiftedLogEncoder
 from lookback.serving.manifest import Manifest, TabularManifest
 from lookback.serving.requests import RequestError
 from tests.serving.tabular_data import (
@@ -309,3 +312,17 @@ def test_trained_in_bf16_it_still_gives_float32(
     logit, _ = Bundle.load(export_bundle(model, dataset, tmp_path / "export")).predict(inputs)
     assert logit.dtype == np.float32
     np.testing.assert_allclose(logit, expected, atol=1e-6)
+
+
+def test_verify_compares_it_with_training(
+    exported: tuple[Path, Any], dataset: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["verify", str(exported[0]), "--dataset_dir", str(dataset), "--samples", "300"]
+    assert PROGRAM.main(words) == 0
+    assert "compared 300 scores and their features, in 300 requests" in capsys.readouterr().out
+    encode = ShiftedLogEncoder.encode
+    monkeypatch.setattr(ShiftedLogEncoder, "encode", lambda *a: encode(*a) * np.float32(1.001))
+    assert PROGRAM.main(words) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"  test row \d+ +- +numerical\[\d\] ", out)
+    assert "logit (of numerical)" in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -478,3 +479,16 @@ def test_decoded_values_are_encoded_to_the_same() -> None:
         bags = BagEncoder(Bag(3, elements=Hashed(9)), elements)
         ids = np.array([[3, 5, 0], [0, 0, 0], [3, 4, 6], [4, 0, 0]], np.int32)
         np.testing.assert_array_equal(bags.encode(bags.decode(ids)), ids)
+
+
+@pytest.mark.usefixtures("eagerly")
+def test_verify_compares_it_with_training(
+    bundle_dir: Path, dataset: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["verify", str(bundle_dir), "--dataset_dir", str(dataset), "--samples", "60"]
+    assert PROGRAM.main(words) == 0
+    assert "compared 60 scores and their features, in 15 requests" in capsys.readouterr().out
+    keep = Bag.keep
+    monkeypatch.setattr(Bag, "keep", lambda bag, ids, ends: keep(bag, ids[::-1].copy(), ends))
+    assert PROGRAM.main(words) == 1
+    assert re.search(r"  U\d\d +\d* +genres\[\d\] ", capsys.readouterr().out)

@@ -14,13 +14,17 @@ from lookback.formats.history_columns import TIMESTAMP
 from lookback.serving.columns import HISTORY
 from lookback.serving.encoding import EncodedIds, ItemFeatures
 from lookback.serving.feature_encoders import FeatureEncoder, bags_of, encoder_of
+from lookback.serving.json_schemas import ranking_schema, value_schema
 from lookback.serving.layouts.candidates import StoredUsers, StoredValues, known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout
+from lookback.serving.layouts.histories.offline import offline_histories
 from lookback.serving.layouts.histories.requests import TIME_GAP_INPUT, HistoryRequestEncoder
 from lookback.serving.layouts.histories.sample import require_same_dataset, sample_users
+from lookback.serving.layouts.histories.schema import history_request_schema
 from lookback.serving.manifest import HISTORY_SUFFIX, HistoriesManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
+from lookback.serving.skew.samples import OfflineBatch
 
 
 class HistoryRequestLayout(CandidateRequestLayout):
@@ -63,6 +67,31 @@ class HistoryRequestLayout(CandidateRequestLayout):
         if manifest.explicit_labels:
             return "of a positive label (a click), among items shown as those of training were"
         return super().probability_of(manifest)
+
+    def request_schema(
+        self, manifest: HistoriesManifest, encoder: HistoryRequestEncoder, most: int | None
+    ) -> dict[str, Any]:
+        """A user's history and candidates."""
+        return history_request_schema(manifest, encoder, most)
+
+    def answer_schema(
+        self, manifest: HistoriesManifest, encoder: HistoryRequestEncoder
+    ) -> dict[str, Any]:
+        """The user and a ranking."""
+        values = {name: value_schema(of) for name, of in encoder.encoders.items()}
+        user = {name: values[name] for name in manifest.user_features}
+        item = {name: values[name] for name in manifest.item_features}
+        return ranking_schema(user, item, known=manifest.ids == "raw")
+
+    def offline(
+        self,
+        manifest: HistoriesManifest,
+        encoder: HistoryRequestEncoder,
+        dataset_dir: Path,
+        samples: int,
+    ) -> Iterable[OfflineBatch]:
+        """Windows before targets, or impressions."""
+        return offline_histories(manifest, encoder, dataset_dir, samples)
 
     def chosen(
         self,

@@ -58,7 +58,7 @@ from lookback.serving.requests import EncodedBatch, Request, RequestError, check
 
 TIME_GAP_INPUT = "time_gap_history"
 
-_MOST_SECONDS = 1 << 61
+MOST_SECONDS = 1 << 61
 """Of a time: so that the gap between two of them still is an int64."""
 
 
@@ -298,7 +298,7 @@ class _Seconds:
         """The whole seconds ``[N]`` themselves; raises ValueError if they are none."""
         return whole_numbers(
             values,
-            -_MOST_SECONDS,
-            _MOST_SECONDS,
-            f"expected whole seconds, at most {_MOST_SECONDS:,}",
+            -MOST_SECONDS,
+            MOST_SECONDS,
+            f"expected whole seconds, at most {MOST_SECONDS:,}",
         )

@@ -64,7 +64,7 @@ def sample_users(
     random = np.random.default_rng(seed)
     item_id, *others = manifest.item_features
     items = encoder.catalogue.ids[encoder.catalogue.ids >= FIRST_KNOWN]
-    values = _Values(manifest, encoder, dataset_dir)
+    values = RawValues(manifest, encoder, dataset_dir)
     asked = _shown if manifest.explicit_labels else _last
     for row, target, position in asked(dataset_dir, users, random):
         drawn = items[random.integers(len(items), size=candidates - 1)]
@@ -81,7 +81,7 @@ def sample_users(
         yield request
 
 
-class _Values:
+class RawValues:
     """Values of a dataset's columns as requests have them.
 
     Attributes:

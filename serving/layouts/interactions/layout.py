@@ -12,8 +12,16 @@ import numpy.typing as npt
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.serving.columns import CANDIDATES
 from lookback.serving.encoding import ItemFeatures, VocabularyEncoder
+from lookback.serving.json_schemas import (
+    at_most,
+    lists_schema,
+    object_schema,
+    ranking_schema,
+    value_schema,
+)
 from lookback.serving.layouts.candidates import StoredUsers, StoredValues, known
 from lookback.serving.layouts.candidates_layout import CandidateRequestLayout, best_first
+from lookback.serving.layouts.interactions.offline import offline_interactions
 from lookback.serving.layouts.interactions.requests import (
     DEFAULT_K,
     EXCLUDE,
@@ -24,6 +32,7 @@ from lookback.serving.layouts.interactions.sample import sample_interactions
 from lookback.serving.manifest import InteractionsManifest, require_same_workflow
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
+from lookback.serving.skew.samples import OfflineBatch
 
 
 class InteractionRequestLayout(CandidateRequestLayout):
@@ -42,6 +51,45 @@ class InteractionRequestLayout(CandidateRequestLayout):
         )
         # Null and unknown ids are no items to recommend.
         return InteractionsRequestEncoder(user_id, item_id, users, items, ids[ids >= FIRST_KNOWN])
+
+    def request_schema(
+        self, manifest: InteractionsManifest, encoder: InteractionsRequestEncoder, most: int | None
+    ) -> dict[str, Any]:
+        """A user, with candidates or without."""
+        del manifest
+        user = {encoder.user_id: value_schema(encoder.users)}
+        item = value_schema(encoder.items)
+        candidates = lists_schema({encoder.item_id: item}, minItems=1, **at_most(most))
+        k = {"type": "integer", "minimum": 1, "default": DEFAULT_K}
+        best = {K: k, EXCLUDE: {"type": "array", "items": item}}
+        return {
+            "anyOf": [
+                object_schema({**user, CANDIDATES: candidates}),
+                object_schema({**user, **best}, best),
+            ]
+        }
+
+    def answer_schema(
+        self, manifest: InteractionsManifest, encoder: InteractionsRequestEncoder
+    ) -> dict[str, Any]:
+        """The user and a ranking."""
+        del manifest
+        return ranking_schema(
+            {encoder.user_id: value_schema(encoder.users)},
+            {encoder.item_id: value_schema(encoder.items)},
+            known=True,
+        )
+
+    def offline(
+        self,
+        manifest: InteractionsManifest,
+        encoder: InteractionsRequestEncoder,
+        dataset_dir: Path,
+        samples: int,
+    ) -> Iterable[OfflineBatch]:
+        """Users with their held-out item among others."""
+        del manifest
+        return offline_interactions(encoder, dataset_dir, samples)
 
     def chosen(
         self,

@@ -13,17 +13,21 @@ from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.vocabulary import UNKNOWN
 from lookback.serving.encoding import EncodedIds, Encoder
 from lookback.serving.feature_encoders import encoder_of
+from lookback.serving.json_schemas import SCORES, object_schema
 from lookback.serving.layouts.base import RequestLayout
 from lookback.serving.layouts.tabular.encoding import (
     EncodedNumbers,
     KeyVocabulary,
     ShiftedLogEncoder,
 )
+from lookback.serving.layouts.tabular.offline import offline_rows
 from lookback.serving.layouts.tabular.requests import RowEncoder
 from lookback.serving.layouts.tabular.sample import sample_rows
+from lookback.serving.layouts.tabular.schema import row_schema
 from lookback.serving.manifest import TabularManifest
 from lookback.serving.requests import Request
 from lookback.serving.scores import Scores
+from lookback.serving.skew.samples import OfflineBatch
 
 
 class TabularRequestLayout(RequestLayout):
@@ -36,6 +40,24 @@ class TabularRequestLayout(RequestLayout):
         features = (*manifest.numerical, *manifest.categorical)
         encoders = {name: _encoder(directory, manifest, name) for name in features}
         return RowEncoder(manifest.numerical, manifest.categorical, encoders)
+
+    def request_schema(
+        self, manifest: TabularManifest, encoder: RowEncoder, most: int | None
+    ) -> dict[str, Any]:
+        """A row, of which nothing may be left out."""
+        del manifest, most
+        return row_schema(encoder)
+
+    def answer_schema(self, manifest: TabularManifest, encoder: RowEncoder) -> dict[str, Any]:
+        """A score."""
+        del manifest, encoder
+        return object_schema(SCORES)
+
+    def offline(
+        self, manifest: TabularManifest, encoder: RowEncoder, dataset_dir: Path, samples: int
+    ) -> Iterable[OfflineBatch]:
+        """Rows, those of the test first."""
+        return offline_rows(manifest, encoder, dataset_dir, samples)
 
     def answer(self, request: Request, manifest: TabularManifest, scores: Scores) -> dict[str, Any]:
         """The row's score."""

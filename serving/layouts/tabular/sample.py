@@ -66,13 +66,24 @@ def sample_rows(
     first = 0
     for block, size in enumerate(data.blocks(SPLIT)):
         for row in chosen[(chosen >= first) & (chosen < first + size)] - first:
-            yield _request(manifest, encoder, *_read(data, block, int(row)))
+            yield request_of(manifest, encoder, *_read(data, block, int(row)))
         first += size
 
 
-def _request(
+def request_of(
     manifest: TabularManifest, encoder: RowEncoder, numerical: Any, categorical: Any
 ) -> dict[str, Any]:
+    """The request that is encoded to a row.
+
+    Args:
+      manifest: of the bundle.
+      encoder: of the bundle.
+      numerical: numbers ``[N]`` as the model reads them.
+      categorical: ids ``[M]``.
+
+    Raises:
+      UserError: if raw values cannot be told from the vocabularies.
+    """
     if manifest.ids == "encoded":
         return {NUMERICAL: numerical.tolist(), CATEGORICAL: categorical.tolist()}
     request: dict[str, Any] = {}

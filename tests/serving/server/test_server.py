@@ -27,6 +27,7 @@ from lookback.serving.commands import PROGRAM
 from lookback.serving.requests import RequestError
 from lookback.serving.scores import Scores
 from lookback.serving.server.run import LOCAL_NAMES, named_bundles
+from tests.serving.json_schema import accepts
 
 TOKEN = "0123456789abcdef"
 
@@ -50,8 +51,10 @@ class Answer(NamedTuple):
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, models: Any, rows: int = 1024, waiting: int = 2048) -> None:
-        self.models = models
+    def __init__(
+        self, models: Any, rows: int = 1024, waiting: int = 2048, users: Any = None
+    ) -> None:
+        self.models, self._users = models, users
         started = threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._run(rows, waiting, started)), daemon=True
@@ -70,7 +73,7 @@ class Running:
 
         metrics = Metrics()
         self.site = Site(self.models, Scorer(rows, waiting, metrics), metrics, TOKEN, LOCAL_NAMES)
-        server = HTTPServer(application(self.site), max_body_size=MOST_READ)
+        server = HTTPServer(application(self.site, self._users), max_body_size=MOST_READ)
         sockets = bind_sockets(0, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
         server.add_sockets(sockets)
@@ -192,6 +195,53 @@ def test_what_a_server_says_of_itself(server):
     text = server.call("GET", "/metrics").body.decode()
     assert 'lookback_requests_total{model="sim",status="200"}' in text
     assert "lookback_batch_rows_bucket" in text
+
+
+def test_schemas(server, requests):
+    assert server.call("GET", "/v2/models").json == {"models": ["sim"]}
+    said = server.call("GET", "/v2/models/sim/versions/1/schema").json
+    assert said["roles"] == {"user": ["user_id"], "item": ["item_id", "category_id"]}
+    assert said["digest"] == server.models.served["sim"].digest
+    assert all(accepts(said["request"], request) for request in requests)
+    assert all(accepts(said["answer"], a) for a in server.score(requests).json)
+    many = {n: values * 1001 for n, values in requests[0]["candidates"].items()}
+    assert not accepts(said["request"], {**requests[0], "candidates": many})
+    assert server.call("GET", "/v2/models/other/schema").status == 404
+
+
+def test_query(server, requests, expected, tmp_path, capsys):
+    words = ["query", "sim", "--server", f"http://127.0.0.1:{server.port}"]
+    path = tmp_path / "requests.jsonl"
+    path.write_text("\n".join(json.dumps(request) for request in requests))
+    capsys.readouterr()
+    assert PROGRAM.main([*words, "--requests", str(path)]) == 0
+    alike([json.loads(line) for line in capsys.readouterr().out.splitlines()], expected)
+
+    one = ["--user", "U003", "--history", "B001,B002", "--candidates", "B005,B007"]
+    assert PROGRAM.main([*words, *one]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    request = {"user_id": "U003", "history": {"item_id": ["B001", "B002"]}}
+    alike(answer, server.score({**request, "candidates": {"item_id": ["B005", "B007"]}}).json)
+
+    path.write_text(f"{json.dumps(requests[0])}\n\n{{}}\n")
+    assert PROGRAM.main([*words, "--requests", str(path)]) == 2
+    assert f"{path}, line 3: the request: 'user_id' is missing" in capsys.readouterr().err
+    for wrong, said in (
+        (["--history", "B001"], "--history: expected with --user"),
+        (["--requests", str(tmp_path / "none")], "No such file"),
+        (["--user", "U1", "--timeout", "0"], "--timeout: expected a number, above 0"),
+    ):
+        assert PROGRAM.main([*words, *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_verify(server, bundle, dataset_dir, capsys):
+    address = f"http://127.0.0.1:{server.port}"
+    words = ["verify", str(bundle), "--dataset_dir", str(dataset_dir), "--server", address]
+    assert PROGRAM.main([*words, "--model", "sim", "--samples", "100"]) == 0
+    assert f"in 25 requests: training's against those of {address}" in capsys.readouterr().out
+    assert PROGRAM.main(words) == 2
+    assert "There is no model 'export'. Those that are served: sim." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

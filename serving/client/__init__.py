@@ -1,0 +1,1 @@
+"""A client of servers of bundles: the standard library and nothing of TensorFlow."""

@@ -1,0 +1,1 @@
+"""Training-serving skew: what serving makes of raw values, against what training does."""
