@@ -83,7 +83,7 @@ class DIENBody(HistoryBody):
         """The attention that lets interests evolve, over the short sequence."""
         batch = self.embed(inputs)
         _, weights = self._evolution.attend(batch.target, batch.short, batch.short_mask)
-        slots = slice(self._config.long_seq_length, None)
+        slots = slice(-self._config.short_seq_length, None)
         return Attended(slots, tf.transpose(weights, [2, 1, 0]))
 
 

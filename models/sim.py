@@ -158,7 +158,7 @@ class SIMBody(HistoryBody):
     def attended(self, inputs: Mapping[str, tf.Tensor]) -> Attended:
         """The ESU's attention over what the search finds in the long sequence."""
         found = self._find(self.embed(inputs), inputs)
-        slots = slice(None, self._config.long_seq_length)
+        slots = slice(None, -self._config.short_seq_length)
         return Attended(slots, masked_softmax(found.exact, found.selected), found.selected)
 
     def _search(

@@ -20,7 +20,7 @@ ATTENTION = "attention"
 
 
 class Attention(NamedTuple):
-    """Of a batch, in T history slots, padded as the inputs are.
+    """Of a batch, in as many history slots as its inputs have, T, padded as they are.
 
     Attributes:
       weights: float32 ``[B, C, T]``, of each candidate 1 in sum, or 0 without events.
@@ -54,11 +54,11 @@ def attention_function(
     def attend(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         attended = body.attended(features)
         exists = features[events] > 0  # [B, T]
-        T = exists.shape[1]
-        start, stop, _ = attended.slots.indices(T)
-        around = [[0, 0], [0, 0], [start, T - stop]]
+        places = tf.range(tf.shape(exists)[1])
+        looked = places[attended.slots]
+        around = [[0, 0], [0, 0], [looked[0], places[-1] - looked[-1]]]
         weights = tf.pad(tf.cast(attended.weights, tf.float32), around)  # [B, C, T]
-        slots = tf.constant([start <= slot < stop for slot in range(T)])
+        slots = (places >= looked[0]) & (places <= looked[-1])
         if attended.found is None:
             found = slots & tf.expand_dims(exists, 1)  # [B, 1, T]
         else:

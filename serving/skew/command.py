@@ -74,6 +74,11 @@ def verify(options: VerifyOptions, checks: DatasetChecks) -> int:
 
     bundle = Bundle.load(options.bundle, options.trusted_digest)
     layout = LAYOUTS[bundle.manifest.layout]
+    if bundle.manifest.table_files:
+        raise UserError(
+            f"{options.bundle} was exported with --table_dtype: it holds no model as training has "
+            "it. Verify an export of the same checkpoint without that option."
+        )
     model, _ = load_model(options.bundle, options.trusted_digest)
     dtype = str(model.body.compute_dtype)
     tolerance = options.tolerance

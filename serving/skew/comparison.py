@@ -15,6 +15,7 @@ from lookback.serving.bundle import Bundle
 from lookback.serving.client.answers import RowScore
 from lookback.serving.client.client import Client
 from lookback.serving.columns import CANDIDATES
+from lookback.serving.manifest import HISTORY_SUFFIX
 from lookback.serving.requests import Request
 from lookback.serving.scores import Float32
 from lookback.serving.skew.samples import OfflineBatch
@@ -167,6 +168,10 @@ def _of_features(
     found = []
     for name in bundle.manifest.inputs:
         ours, theirs = batch.features[name], online[name]
+        if name.endswith(HISTORY_SUFFIX) and theirs.ndim > 1:
+            # Requests' histories have as many slots as the longest needs, training's all.
+            absent = max(0, ours.shape[1] - theirs.shape[1])
+            theirs = np.pad(theirs, [(0, 0), (absent, 0), *[(0, 0)] * (theirs.ndim - 2)])
         if ours.shape != theirs.shape:
             shapes = (str(list(ours.shape)), str(list(theirs.shape)))
             found.append((0, Difference(batch.users[0], None, f"shape of {name}", *shapes)))
