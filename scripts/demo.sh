@@ -2,13 +2,15 @@
 # From nothing to scores: sets up if needed, makes a small data set, trains SIM on it, exports the
 # model with its workflow and scores a few users from the export.
 #
-# usage: scripts/demo.sh [--output DIR]     (default: demo/ in this checkout)
+# usage: scripts/demo.sh [--output DIR] [--serve]     (default: demo/ in this checkout)
 #
+# With --serve it ends with a page that shows what the model looks at, until Ctrl-C.
 # What an earlier demo made is replaced; a directory with anything else in it is left alone.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 out=$root/demo
+serve=
 
 die() {
   printf 'demo: error: %s\n' "$*" >&2
@@ -19,8 +21,9 @@ while (($#)); do
   case $1 in
     --output) [[ $# -ge 2 && -n $2 ]] || die "--output needs a directory"; out=$2; shift 2 ;;
     --output=?*) out=${1#*=}; shift ;;
-    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
-    *) die "unknown argument $1; usage: scripts/demo.sh [--output DIR]" ;;
+    --serve) serve=1; shift ;;
+    -h | --help) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    *) die "unknown argument $1; usage: scripts/demo.sh [--output DIR] [--serve]" ;;
   esac
 done
 
@@ -77,3 +80,10 @@ Done in $SECONDS s. Everything is in $out:
   requests.jsonl  raw histories and candidates of three users
   export/       workflow + SavedModel + schema: all that serving needs
 END
+
+if [[ $serve ]]; then
+  step "serve it, with a page to look at; Ctrl-C ends it"
+  trap - EXIT
+  files > "$out/$made_here"
+  exec "$python" -m serving serve demo="$out/export" --demo_ui --demo_dataset "$out/dataset" --port 0
+fi

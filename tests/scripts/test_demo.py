@@ -17,7 +17,7 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--fast"], "unknown argument --fast; usage: scripts/demo.sh [--output DIR]"),
+        (["--fast"], "unknown argument --fast; usage: scripts/demo.sh [--output DIR] [--serve]"),
         (["--output"], "--output needs a directory"),
         (["--output", ""], "--output needs a directory"),
     ],
@@ -31,7 +31,7 @@ def test_wrong_arguments(arguments: list[str], says: str) -> None:
 def test_help_is_the_head_of_the_script() -> None:
     result = demo("--help")
     assert result.returncode == 0
-    assert "usage: scripts/demo.sh [--output DIR]" in result.stdout
+    assert "usage: scripts/demo.sh [--output DIR] [--serve]" in result.stdout
 
 
 def test_a_directory_of_somebody_else_is_left_alone(tmp_path: Path) -> None:

@@ -193,5 +193,6 @@ def _about(model: ServedModel) -> dict[str, Any]:
         "window": manifest.options["max_seq_length"],
         "timed": bool(manifest.options.get("time_features")),
         "searches": manifest.options.get("gsu"),
+        "stored": model.histories is not None,
         "probability": LAYOUTS[manifest.layout].probability_of(manifest),
     }

@@ -4,7 +4,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 7; // of categories; the rest share one
-const WIDTH = 1180, HEIGHT = 236, LEFT = 14, RIGHT = 14, BASE = 196, TOP = 16;
+const WIDTH = 1180, HEIGHT = 236, LEFT = 14, RIGHT = 14, BASE = 196, TOP = 22;
 const DAY = 86400;
 const LISTED = 40; // events of a candidate that are listed
 
@@ -94,12 +94,16 @@ function colour(value) {
   return `k${Math.min(COLOURS, state.colours.has(value) ? state.colours.get(value) : COLOURS)}`;
 }
 
+// Categories of candidates have colours first, then those that are frequent in the history.
 function countColours() {
   const counts = new Map();
   if (category()) {
-    const seen = [...state.request.history[category()] || [],
-      ...state.request.candidates[category()] || []];
-    for (const value of seen) counts.set(words(value), (counts.get(words(value)) || 0) + 1);
+    const { history, candidates } = state.request;
+    const own = [...new Set((candidates[category()] || []).map(words))];
+    own.forEach((value, place) => counts.set(value, 1e9 - place));
+    for (const value of (history[category()] || []).map(words)) {
+      counts.set(value, (counts.get(value) || 0) + 1);
+    }
   }
   const order = [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
   state.colours = new Map(order.map(([value], place) => [value, place]));
@@ -179,10 +183,9 @@ async function reset() {
 async function readStore() {
   state.stored = false;
   const user = state.model.roles.user ? state.request[state.model.roles.user[0]] : null;
-  if (user === null) return;
+  if (user === null || !state.model.stored) return;
   try {
-    const path = `../v2/models/${of(state.model.name)}/users/${of(user)}`;
-    const { history } = await ask(path);
+    const { history } = await ask(`../v2/models/${of(state.model.name)}/users/${of(user)}`);
     for (const name of Object.keys(state.request.history)) {
       if (history[name]) state.request.history[name] = history[name];
     }
@@ -378,6 +381,10 @@ function renderLine() {
       drawn("text", { x: where, y: BASE + 28, "text-anchor": anchor }, said));
   }
   const most = found ? Math.max(...found.weights, 1e-9) : 1;
+  if (found && found.found.size) {
+    shapes.push(drawn("line", { class: "tick", x1: 0, x2: WIDTH, y1: TOP, y2: TOP }),
+      drawn("text", { x: 0, y: TOP - 4 }, `attention ${percent(most)}`));
+  }
   ids().forEach((id, n) => {
     const place = n - from, value = categoryOf(state.request.history, n);
     const weight = found && place >= 0 ? found.weights[place] : 0;
@@ -396,6 +403,7 @@ function renderLine() {
     shapes.push(group);
   });
   svg.replaceChildren(...shapes);
+  svg.parentElement.scrollLeft = svg.parentElement.scrollWidth; // the newest, on small screens
   renderLegend(found);
 }
 
