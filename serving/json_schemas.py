@@ -86,6 +86,26 @@ def lists_schema(
     return object_schema(lists, optional, **{EQUAL_LENGTHS: True})
 
 
+def stored_schema(request: Schema, user: Schema, user_id: str, of_user: Iterable[str]) -> Schema:
+    """A request of which a store may know the history, and the user's features with it.
+
+    Args:
+      request: with a history.
+      user: of the id that names a user.
+      user_id: the feature that is such an id; else the key is ``user``.
+      of_user: the user's features.
+    """
+    known = {*of_user, "history"}
+    properties = {n: v for n, v in request["properties"].items() if n != "history"}
+    named = {
+        **{n: v for n, v in request.items() if n != "anyOf"},
+        "properties": {**properties, "user": user, user_id: user},
+        "required": [name for name in request["required"] if name not in known],
+        "anyOf": [{"required": ["user"]}, {"required": [user_id]}],
+    }
+    return {"anyOf": [request, named]}
+
+
 def at_most(most: int | None) -> Schema:
     """The keyword of a list that has a bound; none without one."""
     return {} if most is None else {"maxItems": most}

@@ -13,6 +13,7 @@ import numpy as np
 from lookback.core.digests import digest_of
 from lookback.core.errors import UserError, shown
 from lookback.serving.bundle import Bundle
+from lookback.serving.json_schemas import stored_schema
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MANIFEST_FILE, HistoriesManifest, Manifest
 from lookback.serving.requests import Request, RequestError
@@ -98,6 +99,12 @@ class ServedModel(Served):
           UserError: if its layout has no schema.
         """
         said = schemas_of(self.bundle.manifest, self.bundle.encoder, MOST_CANDIDATES)
+        if self.histories is not None:
+            head = self.histories.store.head
+            user = {"type": "integer" if head.kinds[head.user_id] == "integer" else "string"}
+            of_user = said["roles"].get("user", ())
+            said["request"] = stored_schema(said["request"], user, head.user_id, of_user)
+            said["answer"]["properties"][STORED_EVENTS] = {"type": ["integer", "null"]}
         return {"name": self.name, "version": str(self.version), "digest": self.digest, **said}
 
     def probe(self, rows: int = 1) -> None:

@@ -16,6 +16,7 @@ import pytest
 from lookback.core.errors import UserError
 from lookback.serving.requests import RequestError
 from lookback.serving.store.store import HistoryStore
+from tests.serving.json_schema import accepts
 from tests.serving.server.test_server import TOKEN, Running
 from tests.serving.test_serving_cli import run
 
@@ -185,6 +186,9 @@ def test_the_server_completes_appends_tells_and_deletes(server: Running) -> None
     assert done.json == {"added": 1, "repeated": 1, "too_old": 0}
     after = server.score(ask)
     assert after.json["stored_events"] == 1
+    schema = server.call("GET", "/v2/models/sim/schema").json
+    assert accepts(schema["request"], ask) and accepts(schema["answer"], after.json)
+    assert not accepts(schema["request"], {"candidates": ask["candidates"]})
     history = {"item_id": ["B001"], "category_id": ["cat 1 ü"]}
     explicit = server.score(
         {"user_id": "new ü/1", "history": history, "candidates": ask["candidates"]}
