@@ -29,7 +29,7 @@ class ScoredItem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranking:
+class UserRanking:
     """The answer to a request for a user's items.
 
     Attributes:
@@ -54,7 +54,7 @@ class RowScore:
     logit: float
 
 
-Answer = Ranking | RowScore
+Answer = UserRanking | RowScore
 
 
 def answer_of(content: Mapping[str, Any]) -> Answer:
@@ -66,7 +66,7 @@ def answer_of(content: Mapping[str, Any]) -> Answer:
     if _OF_ITEMS not in content:
         return RowScore(*(float(content[name]) for name in _SCORES))
     user = {name: value for name, value in content.items() if name != _OF_ITEMS}
-    return Ranking(user, tuple(_item(found) for found in content[_OF_ITEMS]))
+    return UserRanking(user, tuple(_item(found) for found in content[_OF_ITEMS]))
 
 
 def _item(found: Mapping[str, Any]) -> ScoredItem:

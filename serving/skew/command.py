@@ -76,8 +76,8 @@ def verify(options: VerifyOptions, checks: DatasetChecks) -> int:
     layout = LAYOUTS[bundle.manifest.layout]
     if bundle.manifest.table_files:
         raise UserError(
-            f"{options.bundle} was exported with --table_dtype: it holds no model as training has "
-            "it. Verify an export of the same checkpoint without that option."
+            f"{options.bundle} has its tables in files of their own, so it holds no model as "
+            "training has it. Verify an export of the same model that keeps them."
         )
     model, _ = load_model(options.bundle, options.trusted_digest)
     dtype = str(model.body.compute_dtype)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lookback.core.errors import UserError
-from lookback.serving.client.answers import Ranking, RowScore, ScoredItem
+from lookback.serving.client.answers import RowScore, ScoredItem, UserRanking
 from lookback.serving.client.client import Client, RefusedError, UnavailableError
 
 Reply = tuple[int, dict[str, str], bytes] | None
@@ -105,7 +105,7 @@ def test_answers_are_types(scripted):
         ScoredItem({"item_id": "B", "price": None}, 0.75, 1.1, False),
         ScoredItem({"item_id": "A"}, 0.25, -1.1),
     )
-    assert found == [Ranking({"user_id": "U1"}, (first, second)), RowScore(0.5, 0.0)]
+    assert found == [UserRanking({"user_id": "U1"}, (first, second)), RowScore(0.5, 0.0)]
     ((path, body),) = server.asked
     assert path == "/v2/models/a%20model%2F%C3%A9/score"
     assert json.loads(body) == [{"user_id": "U1"}, {"x": 1}]
