@@ -67,9 +67,9 @@ def histories(dataset: Path, *, time_features: bool) -> tuple[HistoriesManifest,
     rows = table_rows(typed_data.schema())
     manifest = HistoriesManifest(
         model_type="din",
-        options={},
+        options={"long_seq_length": 2},
         ids="raw",
-        inputs={},
+        inputs={"item_id_history": (None, None)},
         cardinalities=rows,
         vocabularies=ExportedHistories(dataset).vocabularies_of(rows, transforms),
         dataset={},

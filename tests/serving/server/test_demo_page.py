@@ -149,7 +149,7 @@ def test_only_models_over_histories_are_shown(tmp_path):
         DemoUsers(other, tmp_path)
 
 
-READY = "document.querySelector('main').getAttribute('aria-busy') === 'false'"
+READY = "document.querySelector('main[aria-busy=false]') !== null"
 NAMES = "[...document.querySelectorAll('#ranking .name')].map((one) => one.textContent)"
 EVENTS = "document.querySelectorAll('#line g.event').length"
 SCORES = "[...document.querySelectorAll('#ranking .score')].map((one) => one.textContent)"
