@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from lookback.core.errors import UserError
 from lookback.serving.commands import PROGRAM
 from lookback.serving.server.demo.addresses import attention_of
 from lookback.serving.server.demo.data import DemoUsers
+from lookback.serving.store.store import HistoryStore
 from tests.serving.server.browser import CHROMIUM, Browser
 from tests.serving.server.test_server import Running, alike
 
@@ -152,6 +154,7 @@ def test_only_models_over_histories_are_shown(tmp_path):
 READY = "document.querySelector('main[aria-busy=false]') !== null"
 NAMES = "[...document.querySelectorAll('#ranking .name')].map((one) => one.textContent)"
 EVENTS = "document.querySelectorAll('#line g.event').length"
+SAID = "document.getElementById('history-said').textContent"
 SCORES = "[...document.querySelectorAll('#ranking .score')].map((one) => one.textContent)"
 
 
@@ -171,6 +174,36 @@ def test_in_a_browser(server, artefacts):
         assert browser.faults == []
     finally:
         browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_with_a_store_what_happens_goes_there(trained, dataset_dir, tmp_path):
+    from lookback.serving.server.models import Models
+
+    store = ["--store", str(tmp_path / "store"), "--bundle", str(trained)]
+    assert PROGRAM.main(["load-histories", str(dataset_dir), *store]) == 0
+    with contextlib.ExitStack() as stack:
+        histories = HistoryStore.open(str(tmp_path / "store"), writes=True)
+        stack.callback(histories.close)
+        models = Models(histories)
+        users = DemoUsers(models.load("sim", trained).bundle, dataset_dir)
+        running = Running(models, users={"sim": users})
+        stack.callback(running.close)
+        running.site.token = None  # as of a server of this machine alone
+        browser = Browser()
+        stack.callback(browser.close)
+        browser.open(f"http://127.0.0.1:{running.port}/demo/")
+        browser.until(f"{READY} && {NAMES}.length > 0")
+        user = browser.js("document.getElementById('user').value")
+        before = histories.get(user)
+        assert before is not None and browser.js(EVENTS) == len(before)
+        assert "kept in the server's store" in browser.js(SAID)
+        first = browser.js(NAMES)[0]
+        browser.js("document.querySelector('#ranking .acts button').click()")
+        browser.until(f"{READY} && {EVENTS} === {len(before) + 1}")
+        after = histories.get(user)
+        assert after is not None and after.as_json()["history"]["item_id"][-1] == first
+        assert browser.faults == []
 
 
 def _changes_are_seen(browser: Browser, server: Running) -> None:

@@ -320,8 +320,8 @@ function renderRanking() {
       one.known === false ? element("span", { class: "mark unknown" }, "unknown item") : null,
     ];
     const name = element("label", {}, radio, element("span", {},
-      element("span", { class: "name" }, words(id)), " ", chip(categoryOf(state.request.candidates, place)) || ""),
-    ...marks);
+      element("span", { class: "name" }, words(id)), " ",
+      chip(categoryOf(state.request.candidates, place)) || "", " ", ...marks.filter(Boolean)));
     const change = one.probability - (state.before.get(id) ?? one.probability);
     const delta = Math.abs(change) < 5e-5 ? null : element("span",
       { class: `delta ${change > 0 ? "gain" : "loss"}` },
