@@ -182,13 +182,14 @@ class _Model(Address):
 
 
 class _Schema(Address):
-    def get(self, name: str, version: str | None) -> None:
+    async def get(self, name: str, version: str | None) -> None:
         """What a model takes and gives, for programs."""
         model = self.named(name, version)
         if model is None:
             return
         try:
-            self.finish(model.schema())
+            loop = asyncio.get_running_loop()
+            self.finish(await loop.run_in_executor(None, model.schema))
         except UserError as error:  # the layout has none
             self.fail(404, str(error))
 

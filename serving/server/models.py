@@ -50,6 +50,22 @@ class Served:
     manifest: Manifest
     histories: StoredHistories | None
 
+    def schema(self) -> dict[str, Any]:
+        """Which bundle it is, and what `serving.schemas` says of it; reads its vocabularies.
+
+        Raises:
+          UserError: if its layout has no schema, or the bundle is not there any more.
+        """
+        encoder = LAYOUTS[self.manifest.layout].load_encoder(self.directory, self.manifest)
+        said = schemas_of(self.manifest, encoder, MOST_CANDIDATES)
+        if self.histories is not None:
+            head = self.histories.store.head
+            user = {"type": "integer" if head.kinds[head.user_id] == "integer" else "string"}
+            of_user = said["roles"].get("user", ())
+            said["request"] = stored_schema(said["request"], user, head.user_id, of_user)
+            said["answer"]["properties"][STORED_EVENTS] = {"type": ["integer", "null"]}
+        return {"name": self.name, "version": str(self.version), "digest": self.digest, **said}
+
 
 @dataclasses.dataclass(frozen=True)
 class ServedModel(Served):
@@ -91,21 +107,6 @@ class ServedModel(Served):
         if isinstance(request, CompletedRequest):
             answer[STORED_EVENTS] = request.stored_events
         return answer
-
-    def schema(self) -> dict[str, Any]:
-        """Which bundle it is, and what `serving.schemas` says of it.
-
-        Raises:
-          UserError: if its layout has no schema.
-        """
-        said = schemas_of(self.bundle.manifest, self.bundle.encoder, MOST_CANDIDATES)
-        if self.histories is not None:
-            head = self.histories.store.head
-            user = {"type": "integer" if head.kinds[head.user_id] == "integer" else "string"}
-            of_user = said["roles"].get("user", ())
-            said["request"] = stored_schema(said["request"], user, head.user_id, of_user)
-            said["answer"]["properties"][STORED_EVENTS] = {"type": ["integer", "null"]}
-        return {"name": self.name, "version": str(self.version), "digest": self.digest, **said}
 
     def probe(self, rows: int = 1) -> None:
         """Scores random rows, as one who wants to know whether that works.

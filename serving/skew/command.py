@@ -77,7 +77,7 @@ def verify(options: VerifyOptions, checks: DatasetChecks) -> int:
     if bundle.manifest.table_files:
         raise UserError(
             f"{options.bundle} has its tables in files of their own, so it holds no model as "
-            "training has it. Verify an export of the same model that keeps them."
+            "training has it. Verify an export of the same model with --table_files none."
         )
     model, _ = load_model(options.bundle, options.trusted_digest)
     dtype = str(model.body.compute_dtype)
