@@ -53,6 +53,7 @@ def attention_function(
 
     def attend(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         attended = body.attended(features)
+        assert attended is not None  # of a body that has a method of its own
         exists = features[events] > 0  # [B, T]
         places = tf.range(tf.shape(exists)[1])
         looked = places[attended.slots]

@@ -310,7 +310,7 @@ def _graph(function: Any, model: ClickModel, manifest: Manifest) -> Any:
     @tf.function(input_signature=[specs | specs_of(tables.values())], autograph=False)
     def serve(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         features = {name: inputs[name] for name in specs}
-        source = contextlib.nullcontext()
+        source: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if tables:
             source = model.body.embeddings.rows_from(rows_of(tables, inputs))
         with source:

@@ -119,8 +119,8 @@ def told(found: Comparison, where: str, tolerance: str) -> str:
     if found.skipped:
         lines.append(f"left out {found.skipped:,} rows whose raw values the vocabularies lack")
     if found.shown:
-        rows = [("user", "candidate", "what differs", "training", "serving")]
-        rows += [tuple(map(_cell, dataclasses.astuple(one))) for one in found.shown]
+        rows = [["user", "candidate", "what differs", "training", "serving"]]
+        rows += [[*map(_cell, dataclasses.astuple(one))] for one in found.shown]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))

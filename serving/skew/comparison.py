@@ -133,16 +133,18 @@ def of_server(client: Client, name: str) -> Callable[[Sequence[Request]], Logits
         found = []
         for request, answer in zip(requests, client.score(name, requests), strict=True):
             if isinstance(answer, RowScore):
-                found.append(np.float32([answer.logit]))
+                found.append(np.array([answer.logit], np.float32))
                 continue
             # An item that is there twice, with other features, has two scores.
-            by_item = collections.defaultdict(collections.deque)
+            by_item: dict[str, collections.deque[float]] = collections.defaultdict(
+                collections.deque
+            )
             for item in answer.candidates:
                 by_item[json.dumps(item.features)].append(item.logit)
             asked = request[CANDIDATES]
             rows = zip(*asked.values(), strict=True)
             keys = (json.dumps(dict(zip(asked, values, strict=True))) for values in rows)
-            found.append(np.float32([by_item[key].popleft() for key in keys]))
+            found.append(np.array([by_item[key].popleft() for key in keys], np.float32))
         return found
 
     return logits

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lookback.core.errors import UserError
 from lookback.core.manifests import SIZES
 from lookback.formats.history_columns import TIMESTAMP
@@ -121,4 +119,4 @@ class _Requests:
     def _events(self, past: slice) -> dict[str, Any]:
         stored = {**self._histories.item_features, **self._histories.event_features}
         names = (*self._manifest.item_features, *self._values.of_events)
-        return {name: self._values.raw(name, np.asarray(stored[name][past])) for name in names}
+        return {name: self._values.raw(name, stored[name][past]) for name in names}

@@ -96,7 +96,7 @@ class RawValues:
         self._manifest, self._encoder = manifest, encoder
         self._bags = {name: bags_of(dataset_dir, manifest, name) for name in manifest.bags}
 
-    def raw(self, name: str, stored: Sequence[Any]) -> list[Any]:
+    def raw(self, name: str, stored: npt.ArrayLike) -> list[Any]:
         """Of values ``[N]`` as a feature's column holds them."""
         values = np.asarray(stored, self._manifest.input_type(name))
         return self.decoded(name, self._bags[name][values] if name in self._bags else values)

@@ -60,7 +60,7 @@ class InteractionRequestLayout(CandidateRequestLayout):
         user = {encoder.user_id: value_schema(encoder.users)}
         item = value_schema(encoder.items)
         candidates = lists_schema({encoder.item_id: item}, minItems=1, **at_most(most))
-        k = {"type": "integer", "minimum": 1, "default": DEFAULT_K}
+        k: dict[str, Any] = {"type": "integer", "minimum": 1, "default": DEFAULT_K}
         best = {K: k, EXCLUDE: {"type": "array", "items": item}}
         return {
             "anyOf": [

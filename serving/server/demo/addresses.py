@@ -94,11 +94,16 @@ class _Demo(Address):
             return None
         return model, self.users[name]
 
+    def write_json(self, content: Any) -> None:
+        """Answers, with characters as they are."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(content, ensure_ascii=False))
+
 
 class _Models(_Demo):
     def get(self) -> None:
         """What can be looked at, and how its requests are made."""
-        served = self.site.models.served
+        served: Mapping[str, Any] = self.site.models.served  # of the local engine
         self.finish({"models": [_about(served[name]) for name in self.users if name in served]})
 
 
@@ -112,15 +117,11 @@ class _Users(_Demo):
         item_id = model.bundle.manifest.roles["item"][0]
         events = {u: len(r[HISTORY][item_id]) for u, r in users.requests.items()}
         listed = [{"user": user, "events": count} for user, count in events.items()]
-        self._write({"users": listed, "items": users.items})
-
-    def _write(self, content: Any) -> None:
-        self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps(content, ensure_ascii=False))
+        self.write_json({"users": listed, "items": users.items})
 
 
-class _User(_Users):
-    def get(self, name: str, user: str) -> None:  # type: ignore[override]
+class _User(_Demo):
+    def get(self, name: str, user: str) -> None:
         """The request of a user."""
         found = self.chosen(name)
         if found is None:
@@ -129,7 +130,7 @@ class _User(_Users):
         if request is None:
             self.fail(404, f"There is no user {shown(user)} to look at.")
             return
-        self._write(request)
+        self.write_json(request)
 
 
 class _Explain(Bodied, _Demo):
@@ -141,7 +142,7 @@ class _Explain(Bodied, _Demo):
         model, _ = found
         try:
             request = load_json(self.body, "the body", "Expected a request.")
-            (scores,) = await self.site.scorer.score(model, [request])
+            (answer,) = await self.site.scorer.answers(model, [request])
             loop = asyncio.get_running_loop()
             attention = await loop.run_in_executor(None, attention_of, model.bundle, request)
         except UserError as error:
@@ -151,9 +152,7 @@ class _Explain(Bodied, _Demo):
         except ScoringError as error:
             self.fail(500, f"The model could not score this ({error}).")
         else:
-            answer = {"answer": model.answer(request, scores), "attention": attention}
-            self.set_header("Content-Type", "application/json")
-            self.finish(json.dumps(answer, ensure_ascii=False))
+            self.write_json({"answer": answer, "attention": attention})
 
 
 def attention_of(bundle: Bundle, request: Request) -> dict[str, Any] | None:
