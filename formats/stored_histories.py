@@ -158,12 +158,12 @@ class Head:
                 f"{shown(found[0])} version {shown(found[1])}. Load the histories again with "
                 "`lookback serving load-histories`."
             )
-        if not is_whole(content):
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not is_whole(content) or not set(names) <= set(content):
             raise UserError(
                 f"{source} is damaged: its content is not what was written. Load the histories "
                 "again with `lookback serving load-histories`."
             )
-        names = [field.name for field in dataclasses.fields(cls)]
         values = {name: content[name] for name in names}
         return cls(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -32,6 +32,9 @@ from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.feature_encoders import FeatureEncoder, HashEncoder, encoder_by
 from lookback.serving.manifest import HistoriesManifest
 
+_USERS_AT_ONCE = 1024
+"""That are decoded together: a million events of users who have a thousand each."""
+
 
 @dataclasses.dataclass
 class Loaded:
@@ -106,13 +109,13 @@ class StoredDataset:
         self.loaded = Loaded()
 
     def users(self) -> Iterator[tuple[Any, Record]]:
-        """Raw ids and records, a row group of the dataset in memory at a time."""
+        """Raw ids and records, some users of the dataset in memory at a time."""
         head = self.head
         columns = [head.user_id, *head.user_features, *head.of_events, self._time]
         for path in history_files(self._directory):
             with open_parquet(path) as file:
-                for group in range(file.num_row_groups):
-                    yield from self._records(file.read_row_group(group, columns))
+                for batch in file.iter_batches(_USERS_AT_ONCE, columns=columns):
+                    yield from self._records(pa.Table.from_batches([batch]))
 
     def _records(self, table: pa.Table) -> Iterator[tuple[Any, Record]]:
         head = self.head

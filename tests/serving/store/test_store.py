@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,25 @@ def test_a_full_disk_refuses_to_open_rather_than_crash(small_disk: Path) -> None
         assert len(histories.get("a") or ()) == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("item_id", "item_ix"), "damaged"),
+        (lambda text: text[:-9], "not valid JSON"),
+        (lambda text: text.replace('"format_version": 1', '"format_version": 9'), "version 9"),
+        (lambda text: "[]", "store.json"),
+    ],
+)
+def test_a_head_that_is_none_is_refused(
+    change: Callable[[str], str], said: str, tmp_path: Path
+) -> None:
+    make(str(tmp_path / "store"))
+    head = tmp_path / "store" / HEAD_FILE
+    head.write_text(change(head.read_text()))
+    with pytest.raises(UserError, match=said):
+        HistoryStore.open(str(tmp_path / "store"))
+
+
 def test_where_there_is_no_store_it_is_said(address: str) -> None:
     with pytest.raises(UserError, match="load-histories"):
         HistoryStore.open(address)
@@ -463,6 +482,8 @@ def killed_while_appending(store: Path, rng: random.Random, number: int) -> list
         "        category_id='c', tags=[], device='d' * (n % 3000), dwell=None)\n"
         "    store.append(read_events(store.head, [event]))\n"
         "    print(n, flush=True)\n"
+        "    if n % 20 == 19:\n"
+        "        store.compact()\n"
     )
     writer = subprocess.Popen(
         [sys.executable, "-c", program, str(store), str(number)], stdout=subprocess.PIPE, text=True
