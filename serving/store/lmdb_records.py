@@ -41,6 +41,8 @@ _READERS = 500
 _LOCK_BYTES = 1 << 16
 """Of the table of readers, which has 64 bytes for each."""
 _FILE = re.compile(r"histories-[0-9a-f]{8}\.mdb(-lock)?")
+_UNFINISHED = re.compile(rf"\.{re.escape(HEAD_FILE)}\.\w+\.tmp")
+"""Heads whose writer was killed."""
 _LEAST_FREE = 1 << 20
 """Of a disk: LMDB calls a write that was cut short an error of the device."""
 _RECORDS_AT_ONCE = 4096
@@ -241,7 +243,8 @@ def _write_file(path: Path, records: Iterable[tuple[bytes, bytes]]) -> None:
 def _sweep(directory: Path, file: str) -> None:
     """Removes files of records that are no more, or were never, those of the store."""
     for path in directory.iterdir():
-        if _FILE.fullmatch(path.name) and not path.name.startswith(file):
+        other = _FILE.fullmatch(path.name) and not path.name.startswith(file)
+        if other or _UNFINISHED.fullmatch(path.name):
             path.unlink(missing_ok=True)
     sync(directory)
 

@@ -313,12 +313,16 @@ def test_what_a_killed_compaction_left_goes_with_the_next_writer(tmp_path: Path)
     make(str(store), [("a", record_of(3))])
     left = store / "histories-01234567.mdb"
     left.write_bytes(b"of somebody who is deleted")
+    (store / f".{HEAD_FILE}.abc_1234.tmp").write_text("{")
     (store / "notes.txt").write_text("somebody's")
     with opened(str(store), writes=False):
         assert left.exists()
     with opened(str(store)) as histories:
-        assert not left.exists() and len(histories.get("a") or ()) == 3
-    assert (store / "notes.txt").exists()
+        assert len(histories.get("a") or ()) == 3
+        file = json.loads((store / HEAD_FILE).read_text())["file"]
+        assert sorted(path.name for path in store.iterdir()) == sorted(
+            [file, f"{file}-lock", "notes.txt", HEAD_FILE]
+        )
     with pytest.raises(UserError, match=r"did not write notes\.txt"):
         make(str(store), overwrite=True)
 
