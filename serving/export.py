@@ -98,24 +98,25 @@ def is_bundle(directory: Path) -> bool:
     return (directory / MANIFEST_FILE).is_file()
 
 
-def load_model(
-    directory: Path, trusted_digest: str | None = None
-) -> tuple[ClickModel, dict[str, Any]]:
-    """The model of a bundle as its class, to train it further.
+def load_origin(directory: Path, trusted_digest: str | None = None) -> Origin:
+    """The model of a bundle, for one of other data to start from.
 
-    Loading runs code that the bundle holds: see the README's "Whom to trust".
+    Loading runs code that the bundle holds: see docs/trust.md. Of tables in files, only rows that
+    are needed are read.
 
     Args:
       directory: of the bundle.
       trusted_digest: SHA-256 that bundle.json must have; None: any.
 
-    Returns:
-      The model, all of it in this process, and "model_type" with the model's options.
-
     Raises:
       UserError: if it is no bundle, another one than is trusted, or damaged.
     """
+    from lookback.serving.origin import BundleOrigin
+    from lookback.training.start import ModelOrigin
+
     manifest = Manifest.read(directory, trusted_digest)
+    if manifest.tables:
+        return BundleOrigin(directory, manifest)
     import merlin.models.tf as mm
 
     from lookback.models import MODELS
@@ -129,21 +130,7 @@ def load_model(
             f"({type(error).__name__}: {error}). It was exported with TensorFlow "
             f"{manifest.versions['tensorflow']}; start from a checkpoint instead."
         ) from error
-    return model, {"model_type": manifest.model_type, **manifest.options}
-
-
-def load_origin(directory: Path, trusted_digest: str | None = None) -> Origin:
-    """A bundle as what a model of other data starts from; arguments and errors as of `load_model`.
-
-    Of tables in files, the rows that are needed are read, and the model is not built.
-    """
-    from lookback.serving.origin import BundleOrigin
-    from lookback.training.start import ModelOrigin
-
-    manifest = Manifest.read(directory, trusted_digest)
-    if manifest.tables:
-        return BundleOrigin(directory, manifest)
-    return ModelOrigin(*load_model(directory, trusted_digest), directory)
+    return ModelOrigin(model, {"model_type": manifest.model_type, **manifest.options}, directory)
 
 
 def take_tables(model: ClickModel, export_dir: Path) -> None:

@@ -62,11 +62,11 @@ def raw_ids(checkpoint: Any, feature: str) -> list[str]:
 def test_a_bundle_has_the_weights_of_its_checkpoint_by_the_same_names(
     train_sim: Callable[[bool], Any],
 ) -> None:
-    from lookback.serving.export import load_model
-    from lookback.training.start import CheckpointOrigin, ModelOrigin
+    from lookback.serving.export import load_origin
+    from lookback.training.start import CheckpointOrigin
 
     trained = train_sim(False)
-    bundle = ModelOrigin(*load_model(trained.bundle), trained.bundle)
+    bundle = load_origin(trained.bundle)
     checkpoint = CheckpointOrigin(open_checkpoint(trained.checkpoints))
     tables = [name for name in checkpoint.specs if name.startswith("table/")]
     dense = [name for name in checkpoint.specs if name.startswith("model/")]

@@ -100,6 +100,20 @@ def test_scores_are_the_model_s(exported: Exported, monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(scores.logit, exported.expected("U001", ["B001"]), atol=1e-6)
 
 
+def test_tables_in_files_score_as_those_in_the_graph(
+    exported: Exported, dataset_dir: Path, tmp_path: Path
+) -> None:
+    beside = export_bundle(exported.model, dataset_dir, tmp_path / "export", table_dtype="fp32")
+    inputs = {
+        "user_id": np.array([3, 4], np.int32),
+        "item_id": np.array([[3, 4], [5, 6]], np.int32),
+    }
+    for found, expected in zip(
+        Bundle.load(beside).predict(inputs), exported.bundle.predict(inputs), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("rows", [4096, 7])
 def test_without_candidates_the_catalogue_is_ranked(
     exported: Exported, rows: int, monkeypatch: pytest.MonkeyPatch

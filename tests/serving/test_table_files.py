@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 import lookback.serving.bundle
+from lookback import cli
 from lookback.core.errors import UserError
 from lookback.formats.schema import read_schema
 from lookback.models import MODELS, DINConfig
@@ -274,3 +276,33 @@ def test_shards_of_ranks_stream_to_the_bytes_of_one_process(
         assert file.read_bytes() == (tmp_path / "sharded" / "tables" / file.name).read_bytes()
     assert len(peaks) == 1 and peaks[0] < tables["rows"].nbytes
     assert not list(tmp_path.glob(".gather-*"))
+
+
+def test_a_run_says_what_rounding_costs(
+    dataset_dir: Path,
+    tmp_path: Path,
+    running_eagerly: Callable[[], Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [
+        *("--dataset_dir", dataset_dir, "--model_type", "din", "--max_steps", 1, "--seed", 1),
+        *("--max_seq_length", 6, "--long_seq_length", 3, "--embedding_dim", D),
+        *("--export_dir", tmp_path / "bundle", "--results_dir", tmp_path / "results"),
+        *("--table_dtype", "int8"),
+    ]
+    with running_eagerly():
+        finished = cli.train([str(word) for word in words])
+    said = capsys.readouterr().out
+    (line,) = (line for line in said.splitlines() if line.startswith("tables exported as int8: "))
+    found = re.findall(r"(\w+_auc) (\S+) -> (\S+) \((\S+)\)", line)
+    assert "test_auc" in [name for name, *_ in found]
+    for name, before, after, change in found:
+        assert float(before) == pytest.approx(finished.metrics[name], abs=1e-6)
+        assert float(after) - float(before) == pytest.approx(float(change), abs=2e-6)
+    assert {t.dtype for t in Manifest.read(tmp_path / "bundle").table_files.values()} == {"int8"}
+
+
+def test_rounded_tables_have_no_place_in_the_graph(dataset_dir: Path, tmp_path: Path) -> None:
+    words = ["--dataset_dir", dataset_dir, "--table_files", "none", "--table_dtype", "fp16"]
+    with pytest.raises(UserError, match="table_dtype"):
+        cli.train([str(word) for word in (*words, "--export_dir", tmp_path / "bundle")])

@@ -92,6 +92,17 @@ def test_raw_requests_score_as_the_model_scores_the_datasets_rows(
     np.testing.assert_allclose(found, expected[:, 0], rtol=1e-5, atol=1e-6)
 
 
+def test_tables_in_files_score_as_those_in_the_graph(
+    exported: tuple[Path, Any], bundle: Bundle, dataset: Path, tmp_path: Path
+) -> None:
+    beside = export_bundle(exported[1], dataset, tmp_path / "export", table_dtype="fp32")
+    inputs = rows_to_test(dataset)
+    for found, expected in zip(
+        Bundle.load(beside).predict(inputs), bundle.predict(inputs), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_bundle_describes_itself(exported: tuple[Path, Any], dataset: Path) -> None:
     directory, model = exported
     manifest = Manifest.read(directory)
