@@ -231,7 +231,7 @@ def test_a_damaged_or_foreign_manifest_is_refused(sim_bundle: Path, tmp_path: Pa
         ("[]", "bundle.json: expected a JSON object, found a list"),
         (
             text.replace('"format_version": 2', '"format_version": 9'),
-            "version 1 to 3, found .* version 9",
+            "version 1 to 4, found .* version 9",
         ),
     ):
         path.write_text(wrong)

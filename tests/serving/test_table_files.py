@@ -22,10 +22,12 @@ from lookback.core.errors import UserError
 from lookback.formats.schema import read_schema
 from lookback.models import MODELS, DINConfig
 from lookback.models.click_model import ClickModel
+from lookback.serving import export
 from lookback.serving.bundle import Bundle
 from lookback.serving.export import export_bundle, take_tables
 from lookback.serving.manifest import Manifest
 from lookback.serving.tables import quantized, tensors_of, write_tables
+from lookback.training import run
 from lookback.training.parallel import gathering
 from lookback.training.state import State, TensorShard
 
@@ -291,7 +293,7 @@ def test_a_run_says_what_rounding_costs(
         *("--table_dtype", "int8"),
     ]
     with running_eagerly():
-        finished = cli.train([str(word) for word in words])
+        finished = run.main([str(word) for word in words], export)
     said = capsys.readouterr().out
     (line,) = (line for line in said.splitlines() if line.startswith("tables exported as int8: "))
     found = re.findall(r"(\w+_auc) (\S+) -> (\S+) \((\S+)\)", line)
