@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from lookback.core.errors import UserError
+from lookback.core.manifests import SIZES
 from lookback.formats.dataset_info import impression_count, read_histories_info
+from lookback.formats.verification import verify_dataset
 from lookback.formats.vocabulary import FIRST_KNOWN
 from lookback.serving.bundle import Bundle
 from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
@@ -49,6 +51,7 @@ class DemoUsers:
                 f"--demo_ui: expected a model over histories, and that of {bundle.directory} reads "
                 f"{manifest.layout}. Serve it without --demo_ui."
             )
+        verify_dataset(dataset_dir, SIZES)
         drawn = sample_users(
             manifest,
             encoder,

@@ -82,7 +82,7 @@ class Running:
         started.set()
         await self._end.wait()
         server.stop()
-        self.site.scorer.close()
+        await self.site.scorer.close()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
