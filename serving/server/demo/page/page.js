@@ -492,4 +492,5 @@ at("draw").addEventListener("click", drawOthers);
 for (const radio of document.querySelectorAll("input[name=axis]")) {
   radio.addEventListener("change", renderLine);
 }
+addEventListener("resize", () => state.answer && renderLine());
 start();
