@@ -309,6 +309,7 @@ LINES: dict[str, tuple[str, str]] = {
         '{"who": 1, "what": 1, "ts": 1500000000000}',
         "ts looks like ms, not s: say --time_unit ms",
     ),
+    "power": ('{"who": 1, "what": 1e20, "ts": 1500000000}', "what is too large"),
     "deep": ('{"who": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
 }
 
@@ -343,6 +344,46 @@ def test_bad_lines_of_csv(tmp_path: Path) -> None:
     assert [bad.line for bad in parsed.bad] == [2, 3, 4, 5, 6]
     assert parsed.table["tags"].to_pylist() == ['["1","x"]', None]
     assert parsed.table["dwell"].to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_last_line_that_is_cut_off(tmp_path: Path, end: str) -> None:
+    good = '{"who": 7, "what": 8, "ts": 1500000001}'
+    (tmp_path / "a.jsonl").write_text(f"{good}\n{good[:-9]}{end}")
+    (parsed,) = _parsed(_reader({"files": ["a.jsonl"]}), tmp_path)
+    assert parsed.reasons == {"not JSON": 1} and parsed.bad[0].line == 2
+    assert parsed.table["item_id"].to_pylist() == [8] and parsed.lines == 2
+
+
+def test_columns_of_parquet_with_nothing_but_nulls(tmp_path: Path) -> None:
+    """As pandas writes a part of a log in which nobody has a value: all are missing."""
+    asked: dict[str, Any] = {"files": ["a.parquet"], "label": {"column": "y"}}
+    asked["features"] = {
+        "x": {"type": "number"},
+        "c": {"type": "category"},
+        "bag": {"type": "categories"},
+        "f": {"type": "categories", "flags": ["y", "x"]},
+    }
+    nothing = {"x": None, "c": None, "bag": None}
+    frame = pd.DataFrame({"who": [1, 2], "what": [3, 4], "ts": 1500000000, "y": [0, 1], **nothing})
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert str(pq.read_schema(tmp_path / "a.parquet").field("x").type) == "null"
+    reader = _reader(asked, labels="explicit", split={"by": "users", "test": 0.5})
+    assert reader.passed_over(tmp_path, [tmp_path / "a.parquet"]) == []
+    (parsed,) = _parsed(reader, tmp_path)
+    assert not parsed.reasons
+    assert parsed.table.select(["user_id", "label", "x", "c", "bag", "f"]).to_pylist() == [
+        {"user_id": 1, "label": 0, "x": None, "c": None, "bag": None, "f": "[]"},
+        {"user_id": 2, "label": 1, "x": None, "c": None, "bag": None, "f": '["y"]'},
+    ]
+    for column in ("who", "ts", "y"):
+        frame.assign(**{column: None}).to_parquet(tmp_path / "a.parquet")
+        (parsed,) = _parsed(reader, tmp_path)
+        assert parsed.reasons == {f"no {column}": 2} and not len(parsed.table)
+    table = pa.Table.from_pandas(frame)
+    pq.write_table(table.append_column("who", table["who"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has more than one column 'who'"):
+        reader.passed_over(tmp_path, [tmp_path / "a.parquet"])
 
 
 def test_commas_before_fractions(tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ def is_number(dtype: pa.DataType) -> bool:
 
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column without dictionaries, and with one type for strings."""
+    """A column without dictionaries, and with one type for strings, and for nothing but nulls."""
     dtype = value_type(column.type)
-    return column.cast(pa.string() if is_text(dtype) else dtype)
+    return column.cast(pa.string() if is_text(dtype) or pa.types.is_null(dtype) else dtype)
 
 
 def missing_of(column: pa.ChunkedArray) -> Mask:

@@ -99,7 +99,7 @@ class JsonBlock(RecordBlock):
         lines = self._data().split(b"\n")
         if not lines[-1]:
             lines.pop()
-            rows, numbers, bad = [], [], BadRecords()
+        rows, numbers, bad = [], [], BadRecords()
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -200,7 +200,7 @@ def _values(line: bytes, wanted: Wanted) -> list[Any]:
         if isinstance(value, bool | float) and name in wanted.ids:
             if isinstance(value, bool) or not value.is_integer():
                 raise BadLineError(f"{name} is neither text nor an integer")
-            value = int(value)
+            value = _checked(int(value), name)
         values.append(value)
     return values
 

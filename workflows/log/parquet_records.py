@@ -66,8 +66,10 @@ def find_types(path: Path, wanted: Wanted) -> tuple[dict[str, pa.DataType], list
     for name in wanted.names:
         found = _type_at(schema, name)
         if found is None:
+            several = schema.names.count(_top(schema, name)) > 1
             raise UserError(
-                f"{path} has no column {name!r}. It has: {listed(schema.names)}. {wanted.remedy}"
+                f"{path} has {'more than one' if several else 'no'} column {name!r}. It has: "
+                f"{listed(schema.names)}. {wanted.remedy}"
             )
         types[name] = found
     read = {_top(schema, name) for name in wanted.names}

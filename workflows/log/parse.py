@@ -287,6 +287,8 @@ def _conditions(
 def _check_type(path: Path, output: RawColumn, dtype: pa.DataType) -> None:
     """Refuses a column of parquet whose type is not what is read of it."""
     dtype, name = typed.value_type(dtype), output.column
+    if pa.types.is_null(dtype):  # pandas writes a column of nothing so: all are missing
+        return
     text, number = typed.is_text(dtype), typed.is_number(dtype)
     dated = pa.types.is_timestamp(dtype) or pa.types.is_date(dtype)
     words = f"{path}: column {name!r} is of type {dtype}; "
@@ -309,8 +311,8 @@ def _check_type(path: Path, output: RawColumn, dtype: pa.DataType) -> None:
     if output.kind == "flags" and not (number or text or pa.types.is_boolean(dtype)):
         raise UserError(f"{words}flags need 0 and 1. Name other columns.")
     if output.kind in ("category", "label") and pa.types.is_nested(dtype):
-        hint = "categories" if pa.types.is_list(dtype) else f"or a column in it, {name}.NAME"
-        raise UserError(f"{words}expected a single value. Say type: {hint}.")
+        hint = "type: categories" if pa.types.is_list(dtype) else f"a column in it, {name}.NAME"
+        raise UserError(f"{words}expected a single value. Say {hint}.")
 
 
 def _outputs(features: Mapping[str, Feature]) -> list[RawColumn]:
