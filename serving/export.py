@@ -117,20 +117,35 @@ def load_origin(directory: Path, trusted_digest: str | None = None) -> Origin:
     manifest = Manifest.read(directory, trusted_digest)
     if manifest.tables:
         return BundleOrigin(directory, manifest)
+    said = {"model_type": manifest.model_type, **manifest.options}
+    return ModelOrigin(load_model(directory, manifest), said, directory)
+
+
+def load_model(directory: Path, manifest: Manifest) -> ClickModel:
+    """The model of a bundle as its class, all of it in this process.
+
+    Loading runs code that the bundle holds: see docs/trust.md.
+
+    Args:
+      directory: of the bundle.
+      manifest: of the bundle, whose tables are in the SavedModel.
+
+    Raises:
+      UserError: if it was written by another version.
+    """
     import merlin.models.tf as mm
 
     from lookback.models import MODELS
 
     try:
         importlib.import_module(MODELS[manifest.model_type].module)  # Keras finds its classes then
-        model = mm.Model.load(str(directory / MODEL_DIRECTORY))
+        return mm.Model.load(str(directory / MODEL_DIRECTORY))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"The model in {directory} cannot be loaded as a {manifest.model_type} of this version "
             f"({type(error).__name__}: {error}). It was exported with TensorFlow "
             f"{manifest.versions['tensorflow']}; start from a checkpoint instead."
         ) from error
-    return ModelOrigin(model, {"model_type": manifest.model_type, **manifest.options}, directory)
 
 
 def take_tables(model: ClickModel, export_dir: Path) -> None:

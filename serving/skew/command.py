@@ -74,12 +74,12 @@ def verify(options: VerifyOptions, checks: DatasetChecks) -> int:
 
     bundle = Bundle.load(options.bundle, options.trusted_digest)
     layout = LAYOUTS[bundle.manifest.layout]
-    if bundle.manifest.table_files:
+    if bundle.manifest.tables:
         raise UserError(
             f"{options.bundle} has its tables in files of their own, so it holds no model as "
             "training has it. Verify an export of the same model with --table_files none."
         )
-    model, _ = load_model(options.bundle, options.trusted_digest)
+    model = load_model(options.bundle, bundle.manifest)
     dtype = str(model.body.compute_dtype)
     tolerance = options.tolerance
     if tolerance is None:
