@@ -95,9 +95,8 @@ def test_attention_is_the_model_s(server, trained):
     answer = server.call("POST", "/demo/models/sim/explain", request).json
     alike(answer["answer"], server.score(request).json)
     inputs = bundle.encoder.encode([request]).inputs
-    attended = load_model(trained, bundle.manifest).body.attended(
-        {n: tf.constant(v) for n, v in inputs.items()}
-    )
+    body = load_model(trained, bundle.manifest).body
+    attended = body.attended({name: tf.constant(values) for name, values in inputs.items()})
     T = inputs["item_id_history"].shape[1]
     exist = np.arange(T) >= T - min(T, len(request["history"]["item_id"]))  # on the right
     weights, found = np.zeros((8, T)), np.zeros((8, T), bool)
