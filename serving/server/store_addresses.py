@@ -17,7 +17,6 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_json
@@ -143,10 +142,10 @@ class _User(_Stored):
             self.finish({"deleted": True})
 
     def _unknown(self, user: str) -> None:
-        self.fail(404, f"The store has no user {shown(unquote(user))}.")
+        self.fail(404, f"The store has no user {shown(user)}.")
 
 
 def _id(histories: StoredHistories, word: str) -> Any:
     """The user of an address; raises IdError if that is none."""
     head = histories.store.head
-    return raw_value(head, head.user_id, unquote(word))
+    return raw_value(head, head.user_id, word)

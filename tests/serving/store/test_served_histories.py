@@ -174,9 +174,9 @@ def server(sim_bundle: Path, store: str) -> Iterator[Running]:
 
 def test_the_server_completes_appends_tells_and_deletes(server: Running) -> None:
     admin = {"Authorization": f"Bearer {TOKEN}"}
-    user = quote("new ü/1", safe="")
-    ask = {"user": "new ü/1", "candidates": {"item_id": CANDIDATES}}
-    event = {"user": "new ü/1", "event_id": "1", "timestamp": 1_500_000_000, "item_id": "B001"}
+    user = quote("new ü/1 %41", safe="")
+    ask = {"user": "new ü/1 %41", "candidates": {"item_id": CANDIDATES}}
+    event = {"user": "new ü/1 %41", "event_id": "1", "timestamp": 1_500_000_000, "item_id": "B001"}
     assert server.call("GET", f"/v2/models/sim/users/{user}").status == 401
     assert server.call("POST", "/v2/models/sim/events", event).status == 401
     assert server.call("GET", f"/v2/models/sim/users/{user}", **admin).status == 404
@@ -191,7 +191,7 @@ def test_the_server_completes_appends_tells_and_deletes(server: Running) -> None
     assert not accepts(schema["request"], {"candidates": ask["candidates"]})
     history = {"item_id": ["B001"], "category_id": ["cat 1 ü"]}
     explicit = server.score(
-        {"user_id": "new ü/1", "history": history, "candidates": ask["candidates"]}
+        {"user_id": "new ü/1 %41", "history": history, "candidates": ask["candidates"]}
     )
     assert after.json["candidates"] == explicit.json["candidates"] != before.json["candidates"]
     told = server.call("GET", f"/v2/models/sim/users/{user}", **admin)
