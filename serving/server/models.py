@@ -13,6 +13,7 @@ import numpy as np
 from lookback.core.digests import digest_of
 from lookback.core.errors import UserError, shown
 from lookback.serving.bundle import Bundle
+from lookback.serving.columns import CANDIDATES, HISTORY
 from lookback.serving.json_schemas import stored_schema
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MANIFEST_FILE, HistoriesManifest, Manifest
@@ -26,8 +27,10 @@ from lookback.serving.store.store import HistoryStore
 MOST_CANDIDATES = 5000
 """That a request may name; the whole catalogue, where a model is asked for its best, is no list."""
 
+MOST_EVENTS = 50_000
+"""Of a history that a request may have; models read the newest thousands."""
+
 _WARM_UP_ROWS = (1, 64)
-CANDIDATES = "candidates"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,14 @@ class ServedModel(Served):
           RequestError: saying what was expected and what came.
         """
         rows = self.bundle.encoder.check(index, request)
+        if self.manifest.layout == "histories":
+            events = len(next(iter(request[HISTORY].values()), ()))
+            if events > MOST_EVENTS:
+                raise RequestError(
+                    index,
+                    f"{HISTORY}: expected at most {MOST_EVENTS:,} events, received {events:,}. "
+                    "Give the newest ones.",
+                )
         if rows > MOST_CANDIDATES and CANDIDATES in request:
             raise RequestError(
                 index,
