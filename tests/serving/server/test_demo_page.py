@@ -17,7 +17,8 @@ from lookback.serving.server.demo.addresses import attention_of
 from lookback.serving.server.demo.data import DemoUsers
 from lookback.serving.store.store import HistoryStore
 from tests.serving.server.browser import CHROMIUM, Browser
-from tests.serving.server.test_server import Running, alike
+from tests.serving.server.running import Running
+from tests.serving.server.test_server import alike
 
 HOSTILE = '<img src=x onerror=alert(1)>"&%41'
 

@@ -17,7 +17,7 @@ from lookback.core.errors import UserError
 from lookback.serving.requests import RequestError
 from lookback.serving.store.store import HistoryStore
 from tests.serving.json_schema import accepts
-from tests.serving.server.test_server import TOKEN, Running
+from tests.serving.server.running import TOKEN, Running
 from tests.serving.test_serving_cli import run
 
 CANDIDATES = [f"B{n:03d}" for n in range(8)]
