@@ -11,7 +11,7 @@ system's cache. The graph takes the tables as inputs and gathers from them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ Blocks = Callable[[], Iterable[npt.NDArray[Any]]]
 
 _INPUT = "lookback_table_{}"
 _INT8 = 127.0
+_CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +176,6 @@ def tensors_of(directory: Path, tables: Iterable[TableFile]) -> dict[str, tf.Ten
     return {name: ops.EagerTensor(values, _CPU, None) for name, values in maps.items()}
 
 
-_CPU = "/job:localhost/replica:0/task:0/device:CPU:0"
-
-
 def _rounded(name: str, rows: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     with np.errstate(over="ignore"):
         found = np.ascontiguousarray(rows, DTYPES[dtype])
@@ -196,11 +194,3 @@ def _finite(name: str, rows: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
 def _write(file: Any, rows: npt.NDArray[Any]) -> int:
     file.write(np.ascontiguousarray(rows).data)
     return len(rows)
-
-
-def sizes_of(tables: Iterable[TableFile]) -> Iterator[str]:
-    """The names of all files of tables."""
-    for table in tables:
-        yield table.file
-        if table.scales is not None:
-            yield table.scales
