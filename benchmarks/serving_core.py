@@ -227,7 +227,7 @@ def _dataset(args: argparse.Namespace) -> Path:
     from lookback.workflows.generators.synthetic import SyntheticConfig, generate_synthetic
     from lookback.workflows.pipeline import run_dataset
 
-    sizes = {"users": 1000, "items": 20_000, "events": 150_000}
+    sizes: dict[str, Any] = {"users": 1000, "items": 20_000, "events": 150_000}
     if not args.quick:
         sizes = {"users": 5000, "items": 200_000, "events": 750_000}
     directory = cached("serving_core", sizes, args.cache_dir)
