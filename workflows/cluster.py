@@ -50,6 +50,9 @@ MAX_PARTITION_EVENTS = 1_000_000
 
 MIN_PARTITION_EVENTS = 20_000
 
+FREE, RAISE = "Free memory", "Raise --memory_limit"
+"""What helps where memory is too little: as much as is free, or as was asked for."""
+
 TASKS_IN_FLIGHT = 2
 """For each worker: one that runs and one that waits."""
 
@@ -94,7 +97,7 @@ def make_plan(
     Raises:
       UserError: if the memory does not suffice for the workers.
     """
-    memory = available_memory() if memory is None else memory
+    memory, remedy = (available_memory(), FREE) if memory is None else (memory, RAISE)
     if workers is None:
         affordable = int(memory * MEMORY_SHARE) // (2 * BYTES_PER_PROCESS) - 1
         workers = min(cores(), affordable) if lines > LINES_WORTH_A_CLUSTER else 0
@@ -107,7 +110,8 @@ def make_plan(
         needed += max(workers, 1) * event_bytes * MIN_PARTITION_EVENTS
         raise UserError(
             f"{memory >> 20} MiB of memory is too little for {workers or 1} worker(s): about "
-            f"{int(needed / MEMORY_SHARE) >> 20} MiB are needed. Free memory, or lower --workers."
+            f"{int(needed / MEMORY_SHARE) >> 20} MiB are needed. {remedy}"
+            + (", or lower --workers." if workers else ".")
         )
     if partition_events is None:
         partition_events = min(fits, MAX_PARTITION_EVENTS)

@@ -50,8 +50,10 @@ def test_workers_follow_from_the_size() -> None:
 
 
 def test_too_little_memory_is_refused() -> None:
-    with pytest.raises(UserError, match=r"too little for 2 worker.*MiB are needed.*--workers"):
+    with pytest.raises(UserError, match=r"for 2 worker.*Raise --memory_limit, or lower --workers"):
         make_plan(1000, workers=2, memory=GB)
+    with pytest.raises(UserError, match=r"too little for 1 worker.*Raise --memory_limit\.$"):
+        make_plan(1000, workers=0, memory=GB // 4)
 
 
 def test_available_memory() -> None:

@@ -22,7 +22,9 @@ from lookback.core.files import require_readable
 from lookback.formats.dataset_info import FORMAT_VERSION, WORKFLOW_DIRECTORY
 from lookback.workflows.cluster import (
     BYTES_PER_PROCESS,
+    FREE,
     MEMORY_SHARE,
+    RAISE,
     ResourcePlan,
     available_memory,
     open_runner,
@@ -157,7 +159,8 @@ def _prepared(command: str, order: TabularOrder) -> Iterator[TabularJob]:
 
 def _plan(files: RawFiles, options: TabularDatasetOptions) -> ResourcePlan:
     """Chooses workers so that their blocks fit the memory."""
-    memory = available_memory() if options.memory_limit is None else options.memory_limit
+    asked = options.memory_limit
+    memory, remedy = (available_memory(), FREE) if asked is None else (asked, RAISE)
     sizes = [
         path.stat().st_size * (UNPACKED if path.suffix == ".gz" else 1) for path in files.paths
     ]
@@ -172,8 +175,8 @@ def _plan(files: RawFiles, options: TabularDatasetOptions) -> ResourcePlan:
     if needed > memory:
         raise UserError(
             f"{megabytes(memory)} of memory is too little for {workers or 1} worker(s) with blocks "
-            f"of {megabytes(options.block_size)}: about {megabytes(needed)} are needed. Free "
-            "memory, or lower --workers or --block_size."
+            f"of {megabytes(options.block_size)}: about {megabytes(needed)} are needed. {remedy}, "
+            f"or lower {'--workers or ' if workers else ''}--block_size."
         )
     lines = max(1, estimate_lines(list(files.paths)))
     pieces = sum(-(-size // options.block_size) for size in sizes)
