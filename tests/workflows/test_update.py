@@ -296,19 +296,6 @@ def test_equal_input_gives_equal_bytes_however_it_is_cut(
 
 
 @pytest.mark.slow
-def test_workers_give_the_bytes_of_one_process(tmp_path: Path) -> None:
-    asked = CASES["typed"]
-    a, b = (_write(tmp_path / n, part) for n, part in zip("ab", _parts(4), strict=True))
-    run_log(a, tmp_path / "A", **asked)
-    for workers in (0, 2):
-        more = {**asked, "workers": workers, "partition_events": 37}
-        report = _update(b, tmp_path / f"D{workers}", tmp_path / "A", **more)
-        assert report.plan.workers == workers
-        assert report.plan.partitions > 1
-    assert _bytes(tmp_path / "D0") == _bytes(tmp_path / "D2")
-
-
-@pytest.mark.slow
 def test_what_is_known_anew_of_an_item_counts_in_old_events_too(tmp_path: Path) -> None:
     asked = {"specs": FREE, "min_interactions": 1}
     (old, new), random = _parts(5), np.random.default_rng(0)
