@@ -56,6 +56,12 @@ def print_histories(report: Report) -> None:
         f"kept {counts['users']:,} users, {counts['events']:,} events, {counts['items']:,} items; "
         f"dropped {counts['users_dropped']:,} users with {counts['events_dropped']:,} events"
     )
+    least = report.metadata.get("options", {}).get("min_interactions")
+    if counts["users_dropped"] and least is not None:
+        print(
+            f"a history of fewer than {least} events is dropped: --min_interactions, or "
+            "filters.min_events_per_user of a log's YAML"
+        )
     for line in _updated(report):
         print(line)
     if "duplicate_events" in counts:

@@ -23,7 +23,7 @@ from lookback.workflows.histories.feature_specs import (
     FeatureType,
 )
 from lookback.workflows.histories.gather import Ties
-from lookback.workflows.histories.reader import RESERVED, Duplicates
+from lookback.workflows.histories.reader import MIN_INTERACTIONS, RESERVED, Duplicates
 from lookback.workflows.log.splits import Layout, SplitRule
 from lookback.workflows.log.values import Interval, Values
 from lookback.workflows.times import STEPS, known_zone
@@ -351,7 +351,9 @@ class KeyedFiles(_Files):
 class Filters(Nested):
     """Which users and items are kept."""
 
-    min_events_per_user: int | None = option(None, help="fewest events of a user", at_least=1)
+    min_events_per_user: int | None = option(
+        None, help=f"fewest events of a user; without it {MIN_INTERACTIONS}", at_least=1
+    )
     min_events_per_item: int = option(0, help="fewest events of an item", at_least=0)
     iterate: bool = option(
         False, help="filter again until all that are left have enough; false: once"
