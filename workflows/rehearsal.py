@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import math
 import multiprocessing
 import os
 import shutil
@@ -187,12 +188,12 @@ def extrapolated(
         return end - each * last.lines, each * at
 
     process, partitions = line(first.memory, last.memory, held)
-    entries = last.entries / max(last.lines, 1) * max(lines - held, 0)
+    entries = _entries_at(first, last, lines) - _entries_at(first, last, held)
     start, work = line(first.seconds, last.seconds, lines)
     output = sum(line(first.output, last.output, lines))
     return Estimate(
         lines,
-        int(processes * process + partitions + BYTES_PER_ENTRY * entries),
+        int(processes * process + partitions + BYTES_PER_ENTRY * max(entries, 0)),
         processes,
         int(max(sum(line(first.disk, last.disk, lines)), output)),
         int(output),
@@ -200,6 +201,18 @@ def extrapolated(
         last.lines,
         notes,
     )
+
+
+def _entries_at(first: Measured, last: Measured, lines: int) -> float:
+    """Entries of the vocabularies after so many lines, by a power of them through two samples.
+
+    Ids come again, the more the more events there are (Heaps' law): of 50 M generated events a
+    straight line foretold 12.1 GB of memory, and the run took 1.04 GB.
+    """
+    if not 0 < first.entries < last.entries or first.lines >= last.lines:
+        return last.entries * min(1.0, lines / max(last.lines, 1))
+    power = math.log(last.entries / first.entries) / math.log(last.lines / first.lines)
+    return float(last.entries * (lines / last.lines) ** min(power, 1.0))
 
 
 def _samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -51,6 +52,16 @@ def test_a_line_through_two_samples() -> None:
     assert found.memory == 5 * 100 + 3 * 200 + BYTES_PER_ENTRY * 10 // 20 * 800
     assert (found.disk, found.output, found.sampled) == (4000, 2000, 20)
     assert found.seconds == pytest.approx(1.0 + 0.05 * 1000 / 4)
+
+
+def test_ids_come_again() -> None:
+    """Four times the lines had twice the entries: so a hundred times have ten times as many."""
+    first = Measured(lines=100, memory=7, disk=1, output=1, seconds=1.0, entries=50)
+    last = Measured(lines=400, memory=7, disk=1, output=1, seconds=1.0, entries=100)
+    found = extrapolated(first, last, lines=40_000, held=1_600, workers=1, processes=1)
+    assert found.memory == pytest.approx(7 + BYTES_PER_ENTRY * (1000 - 200), abs=1)
+    full = dataclasses.replace(last, entries=50)
+    assert extrapolated(first, full, lines=40_000, held=400, workers=1, processes=1).memory == 7
 
 
 @pytest.mark.parametrize("packed", [False, True])
