@@ -82,11 +82,14 @@ class Bundle:
             ) from error
         return cls(directory, manifest, encoder, saved_model)
 
-    def score(self, requests: Sequence[Request]) -> list[Scores]:
+    def score(
+        self, requests: Sequence[Request], counts: Sequence[int] | None = None
+    ) -> list[Scores]:
         """Scores the candidates of every request.
 
         Args:
           requests: as the bundle's layout reads them, see `serving.layouts`. Any number.
+          counts: what the encoder's `check` said of each; None: they are checked here.
 
         Returns:
           The scores of each request.
@@ -94,11 +97,12 @@ class Bundle:
         Raises:
           RequestError: (a `UserError`) naming the request and what is wrong; nothing is scored.
         """
-        counts = [self.encoder.check(index, request) for index, request in enumerate(requests)]
+        if counts is None:
+            counts = [self.encoder.check(index, request) for index, request in enumerate(requests)]
         scores: list[Scores] = []
         for start, stop in _batches(np.asarray(counts, np.int64)):
             try:
-                batch = self.encoder.encode(requests[start:stop])
+                batch = self.encoder.encode(requests[start:stop], counts[start:stop])
             except RequestError as error:
                 raise RequestError(start + error.index, error.detail) from error
             logits, probabilities = self.scores_of(batch)

@@ -72,11 +72,15 @@ class RequestEncoder(Protocol):
           RequestError: saying what was expected and what came.
         """
 
-    def encode(self, requests: Sequence[Request]) -> EncodedBatch:
-        """Encodes requests, at least one, into one batch.
+    def encode(
+        self, requests: Sequence[Request], counts: Sequence[int] | None = None
+    ) -> EncodedBatch:
+        """Encodes requests into one batch.
 
-        They may be a `serving.columns.RequestTable`, of which whoever cares for speed reads
-        columns.
+        Args:
+          requests: at least one. They may be a `serving.columns.RequestTable`, of which whoever
+            cares for speed reads columns.
+          counts: what `check` said of each; None: they are checked here.
 
         Raises:
           RequestError: naming the request and the field.

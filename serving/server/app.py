@@ -27,11 +27,12 @@ from tornado import web
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_json
 from lookback.serving.server.address import Address, Bodied, Site, TooLargeError
+from lookback.serving.server.backlog import OverloadedError
 from lookback.serving.server.demo.addresses import demo_addresses
 from lookback.serving.server.demo.data import DemoUsers
 from lookback.serving.server.metrics import CONTENT_TYPE
 from lookback.serving.server.models import unknown_variant
-from lookback.serving.server.scorer import OverloadedError, ScoringError
+from lookback.serving.server.scorer import ScoringError
 from lookback.serving.server.store_addresses import store_addresses
 from lookback.serving.server.wire import (
     JSON_LENGTH,
@@ -45,7 +46,7 @@ MOST_REQUESTS = 1024
 """Of one call."""
 
 RETRY_SECONDS = 1
-"""After which a client that was refused may try again: by then all that waited is scored."""
+"""After which a client may try again that came before the server was ready."""
 
 PROBE_SECONDS = 10.0
 """In which the model must score a row, for the server to be alive."""
@@ -90,7 +91,7 @@ class _Scored(Bodied):
         if model is None:
             return
         if not self.site.ready:
-            self._refuse("The server is ending, or not ready yet.")
+            self._refuse("The server is ending, or not ready yet.", RETRY_SECONDS)
             return
         started = time.perf_counter()
         self.site.active += 1
@@ -98,8 +99,8 @@ class _Scored(Bodied):
             await self.answer(model)
         except UserError as error:
             self.fail(413 if isinstance(error, TooLargeError) else 400, str(error))
-        except OverloadedError:
-            self._refuse("More requests wait than are scored soon.")
+        except OverloadedError as error:
+            self._refuse("More requests wait than are scored soon.", error.retry_seconds)
         except ScoringError as error:
             self.fail(500, f"The model could not score this ({error}); the server's log says more.")
         else:
@@ -140,9 +141,9 @@ class _Scored(Bodied):
             raise unknown_variant(named, served)
         return served[named]
 
-    def _refuse(self, message: str) -> None:
-        self.set_header("Retry-After", str(RETRY_SECONDS))
-        self.fail(503, f"{message} Try again in {RETRY_SECONDS} s.")
+    def _refuse(self, message: str, seconds: int) -> None:
+        self.set_header("Retry-After", str(seconds))
+        self.fail(503, f"{message} Try again in {seconds} s.")
 
 
 class _Infer(_Scored):

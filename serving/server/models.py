@@ -107,9 +107,9 @@ class ServedModel(Served):
             )
         return rows
 
-    def score(self, requests: Sequence[Request]) -> list[Scores]:
-        """Scores requests; errors as of `Bundle.score`."""
-        return self.bundle.score(requests)
+    def score(self, requests: Sequence[Request], counts: Sequence[int]) -> list[Scores]:
+        """Scores requests, of which `rows` said these counts; errors as of `Bundle.score`."""
+        return self.bundle.score(requests, counts)
 
     def answer(self, request: Request, scores: Scores) -> dict[str, Any]:
         """What a scored request is answered with."""

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
-MOST_BATCH_ROWS, MOST_WAITING_ROWS = 1024, 2048
+MOST_BATCH_ROWS = 1024
 TRITON_GRPC, TRITON_CONTROL = 8001, 8002
 OF_ENGINE = {
-    "local": ("max_batch_rows", "max_waiting_rows", "demo_dataset"),
+    "local": ("max_batch_rows", "demo_dataset"),
     "triton": ("grpc_port", "control_port"),
 }
 """Options that one engine has and the other does not; None: not given."""
@@ -68,10 +68,12 @@ class ServeOptions:
     max_batch_rows: int | None = option(
         None, help="local: candidates that are scored together; none: 1,024", at_least=1
     )
-    max_waiting_rows: int | None = option(
-        None,
-        help="local: candidates that may wait, requests beyond are refused with 503; none: 2,048",
-        at_least=1,
+    max_wait_ms: float = option(
+        20.0,
+        help="how long a request may have to wait for its turn, refused with 503 where it would be "
+        "longer",
+        unit="ms",
+        above=0,
     )
     drain_seconds: float = option(
         30.0, help="how long SIGTERM waits for requests that are under way", unit="s", at_least=0
@@ -197,6 +199,7 @@ def _engine(
         reading=reading,
         store_address=options.store,
         drain_seconds=options.drain_seconds,
+        wait_seconds=options.max_wait_ms / 1000,
     )
 
 
@@ -204,6 +207,7 @@ def _engine(
 async def _local_engine(options: ServeOptions, reading: StoreReading) -> AsyncIterator[Engine]:
     """The one of this process."""
     from lookback.serving.server.address import Engine
+    from lookback.serving.server.backlog import Backlog
     from lookback.serving.server.metrics import Metrics
     from lookback.serving.server.models import Models
     from lookback.serving.server.scorer import Scorer
@@ -212,8 +216,7 @@ async def _local_engine(options: ServeOptions, reading: StoreReading) -> AsyncIt
     if reading.store is not None:
         metrics.watch_cache(reading.store)
     rows = MOST_BATCH_ROWS if options.max_batch_rows is None else options.max_batch_rows
-    waiting = MOST_WAITING_ROWS if options.max_waiting_rows is None else options.max_waiting_rows
-    scorer = Scorer(rows, waiting, metrics)
+    scorer = Scorer(rows, Backlog(options.max_wait_ms / 1000), metrics)
     models = Models(reading.store, beyond_window=reading.beyond_window)
     try:
         yield Engine(models, scorer, metrics, f"http://{written(options.host)}:{{port}}/v2")

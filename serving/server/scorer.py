@@ -1,8 +1,8 @@
 """Scores what several clients ask for, together: one batch after another, on one thread.
 
-While a batch is scored, what arrives waits, up to a bound; the next batch takes of it what fits.
-Under little load each request so is a batch of its own, without any delay; under much, batches grow
-until they are full, and what would have to wait longer than for one more batch is refused at once.
+While a batch is scored, what arrives waits; the next batch takes of it what fits. Under little load
+each request so is a batch of its own, without any delay; under much, batches grow until they are
+full, and what would have to wait for too long is refused at once (`serving.server.backlog`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,37 @@ from typing import Any
 from lookback.core.errors import UserError
 from lookback.serving.requests import Request, RequestError
 from lookback.serving.scores import Scores
+from lookback.serving.server.backlog import Backlog
 from lookback.serving.server.metrics import Metrics, tally
 from lookback.serving.server.models import ServedModel
 
 _log = logging.getLogger(__name__)
 
 
-class OverloadedError(Exception):
-    """More waits than will be scored soon."""
-
-
 class ScoringError(Exception):
     """Scoring failed, through no fault of the request."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedRequests:
+    """Requests of one client whose shape was checked.
+
+    Attributes:
+      requests: one or more.
+      counts: scores that each asks for.
+    """
+
+    requests: Sequence[Request]
+    counts: Sequence[int]
+
+    @classmethod
+    def of(cls, model: ServedModel, requests: Sequence[Any]) -> CheckedRequests:
+        """Checks them.
+
+        Raises:
+          RequestError: about the first of them that is not as it must be.
+        """
+        return cls(requests, [model.rows(i, request) for i, request in enumerate(requests)])
 
 
 @dataclasses.dataclass
@@ -37,26 +56,27 @@ class _Call:
     """What one client waits for: all of its requests, or an error."""
 
     model: ServedModel
-    requests: Sequence[Request]
-    rows: int
+    checked: CheckedRequests
     done: asyncio.Future[list[Scores]]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.checked.counts)
 
 
 class Scorer:
     """Scores calls of an event loop; to be made and used within it."""
 
-    def __init__(self, most_rows: int, most_waiting: int, metrics: Metrics) -> None:
+    def __init__(self, most_rows: int, backlog: Backlog, metrics: Metrics) -> None:
         """Starts to wait for calls.
 
         Args:
           most_rows: scores of a batch. A single call may have more.
-          most_waiting: scores that may wait; a call of more may, if it is the only one.
+          backlog: with nothing in it; refuses what would wait for too long.
           metrics: are told of batches and of what waits.
         """
-        self._most_rows, self._most_waiting = most_rows, most_waiting
-        self._metrics = metrics
+        self._most_rows, self._backlog, self._metrics = most_rows, backlog, metrics
         self._waiting: collections.deque[_Call] = collections.deque()
-        self._rows = 0
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._task = asyncio.get_running_loop().create_task(self._work())
@@ -66,17 +86,16 @@ class Scorer:
 
         Raises:
           RequestError: about the first of them that is not as it must be.
-          OverloadedError: if too much waits.
+          OverloadedError: if it would wait for too long.
           ScoringError: if it failed; what, the log says.
         """
-        rows = sum(model.rows(index, request) for index, request in enumerate(requests))
         if not requests:
             return []
-        if self._waiting and self._rows + rows > self._most_waiting:
-            raise OverloadedError
-        call = _Call(model, requests, rows, asyncio.get_running_loop().create_future())
+        checked = CheckedRequests.of(model, requests)
+        call = _Call(model, checked, asyncio.get_running_loop().create_future())
+        self._backlog.add(model.name, call.rows)
+        self._metrics.waiting.set(self._backlog.rows)
         self._waiting.append(call)
-        self._count(rows)
         self._arrived.set()
         return await call.done
 
@@ -111,10 +130,11 @@ class Scorer:
             calls = self._next()
             try:
                 results = await loop.run_in_executor(
-                    self._thread, score_calls, calls[0].model, [call.requests for call in calls]
+                    self._thread, score_calls, calls[0].model, [call.checked for call in calls]
                 )
             except Exception as error:  # nobody may wait for ever
                 results = [ScoringError(str(error))] * len(calls)
+            self._backlog.end()
             for call, result in zip(calls, results, strict=True):
                 if call.done.done():  # its client has gone
                     continue
@@ -140,13 +160,10 @@ class Scorer:
         self._waiting.extendleft(reversed(others))
         if not self._waiting:
             self._arrived.clear()
-        self._count(-rows)
+        self._backlog.begin(first.model.name, rows)
+        self._metrics.waiting.set(self._backlog.rows)
         self._metrics.batch_rows.observe(rows)
         return calls
-
-    def _count(self, rows: int) -> None:
-        self._rows += rows
-        self._metrics.waiting.set(self._rows)
 
 
 def completed(model: ServedModel, requests: Sequence[Any]) -> Sequence[Any]:
@@ -168,20 +185,22 @@ def completed(model: ServedModel, requests: Sequence[Any]) -> Sequence[Any]:
 
 
 def score_calls(
-    model: ServedModel, calls: Sequence[Sequence[Request]]
+    model: ServedModel, calls: Sequence[CheckedRequests]
 ) -> list[list[Scores] | Exception]:
     """The result of each call; what is wrong with one is nothing to the others.
 
     Args:
       model: that scores.
-      calls: the requests of each, their shape checked.
+      calls: the requests of each.
 
     Returns:
       Scores, or `RequestError` or `ScoringError`.
     """
     try:
-        every = iter(model.score([request for call in calls for request in call]))
-        return [[next(every) for _ in call] for call in calls]
+        requests = [request for call in calls for request in call.requests]
+        counts = [count for call in calls for count in call.counts]
+        every = iter(model.score(requests, counts))
+        return [[next(every) for _ in call.requests] for call in calls]
     except RequestError as error:
         if len(calls) == 1:
             return [error]

@@ -180,7 +180,9 @@ class NumberEncoder:
         check_keys(index, "the request", request, needed=("x",), allowed=())
         return 1
 
-    def encode(self, requests: Sequence[Request]) -> EncodedBatch:
+    def encode(
+        self, requests: Sequence[Request], counts: Sequence[int] | None = None
+    ) -> EncodedBatch:
         values = np.array([[request["x"]] for request in requests], np.float32)
         return EncodedBatch({"x": values}, (1,) * len(requests))
 

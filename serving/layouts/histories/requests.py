@@ -141,11 +141,14 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
             return 0
         return check_candidates(index, request, needed=needed, allowed=optional)
 
-    def encode(self, requests: Sequence[Request]) -> EncodedBatch:
+    def encode(
+        self, requests: Sequence[Request], counts: Sequence[int] | None = None
+    ) -> EncodedBatch:
         """Encodes requests into one batch.
 
         Args:
           requests: at least one; see the module.
+          counts: what `check` said of each; None: they are checked here.
 
         Returns:
           int32: features of users and the context ``[B]``, of items ``[N]``, histories of as many
@@ -155,7 +158,8 @@ class HistoryRequestEncoder(CandidateRequestEncoder):
         Raises:
           RequestError: naming the request and the field.
         """
-        counts = self.check_all(requests, candidates=True)
+        if counts is None:
+            counts = self.check_all(requests, candidates=True)
         columns = columns_of(requests)
         return EncodedBatch(self.encode_users(columns), counts, self.encode_items(columns))
 

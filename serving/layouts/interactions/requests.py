@@ -109,11 +109,14 @@ class InteractionsRequestEncoder(CandidateRequestEncoder):
             raise RequestError(index, f"{EXCLUDE}: expected a list, received {excluded!r:.60}")
         return len(self.catalogue) if candidates is None else 0
 
-    def encode(self, requests: Sequence[Request]) -> EncodedBatch:
+    def encode(
+        self, requests: Sequence[Request], counts: Sequence[int] | None = None
+    ) -> EncodedBatch:
         """Encodes requests into one batch.
 
         Args:
           requests: at least one; see the module.
+          counts: what `check` said of each; None: they are checked here.
 
         Returns:
           int32: user ids ``[B]``, item ids ``[N]``.
@@ -121,8 +124,9 @@ class InteractionsRequestEncoder(CandidateRequestEncoder):
         Raises:
           RequestError: naming the request and the field.
         """
-        for index, request in enumerate(requests):
-            self.check(index, request)
+        if counts is None:
+            for index, request in enumerate(requests):
+                self.check(index, request)
         columns = columns_of(requests)
         given = _split(
             self.encode_items(columns)[self.item_id], columns.several(CANDIDATES, self.item_id)

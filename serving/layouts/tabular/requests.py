@@ -79,11 +79,14 @@ class RowEncoder:
                 )
         return 1
 
-    def encode(self, requests: Sequence[Request]) -> EncodedBatch:
+    def encode(
+        self, requests: Sequence[Request], counts: Sequence[int] | None = None
+    ) -> EncodedBatch:
         """Encodes requests into one batch.
 
         Args:
           requests: at least one; see the module.
+          counts: what `check` said of each; None: they are checked here.
 
         Returns:
           `numerical` float32 ``[B, N]``, `categorical` int32 ``[B, M]``.
@@ -91,7 +94,8 @@ class RowEncoder:
         Raises:
           RequestError: naming the request and the field.
         """
-        if not (isinstance(requests, RequestTable) and self._is_regular(requests)):
+        regular = isinstance(requests, RequestTable) and self._is_regular(requests)
+        if counts is None and not regular:
             for index, request in enumerate(requests):
                 self.check(index, request)
         numerical, categorical = (

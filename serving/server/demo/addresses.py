@@ -27,9 +27,10 @@ from lookback.serving.columns import HISTORY
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.requests import Request
 from lookback.serving.server.address import Address, Bodied, Site, TooLargeError
+from lookback.serving.server.backlog import OverloadedError
 from lookback.serving.server.demo.data import DemoUsers
 from lookback.serving.server.models import ServedModel
-from lookback.serving.server.scorer import OverloadedError, ScoringError
+from lookback.serving.server.scorer import ScoringError
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "

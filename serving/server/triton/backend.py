@@ -16,10 +16,10 @@ import numpy as np
 from lookback.core.errors import UserError
 from lookback.core.faults import cut
 from lookback.core.json_files import load_json
-from lookback.serving.requests import Request, RequestError
+from lookback.serving.requests import RequestError
 from lookback.serving.server.metrics import CACHED, COUNTED, tally
 from lookback.serving.server.models import Models, unknown_variant
-from lookback.serving.server.scorer import completed, score_calls
+from lookback.serving.server.scorer import CheckedRequests, completed, score_calls
 from lookback.serving.server.triton.repository import source_of
 from lookback.serving.server.wire import INPUT, OUTPUT, PROBE, VARIANT
 from lookback.serving.store.store import HistoryStore
@@ -63,7 +63,7 @@ class TritonPythonModel:
     def execute(self, calls: Sequence[Any]) -> list[Any]:
         """Answers calls that Triton has batched."""
         answers: list[Any] = [None] * len(calls)
-        read: list[tuple[int, Sequence[Request]]] = []
+        read: list[tuple[int, CheckedRequests]] = []
         for place, call in enumerate(calls):
             try:
                 given = json.loads(call.parameters() or "{}")
@@ -76,14 +76,15 @@ class TritonPythonModel:
                     read.append((place, self._requests(call)))
             except Exception as error:
                 answers[place] = self._failed(error)
-        found = score_calls(self._model, [requests for _, requests in read])
-        for (place, requests), scores in zip(read, found, strict=True):
+        found = score_calls(self._model, [checked for _, checked in read])
+        for (place, checked), scores in zip(read, found, strict=True):
             if isinstance(scores, Exception):
                 answers[place] = self._failed(scores)
                 continue
-            for name, count in tally(requests, scores).items():
+            for name, count in tally(checked.requests, scores).items():
                 self._metrics[name].increment(count)
-            said = [self._model.answer(r, s) for r, s in zip(requests, scores, strict=True)]
+            scored = zip(checked.requests, scores, strict=True)
+            said = [self._model.answer(request, own) for request, own in scored]
             texts = [json.dumps(answer, ensure_ascii=False) for answer in said]
             answers[place] = self._texts(calls[place], texts)
         if self._store is not None:
@@ -96,7 +97,7 @@ class TritonPythonModel:
         if self._store is not None:
             self._store.close()
 
-    def _requests(self, call: Any) -> Sequence[Request]:
+    def _requests(self, call: Any) -> CheckedRequests:
         """The requests of a call, with histories and of the right shape.
 
         Raises:
@@ -109,10 +110,7 @@ class TritonPythonModel:
                 requests.append(load_json(text, f"request {index}"))
             except UserError as error:
                 raise RequestError(index, str(error)) from error
-        found = completed(self._model, requests)
-        for index, request in enumerate(found):
-            self._model.rows(index, request)
-        return found
+        return CheckedRequests.of(self._model, completed(self._model, requests))
 
     def _texts(self, call: Any, texts: Sequence[str] | None) -> Any:
         shape = self._triton.get_input_tensor_by_name(call, INPUT).shape()

@@ -22,9 +22,10 @@ from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MANIFEST_FILE, Manifest
+from lookback.serving.server.backlog import OverloadedError
 from lookback.serving.server.metrics import Metrics
 from lookback.serving.server.models import Served, StoreReading, next_version
-from lookback.serving.server.scorer import OverloadedError, ScoringError
+from lookback.serving.server.scorer import ScoringError
 from lookback.serving.server.triton.process import TritonProcess
 from lookback.serving.server.triton.repository import ModelRepository
 from lookback.serving.server.wire import INPUT, OUTPUT, PROBE, TEXT

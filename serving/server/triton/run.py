@@ -17,8 +17,8 @@ from lookback.serving.server.triton.installation import Installation
 from lookback.serving.server.triton.process import Ports, TritonProcess
 from lookback.serving.server.triton.repository import ModelRepository, QueueLimits, StoreSource
 
-_MOST_WAITING, _MOST_SECONDS = 64, 1.0
-"""Calls that may wait for one model, and how long; they are refused then."""
+_MOST_WAITING = 64
+"""Calls that may wait for one model; those beyond are refused."""
 
 
 @contextlib.asynccontextmanager
@@ -30,6 +30,7 @@ async def triton_engine(
     reading: StoreReading,
     store_address: str | None,
     drain_seconds: float,
+    wait_seconds: float,
 ) -> AsyncIterator[Engine]:
     """Triton's, in processes of its own.
 
@@ -40,6 +41,7 @@ async def triton_engine(
       reading: of the store, for its addresses.
       store_address: of the same store, which the models read themselves; None: there is none.
       drain_seconds: how long its end waits for calls that are under way.
+      wait_seconds: how long a call may wait for its turn; it is refused then.
 
     Raises:
       UserError: if it is not installed, or does not start.
@@ -53,7 +55,7 @@ async def triton_engine(
     )
     loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(prefix="lookback-triton-") as directory:
-        limits = QueueLimits(MOST_REQUESTS, _MOST_WAITING, _MOST_SECONDS)
+        limits = QueueLimits(MOST_REQUESTS, _MOST_WAITING, wait_seconds)
         source = StoreSource(store_address, reading.beyond_window)
         repository = ModelRepository(Path(directory), installation, limits, source)
 

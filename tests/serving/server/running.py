@@ -34,27 +34,29 @@ class Running:
     """A server in a thread of this process."""
 
     def __init__(
-        self, models: Any, rows: int = 1024, waiting: int = 2048, users: Any = None
+        self, models: Any, rows: int = 1024, wait_seconds: float = 10.0, users: Any = None
     ) -> None:
         self.models, self._users = models, users
         started = threading.Event()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._run(rows, waiting, started)), daemon=True
+            target=lambda: asyncio.run(self._run(rows, wait_seconds, started)), daemon=True
         )
         self._thread.start()
         assert started.wait(10)
 
-    async def _run(self, rows: int, waiting: int, started: threading.Event) -> None:
+    async def _run(self, rows: int, wait_seconds: float, started: threading.Event) -> None:
         from tornado.httpserver import HTTPServer
         from tornado.netutil import bind_sockets
 
         from lookback.serving.server.address import MOST_READ, Site
         from lookback.serving.server.app import application
+        from lookback.serving.server.backlog import Backlog
         from lookback.serving.server.metrics import Metrics
         from lookback.serving.server.scorer import Scorer
 
         metrics = Metrics()
-        self.site = Site(self.models, Scorer(rows, waiting, metrics), metrics, TOKEN, LOCAL_NAMES)
+        scorer = Scorer(rows, Backlog(wait_seconds), metrics)
+        self.site = Site(self.models, scorer, metrics, TOKEN, LOCAL_NAMES)
         server = HTTPServer(application(self.site, self._users), max_body_size=MOST_READ)
         sockets = bind_sockets(0, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]

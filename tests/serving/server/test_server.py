@@ -86,6 +86,19 @@ def test_answers_are_those_of_the_command(server, requests, expected):
     alike(server.score(requests).json, expected)
 
 
+def test_each_request_is_checked_once(server, requests, expected, monkeypatch):
+    kind = type(server.models.served["sim"].bundle.encoder)
+    check, seen = kind.check, []
+
+    def counted(self: Any, index: int, request: Any, **how: Any) -> int:
+        seen.append(index)
+        return check(self, index, request, **how)
+
+    monkeypatch.setattr(kind, "check", counted)
+    alike(server.score(requests).json, expected)
+    assert seen == list(range(len(requests)))
+
+
 def test_tensors_of_text_as_triton_has_them(server, requests, expected):
     tensor = {"name": "request", "datatype": "BYTES", "shape": [8]}
     texts = [json.dumps(request) for request in requests]
@@ -253,7 +266,8 @@ class Slow:
     def rows(self, index: int, request: Any) -> int:
         return 1
 
-    def score(self, requests: Any) -> list[Scores]:
+    def score(self, requests: Any, counts: Any) -> list[Scores]:
+        assert counts == [1] * len(requests)
         time.sleep(self.seconds)
         self.batches.append(len(requests))
         for index, request in enumerate(requests):
@@ -286,7 +300,8 @@ def test_what_waits_is_scored_together_and_a_fault_is_its_callers_alone():
 
 def test_what_would_wait_too_long_is_refused_at_once():
     model = Slow(0.2)
-    running = Running(Holding(model), rows=2, waiting=4)
+    running = Running(Holding(model), rows=2, wait_seconds=0.1)
+    assert running.score(0, "slow").status == 200  # a row takes 0.2 s
     with concurrent.futures.ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(lambda body: running.score(body, "slow"), range(30)))
     running.close()

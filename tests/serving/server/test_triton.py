@@ -55,7 +55,7 @@ class Server:
                 *(sys.executable, "-m", "serving", "serve", f"sim={bundle}", f"other={bundle}"),
                 *("--engine", "triton", "--port", "0", "--grpc_port", "0", "--control_port", "0"),
                 *("--admin_token_file", str(token), "--drain_seconds", "10"),
-                *("--store", str(store)),
+                *("--store", str(store), "--max_wait_ms", "10000"),
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -117,7 +117,7 @@ def expected(sim_bundle: Path, requests: list[dict[str, Any]]) -> list[dict[str,
     from lookback.serving.server.models import Models
 
     model = Models().load("sim", sim_bundle)
-    scores = model.score(requests)
+    scores = model.bundle.score(requests)
     return [model.answer(r, s) for r, s in zip(requests, scores, strict=True)]
 
 

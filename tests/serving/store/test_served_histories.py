@@ -109,7 +109,7 @@ def test_scores_equal_those_of_the_explicit_request(
     for request in by_feature:
         del request["user"]
     assert model.histories.completed(by_feature) == completed
-    pairs = zip(model.score(completed), model.score(explicit), strict=True)
+    pairs = zip(model.bundle.score(completed), model.bundle.score(explicit), strict=True)
     for request, (found, expected) in zip(completed, pairs, strict=True):
         assert (found.logit == expected.logit).all()
         assert found.known == expected.known
@@ -124,7 +124,7 @@ def test_a_user_whom_the_store_does_not_know_has_no_history_and_is_told(
     (completed,) = model.histories.completed([{"user": "new", "candidates": items}])
     empty = {"user_id": "new", "history": {"item_id": []}, "candidates": items}
     assert completed == empty
-    (found,), (expected,) = model.score([completed]), model.score([empty])
+    (found,), (expected,) = model.bundle.score([completed]), model.bundle.score([empty])
     assert (found.logit == expected.logit).all()
     assert model.answer(completed, found)["stored_events"] is None
 
