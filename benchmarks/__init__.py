@@ -23,6 +23,7 @@ BENCHMARKS = {
     "ncf_accuracy": "lookback.benchmarks.ncf_accuracy",
     "ncf_inference": "lookback.benchmarks.ncf_inference",
     "ncf_train": "lookback.benchmarks.ncf_train",
+    "serving": "lookback.benchmarks.serving",
     "serving_core": "lookback.benchmarks.serving_core",
     "sharding": "lookback.benchmarks.sharding",
     "sim_inference": "lookback.benchmarks.sim_inference",

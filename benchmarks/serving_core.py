@@ -10,18 +10,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
-import os
 import statistics
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from lookback.benchmarks.workers import Worker
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import DATASET_FILE
 
@@ -34,7 +31,7 @@ BASELINE = "26ee95b"
 """The last commit before scoring was made faster."""
 
 _ROOT = Path(__file__).resolve().parent.parent
-_WORKER = Path(__file__).resolve().parent / "serving_core_worker.py"
+WORKER = Path(__file__).resolve().parent / "serving_core_worker.py"
 _TARGETS = "p99 15 ms, 20 x naive, 4 x before (issue L; history 1,000, 256 candidates, 2 cores)"
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _SAME = 2e-5  # of logits: float32 sums of 1,000 events in other orders
@@ -67,7 +64,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
 
     candidates = args.candidates or ([1, 256] if args.quick else [1, 64, 256, 1024])
     calls = args.calls or (60 if args.quick else 300)
-    dataset = _dataset(args)
+    dataset = sim_dataset(args)
     rows: list[list[object]] = []
     figures: dict[str, Any] = {}
     ratios: dict[str, float] = {}
@@ -99,75 +96,20 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     )
 
 
-class Contender:
-    """A process that scores requests with one version of Lookback, when it is told to."""
-
-    def __init__(self, source: Path, *options: str) -> None:
-        """Starts it and waits until it is ready.
-
-        Args:
-          source: the directory in which `lookback` is found.
-          *options: of serving_core_worker.py.
-
-        Raises:
-          RuntimeError: if it ends, with its last words.
-        """
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (__exit__ closes it)
-        self._process = subprocess.Popen(
-            [sys.executable, str(_WORKER), *options],
-            cwd=source,
-            env={**os.environ, "PYTHONPATH": str(source), "TF_CPP_MIN_LOG_LEVEL": "2"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            bufsize=1,
-        )
-        self._answer()
-
-    def __enter__(self) -> Contender:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
-
-    def ask(self, **what: Any) -> dict[str, Any]:
-        """One turn; see the worker."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                found: dict[str, Any] = json.loads(line)
-                return found
-        self._log.seek(0)
-        raise RuntimeError(f"a contender ended:\n{self._log.read()[-4000:]}")
-
-
 @contextlib.contextmanager
 def _contenders(
     args: argparse.Namespace, dataset: Path, history: int
-) -> Iterator[Mapping[str, tuple[Contender, str]]]:
+) -> Iterator[Mapping[str, tuple[Worker, str]]]:
     """The processes, and how each is asked."""
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lookback-core-")))
 
-        def start(name: str, code: Path) -> Contender:
+        def start(name: str, code: Path) -> Worker:
             (place / name).mkdir()
             (place / name / "lookback").symlink_to(code)
             bundle = place / f"{name}-bundle"
             options = ("--dataset", dataset, "--bundle", bundle, "--history", history)
-            return stack.enter_context(Contender(place / name, *map(str, options)))
+            return stack.enter_context(Worker(WORKER, place / name, *map(str, options)))
 
         ours = start("ours", _ROOT)
         found = {"ours": (ours, "score"), "naive": (ours, "naive")}
@@ -178,7 +120,7 @@ def _contenders(
 
 
 def _turns(
-    contenders: Mapping[str, tuple[Contender, str]],
+    contenders: Mapping[str, tuple[Worker, str]],
     candidates: int,
     calls: int,
     args: argparse.Namespace,
@@ -220,7 +162,7 @@ def _figures(turns: Sequence[Sequence[float]]) -> dict[str, float]:
     return {"requests_per_s": rate, **at, "calls": float(sum(map(len, turns)))}
 
 
-def _dataset(args: argparse.Namespace) -> Path:
+def sim_dataset(args: argparse.Namespace) -> Path:
     """Generated reviews, gone through the workflow, once."""
     from lookback.benchmarks.data import cached
     from lookback.workflows.generators.oracle import OracleOptions

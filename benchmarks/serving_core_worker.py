@@ -3,7 +3,7 @@
 Started as a file, with a `lookback` of any version in the path: it uses what all of them have.
 A line in is a JSON object with `how` (score or naive), `candidates`, `calls`, `warmup` and
 `seconds` (after which no further call begins; null: no end); a line out has the `seconds` of each
-call and the `logits` of the first request.
+call and the `logits` of the first request. Where `how` is requests, it has the `requests` instead.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def main() -> None:
             _request(bundle, args.history, asked["candidates"], number)
             for number in range(_DIFFERENT)
         ]
+        if asked["how"] == "requests":
+            print(json.dumps({"requests": requests}), flush=True)
+            continue
         print(json.dumps(_turn(ways[asked["how"]], requests, asked)), flush=True)
 
 

@@ -101,6 +101,7 @@ class Scorer:
 
     async def answers(self, model: ServedModel, requests: Sequence[Any]) -> list[dict[str, Any]]:
         """What a call's requests are answered with; errors as of `score`."""
+        self._backlog.require_room()  # or the store is read for nothing
         requests = await self._completed(model, requests)
         scores = await self.score(model, requests)
         for name, count in tally(requests, scores).items():
