@@ -38,7 +38,7 @@ def library() -> Path:
     import tensorflow as tf
 
     digest = hashlib.sha256(tf.__version__.encode())
-    for source in _sources():
+    for source in (*_sources("*.h"), *_sources()):
         digest.update(source.read_bytes())
     return Path(sys.prefix) / "lib" / f"lookback_kernels-{digest.hexdigest()[:12]}.so"
 
@@ -93,8 +93,8 @@ def build(path: Path, compiler: str | None = None) -> None:
         ) from error
 
 
-def _sources() -> list[Path]:
-    return sorted(Path(__file__).resolve().parent.glob("*.cc"))
+def _sources(pattern: str = "*.cc") -> list[Path]:
+    return sorted(Path(__file__).resolve().parent.glob(pattern))
 
 
 def _find(compiler: str | None) -> str:

@@ -14,6 +14,7 @@ from lookback.benchmarks.baselines.plain_sim import (
     binary_cross_entropy,
     one_row_per_candidate,
 )
+from lookback.kernels import loader
 from lookback.models import MODELS
 
 T, L, D, K = 9, 5, 3, 3
@@ -119,6 +120,20 @@ def test_logits_and_losses_of_typed_features_equal_the_formulas(
     np.testing.assert_allclose(logits, expected["logits"], rtol=1e-5, atol=1e-5 * scale)
     for term, value in expected["losses"].items():
         assert losses[term].numpy() == pytest.approx(value, rel=1e-5, abs=1e-6), term
+
+
+@pytest.mark.skipif(loader.cpu_kernels() is None, reason="a GPU, or nobody built the operations")
+@pytest.mark.parametrize("time", [False, True], ids=["", "time"])
+def test_sim_scores_alike_with_and_without_the_kernel(formulas, make_schema, make_batch, time):
+    batch, labels = make_batch(list(range(T + 1)), time=time)
+    model, _ = build("sim", make_schema(), batch, labels, formulas, time_features=time)
+    assert model.body.compute_dtype == "float32"
+    with_kernel = model(tensors(batch))
+    with loader.portable():
+        without = model(tensors(batch))
+    searched = model(tensors(batch), targets=tf.constant(labels), testing=True)
+    for other in (without, searched):
+        np.testing.assert_allclose(with_kernel, other, rtol=1e-5, atol=1e-5)
 
 
 # --- against the plain Keras version ---

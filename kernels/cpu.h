@@ -1,0 +1,41 @@
+// What the operations share: registers, versions for each kind of CPU, threads.
+
+#ifndef LOOKBACK_KERNELS_CPU_H_
+#define LOOKBACK_KERNELS_CPU_H_
+
+#include <cstdint>
+
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/util/work_sharder.h"
+
+// One version of a function for each kind of CPU; the loader takes the one that fits.
+// ("arch=skylake-avx512" would be Intel's Skylake alone, not whatever has its instructions.)
+#if defined(__x86_64__) && !defined(__clang__) && __GNUC__ >= 12
+#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__)
+#define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace lookback {
+
+// 16 floats, wherever they lie: one register of AVX-512, two of AVX2.
+constexpr int kLanes = 16;
+typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+INLINE const Lanes& Load(const float* from) { return *reinterpret_cast<const Lanes*>(from); }
+INLINE Lanes& Store(float* to) { return *reinterpret_cast<Lanes*>(to); }
+
+// Shares the samples among the threads; `cost` is of one, in cycles.
+template <typename Work>
+void ForAll(tensorflow::OpKernelContext* context, int64_t samples, int64_t cost,
+            const Work& work) {
+  const auto* threads = context->device()->tensorflow_cpu_worker_threads();
+  tensorflow::Shard(threads->num_threads, threads->workers, samples, cost, work);
+}
+
+}  // namespace lookback
+
+#endif  // LOOKBACK_KERNELS_CPU_H_
