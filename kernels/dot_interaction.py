@@ -23,8 +23,8 @@ def dot_interaction(vectors: list[tf.Tensor], dtype: str) -> tf.Tensor:
     Returns:
       ``[B, D + F (F - 1) / 2]``.
     """
-    kernels = cpu_kernels()
-    if kernels is None or vectors[0].shape[1] % _LANES:
+    kernels = None if vectors[0].shape[1] % _LANES else cpu_kernels()
+    if kernels is None:
         cast = [tf.cast(vector, dtype) for vector in vectors]
         return _first_and_products(cast[0], tf.stack(cast, 1))
     result = _fused(kernels, [tf.cast(vector, tf.float32) for vector in vectors])

@@ -7,6 +7,7 @@ and for environments in which nobody built them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Iterator
@@ -18,21 +19,37 @@ from lookback.core.devices import has_gpu
 from lookback.kernels.build import library
 
 _log = logging.getLogger(__name__)
-_portable = False
+
+
+@dataclasses.dataclass
+class Portable:
+    """A time in which TensorFlow's operations alone are used.
+
+    Attributes:
+      asked: whether one of ours would have been used, where it is there.
+    """
+
+    asked: bool = False
+
+
+_portable: Portable | None = None
 
 
 def cpu_kernels() -> Any | None:
     """The operations by name; None where they were not built, or must not be used."""
-    return None if _portable else _load()
+    if _portable is not None:
+        _portable.asked = True
+        return None
+    return _load()
 
 
 @contextlib.contextmanager
-def portable() -> Iterator[None]:
+def portable() -> Iterator[Portable]:
     """Within it, graphs are traced with TensorFlow's operations alone, to run anywhere."""
     global _portable
-    before, _portable = _portable, True
+    before, _portable = _portable, Portable()
     try:
-        yield
+        yield _portable
     finally:
         _portable = before
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +16,23 @@ import pandas as pd
 
 from lookback.core.errors import UserError
 from lookback.serving.attention import ATTENTION, Attention
+from lookback.serving.kernel_graph import KERNEL_GRAPH, scoring_of
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MODEL_DIRECTORY, SIGNATURE, Manifest
 from lookback.serving.requests import EncodedBatch, Request, RequestEncoder, RequestError
 from lookback.serving.scores import Float32, Scores
 from lookback.serving.tables import tensors_of
 
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 ROWS_A_BATCH = 4096
 """Rows (requests times the most candidates of one) that are scored at once; it bounds memory."""
 
 VERIFIED_TABLES = 1 << 30
 """Bytes of tables that are compared with their digests when a bundle is opened: about a second."""
+
+_DRAWN = 4  # rows by which the graphs of a bundle are compared
 
 
 class Bundle:
@@ -48,9 +54,10 @@ class Bundle:
         self._layout = LAYOUTS[manifest.layout]
         # The signature does not keep the variables alive; the loaded object does.
         self._saved_model = saved_model
-        self._signature = saved_model.signatures[SIGNATURE]
         self._attention = saved_model.signatures.get(ATTENTION)
         self._tables = tensors_of(directory, manifest.table_files.values())
+        signature = saved_model.signatures[SIGNATURE]
+        self._scoring = scoring_of(directory / KERNEL_GRAPH, signature, self._drawn)
 
     @classmethod
     def load(cls, directory: str | Path, trusted_digest: str | None = None) -> Bundle:
@@ -178,10 +185,7 @@ class Bundle:
         Returns:
           Logits and probabilities, ``[B, C]``; of rows ``[B, 1]``.
         """
-        import tensorflow as tf
-
-        features = {name: tf.constant(values) for name, values in inputs.items()}
-        outputs = self._signature(**features, **self._tables)
+        outputs = self._scoring(self._tensors(inputs))
         return outputs["logit"].numpy(), outputs["probability"].numpy()
 
     def attend(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Attention | None:
@@ -195,11 +199,18 @@ class Bundle:
         """
         if self._attention is None:
             return None
+        outputs = self._attention(**self._tensors(inputs))
+        return Attention(**{name: value.numpy() for name, value in outputs.items()})
+
+    def _tensors(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, tf.Tensor]:
+        """An encoded batch as a signature takes it, with the tables."""
         import tensorflow as tf
 
-        features = {name: tf.constant(values) for name, values in inputs.items()}
-        outputs = self._attention(**features, **self._tables)
-        return Attention(**{name: value.numpy() for name, value in outputs.items()})
+        return {**{name: tf.constant(values) for name, values in inputs.items()}, **self._tables}
+
+    def _drawn(self) -> dict[str, tf.Tensor]:
+        """Random inputs, to compare graphs by."""
+        return self._tensors(self._layout.draw(self.manifest, _DRAWN, np.random.default_rng(0)))
 
 
 def _batches(counts: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from lookback.core.outputs import check_directory
 from lookback.formats.schema import write_schema
 from lookback.serving.attention import ATTENTION, attention_function
 from lookback.serving.export_dataset import ExportedDataset
+from lookback.serving.kernel_graph import KERNEL_GRAPH, write_kernel_graph
 from lookback.serving.layouts.histories.export import ExportedHistories, ExportedMaterialised
 from lookback.serving.layouts.interactions.export import ExportedInteractions
 from lookback.serving.layouts.tabular.export import ExportedSplitBinary, ExportedTabular
@@ -218,7 +219,7 @@ def export_bundle(
         dataset.copy_parts(directory)
         write_schema(schema, directory)
         if table_dtype is None:
-            save_model(model, manifest, directory / MODEL_DIRECTORY)
+            save_model(model, manifest, directory)
         else:
             written = write_tables(
                 directory,
@@ -228,7 +229,7 @@ def export_bundle(
             )
             said = {name: dataclasses.asdict(table) for name, table in written.items()}
             manifest = dataclasses.replace(manifest, tables=said)
-            save_without_tables(model, manifest, directory / MODEL_DIRECTORY)
+            save_without_tables(model, manifest, directory)
         manifest.write(directory)  # last: its absence marks what is incomplete
     return export_dir
 
@@ -244,21 +245,19 @@ def save_model(model: ClickModel, manifest: Manifest, directory: Path) -> None:
     Args:
       model: built.
       manifest: says the signature's inputs.
-      directory: to create.
+      directory: the bundle.
     """
     import tensorflow as tf
 
-    from lookback.kernels.loader import portable
-
-    with portable():
+    with _signatures(model, manifest, directory) as signatures:
         tf.keras.models.save_model(
             model,
-            str(directory),
+            str(directory / MODEL_DIRECTORY),
             include_optimizer=False,
             save_traces=False,
-            signatures=_signatures(model, manifest),
+            signatures=signatures,
         )
-    _save_metadata(model, directory)
+    _save_metadata(model, directory / MODEL_DIRECTORY)
 
 
 def save_without_tables(model: ClickModel, manifest: Manifest, directory: Path) -> None:
@@ -270,11 +269,10 @@ def save_without_tables(model: ClickModel, manifest: Manifest, directory: Path) 
     Args:
       model: built.
       manifest: says the signature's inputs, and its tables'.
-      directory: to create.
+      directory: the bundle.
     """
     import tensorflow as tf
 
-    from lookback.kernels.loader import portable
     from lookback.training.state import model_states
 
     module = tf.Module()
@@ -283,21 +281,33 @@ def save_without_tables(model: ClickModel, manifest: Manifest, directory: Path) 
         for name, state in model_states(model).items()
         if not name.startswith(TABLE_PREFIX)
     }
-    with portable():
-        tf.saved_model.save(module, str(directory), signatures=_signatures(model, manifest))
-    _save_metadata(model, directory)
+    with _signatures(model, manifest, directory) as signatures:
+        tf.saved_model.save(module, str(directory / MODEL_DIRECTORY), signatures=signatures)
+    _save_metadata(model, directory / MODEL_DIRECTORY)
 
 
-def _signatures(model: ClickModel, manifest: Manifest) -> dict[str, Any]:
-    """The graphs from a model's inputs, and the tables that it does not hold, by name."""
+@contextlib.contextmanager
+def _signatures(model: ClickModel, manifest: Manifest, directory: Path) -> Iterator[dict[str, Any]]:
+    """The graphs from a model's inputs, and the tables that it does not hold, by name.
+
+    They are portable. Where the model has operations of ours besides, `kernel_graph` writes the
+    graph with them, too, and a server that has them uses that.
+    """
     import tensorflow as tf
+
+    from lookback.kernels.loader import cpu_kernels, portable
 
     def score(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         logit = model(features, training=False)
         return {"logit": logit, "probability": tf.sigmoid(logit)}
 
     functions = {SIGNATURE: score, ATTENTION: attention_function(model, manifest)}
-    return {n: _graph(of, model, manifest) for n, of in functions.items() if of is not None}
+    with portable() as without:
+        graphs = {n: _graph(of, model, manifest) for n, of in functions.items() if of is not None}
+        yield graphs
+    if without.asked and cpu_kernels() is not None:
+        ours = _graph(score, model, manifest)
+        write_kernel_graph(directory / KERNEL_GRAPH, graphs[SIGNATURE], ours)
 
 
 def _graph(function: Any, model: ClickModel, manifest: Manifest) -> Any:

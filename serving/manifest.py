@@ -5,6 +5,7 @@ A bundle is one directory that scoring needs and nothing else::
     DIR/
       bundle.json     this file, written last: a directory without it is no bundle
       model/          SavedModel; signature `serving_default`: inputs -> logit, probability
+      kernels.pb      the signature's graph with our operations, where it has some: `kernel_graph`
       tables/         embedding tables, where they are not in the SavedModel: `serving.tables`
       schema.pbtxt    of the dataset
       dataset.json    of the dataset (metadata.json where the samples came materialised,

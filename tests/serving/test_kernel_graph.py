@@ -1,0 +1,175 @@
+"""A bundle's graph with our operations: used where it does the same, and the choice is said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+
+from lookback.kernels import loader
+from lookback.kernels.dot_interaction import dot_interaction
+from lookback.serving.bundle import Bundle
+from lookback.serving.kernel_graph import KERNEL_GRAPH, scoring_of, write_kernel_graph
+from lookback.serving.layouts.registry import LAYOUTS
+from lookback.serving.manifest import SIGNATURE
+
+pytestmark = pytest.mark.skipif(
+    loader.cpu_kernels() is None, reason="a GPU, or an environment that setup.sh did not make"
+)
+
+X = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
+OURS = "scored by the graph with our operations"
+PORTABLE = "scored by TensorFlow's operations"
+
+
+@pytest.fixture(scope="module")
+def weights() -> tf.Module:
+    """Three variables of one shape: in another's place, each would give other scores."""
+    module = tf.Module()
+    module.all = [tf.Variable(n + np.arange(16, dtype=np.float32) / 9) for n in (1, 2, 3)]
+    return module
+
+
+def function_of(weights: tf.Module, order: tuple[int, ...]) -> Any:
+    """``x + w_0``, ``x * w_1`` and ``w_2``, and their products; reads the variables in `order`."""
+
+    @tf.function(
+        input_signature=[{name: tf.TensorSpec([None, 16], name=name) for name in ("x", "b")}],
+        autograph=False,
+    )
+    def score(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        x = inputs["x"]
+        read = {n: tf.identity(weights.all[n]) for n in order}
+        parts = [x + read[0], x * read[1] + inputs["b"], tf.zeros_like(x) + read[2]]
+        logit = tf.reduce_sum(dot_interaction(parts, "float32"), 1)
+        return {"logit": logit, "probability": tf.sigmoid(logit)}
+
+    return score.get_concrete_function()
+
+
+def products(x: np.ndarray, b: np.ndarray, weights: tf.Module) -> np.ndarray:
+    w = [variable.numpy().astype(np.float64) for variable in weights.all]
+    parts = [x + w[0], x * w[1] + b, np.tile(w[2], (len(x), 1))]
+    pairs = [(parts[i] * parts[j]).sum(1) for i in range(3) for j in range(i)]
+    return parts[0].sum(1) + sum(pairs)
+
+
+@pytest.fixture(scope="module")
+def saved(weights: tf.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("saved")
+    with loader.portable() as without:
+        portable = function_of(weights, (0, 1, 2))
+        tf.saved_model.save(weights, str(directory / "model"), signatures={SIGNATURE: portable})
+    assert without.asked
+    write_kernel_graph(directory / KERNEL_GRAPH, portable, function_of(weights, (2, 0, 1)))
+    return directory
+
+
+def drawn() -> dict[str, tf.Tensor]:
+    return {"x": tf.constant(X), "b": tf.constant(X[::-1])}
+
+
+def scores_of(path: Path, saved: Path) -> tuple[np.ndarray, Any]:
+    model = tf.saved_model.load(str(saved / "model"))
+    scoring = scoring_of(path, model.signatures[SIGNATURE], drawn)
+    return scoring(drawn())["logit"].numpy(), scoring
+
+
+def operations(scoring: Any) -> set[str]:
+    return {operation.type for operation in scoring.graph.get_operations()}
+
+
+def test_it_reads_the_saved_model_s_variables_whatever_their_order(
+    saved: Path, weights: tf.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        found, scoring = scores_of(saved / KERNEL_GRAPH, saved)
+    assert OURS in caplog.text
+    assert "LookbackDotInteraction" in operations(scoring)
+    np.testing.assert_allclose(found, products(X, X[::-1], weights), rtol=1e-5)
+
+
+def test_without_the_operations_or_the_file_the_portable_graph_serves(
+    saved: Path, weights: tf.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = products(X, X[::-1], weights)
+    with loader.portable():
+        np.testing.assert_allclose(scores_of(saved / KERNEL_GRAPH, saved)[0], expected, rtol=1e-5)
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_allclose(scores_of(saved / "none.pb", saved)[0], expected, rtol=1e-5)
+    assert PORTABLE in caplog.text
+    assert OURS not in caplog.text
+
+
+def change_captures(graph: MetaGraphDef) -> None:
+    captures = graph.signature_def["captures"].inputs
+    captures["0"].name, captures["1"].name = captures["1"].name, captures["0"].name
+
+
+def forget_an_operation(graph: MetaGraphDef) -> None:
+    for node in graph.graph_def.node:
+        if node.op == "LookbackDotInteraction":
+            node.op = "LookbackUnheardOf"
+
+
+def forget_a_capture(graph: MetaGraphDef) -> None:
+    graph.signature_def["captures"].inputs["7"].CopyFrom(
+        graph.signature_def["captures"].inputs["0"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (change_captures, "gives logits that differ by up to"),
+        (forget_an_operation, "cannot be used by this version"),
+        (forget_a_capture, "cannot be used by this version"),
+    ],
+)
+def test_what_does_not_the_same_is_not_used_and_the_log_says_so(
+    saved: Path,
+    weights: tf.Module,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[MetaGraphDef], None],
+    said: str,
+) -> None:
+    graph = MetaGraphDef.FromString((saved / KERNEL_GRAPH).read_bytes())
+    change(graph)
+    (tmp_path / KERNEL_GRAPH).write_bytes(graph.SerializeToString())
+    with caplog.at_level(logging.WARNING):
+        found, _ = scores_of(tmp_path / KERNEL_GRAPH, saved)
+    assert said in caplog.text
+    assert PORTABLE in caplog.text
+    np.testing.assert_allclose(found, products(X, X[::-1], weights), rtol=1e-5)
+
+
+def test_a_graph_without_operations_of_ours_is_not_written(
+    weights: tf.Module, tmp_path: Path
+) -> None:
+    with loader.portable():
+        portable = function_of(weights, (0, 1, 2))
+    write_kernel_graph(tmp_path / KERNEL_GRAPH, portable, portable)
+    assert not (tmp_path / KERNEL_GRAPH).exists()
+
+
+def test_a_bundle_of_sim_searches_with_our_operation(
+    sim_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        bundle = Bundle.load(sim_bundle)
+    assert OURS in caplog.text
+    assert "LookbackTopKAttention" in operations(bundle._scoring)
+    draw = LAYOUTS[bundle.manifest.layout].draw
+    inputs = draw(bundle.manifest, 20, np.random.default_rng(4))
+    found = bundle.predict(inputs)
+    with loader.portable():
+        portable = Bundle.load(sim_bundle)
+    for ours, theirs in zip(found, portable.predict(inputs), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
