@@ -210,19 +210,23 @@ class SIMBody(HistoryBody):
         by_gap = tf.zeros_like(batch.long_mask, tf.float32)  # [B, L]
         if gaps is not None:
             by_gap = tf.cast(tf.squeeze(linear(gaps, self._gap_score), -1), tf.float32)
-        soft = self._category is None
-        if soft and self.compute_dtype == "float32" and (kernels := cpu_kernels()) is not None:
+        category = self._category  # None: soft search
+        if (
+            category is None
+            and self.compute_dtype == "float32"
+            and (kernels := cpu_kernels()) is not None
+        ):
             return kernels.lookback_top_k_attention(
                 batch.target, batch.long, batch.long_mask, by_gap, k=self._config.k
             )
         scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, L]
         valid = tf.expand_dims(batch.long_mask, 1)  # [B, 1, L]
         k = tf.minimum(self._config.k, tf.shape(scores)[-1])
-        if soft:
+        if category is None:
             best, places = tf.math.top_k(_where(valid, tf.cast(scores, tf.float32)), k)
             exact = best
         else:
-            valid &= self._same_category(inputs, self._category)
+            valid &= self._same_category(inputs, category)
             latest = tf.range(tf.cast(tf.shape(scores)[-1], tf.float32))
             best, places = tf.math.top_k(_where(valid, latest), k)
             exact = tf.cast(tf.gather(scores, places, batch_dims=2), tf.float32)

@@ -205,9 +205,8 @@ def _describe(source: BundleOptions) -> None:
             rows = manifest.cardinalities.get(name)
             print(f"{role:<12}{name}" + (f": {rows:,} rows" if rows is not None else ""))
     print("inputs")
-    for name, shape in manifest.inputs.items():
-        axes = ["B", *("C" if axis is None else str(axis) for axis in shape[1:])]
-        print(f"              {name} {manifest.input_type(name)} [{', '.join(axes)}]")
+    for name in manifest.inputs:
+        print(f"              {name} {manifest.input_type(name)} {manifest.axes_of(name)}")
     print(f"outputs       logit, probability float32 {manifest.output_axes}")
     print(f"              probability: {LAYOUTS[manifest.layout].probability_of(manifest)}")
     print("versions    " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))

@@ -106,6 +106,11 @@ class Manifest(abc.ABC):
     def input_type(self, name: str) -> Literal["float32", "int32"]:
         """Type of an input's values."""
 
+    def axes_of(self, name: str) -> str:
+        """An input's shape, for people; B, C: of any size."""
+        axes = ["C" if axis is None else str(axis) for axis in self.inputs[name][1:]]
+        return f"[{', '.join(['B', *axes])}]"
+
     def write(self, directory: Path) -> None:
         """Writes bundle.json, with the digests of all files that are in `directory` now."""
         later = _later(type(self))
@@ -261,6 +266,13 @@ class HistoriesManifest(CandidatesManifest):
         """Numbers are float32, ids int32."""
         numbers = {n for n, said in self.transforms.items() if said[TYPE] == Number.kind}
         return "float32" if self.feature_of(name) in numbers else "int32"
+
+    def axes_of(self, name: str) -> str:
+        """Of histories also from how many slots to how many they may have."""
+        said = super().axes_of(name)
+        if self.feature_of(name) == name:
+            return said
+        return said.replace("C", f"{self.least_slots}..{self.max_seq_length}", 1)
 
     def feature_of(self, name: str) -> str:
         """The feature that an input of the signature is of."""

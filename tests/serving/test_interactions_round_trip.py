@@ -48,9 +48,9 @@ def test_scores_of_raw_ids_equal_the_trained_model_s(
     trained: list[Any] = []
     export_bundle = exporter.export_bundle
 
-    def kept(model: Any, *arguments: Path) -> Path:
+    def kept(model: Any, **arguments: Any) -> Path:
         trained.append(model)
-        return export_bundle(model, *arguments)
+        return export_bundle(model, **arguments)
 
     monkeypatch.setattr(exporter, "export_bundle", kept)
     directories = ("--dataset_dir", str(dataset), "--results_dir", str(tmp_path / "results"))

@@ -384,7 +384,7 @@ def test_a_bundle_says_what_it_reads(bundle_dir: Path, dataset: Path, capsys: An
     assert PROGRAM.main(["describe", "--export_dir", str(bundle_dir)]) == 0
     told = capsys.readouterr().out
     assert "genres int32 [B, C, 3]" in told
-    assert f"dwell_history float32 [B, {SLOTS}]" in told
+    assert f"dwell_history float32 [B, {SLOTS - 1}..{SLOTS}]" in told
     assert "context     device: 5 rows" in told
     words = ["--export_dir", str(bundle_dir), "--batch_sizes", "2", "--steps", "1"]
     assert PROGRAM.main(["benchmark", *words, "--warmup_steps", "0"]) == 0

@@ -358,13 +358,16 @@ ANY = _Any()
 @pytest.mark.slow
 def test_sigterm_answers_what_is_under_way(server, requests, expected):
     """The last of this server."""
+    words = " ".join(psutil.Process(server.processes()["tritonserver"]).cmdline())
+    (own,) = re.findall(r"shm-region-prefix-name=(\w+)", words)
+    assert list(Path("/dev/shm").glob(f"{own}*"))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.infer, requests * 50)
         time.sleep(0.05)
         server.process.send_signal(signal.SIGTERM)
         alike(answer.result(60), expected * 50)
     assert server.process.wait(60) == 0
-    assert not list(Path("/dev/shm").glob("lookback_*"))
+    assert not list(Path("/dev/shm").glob(f"{own}*"))
 
 
 def test_options_of_the_other_engine_are_refused():
