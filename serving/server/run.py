@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 MOST_BATCH_ROWS = 1024
+MOST_WAIT_MS = {"local": 20.0, "triton": 1000.0}
+"""By engine: ours foresees a wait and refuses at once, Triton refuses what has waited already."""
 TRITON_GRPC, TRITON_CONTROL = 8001, 8002
 OF_ENGINE = {
     "local": ("max_batch_rows", "demo_dataset"),
@@ -68,10 +70,10 @@ class ServeOptions:
     max_batch_rows: int | None = option(
         None, help="local: candidates that are scored together; none: 1,024", at_least=1
     )
-    max_wait_ms: float = option(
-        20.0,
+    max_wait_ms: float | None = option(
+        None,
         help="how long a request may have to wait for its turn, refused with 503 where it would be "
-        "longer",
+        "longer; none: 20, of triton 1,000",
         unit="ms",
         above=0,
     )
@@ -129,6 +131,12 @@ class ServeOptions:
                 f"--trusted_digest: expected one for each of {len(self.bundles)} bundles, received "
                 f"{len(self.trusted_digest)}."
             )
+
+    @property
+    def wait_seconds(self) -> float:
+        """What `max_wait_ms` says."""
+        given = self.max_wait_ms
+        return (MOST_WAIT_MS[self.engine] if given is None else given) / 1000
 
 
 def named_bundles(words: Sequence[str]) -> dict[str, Path]:
@@ -199,7 +207,7 @@ def _engine(
         reading=reading,
         store_address=options.store,
         drain_seconds=options.drain_seconds,
-        wait_seconds=options.max_wait_ms / 1000,
+        wait_seconds=options.wait_seconds,
     )
 
 
@@ -216,7 +224,7 @@ async def _local_engine(options: ServeOptions, reading: StoreReading) -> AsyncIt
     if reading.store is not None:
         metrics.watch_cache(reading.store)
     rows = MOST_BATCH_ROWS if options.max_batch_rows is None else options.max_batch_rows
-    scorer = Scorer(rows, Backlog(options.max_wait_ms / 1000), metrics)
+    scorer = Scorer(rows, Backlog(options.wait_seconds), metrics)
     models = Models(reading.store, beyond_window=reading.beyond_window)
     try:
         yield Engine(models, scorer, metrics, f"http://{written(options.host)}:{{port}}/v2")

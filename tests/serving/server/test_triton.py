@@ -55,7 +55,7 @@ class Server:
                 *(sys.executable, "-m", "serving", "serve", f"sim={bundle}", f"other={bundle}"),
                 *("--engine", "triton", "--port", "0", "--grpc_port", "0", "--control_port", "0"),
                 *("--admin_token_file", str(token), "--drain_seconds", "10"),
-                *("--store", str(store), "--max_wait_ms", "10000"),
+                *("--store", str(store)),
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
