@@ -211,14 +211,12 @@ class SIMBody(HistoryBody):
         if gaps is not None:
             by_gap = tf.cast(tf.squeeze(linear(gaps, self._gap_score), -1), tf.float32)
         category = self._category  # None: soft search
-        if (
-            category is None
-            and self.compute_dtype == "float32"
-            and (kernels := cpu_kernels()) is not None
-        ):
-            return kernels.lookback_top_k_attention(
-                batch.target, batch.long, batch.long_mask, by_gap, k=self._config.k
-            )
+        if category is None and self.compute_dtype == "float32":
+            kernels = cpu_kernels()
+            if kernels is not None:
+                return kernels.lookback_top_k_attention(
+                    batch.target, batch.long, batch.long_mask, by_gap, k=self._config.k
+                )
         scores = tf.matmul(batch.target, items, transpose_b=True)  # [B, C, L]
         valid = tf.expand_dims(batch.long_mask, 1)  # [B, 1, L]
         k = tf.minimum(self._config.k, tf.shape(scores)[-1])

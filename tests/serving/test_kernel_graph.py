@@ -15,9 +15,11 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 from lookback.kernels import loader
 from lookback.kernels.dot_interaction import dot_interaction
 from lookback.serving.bundle import Bundle
+from lookback.serving.export import export_bundle
 from lookback.serving.kernel_graph import KERNEL_GRAPH, scoring_of, write_kernel_graph
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import SIGNATURE
+from tests.serving import tabular_data
 
 pytestmark = pytest.mark.skipif(
     loader.cpu_kernels() is None, reason="a GPU, or an environment that setup.sh did not make"
@@ -173,3 +175,17 @@ def test_a_bundle_of_sim_searches_with_our_operation(
         portable = Bundle.load(sim_bundle)
     for ours, theirs in zip(found, portable.predict(inputs), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("table_dtype", [None, "fp32"])
+def test_a_bundle_of_dlrm_multiplies_with_our_operation(
+    tmp_path: Path, table_dtype: str | None
+) -> None:
+    dataset = tabular_data.write_dataset(tmp_path / "dataset")
+    model = tabular_data.small_model(dataset, embedding_dim=16, bottom_mlp_sizes=(6, 16))
+    export_bundle(model, dataset, tmp_path / "export", table_dtype=table_dtype)
+    bundle = Bundle.load(tmp_path / "export")
+    assert "LookbackDotInteraction" in operations(bundle._scoring)
+    inputs = tabular_data.rows_to_test(dataset)
+    expected = model({name: tf.constant(values) for name, values in inputs.items()})
+    np.testing.assert_allclose(bundle.predict(inputs)[0], expected, rtol=1e-5, atol=1e-6)
