@@ -81,6 +81,10 @@ class Scorer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._task = asyncio.get_running_loop().create_task(self._work())
 
+    def require_room(self) -> None:
+        """Refuses what arrives, if it has to, before it is read; errors as of `Backlog`."""
+        self._backlog.require_room()
+
     async def score(self, model: ServedModel, requests: Sequence[Request]) -> list[Scores]:
         """Scores a call's requests, in a batch with those of others.
 
@@ -101,7 +105,6 @@ class Scorer:
 
     async def answers(self, model: ServedModel, requests: Sequence[Any]) -> list[dict[str, Any]]:
         """What a call's requests are answered with; errors as of `score`."""
-        self._backlog.require_room()  # or the store is read for nothing
         requests = await self._completed(model, requests)
         scores = await self.score(model, requests)
         for name, count in tally(requests, scores).items():
