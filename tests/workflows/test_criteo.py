@@ -355,6 +355,7 @@ def test_equal_runs_give_equal_bytes(raw: Path, tmp_path: Path) -> None:
     assert [name for name in one if one[name] != other[name]] == []
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_time_leaves_nothing_under_the_output_s_name(
     raw: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_samples_are_spread():
     assert spread(0, 3).tolist() == []
 
 
+@pytest.mark.slow
 def test_a_sound_bundle_is_the_same_as_training(words, capsys):
     assert PROGRAM.main([*words, "--samples", "100000"]) == 0
     out = capsys.readouterr().out
