@@ -32,7 +32,7 @@ from lookback.serving.server.demo.addresses import demo_addresses
 from lookback.serving.server.demo.data import DemoUsers
 from lookback.serving.server.metrics import CONTENT_TYPE
 from lookback.serving.server.models import unknown_variant
-from lookback.serving.server.scorer import Scorer, ScoringError
+from lookback.serving.server.scorer import ScoringError
 from lookback.serving.server.store_addresses import store_addresses
 from lookback.serving.server.wire import (
     JSON_LENGTH,
@@ -97,8 +97,7 @@ class _Scored(Bodied):
         self.site.active += 1
         try:
             # Of three times too many, to read them would take longer than to score the rest.
-            if isinstance(self.site.scorer, Scorer):  # Triton decides for itself
-                self.site.scorer.require_room()
+            self.site.scorer.require_room()
             await self.answer(model)
         except UserError as error:
             self.fail(413 if isinstance(error, TooLargeError) else 400, str(error))

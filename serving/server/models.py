@@ -225,10 +225,11 @@ def next_version(before: Served | None, name: str, directory: Path | None) -> tu
     Raises:
       UserError: if there is neither.
     """
-    if before is None and directory is None:
-        raise UserError(f"There is no model {shown(name)} to load again. Give its path.")
-    version = 1 if before is None else before.version + 1
-    return version, before.directory if directory is None and before else Path(directory or "")
+    if directory is None:
+        if before is None:
+            raise UserError(f"There is no model {shown(name)} to load again. Give its path.")
+        directory = before.directory
+    return 1 if before is None else before.version + 1, directory
 
 
 def unknown_variant(variant: Any, known: Iterable[str]) -> UserError:

@@ -131,14 +131,15 @@ def _load(options: LoadOptions, store: StoreOptions, checks: DatasetChecks) -> N
 
 
 def _append(options: AppendOptions, store: StoreOptions) -> None:
+    from lookback.serving.store.merging import Appended
+
     with _opened(store, writes=True) as histories, _source(options.events) as source:
         batches = _batches(options, histories, source)
-        total: dict[str, int] = {}
+        total = Appended()
         for through, events in batches:
-            done = dataclasses.asdict(histories.append(events))
-            total = {name: total.get(name, 0) + count for name, count in done.items()}
+            total += histories.append(events)
             # What is said here is on the disk.
-            print(json.dumps({"through": through, **total}), flush=True)
+            print(json.dumps({"through": through, **dataclasses.asdict(total)}), flush=True)
 
 
 def _inspect(options: UserOptions, store: StoreOptions) -> None:

@@ -136,6 +136,9 @@ class TritonScorer:
         self._models = models
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
+    def require_room(self) -> None:
+        """Refuses nothing: Triton does, by its own queue."""
+
     async def answers(self, model: Served, requests: Sequence[Any]) -> list[dict[str, Any]]:
         """As `serving.server.scorer.Scorer.answers`."""
         if not requests:
