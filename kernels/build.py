@@ -4,23 +4,40 @@ A wheel brings them as sources: TensorFlow's C++ interface differs from version 
 file that comes out holds the code for every CPU (`target_clones`), so it is made once for an
 environment. It lies in the environment under a name that says what it was made of: another
 TensorFlow, or another version of Lookback, finds no file instead of a wrong one.
+
+`tiles/level.cc` is compiled once for each level, with the flags of its instructions: intrinsics have
+no clones. A compiler that does not know a level's flags leaves it out.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from lookback.core.devices import cores
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.options import option
 
 COMPILERS = ("g++", "clang++", "c++")
+LEVELS: dict[str, tuple[str, ...]] = {
+    "avx2": ("-mavx2", "-mfma"),
+    "avx512": (
+        *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        "-mprefer-vector-width=512",
+    ),
+}
+LEVELS["avx512_bf16"] = (*LEVELS["avx512"], "-mavx512bf16", "-DLOOKBACK_BFLOAT16")
+LEVELS["amx"] = (*LEVELS["avx512_bf16"], "-mamx-tile", "-mamx-bf16", "-DLOOKBACK_AMX")
+"""Of each level of `tiles/levels.cc`, the flags."""
 ADVICE = "Debian and Ubuntu: apt-get install g++. Fedora: dnf install gcc-c++."
 
 
@@ -38,7 +55,7 @@ def library() -> Path:
     import tensorflow as tf
 
     digest = hashlib.sha256(tf.__version__.encode())
-    for source in (*_sources("*.h"), *_sources()):
+    for source in _sources("*.h", "*.cc", "tiles/*.h", "tiles/*.cc"):
         digest.update(source.read_bytes())
     return Path(sys.prefix) / "lib" / f"lookback_kernels-{digest.hexdigest()[:12]}.so"
 
@@ -67,24 +84,16 @@ def build(path: Path, compiler: str | None = None) -> None:
     """
     import tensorflow as tf
 
-    command = [_find(compiler), "-O3", "-fPIC", "-shared", *tf.sysconfig.get_compile_flags()]
+    program = _find(compiler)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Its name says what is in it, so nobody else's file is there.
         with atomic_file(path, replaces=inside_ours) as temporary:
-            result = subprocess.run(
-                [*command, *map(str, _sources()), "-o", temporary, *tf.sysconfig.get_link_flags()],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-            )
-            if result.returncode:
-                raise UserError(
-                    f"{command[0]} could not build our operations for TensorFlow {tf.__version__}: "
-                    f"{_reason(result.stderr)}. Choose another C++ compiler with --compiler, or "
-                    "go without: models then use TensorFlow's operations, more slowly."
-                )
+            with tempfile.TemporaryDirectory() as folder:
+                compile_all(program, Path(folder), tf.sysconfig.get_compile_flags())
+                objects = sorted(map(str, Path(folder).glob("*.o")))
+                libraries = tf.sysconfig.get_link_flags()
+                _run([program, "-shared", *objects, "-o", str(temporary), *libraries])
     except OSError as error:
         raise UserError(
             f"{path.parent} cannot be written to ({error.strerror}), so our operations cannot be "
@@ -93,8 +102,55 @@ def build(path: Path, compiler: str | None = None) -> None:
         ) from error
 
 
-def _sources(pattern: str = "*.cc") -> list[Path]:
-    return sorted(Path(__file__).resolve().parent.glob(pattern))
+def compile_all(program: str, folder: Path, flags: Sequence[str]) -> None:
+    """Compiles every source into an object file, as many at a time as there are cores.
+
+    Args:
+      program: the compiler.
+      folder: of the object files.
+      flags: TensorFlow's, for the files that include it.
+
+    Raises:
+      UserError: naming TensorFlow's version and the compiler's reason, if one fails.
+    """
+    common = [program, "-O3", "-fPIC"]
+    commands = []
+    for source in _sources("*.cc"):
+        output = folder / f"{source.stem}.o"
+        commands.append([*common, *flags, "-c", str(source), "-o", str(output)])
+    alone = [*common, "-std=c++17", "-ffp-contract=fast"]
+    (level,), (levels,) = _sources("tiles/level.cc"), _sources("tiles/levels.cc")
+    commands.append([*alone, "-c", str(levels), "-o", str(folder / "levels.o")])
+    for name, instructions in LEVELS.items():
+        if _knows(program, instructions):
+            output = folder / f"level_{name}.o"
+            named = [*instructions, f"-DLOOKBACK_LEVEL={name}", "-c", str(level)]
+            commands.append([*alone, *named, "-o", str(output)])
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+        list(pool.map(_run, commands))
+
+
+def _knows(program: str, flags: Sequence[str]) -> bool:
+    """Whether a compiler takes these flags."""
+    command = [program, *flags, "-x", "c++", "-E", os.devnull, "-o", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if result.returncode:
+        import tensorflow as tf
+
+        raise UserError(
+            f"{command[0]} could not build our operations for TensorFlow {tf.__version__}: "
+            f"{_reason(result.stderr)}. Choose another C++ compiler with --compiler, or "
+            "go without: models then use TensorFlow's operations, more slowly."
+        )
+
+
+def _sources(*patterns: str) -> list[Path]:
+    folder = Path(__file__).resolve().parent
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
 def _find(compiler: str | None) -> str:
