@@ -7,6 +7,7 @@ and for environments in which nobody built them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import functools
 import logging
@@ -41,6 +42,30 @@ def cpu_kernels() -> Any | None:
         _portable.asked = True
         return None
     return _load()
+
+
+def history_kernels() -> Any | None:
+    """Those of `history_ops.cc`; None, too, where the CPU has not the instructions they need."""
+    kernels = cpu_kernels()
+    return None if kernels is None or history_level("float32") is None else kernels
+
+
+def history_level(precision: str) -> str | None:
+    """The kind of CPU whose code runs the models' steps here.
+
+    Args:
+      precision: of their products, "float32" or "bfloat16".
+
+    Returns:
+      "avx2" or "avx512", in bfloat16 "avx512_bf16" or "amx"; None: the operations cannot be used.
+      The environment's LOOKBACK_CPU_LEVEL, if it is set, names those that may be taken.
+    """
+    if _load() is None:
+        return None
+    name_of = ctypes.CDLL(str(library())).lookback_level_name
+    name_of.restype = ctypes.c_char_p
+    name: bytes | None = name_of(int(precision == "bfloat16"))
+    return None if name is None else name.decode()
 
 
 @contextlib.contextmanager
