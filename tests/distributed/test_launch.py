@@ -235,3 +235,17 @@ def test_a_machine_whose_name_means_itself_is_refused(monkeypatch, launcher, add
         return
     with pytest.raises(UserError, match=r"means 127\.0\.1\.1 on it.*Correct it in /etc/hosts"):
         distributed.check_own_name()
+
+
+def test_a_machine_whose_name_means_nothing_is_refused(monkeypatch):
+    """Gloo would abort the process, on Merlin's import in one process too."""
+    from lookback.training.parallel import horovod_world as distributed
+
+    def unknown(name):
+        raise distributed.socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(distributed.socket, "gethostbyname", unknown)
+    for name in distributed._SIZE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"no address on it \(Name or service.*to /etc/hosts"):
+        distributed.start_world()

@@ -7,6 +7,7 @@ errors. Tables exchange their rows in `embeddings.backends`.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -73,10 +74,12 @@ def start_world(*, prefetch_ids: bool = False) -> World:
 
     Raises:
       UserError: if several processes were launched and Horovod is not there, or does not know
-        the launcher.
+        the launcher; if this machine's name has no address.
     """
     launched = launched_size()
     if launched == 1:
+        if importlib.util.find_spec("horovod") is not None:
+            check_own_name()
         return SOLO
     try:
         import horovod.tensorflow as hvd
@@ -121,23 +124,27 @@ def _await_others(job_store: JobStore, rank: int, size: int) -> None:
 
 
 def check_own_name() -> None:
-    """Refuses a machine among several whose name means itself only.
+    """Refuses a machine whose name means nothing, or one among several whose name means itself.
+
+    Gloo aborts the process where the name has no address, and so it is when one process trains: on
+    import Merlin starts Horovod (merlin/models/tf/distributed/backend.py:20).
 
     Horovod forgets, for one of its connections, the interface that horovodrun has found, and takes
     the one that the machine's name has (0.28.1, gloo_context.cc: InitializeForProcessSet reads the
     `gloo_iface_` of a new context). Where the name means 127.0.1.1, as Debian writes it into
     /etc/hosts, the others are told to connect to themselves; then Horovod aborts.
     """
-    launcher = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "127.0.0.1")
-    if launcher.startswith("127."):
-        return  # all on one machine
     name = socket.gethostname()
     try:
         address = socket.gethostbyname(name)
-    except OSError:
-        address = "no address"
-    if not address.startswith("127.") and address != "no address":
-        return
+    except OSError as error:
+        raise UserError(
+            f"The name of this machine, {name}, means no address on it ({error.strerror}), and "
+            f"Horovod aborts then. Add it to /etc/hosts, for one machine as `127.0.1.1 {name}`."
+        ) from error
+    launcher = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "127.0.0.1")
+    if launcher.startswith("127.") or not address.startswith("127."):
+        return  # all on one machine, or a name that the others understand
     raise UserError(
         f"The name of this machine, {name}, means {address} on it. Expected its address in the "
         f"network of the other machines, which Horovod tells them. Correct it in /etc/hosts."
