@@ -13,6 +13,7 @@ from typing import Literal
 
 from lookback import __version__
 from lookback.core.caches import provide_caches
+from lookback.core.doctor import Check, DoctorOptions, examine
 from lookback.core.options import (
     Command,
     CommandLine,
@@ -128,6 +129,17 @@ def _inside_serving() -> Program:
     return PROGRAM
 
 
+_TRIES = "lookback.training.parallel.checks"
+CHECKS = (
+    Check("tensorflow", _TRIES, "tensorflow"),
+    Check("kernels", _TRIES, "kernels"),
+    Check("horovod", _TRIES, "horovod", "horovod"),
+    Check("sok", _TRIES, "sok", "sparse_operation_kit"),
+    Check("gpu frames", _TRIES, "gpu_frames", "cudf"),
+)
+"""What the doctor tries."""
+
+
 LOOKBACK: Program = Program(
     "lookback",
     "Recommenders that look back over long user histories: trained, evaluated and served.",
@@ -148,6 +160,11 @@ LOOKBACK: Program = Program(
             "build our operations for this environment's TensorFlow",
             CommandLine((KernelOptions,)),
             set_up,
+        ),
+        "doctor": Command(
+            "what is installed here, what works, and why the rest does not",
+            CommandLine((DoctorOptions,)),
+            lambda options: examine(options, CHECKS, required="tensorflow"),
         ),
         "completion": Command(
             "print what completes all this: source <(lookback completion bash)",

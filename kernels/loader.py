@@ -79,22 +79,31 @@ def portable() -> Iterator[Portable]:
         _portable = before
 
 
+def why_portable() -> str | None:
+    """Why models run with TensorFlow's operations alone here; None where they have ours."""
+    return _attempt()[1]
+
+
 @functools.cache
 def _load() -> Any | None:
+    operations, why = _attempt()
+    if operations is None and not has_gpu():
+        _log.warning(
+            "models run without our operations, more slowly: %s. `lookback setup-kernels` builds "
+            "them.",
+            why,
+        )
+    return operations
+
+
+def _attempt() -> tuple[Any | None, str | None]:
+    """The operations, or why there are none."""
     if has_gpu():
-        return None
+        return None, "TensorFlow sees a GPU, and ours are for CPUs"
     path = library()
-    if path.exists():
-        try:
-            return tf.load_op_library(str(path))
-        except (
-            tf.errors.NotFoundError
-        ) as error:  # damaged, or for the same TensorFlow built otherwise
-            reason = f"{path} cannot be loaded ({error.message})"
-    else:
-        reason = f"{path.name} is not in {path.parent}"
-    _log.warning(
-        "models run without our operations, more slowly: %s. `lookback setup-kernels` builds them.",
-        reason,
-    )
-    return None
+    if not path.exists():
+        return None, f"{path.name} is not in {path.parent}"
+    try:
+        return tf.load_op_library(str(path)), None
+    except tf.errors.NotFoundError as error:  # damaged, or for a TensorFlow built otherwise
+        return None, f"{path} cannot be loaded ({error.message})"

@@ -59,7 +59,7 @@ class SOKBackend(Backend):
           ValueError: if the plan is not one for these tables and processes.
         """
         super().__init__(tables, sharding, seed)
-        self._hvd, self._sok = _start()
+        self._hvd, self._sok = start()
         plan = self._plan_of(self._hvd.size())
         if sharding.wire_dtype != "float32":
             raise UserError(
@@ -179,7 +179,7 @@ def _modes(plan: ShardingPlan) -> dict[str, str]:
     return modes
 
 
-def _start() -> tuple[Any, Any]:
+def start() -> tuple[Any, Any]:
     """Imports and starts Horovod and SOK.
 
     Returns:
