@@ -138,7 +138,7 @@ class RunConfig(LearningOptions):
     log_every: int = option(
         1,
         scope="results",
-        help="Log every N training steps",
+        help="Log every N training steps; a GPU is not waited for at those in between",
         at_least=1,
         suits=modes.TRAINS,
         limit=MOST_STEPS,

@@ -26,6 +26,11 @@ class Position:
     total_steps: int = 0
     updates_before: int = 0
 
+    @property
+    def after_a_step(self) -> Position:
+        """Where the run stands after the next step, of this epoch."""
+        return dataclasses.replace(self, step=self.step + 1, total_steps=self.total_steps + 1)
+
     def __str__(self) -> str:
         """For people, who count from 1."""
         steps = f"{self.step:,} steps of epoch {self.epoch + 1}"

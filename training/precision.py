@@ -47,9 +47,9 @@ class LossScale(tf.Module):
         return cls(config.loss_scale, dynamic=False)
 
     @property
-    def can_fall(self) -> bool:
-        """Whether the scale falls after an overflow, so that later steps can succeed."""
-        return self._dynamic and float(self.scale) > 1.0
+    def can_fall(self) -> tf.Tensor:
+        """Bool []: whether the scale falls after an overflow, so that later steps can succeed."""
+        return tf.logical_and(self._dynamic, self.scale > 1.0)
 
     def scaled(self, loss: tf.Tensor) -> tf.Tensor:
         """The loss to differentiate."""

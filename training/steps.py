@@ -117,7 +117,8 @@ class Steps:
 
         Yields:
           Each feed, and what came of it, summed over all processes: losses [] by name, the batch's
-          "rows", whether all gradients were "finite", and how many processes want to "stop".
+          "rows", whether all gradients were "finite", whether the loss scale "adapts" to it where
+          they were not, and how many processes want to "stop".
         """
         if self._in_parts:
             for feed in feeds:
@@ -174,8 +175,7 @@ class Steps:
         told = [*shares.values(), *_facts(batch, all_finite(gradients), stop)]
         gradients, summed = optimizer.reduced(gradients, told)
         result = _result(list(shares), summed)
-        self._apply(self._unscaled(gradients), result["finite"])
-        return result
+        return {**result, "adapts": self._apply(self._unscaled(gradients), result["finite"])}
 
     def _count_part(self, feed: Any) -> tf.Tensor:
         return tf.stack(
@@ -208,8 +208,7 @@ class Steps:
         # Of a batch, not of a part, so it goes by itself.
         (stopping,) = self._world.sum([tf.cast(stop, tf.float32)])
         result = _result(names, [*tf.unstack(told, len(names) + _FACTS)[:-1], stopping])
-        self._apply(gradients, result["finite"])
-        return result
+        return {**result, "adapts": self._apply(gradients, result["finite"])}
 
     def _gradients(
         self,
@@ -248,16 +247,18 @@ class Steps:
     def _unscaled(self, gradients: Gradients) -> Gradients:
         return gradients if self._loss_scale is None else self._loss_scale.unscaled(gradients)
 
-    def _apply(self, gradients: Gradients, finite: tf.Tensor) -> None:
-        """Takes the step, if it can be taken."""
-        optimizer = self._needed_optimizer()
+    def _apply(self, gradients: Gradients, finite: tf.Tensor) -> tf.Tensor:
+        """Takes the step, if it can be taken; whether the loss scale adapts where it cannot."""
+        optimizer, adapts = self._needed_optimizer(), tf.constant(False)
         if self._loss_scale is None:
             optimizer.apply(gradients)
         else:
             self._loss_scale.update(finite)
             # An overflow is part of dynamic scaling: it skips the step, and is no fault.
             tf.cond(finite, lambda: optimizer.apply(gradients), lambda: None)
+            adapts = self._loss_scale.can_fall
         optimizer.check_covers(self._model)  # the trace has made what weights there are
+        return adapts
 
     def _needed_lookups(self) -> Lookups:
         if self._contract.lookups is None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from lookback.checkpoints.format import bytes_of, layout_of
 from lookback.checkpoints.store import BEST, Checkpoint, CheckpointStore, Tensor
+from lookback.core.devices import has_gpu
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.world import SOLO, World
@@ -152,6 +153,9 @@ class Trainer:
         self._saved: Position | None = None
         self._losses: LossTrend | None = None
         self._traffic_since = (0, 0)  # bytes, steps
+        self._unread: list[tuple[Position, Mapping[str, tf.Tensor]]] = []
+        # All alike, as what a step says of stopping must be known to all after the same step.
+        self._runs_ahead = any(world.gather(has_gpu()))
         self._resumed_from = checkpoint
         self.started = [] if origin is None else self._start(origin)
         if checkpoint is not None:
@@ -319,16 +323,19 @@ class Trainer:
         self._traffic()  # evaluation's is not training's
         evaluation: Outcome | None = None
         feeds = self._source.train_feeds(self.position.epoch, self.position.step)
-        for feed, result in self._steps.train(feeds, lambda: bool(termination)):
+        every = self._config.checkpoint_every
+        for _, result in self._steps.train(feeds, lambda: bool(termination)):
             evaluation = None
-            if self.took_step(feed, result, log, meter):
+            after = self.position.after_a_step
+            saves = store is not None and every is not None and after.total_steps % every == 0
+            looks, ends = milestones.test_is_due(after), milestones.out_of_steps(after)
+            # Several processes end together, after their next step.
+            alone = termination if self._world.size == 1 else None
+            if self.took_step(result, log, meter, wait=saves or looks or ends or bool(alone)):
                 raise TerminatedError
-            every = self._config.checkpoint_every
-            if store and every and self.position.total_steps % every == 0:
+            if saves:
                 self._save(store)
-            if milestones.test_is_due(self.position):
-                # Several processes end together, after their next step.
-                alone = termination if self._world.size == 1 else None
+            if looks:
                 evaluation = self._look(log, alone)
                 self._judge(evaluation, store)
             if evaluation is not None:
@@ -336,8 +343,10 @@ class Trainer:
                 meter.resume()
                 if milestones.reached(evaluation.summary) or self._exhausted:
                     break
-            if milestones.out_of_steps(self.position):
+            if ends:
                 break
+        if self._read_steps(log, meter):
+            raise TerminatedError
         return evaluation
 
     def benchmark(self, log: RunLogger) -> Outcome:
@@ -349,10 +358,11 @@ class Trainer:
         self._warn_of_idle_options(log)
         meter.start()
         while not meter.completed:
-            for feed, result in self._steps.train(self._source.train_feeds(self.position.epoch, 0)):
-                self.took_step(feed, result, log, meter)
+            for _, result in self._steps.train(self._source.train_feeds(self.position.epoch, 0)):
+                self.took_step(result, log, meter)
                 if meter.completed:
                     break
+            self._read_steps(log, meter)
             self.position.epoch, self.position.step = self.position.epoch + 1, 0
             if meter.steps is None and self.position.epoch >= self._config.epochs:
                 break
@@ -480,30 +490,64 @@ class Trainer:
         self._world.broadcast([v for v in self._model.variables if id(v) not in tables])
 
     def took_step(
-        self, feed: Any, tensors: Mapping[str, tf.Tensor], log: RunLogger, meter: PerformanceMeter
+        self,
+        tensors: Mapping[str, tf.Tensor],
+        log: RunLogger,
+        meter: PerformanceMeter,
+        *,
+        wait: bool = False,
     ) -> bool:
-        """Books a step; returns whether the run is to stop."""
-        result = {name: value.numpy().item() for name, value in tensors.items()}
-        rows, finite, stop = result.pop("rows"), result.pop("finite"), result.pop("stop")
-        speed = meter.step(rows)
+        """Counts a step; returns whether the run is to stop, as far as is known.
+
+        A CPU has computed a step when its call returns. A GPU has only been told of it, and to look
+        at what came of it is to wait for it: so one looks when the step is logged, or on demand.
+
+        Args:
+          tensors: of `Steps.train`.
+          log: gets every `--log_every`th step.
+          meter: of steps.
+          wait: look at once, at this step and those before.
+        """
         position = self.position
-        # An overflow is part of dynamic scaling: it skips a step, and is no fault.
-        adapts = self._loss_scale is not None and self._loss_scale.can_fall
-        if not (finite or adapts) or not math.isfinite(result["total_loss"]):
-            raise self._not_finite(feed, result["total_loss"], log.directory)
-        if self._losses is not None:
-            self._losses.add(result["total_loss"])
-        if position.total_steps % self._config.log_every == 0:
-            if self.optimizer is not None:
-                result["lr"] = float(self.optimizer.learning_rate)
-            log.step(position.epoch, position.step, {**result, "rows": rows, "samples/s": speed})
+        self._unread.append((dataclasses.replace(position), tensors))
+        wait = wait or not self._runs_ahead or position.total_steps % self._config.log_every == 0
         position.step += 1
         position.total_steps += 1
-        return bool(stop)
+        return wait and self._read_steps(log, meter)
 
-    def _not_finite(self, feed: Any, loss: float, directory: Path) -> UserError:
+    def _read_steps(self, log: RunLogger, meter: PerformanceMeter) -> bool:
+        """Books the steps that were taken since the last call; returns whether one says to stop.
+
+        Raises:
+          UserError: if a loss is not finite: of the first step that has such a one.
+        """
+        taken, self._unread = self._unread, []
+        if not taken:
+            return False
+        results = [{name: v.numpy().item() for name, v in tensors.items()} for _, tensors in taken]
+        stopping = [result.pop("stop") for result in results]
+        speed = meter.step(*(result["rows"] for result in results))
+        for (position, _), result in zip(taken, results, strict=True):
+            self._book(position, result, speed, log)
+        return any(stopping)
+
+    def _book(self, at: Position, result: dict[str, Any], speed: float, log: RunLogger) -> None:
+        """Checks and logs the result of the step that was taken at a position."""
+        # An overflow is part of dynamic scaling: it skips a step, and is no fault.
+        sound = result.pop("finite") | result.pop("adapts")
+        if not sound or not math.isfinite(result["total_loss"]):
+            raise self._not_finite(at, result["total_loss"], log.directory)
+        if self._losses is not None:
+            self._losses.add(result["total_loss"])
+        if at.total_steps % self._config.log_every == 0:
+            rate = {} if self.optimizer is None else {"lr": float(self.optimizer.learning_rate)}
+            rows = result.pop("rows")
+            log.step(at.epoch, at.step, {**result, **rate, "rows": rows, "samples/s": speed})
+
+    def _not_finite(self, at: Position, loss: float, directory: Path) -> UserError:
         """The error of a step that broke the model; writes which samples the step had."""
-        samples = self._source.describe(feed)
+        feeds = self._source.train_feeds(at.epoch, at.step)
+        samples = self._source.describe(next(feeds))
         directory.mkdir(parents=True, exist_ok=True)
         suffix = "" if self._world.size == 1 else f".{self._world.rank}"
         path = directory / f"bad_batch{suffix}.json"
@@ -512,7 +556,7 @@ class Trainer:
         shown = "; ".join(f"{name}={values[:3]}" for name, values in samples.items())
         return UserError(
             f"The loss is {loss}, or its gradient is not finite, in epoch "
-            f"{self.position.epoch + 1}, step {self.position.step + 1}. The batch's samples are in "
+            f"{at.epoch + 1}, step {at.step + 1}. The batch's samples are in "
             f"{path}; the first: {shown}. "
             "The last checkpoint is unharmed. Lower --lr, or look at these samples."
         )

@@ -37,10 +37,10 @@ def break_training() -> None:
 
     took_step = Trainer.took_step
 
-    def faulty(self, *arguments):
+    def faulty(self, *arguments, **options):
         if self.position.total_steps == int(STEP):
             at_step()
-        return took_step(self, *arguments)
+        return took_step(self, *arguments, **options)
 
     Trainer.took_step = faulty
 

@@ -58,6 +58,22 @@ def test_it_completes_after_the_wanted_steps_and_then_stands_still():
     assert results["time"] == 13
 
 
+def test_steps_that_end_together_have_lasted_as_long_as_each_other():
+    clock = Clock()
+    meter = PerformanceMeter(warmup_steps=2, steps=4, clock=clock)
+    clock.now += 12
+    assert meter.step(10, 20, 30) == 60 / 12  # two of the warm-up, one that counts
+    clock.now += 4
+    meter.step(40, 50)
+    clock.now += 100
+    meter.step(60, 70)  # one that counts, and one beyond the wanted four
+    results = meter.results()
+    durations = [4, 2, 2, 50]
+    assert results["throughput"] == (30 + 40 + 50 + 60) / sum(durations)
+    assert results["latency_mean"] == pytest.approx(1000 * np.mean(durations))
+    assert results["time"] == 2 * 4 + sum(durations)
+
+
 def test_a_restart_forgets_the_measurements_but_stays_warm():
     clock = Clock()
     meter = PerformanceMeter(warmup_steps=2, clock=clock)

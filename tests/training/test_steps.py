@@ -156,7 +156,7 @@ def test_shares_add_up_to_the_losses_and_gradients_of_the_batch(
 
     answers = in_ranks(ranks, work)
     for result, _, _ in answers:
-        assert set(result) == {*losses, "rows", "finite", "stop"}
+        assert set(result) == {*losses, "rows", "finite", "adapts", "stop"}
         for loss, expected in losses.items():
             assert result[loss] == pytest.approx(expected, rel=1e-6), loss
         assert (result["rows"], result["finite"], result["stop"]) == (26, True, 0)
@@ -258,6 +258,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_so_for_all(
         _, first = next(results)
         after_first = model.get_weights()
         second = next(results)[1] if scaled else None
+        assert first["adapts"] == scaled
         return bool(first["finite"]), after_first, second and bool(second["finite"])
 
     for rank, (first, weights, second) in enumerate(in_ranks(3, work)):

@@ -17,6 +17,7 @@ from lookback.checkpoints.store import Checkpoint, find_checkpoint
 from lookback.core.errors import UserError
 from lookback.core.options import from_values
 from lookback.training.output.logging import RunLogger, read_log
+from lookback.training.output.performance import PerformanceMeter
 from lookback.training.run import command_line
 
 # What a run in graphs does is tested with real processes: test_train.py, tests/distributed.
@@ -210,16 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     trained = trainer(
         dataset, results_dir=tmp_path, save_checkpoint_path=tmp_path / "saved", checkpoint_every=1
     )
-    original = trained.source.train_feeds
-
-    def feeds(epoch: int, first_step: int) -> Iterator[Any]:
-        weight = trained.model.trainable_variables[-1]
-        for feed in original(epoch, first_step):
-            if trained.position.total_steps == 2:
-                weight.assign(weight * np.nan)
-            yield feed
-
-    trained.source.train_feeds = feeds
+    poison_loss(trained, after=2)
     with (
         quiet(tmp_path) as log,
         pytest.raises(UserError, match=r"loss is nan.*epoch 1, step 3.*user_id=.*Lower --lr"),
@@ -233,6 +225,81 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(dataset, 
     last = Checkpoint(find_checkpoint(tmp_path / "saved"))
     assert last.step == 2
     assert all(np.isfinite(last[name]).all() for name in last)
+
+
+def poison_loss(trained: Any, after: int) -> None:
+    """Makes a weight NaN when the source hands out the feed that follows so many steps."""
+    original = trained.source.train_feeds
+
+    def feeds(epoch: int, first_step: int) -> Iterator[Any]:
+        weight = trained.model.trainable_variables[-1]
+        for feed in original(epoch, first_step):
+            if trained.position.total_steps == after:
+                weight.assign(weight * np.nan)
+            yield feed
+
+    trained.source.train_feeds = feeds
+
+
+@pytest.fixture()
+def _as_on_a_gpu(monkeypatch) -> None:
+    """Steps are not waited for one by one, as on a GPU, whose steps run behind their calls."""
+    monkeypatch.setattr("lookback.training.trainer.has_gpu", lambda: True)
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_a_loss_that_nobody_waited_for_stops_the_run_before_anything_is_saved(dataset, tmp_path):
+    where = {"results_dir": tmp_path, "save_checkpoint_path": tmp_path / "saved"}
+    trained = trainer(dataset, log_every=100, checkpoint_every=2, **where)
+    poison_loss(trained, after=2)
+    with quiet(tmp_path) as log, pytest.raises(UserError, match=r"loss is nan.*epoch 1, step 3"):
+        trained.train(log)
+    assert trained.position.total_steps == 4  # where it had to be known
+    samples = json.loads((tmp_path / "bad_batch.json").read_text())
+    features, _ = trained.source.train_batch(list(trained.source.train_feeds(0, 0))[2])
+    assert samples["user_id"] == features["user_id"].numpy().tolist()
+    last = Checkpoint(find_checkpoint(tmp_path / "saved"))
+    assert last.step == 2
+    assert all(np.isfinite(last[name]).all() for name in last)
+
+
+def test_a_run_whose_steps_are_waited_for_together_is_the_same_run(dataset, tmp_path, request):
+    found = []
+    for ahead in (False, True):
+        if ahead:
+            request.getfixturevalue("_as_on_a_gpu")
+        directory = tmp_path / str(ahead)
+        directory.mkdir()
+        trained = trainer(dataset, log_every=3, test_freq=4, eval_split="test")
+        with quiet(directory) as log:
+            trained.train(log)
+        logged = {
+            record.step: record.data["total_loss"]
+            for record in read_log(directory / "log.json")
+            if "total_loss" in record.data
+        }
+        found.append((logged, state(trained), trained.position))
+    assert len(found[0][0]) > 2
+    assert found[0][0] == found[1][0]
+    assert found[0][2] == found[1][2]
+    for name, value in found[0][1].items():
+        np.testing.assert_array_equal(found[1][1][name], value, err_msg=name)
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_who_is_asked_to_stop_is_known_after_the_next_step_that_is_logged(dataset, tmp_path):
+    """Of several processes: all know it after the same step, whenever each has computed it."""
+    import tensorflow as tf
+
+    trained, meter = trainer(dataset, log_every=4), PerformanceMeter()
+    result = {"total_loss": tf.constant(1.0), "rows": 2, "finite": True, "adapts": False}
+    with quiet(tmp_path) as log:
+        said = []
+        for stop in (0, 0, 1, 0, 0, 0):
+            tensors = {name: tf.constant(value) for name, value in {**result, "stop": stop}.items()}
+            said.append(trained.took_step(tensors, log, meter))
+    assert said == [False, False, False, False, True, False]
+    assert meter.measured_steps == 5
 
 
 def test_weights_that_appear_only_in_training_are_refused_not_left_untrained(dataset, tmp_path):

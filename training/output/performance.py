@@ -73,26 +73,28 @@ class PerformanceMeter:
         """Goes on after a pause, such as an evaluation within an epoch, which does not count."""
         self._step_began = self._clock()
 
-    def step(self, samples: int) -> float:
-        """Ends a step.
+    def step(self, *samples: int) -> float:
+        """Ends a step, or several that ended together: each has then lasted as long as the others.
 
         Args:
-          samples: how many samples it processed, over all processes.
+          *samples: how many samples each of them processed, over all processes.
 
         Returns:
-          Samples a second in this step.
+          Samples a second in these steps.
         """
-        now = self._clock()
-        duration = now - self._step_began
-        if not self.completed:
+        began, now = self._step_began, self._clock()
+        duration = (now - began) / len(samples)
+        for number, processed in enumerate(samples, start=1):
+            if self.completed:
+                break
             self._steps_done += 1
             if self._steps_done > self.warmup_steps:
-                self._samples += samples
+                self._samples += processed
                 self._durations.append(duration)
             else:
-                self._measuring_since = now
+                self._measuring_since = now if number == len(samples) else began + number * duration
         self._step_began = now
-        return samples / duration if duration > 0 else float("inf")
+        return sum(samples) / (now - began) if now > began else float("inf")
 
     def results(self) -> dict[str, float]:
         """The figures since `start`, without warm-up.
