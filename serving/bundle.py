@@ -147,12 +147,16 @@ class Bundle:
     def scores_of(self, batch: EncodedBatch) -> tuple[Float32, Float32]:
         """Scores all that an encoded batch asks for, in blocks of bounded size.
 
+        An item that a request asks for twice (all that the workflow does not know are one) is
+        scored once.
+
         Args:
           batch: of any number of requests.
 
         Returns:
           Logits and probabilities ``[N]`` of its items, request after request; or of its rows.
         """
+        batch, which = batch.distinct()
         counts = np.asarray(batch.counts, np.int64)
         logits = np.zeros(int(counts.sum()), np.float32)
         probabilities = np.zeros_like(logits)
@@ -174,7 +178,7 @@ class Bundle:
                     items[name][own] = values[places]
                 logit, probability = self.predict({**shared, **items})
                 logits[places], probabilities[places] = logit[own], probability[own]
-        return logits, probabilities
+        return logits[which], probabilities[which]
 
     def predict(self, inputs: Mapping[str, npt.NDArray[Any]]) -> tuple[Float32, Float32]:
         """Scores one encoded batch.

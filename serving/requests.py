@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +17,27 @@ from lookback.core.errors import UserError
 Request = Mapping[str, Any]
 
 
-class RequestError(UserError):
-    """One of several requests is not as it must be.
+class NumberedError(UserError):
+    """One of several things that came together is not as it must be.
 
     Args:
-      index: of the request.
+      index: of it.
       detail: what is wrong with it.
     """
 
+    of: ClassVar[str]
+    """What they are."""
+
     def __init__(self, index: int, detail: str) -> None:
-        super().__init__(f"requests[{index}]: {detail}")
+        super().__init__(f"{self.of}[{index}]: {detail}")
         self.index = index
         self.detail = detail
+
+
+class RequestError(NumberedError):
+    """It is a request."""
+
+    of = "requests"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,31 @@ class EncodedBatch:
         counts = np.asarray(self.counts, np.int64)
         width = max(1, *counts.tolist())
         return {**self.shared, **{n: padded(v, counts, width) for n, v in self.items.items()}}
+
+    def distinct(self) -> tuple[EncodedBatch, npt.NDArray[np.int64]]:
+        """The batch with each item of a request once, as they come first.
+
+        Returns:
+          It, and which of its items each item of this one is: ``[N]``.
+        """
+        counts = np.asarray(self.counts, np.int64)
+        owners = np.repeat(np.arange(len(counts)), counts)
+        if not self.items or not len(owners):
+            return self, owners
+        columns = [owners, *self.items.values()]
+        whole = np.concatenate([_bytes_of(column) for column in columns], axis=1)
+        rows = whole.view(f"V{whole.shape[1]}")[:, 0]
+        _, first, found = np.unique(rows, return_index=True, return_inverse=True)
+        if len(first) == len(rows):
+            return self, np.arange(len(rows))
+        order = np.argsort(first)  # `np.unique` sorts by value
+        ranks = np.argsort(order)
+        kept = first[order]
+        return EncodedBatch(
+            self.shared,
+            np.bincount(owners[kept], minlength=len(counts)),
+            {name: values[kept] for name, values in self.items.items()},
+        ), ranks[found]
 
 
 class RequestEncoder(Protocol):
@@ -85,6 +119,12 @@ class RequestEncoder(Protocol):
         Raises:
           RequestError: naming the request and the field.
         """
+
+
+def _bytes_of(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Rows ``[N, ...]`` as bytes ``[N, b]``, which differ of equal numbers only for 0 and -0."""
+    rows = np.ascontiguousarray(values.reshape(len(values), -1))
+    return rows.view(np.uint8).reshape(len(rows), -1)
 
 
 def padded(

@@ -11,7 +11,7 @@ from tornado import web
 from lookback.core.errors import UserError, shown
 from lookback.core.faults import MOST_CHARACTERS
 from lookback.serving.server.metrics import Metrics
-from lookback.serving.server.models import Models
+from lookback.serving.server.models import Models, Served
 from lookback.serving.server.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ class Address(web.RequestHandler):
         """Counts the answer."""
         self.site.metrics.requests.labels(self.model, self.get_status()).inc()
 
-    def named(self, name: str, version: str | None = None) -> Any:
+    def named(self, name: str, version: str | None = None) -> Served | None:
         """A model; without one the answer says so."""
-        model = self.site.models.served.get(name)
+        model: Served | None = self.site.models.served.get(name)
         if model is None:
             known = ", ".join(self.site.models.served) or "none"
             self.fail(404, f"There is no model {shown(name)}. Those that are served: {known}.")

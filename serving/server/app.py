@@ -31,7 +31,7 @@ from lookback.serving.server.backlog import OverloadedError
 from lookback.serving.server.demo.addresses import demo_addresses
 from lookback.serving.server.demo.data import DemoUsers
 from lookback.serving.server.metrics import CONTENT_TYPE
-from lookback.serving.server.models import unknown_variant
+from lookback.serving.server.models import Served, unknown_variant
 from lookback.serving.server.scorer import ScoringError
 from lookback.serving.server.store_addresses import store_addresses
 from lookback.serving.server.wire import (
@@ -110,7 +110,7 @@ class _Scored(Bodied):
         finally:
             self.site.active -= 1
 
-    async def answer(self, model: Any) -> None:
+    async def answer(self, model: Served) -> None:
         """Writes what is answered.
 
         Raises:
@@ -118,7 +118,7 @@ class _Scored(Bodied):
         """
         raise NotImplementedError
 
-    async def scored(self, model: Any, requests: list[Any]) -> list[dict[str, Any]]:
+    async def scored(self, model: Served, requests: list[Any]) -> list[dict[str, Any]]:
         """The answers to requests."""
         if len(requests) > MOST_REQUESTS:
             raise UserError(
@@ -126,7 +126,7 @@ class _Scored(Bodied):
             )
         return await self.site.scorer.answers(model, requests)
 
-    def variant(self, model: Any, named: Any) -> Any:
+    def variant(self, model: Served, named: Any) -> Served:
         """The model that is to answer.
 
         Args:
@@ -149,7 +149,7 @@ class _Scored(Bodied):
 
 
 class _Infer(_Scored):
-    async def answer(self, model: Any) -> None:
+    async def answer(self, model: Served) -> None:
         """As `serving.server.wire` says."""
         call = read_inference(self.body, self.request.headers.get(JSON_LENGTH))
         requests = [load_json(text, f"request {n}") for n, text in enumerate(call.texts)]
@@ -162,7 +162,7 @@ class _Infer(_Scored):
 
 
 class _Score(_Scored):
-    async def answer(self, model: Any) -> None:
+    async def answer(self, model: Served) -> None:
         """A request, or a list of them; answers likewise."""
         content = load_json(self.body, "the body", "Expected a request, or a list of requests.")
         many = isinstance(content, list)
@@ -192,7 +192,7 @@ class _Schema(Address):
             return
         try:
             loop = asyncio.get_running_loop()
-            self.finish(await loop.run_in_executor(None, model.schema))
+            self.finish(await loop.run_in_executor(None, lambda: model.schema))
         except UserError as error:  # the layout has none
             self.fail(404, str(error))
 
@@ -219,8 +219,7 @@ class _Health(Address):
         if what == "ready":
             self.set_status(200 if self.site.ready else 503)
             return
-        served: Mapping[str, Any] = self.site.models.served
-        for model in served.values():
+        for model in self.site.models.served.values():
             try:
                 await asyncio.wait_for(self.site.scorer.probe(model), PROBE_SECONDS)
             except Exception as error:  # of TensorFlow, whatever it is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from lookback.serving.columns import CANDIDATES, HISTORY
 from lookback.serving.json_schemas import stored_schema
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import MANIFEST_FILE, HistoriesManifest, Manifest
-from lookback.serving.requests import Request, RequestError
+from lookback.serving.requests import Request, RequestEncoder, RequestError
 from lookback.serving.schemas import schemas_of
 from lookback.serving.scores import Scores
 from lookback.serving.server.wire import VARIANT
@@ -53,14 +54,23 @@ class Served:
     manifest: Manifest
     histories: StoredHistories | None
 
+    @property
+    def encoder(self) -> RequestEncoder:
+        """Of its requests; here, where it scores elsewhere, read from the bundle.
+
+        Raises:
+          UserError: if the bundle is not there any more.
+        """
+        return LAYOUTS[self.manifest.layout].load_encoder(self.directory, self.manifest)
+
+    @functools.cached_property
     def schema(self) -> dict[str, Any]:
-        """Which bundle it is, and what `serving.schemas` says of it; reads its vocabularies.
+        """Which bundle it is, and what `serving.schemas` says of it.
 
         Raises:
           UserError: if its layout has no schema, or the bundle is not there any more.
         """
-        encoder = LAYOUTS[self.manifest.layout].load_encoder(self.directory, self.manifest)
-        said = schemas_of(self.manifest, encoder, MOST_CANDIDATES)
+        said = schemas_of(self.manifest, self.encoder, MOST_CANDIDATES)
         if self.histories is not None:
             head = self.histories.store.head
             user = {"type": "integer" if head.kinds[head.user_id] == "integer" else "string"}
@@ -80,6 +90,11 @@ class ServedModel(Served):
 
     bundle: Bundle
 
+    @property
+    def encoder(self) -> RequestEncoder:
+        """The bundle's, which is read already."""
+        return self.bundle.encoder
+
     def rows(self, index: int, request: Any) -> int:
         """How many scores a request asks for.
 
@@ -90,7 +105,7 @@ class ServedModel(Served):
         Raises:
           RequestError: saying what was expected and what came.
         """
-        rows = self.bundle.encoder.check(index, request)
+        rows = self.encoder.check(index, request)
         if self.manifest.layout == "histories":
             events = len(next(iter(request[HISTORY].values()), ()))
             if events > MOST_EVENTS:

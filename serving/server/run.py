@@ -18,9 +18,11 @@ from lookback.core.options import SET, option
 from lookback.serving.server.listening import is_local, listen, written
 
 if TYPE_CHECKING:
+    from lookback.serving.bundle import Bundle
     from lookback.serving.server.address import Engine, Site
     from lookback.serving.server.demo.data import DemoUsers
     from lookback.serving.server.models import StoreReading
+    from lookback.serving.store.store import HistoryStore
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -29,10 +31,10 @@ MOST_WAIT_MS = {"local": 20.0, "triton": 1000.0}
 """By engine: ours foresees a wait and refuses at once, Triton refuses what has waited already."""
 TRITON_GRPC, TRITON_CONTROL = 8001, 8002
 OF_ENGINE = {
-    "local": ("max_batch_rows", "demo_dataset"),
+    "local": ("max_batch_rows", "demo_ui", "demo_dataset"),
     "triton": ("grpc_port", "control_port"),
 }
-"""Options that one engine has and the other does not; None: not given."""
+"""Options that one engine has and the other does not; None, or no flag: not given."""
 
 _LEAST_OF_TOKEN = 16  # characters
 _A_MOMENT = 0.01  # seconds
@@ -107,11 +109,11 @@ class ServeOptions:
     demo_ui: bool = option(
         False,
         help="serve a page, too, that shows what models over histories attend to (flag)",
-        needs={"demo_dataset": SET},
     )
     demo_dataset: Path | None = option(
         None,
-        help="the dataset that the bundles were trained on, whose users the page shows",
+        help="the dataset that the bundles were trained on, whose users the page shows; none: "
+        "those of the store",
         needs={"demo_ui": SET},
     )
 
@@ -123,9 +125,14 @@ class ServeOptions:
         """
         named_bundles(self.bundles)
         foreign = OF_ENGINE["triton" if self.engine == "local" else "local"]
-        given = [f"--{name}" for name in foreign if getattr(self, name) is not None]
+        given = [f"--{name}" for name in foreign if getattr(self, name) not in (None, False)]
         if given:
             raise UserError(f"{', '.join(given)}: --engine {self.engine} has no such option.")
+        if self.demo_ui and self.demo_dataset is None and self.store is None:
+            raise UserError(
+                "--demo_ui: expected users to show: those of a dataset (--demo_dataset), or of a "
+                "history store (--store)."
+            )
         if self.trusted_digest and len(self.trusted_digest) != len(self.bundles):
             raise UserError(
                 f"--trusted_digest: expected one for each of {len(self.bundles)} bundles, received "
@@ -260,7 +267,7 @@ async def _serve(
         local = all(is_local(found) for found in sockets)
         names = LOCAL_NAMES if local else None
         site = Site(engine.models, engine.scorer, engine.metrics, token, names)
-        users = await loop.run_in_executor(None, _demo_users, options, engine.models)
+        users = await loop.run_in_executor(None, _demo_users, options, engine.models, reading.store)
         server = HTTPServer(
             application(site, users),
             max_body_size=MOST_READ,
@@ -289,18 +296,25 @@ async def _serve(
             await asyncio.wait_for(server.close_all_connections(), 1)
 
 
-def _demo_users(options: ServeOptions, models: Any) -> dict[str, DemoUsers] | None:
+def _demo_users(
+    options: ServeOptions, models: Any, store: HistoryStore | None
+) -> dict[str, DemoUsers] | None:
     """The users of the page, by model; None without one.
 
     Raises:
-      UserError: if no bundle is of that dataset.
+      UserError: if a bundle is not of that dataset, or has nothing to show of the store.
     """
-    if options.demo_dataset is None:
+    if not options.demo_ui:
         return None
     from lookback.serving.server.demo.data import DemoUsers
 
-    served = models.served.items()
-    return {name: DemoUsers(model.bundle, options.demo_dataset) for name, model in served}
+    def users_of(bundle: Bundle) -> DemoUsers:
+        if options.demo_dataset is not None:
+            return DemoUsers.of_dataset(bundle, options.demo_dataset)
+        assert store is not None  # as the options say
+        return DemoUsers.of_store(bundle, store)
+
+    return {name: users_of(model.bundle) for name, model in models.served.items()}
 
 
 async def _drained(site: Site) -> None:

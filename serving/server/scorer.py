@@ -13,14 +13,14 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from lookback.core.errors import UserError
 from lookback.serving.requests import Request, RequestError
 from lookback.serving.scores import Scores
 from lookback.serving.server.backlog import Backlog
 from lookback.serving.server.metrics import Metrics, tally
-from lookback.serving.server.models import ServedModel
+from lookback.serving.server.models import Served, ServedModel
 
 _log = logging.getLogger(__name__)
 
@@ -103,17 +103,19 @@ class Scorer:
         self._arrived.set()
         return await call.done
 
-    async def answers(self, model: ServedModel, requests: Sequence[Any]) -> list[dict[str, Any]]:
+    async def answers(self, model: Served, requests: Sequence[Any]) -> list[dict[str, Any]]:
         """What a call's requests are answered with; errors as of `score`."""
-        requests = await self._completed(model, requests)
-        scores = await self.score(model, requests)
+        own = cast(ServedModel, model)  # of this scorer's `Models`
+        requests = await self._completed(own, requests)
+        scores = await self.score(own, requests)
         for name, count in tally(requests, scores).items():
             self._metrics.counted[name].labels(model.name).inc(count)
-        return [model.answer(r, found) for r, found in zip(requests, scores, strict=True)]
+        return [own.answer(r, found) for r, found in zip(requests, scores, strict=True)]
 
-    async def probe(self, model: ServedModel) -> None:
+    async def probe(self, model: Served) -> None:
         """Has a model score something, in its turn: behind the batch that is under way."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, model.probe)
+        own = cast(ServedModel, model)
+        await asyncio.get_running_loop().run_in_executor(self._thread, own.probe)
 
     async def close(self) -> None:
         """Ends; what waits is not answered any more."""

@@ -213,7 +213,7 @@ def _batches(
     Raises:
       UserError: naming the line or row that is wrong; what was before its batch is kept.
     """
-    from lookback.serving.store.events import EventError, read_event_table, read_events
+    from lookback.serving.store.events import read_event_table, read_events
 
     head, size, name = histories.head, options.batch_events, options.events
     if name != "-" and source.peek(4)[:4] == _PARQUET:  # type: ignore[attr-defined]
@@ -226,7 +226,7 @@ def _batches(
         through = 0
         with open_parquet(name) as file:
             for batch in file.iter_batches(size):
-                with _named(EventError, lambda n: f"{name}, row {through + n + 1}"):  # noqa: B023
+                with _named(lambda n: f"{name}, row {through + n + 1}"):  # noqa: B023
                     events = read_event_table(head, pa.Table.from_batches([batch]))
                 through += batch.num_rows
                 yield through, events
@@ -239,16 +239,18 @@ def _batches(
     lines = request_lines(source, name)
     while some := list(itertools.islice(lines, size)):
         objects = [load_line(line, f"{name}, line {number}") for number, line in some]
-        with _named(EventError, lambda n: f"{name}, line {some[n][0]}"):
+        with _named(lambda n: f"{name}, line {some[n][0]}"):
             events = read_events(head, objects, items)
         yield some[-1][0], events
 
 
 @contextlib.contextmanager
-def _named(kind: Any, where: Callable[[int], str]) -> Iterator[None]:
+def _named(where: Callable[[int], str]) -> Iterator[None]:
+    from lookback.serving.requests import NumberedError
+
     try:
         yield
-    except kind as error:
+    except NumberedError as error:
         raise UserError(f"{where(error.index)}: {error.detail}") from error
 
 

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from lookback.core.errors import UserError, shown
 from lookback.formats.history_columns import TIMESTAMP
 from lookback.formats.stored_histories import EVENT_ID, USER, Head, Kind, type_of
+from lookback.serving.requests import NumberedError
 
 MOST_SECONDS = 1 << 61
 """Of a time, as of requests."""
@@ -31,18 +32,10 @@ _MOST_OF_ID = 500
 """Bytes of a user's or an event's id; LMDB's keys have 511."""
 
 
-class EventError(UserError):
-    """One of several events is not as it must be.
+class EventError(NumberedError):
+    """It is an event."""
 
-    Args:
-      index: of the event.
-      detail: what is wrong with it.
-    """
-
-    def __init__(self, index: int, detail: str) -> None:
-        super().__init__(f"events[{index}]: {detail}")
-        self.index = index
-        self.detail = detail
+    of = "events"
 
 
 class IdError(UserError):

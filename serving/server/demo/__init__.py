@@ -1,1 +1,1 @@
-"""A page to look at: users of a dataset, what a model attends to in a history, its ranking."""
+"""A page to look at: users of a dataset or a store, what a model attends to, its ranking."""

@@ -2,7 +2,7 @@
 
     GET  /demo/, /demo/page.css, /demo/page.js
     GET  /demo/models                       what can be looked at
-    GET  /demo/models/NAME/users            users of the dataset, and items to choose from
+    GET  /demo/models/NAME/users            users, and items to choose from
     GET  /demo/models/NAME/users/USER       the request of a user
     POST /demo/models/NAME/explain          a request: its answer, and what was attended to
 
@@ -90,7 +90,7 @@ class _Demo(Address):
         model = self.named(name)
         if model is None:
             return None
-        if name not in self.users:
+        if name not in self.users or not isinstance(model, ServedModel):
             self.fail(404, f"{name} has no users to look at.")
             return None
         return model, self.users[name]
@@ -104,20 +104,22 @@ class _Demo(Address):
 class _Models(_Demo):
     def get(self) -> None:
         """What can be looked at, and how its requests are made."""
-        served: Mapping[str, Any] = self.site.models.served  # of the local engine
-        self.finish({"models": [_about(served[name]) for name in self.users if name in served]})
+        found = [self.site.models.served.get(name) for name in self.users]
+        self.finish({"models": [_about(one) for one in found if isinstance(one, ServedModel)]})
 
 
 class _Users(_Demo):
     def get(self, name: str) -> None:
-        """Names of users with their numbers of events, and items to choose from."""
+        """Names of users, their ids and numbers of events, and items to choose from."""
         found = self.chosen(name)
         if found is None:
             return
         model, users = found
         item_id = model.bundle.manifest.roles["item"][0]
-        events = {u: len(r[HISTORY][item_id]) for u, r in users.requests.items()}
-        listed = [{"user": user, "events": count} for user, count in events.items()]
+        listed = [
+            {"user": u, "id": users.ids.get(u), "events": len(r[HISTORY][item_id])}
+            for u, r in users.requests.items()
+        ]
         self.write_json({"users": listed, "items": users.items})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def server(trained: Path, dataset_dir: Path) -> Iterator[Running]:
 
     models = Models()
     bundle = models.load("sim", trained).bundle
-    users = DemoUsers(bundle, dataset_dir)
+    users = DemoUsers.of_dataset(bundle, dataset_dir)
     # A user whose name and past are markup, if anybody takes them for it.
     (first, *_) = users.requests
     request = users.requests[first]
@@ -135,7 +136,8 @@ def test_the_page_needs_users_and_this_machine(trained, dataset_dir, tmp_path, c
     words = ["serve", str(trained), "--port", "0"]
     users = ["--demo_ui", "--demo_dataset", str(dataset_dir)]
     for wrong, said in (
-        ([*words, "--demo_ui"], "--demo_dataset"),
+        ([*words, "--demo_ui"], "(--demo_dataset), or of a history store (--store)"),
+        ([*words, "--demo_ui", "--store", "s", "--engine", "triton"], "no such option"),
         ([*words, *users[1:]], "--demo_ui"),
         ([*words, *users, "--host", "0.0.0.0"], "only on this machine"),
     ):
@@ -150,7 +152,7 @@ def test_only_models_over_histories_are_shown(tmp_path):
 
     other: Any = Other()
     with pytest.raises(UserError, match=r"expected a model over histories.*reads tabular"):
-        DemoUsers(other, tmp_path)
+        DemoUsers.of_dataset(other, tmp_path)
 
 
 READY = "document.querySelector('main[aria-busy=false]') !== null"
@@ -179,16 +181,18 @@ def test_in_a_browser(server, artefacts):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
-def test_with_a_store_what_happens_goes_there(trained, dataset_dir, tmp_path):
+@pytest.mark.parametrize("source", ["dataset", "store"])
+def test_with_a_store_what_happens_goes_there(source, stored, trained, dataset_dir):
     from lookback.serving.server.models import Models
 
-    store = ["--store", str(tmp_path / "store"), "--bundle", str(trained)]
-    assert PROGRAM.main(["load-histories", str(dataset_dir), *store]) == 0
+    histories = stored
     with contextlib.ExitStack() as stack:
-        histories = HistoryStore.open(str(tmp_path / "store"), writes=True)
-        stack.callback(histories.close)
         models = Models(histories)
-        users = DemoUsers(models.load("sim", trained).bundle, dataset_dir)
+        bundle = models.load("sim", trained).bundle
+        if source == "store":
+            users = DemoUsers.of_store(bundle, histories)
+        else:
+            users = DemoUsers.of_dataset(bundle, dataset_dir)
         running = Running(models, users={"sim": users})
         stack.callback(running.close)
         running.site.token = None  # as of a server of this machine alone
@@ -200,12 +204,55 @@ def test_with_a_store_what_happens_goes_there(trained, dataset_dir, tmp_path):
         before = histories.get(user)
         assert before is not None and browser.js(EVENTS) == len(before)
         assert "kept in the server's store" in browser.js(SAID)
+        assert browser.js("document.querySelectorAll('#ranking .mark').length") == 0
         first = browser.js(NAMES)[0]
         browser.js("document.querySelector('#ranking .acts button').click()")
         browser.until(f"{READY} && {EVENTS} === {len(before) + 1}")
         after = histories.get(user)
         assert after is not None and after.as_json()["history"]["item_id"][-1] == first
         assert browser.faults == []
+
+
+@pytest.fixture
+def stored(trained: Path, dataset_dir: Path, tmp_path: Path) -> Iterator[HistoryStore]:
+    store = ["--store", str(tmp_path / "store"), "--bundle", str(trained)]
+    assert PROGRAM.main(["load-histories", str(dataset_dir), *store]) == 0
+    with contextlib.closing(HistoryStore.open(str(tmp_path / "store"), writes=True)) as found:
+        yield found
+
+
+def test_users_of_a_store_need_no_dataset(stored, trained, raw):
+    from lookback.serving.server.models import Models
+
+    bundle = Models(stored).load("sim", trained).bundle
+    users = DemoUsers.of_store(bundle, stored)
+    assert list(users.requests) == sorted(stored.users())
+    for name, request in users.requests.items():
+        expected = raw.request(name, [])
+        assert users.ids[name] == request["user_id"] == name
+        # Events of one moment are in the dataset's order, so items are compared as sets.
+        assert request["history"]["timestamp"] == expected["history"]["timestamp"]
+        assert request["timestamp"] == expected["timestamp"]
+        items = request["candidates"]["item_id"]
+        assert len(items) == 8 and set(items) <= set(raw.categories)
+        assert items[0] in raw.events[raw.events["user"] == name]["item"].to_numpy()
+        assert request["candidates"]["category_id"] == [raw.categories[i] for i in items]
+    bundle.score(list(users.requests.values()))
+
+
+def test_what_a_store_cannot_show_is_said(stored, trained, tmp_path):
+    from lookback.serving.bundle import Bundle
+
+    bundle = Bundle.load(trained)
+    HistoryStore.create(str(tmp_path / "empty"), stored.head, [])
+    said = pytest.raises(UserError, match=r"no user to show.*--demo_dataset")
+    with contextlib.closing(HistoryStore.open(str(tmp_path / "empty"))) as empty, said:
+        DemoUsers.of_store(bundle, empty)
+    encoded: Any = Bundle.__new__(Bundle)
+    encoded.manifest, encoded.directory = bundle.manifest, trained
+    encoded.encoder = dataclasses.replace(bundle.encoder, catalogue=None)
+    with pytest.raises(UserError, match="knows no items to choose from"):
+        DemoUsers.of_store(encoded, stored)
 
 
 def _changes_are_seen(browser: Browser, server: Running) -> None:

@@ -150,6 +150,25 @@ def test_schemas(server, requests):
     assert server.call("GET", "/v2/models/other/schema").status == 404
 
 
+def test_schemas_read_no_vocabularies_again(server, bundle, monkeypatch):
+    from lookback.serving.layouts.histories.layout import HistoryRequestLayout
+    from lookback.serving.server.models import Served
+
+    own = server.models.served["sim"]
+    read, load = [], HistoryRequestLayout.load_encoder
+
+    def counted(*given: Any) -> Any:
+        read.append(given)
+        return load(*given)
+
+    monkeypatch.setattr(HistoryRequestLayout, "load_encoder", counted)
+    said = server.call("GET", "/v2/models/sim/schema").json
+    assert read == []
+    elsewhere = Served("sim", 1, bundle, own.digest, own.manifest, None)  # as of Triton
+    assert elsewhere.schema == elsewhere.schema == said
+    assert len(read) == 1
+
+
 def test_query(server, requests, expected, tmp_path, capsys):
     words = ["query", "sim", "--server", f"http://127.0.0.1:{server.port}"]
     path = tmp_path / "requests.jsonl"

@@ -10,7 +10,7 @@ const LISTED = 40; // events of a candidate that are listed
 
 const at = (id) => document.getElementById(id);
 const state = {
-  models: [], model: null, users: [], items: {}, user: null,
+  models: [], model: null, users: [], items: {}, user: null, id: null,
   original: null, request: null, answer: null, attention: null, before: new Map(),
   chosen: null, next: null, added: 0, stored: false, colours: new Map(), turn: 0,
 };
@@ -162,9 +162,10 @@ async function chooseModel(name) {
 
 async function chooseUser(user) {
   const request = await ask(`models/${of(state.model.name)}/users/${of(user)}`);
-  state.next = request.candidates[itemId()][0];
   state.original = request;
   state.user = user;
+  // By which the store knows the user; null where the name is but a number of the page's.
+  state.id = state.users.find((one) => one.user === user)?.id ?? null;
   at("user").value = user;
   await reset();
 }
@@ -173,8 +174,10 @@ async function reset() {
   state.request = copy(state.original);
   state.before = new Map();
   state.added = 0;
-  state.chosen = state.next;
   await readStore();
+  // A stored history has the last event, too, so what comes next is not known.
+  state.next = state.stored ? null : state.request.candidates[itemId()][0];
+  state.chosen = state.next;
   countColours();
   await score();
 }
@@ -182,10 +185,9 @@ async function reset() {
 // Where the server has a store, the history is the store's, and events go there.
 async function readStore() {
   state.stored = false;
-  const user = state.model.roles.user ? state.request[state.model.roles.user[0]] : null;
-  if (user === null || !state.model.stored) return;
+  if (state.id === null || !state.model.stored) return;
   try {
-    const { history } = await ask(`../v2/models/${of(state.model.name)}/users/${of(user)}`);
+    const { history } = await ask(`../v2/models/${of(state.model.name)}/users/${of(state.id)}`);
     for (const name of Object.keys(state.request.history)) {
       if (history[name]) state.request.history[name] = history[name];
     }
@@ -229,9 +231,8 @@ async function append(place) {
     for (const name of state.model.roles.context || []) event[name] = state.request[name];
     for (const name of state.model.roles.event || []) event[name] = null;
     if (state.stored) {
-      const user = state.request[state.model.roles.user[0]];
       const number = crypto.getRandomValues(new Uint32Array(3)).join("-");
-      const sent = { user, event_id: `demo-${number}`, timestamp: moment, ...event };
+      const sent = { user: state.id, event_id: `demo-${number}`, timestamp: moment, ...event };
       await ask(`../v2/models/${of(state.model.name)}/events`, sent);
       await readStore();
     } else {
