@@ -206,6 +206,18 @@ class Bundle:
         outputs = self._attention(**self._tensors(inputs))
         return Attention(**{name: value.numpy() for name, value in outputs.items()})
 
+    @property
+    def graph(self) -> tf.Graph:
+        """Of the SavedModel's signature."""
+        graph: tf.Graph = self._saved_model.signatures[SIGNATURE].graph
+        return graph
+
+    @property
+    def weights(self) -> Mapping[str, tf.Variable]:
+        """Of a bundle whose tables lie in files: all others, as checkpoints name them."""
+        weights: Mapping[str, tf.Variable] = self._saved_model.weights
+        return weights
+
     def _tensors(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, tf.Tensor]:
         """An encoded batch as a signature takes it, with the tables."""
         import tensorflow as tf

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,8 @@ Logits = list[Float32]
 """Of each request's candidates, in its order; of a row ``[1]``."""
 
 
-class OfflineModel(Protocol):
-    """The model as training has it."""
-
-    def __call__(self, features: Mapping[str, Any], training: bool) -> Any:
-        """Logits ``[B, C]``."""
+OfflineModel = Callable[[Mapping[str, Any]], Any]
+"""The model as training has it: from features to logits ``[B, C]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +101,7 @@ def compare(
             continue
         online = bundle.encoder.encode(batch.requests).inputs
         wrong = _of_features(bundle, batch, online, tolerance)
-        offline = np.asarray(model(dict(batch.features), training=False), np.float32)
+        offline = np.asarray(model(batch.features), np.float32)
         scored = _of_scores(batch, offline, logits_of(batch.requests), tolerance, wrong, found)
         found.requests += len(batch.requests)
         found.samples += offline.size

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -25,7 +26,9 @@ from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 from lookback.models import MODELS
 from lookback.models.config import DIENConfig, DINConfig, SIMConfig
 from lookback.serving.bundle import Bundle
+from lookback.serving.commands import PROGRAM
 from lookback.serving.export import check_export_target, export_bundle
+from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
 from lookback.serving.manifest import Manifest
 from lookback.serving.requests import RequestError
 
@@ -315,3 +318,31 @@ def test_trained_in_bf16_it_still_gives_float32(
     logit, _ = Bundle.load(tmp_path / "export").predict({n: v.numpy() for n, v in batch.items()})
     assert logit.dtype == np.float32
     np.testing.assert_allclose(logit, expected, atol=1e-6)
+
+
+def test_verify_compares_a_bundle_of_encoded_ids(
+    materialised_dir: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = MaterialisedDataset(materialised_dir, max_seq_length=12, long_seq_length=8)
+    model = MODELS["din"](dataset.schema, DINConfig(**SIZES))
+    batch, _ = next(iter(dataset.batches("test", 8, negatives=False)))
+    model({name: tf.constant(value) for name, value in batch.items()})
+    export_bundle(model, materialised_dir, tmp_path / "export")
+    words = ["verify", str(tmp_path / "export"), "--dataset_dir", str(materialised_dir)]
+    assert PROGRAM.main([*words, "--samples", "13"]) == 0
+    assert "compared 13 scores and their features, in 13 requests" in capsys.readouterr().out
+    # The newest event is lost on the way.
+    encode = HistoryRequestEncoder.encode_users
+
+    def shifted(self: Any, columns: Any) -> Any:
+        inputs = encode(self, columns)
+        return {n: np.roll(v, n.endswith("_history"), -1) for n, v in inputs.items()}
+
+    monkeypatch.setattr(HistoryRequestEncoder, "encode_users", shifted)
+    assert PROGRAM.main([*words, "--samples", "13"]) == 1
+    assert re.search(r"test uid \d +- +(item|cat)_history\[\d+\] ", capsys.readouterr().out)
+    metadata = json.loads((materialised_dir / "metadata.json").read_text())
+    metadata["cardinalities"][1]["value"] = 21
+    (materialised_dir / "metadata.json").write_text(json.dumps(metadata))
+    assert PROGRAM.main(words) == 2
+    assert "'item': 22" in capsys.readouterr().err

@@ -365,6 +365,11 @@ def test_impressions_with_labels_are_served_as_they_were_shown(
     assert "has 36 test impressions, fewer than the 37 asked for" in capsys.readouterr().err
     assert PROGRAM.main(["describe", "--export_dir", str(exported)]) == 0
     assert "of a positive label (a click), among items shown as" in capsys.readouterr().out
+    verify = ["verify", str(exported), "--dataset_dir", str(tmp_path / "dataset")]
+    assert PROGRAM.main(verify) == 0
+    # An impression is one score: nothing is drawn beside it.
+    counts = re.search(r"compared ([\d,]+) scores .* in ([\d,]+) requests", capsys.readouterr().out)
+    assert counts is not None and counts[1] == counts[2] and int(counts[1]) >= 36
 
 
 def test_a_bundle_says_what_it_reads(bundle_dir: Path, dataset: Path, capsys: Any) -> None:

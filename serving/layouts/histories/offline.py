@@ -12,7 +12,7 @@ from lookback.formats.history_columns import TIMESTAMP
 from lookback.serving.columns import CANDIDATES, HISTORY
 from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
 from lookback.serving.layouts.histories.sample import RawValues
-from lookback.serving.manifest import HistoriesManifest
+from lookback.serving.manifest import HISTORY_SUFFIX, HistoriesManifest
 from lookback.serving.skew.samples import (
     NEGATIVES,
     REQUESTS_AT_ONCE,
@@ -30,16 +30,14 @@ def offline_histories(
     Requests have all events before the target, though the model reads the newest alone, and say
     every feature of every item: what the catalogue knows may be of another time than the event.
     """
+    if manifest.ids != "raw":
+        yield from _materialised(manifest, dataset_dir, samples)
+        return
     import tensorflow as tf
 
     from lookback.dataloading.histories.resident import Histories
     from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 
-    if manifest.ids != "raw":
-        raise UserError(
-            "The bundle was exported without a workflow: it reads ids as the dataset has them and "
-            "encodes nothing, so there is nothing to compare."
-        )
     options = manifest.options
     histories = Histories.load(
         dataset_dir, verification=SIZES, chosen_features=options.get("features")
@@ -64,6 +62,54 @@ def offline_histories(
             features, _ = windows.eval_samples(split, 0, numbers, numbers, NEGATIVES)
             located = [of.numpy() for of in windows.located(split, numbers)]
             yield requests.of(split, {n: v.numpy() for n, v in features.items()}, *located)
+
+
+def _materialised(
+    manifest: HistoriesManifest, dataset_dir: Path, samples: int
+) -> Iterator[OfflineBatch]:
+    """Samples of encoded ids, which requests say as they are: histories without their padding."""
+    from lookback.dataloading.histories.materialised import MaterialisedDataset
+    from lookback.formats.features import table_rows
+
+    dataset = MaterialisedDataset(
+        dataset_dir,
+        user_features=len(manifest.user_features),
+        max_seq_length=manifest.max_seq_length,
+        long_seq_length=manifest.options["long_seq_length"],
+    )
+    if table_rows(dataset.schema) != dict(manifest.cardinalities):
+        raise UserError(
+            f"{dataset_dir} has features of {table_rows(dataset.schema)} rows, and the model those "
+            f"of {dict(manifest.cardinalities)}. Give the samples that it was trained on."
+        )
+    left = samples
+    for split in (split for split in SPLITS if split != "validation"):  # they have no such
+        for features, labels in dataset.batches(split, REQUESTS_AT_ONCE, negatives=False):
+            if left <= 0:
+                return
+            some = {name: values[:left] for name, values in features.items()}
+            requests = [_as_it_is(manifest, some, row) for row in range(min(left, len(labels)))]
+            left -= len(requests)
+            first = (*manifest.user_features, *manifest.item_features)[0]
+            item_id = manifest.item_features[0]
+            yield OfflineBatch(
+                some,
+                requests,
+                [f"{split} {first} {values}" for values in some[first].reshape(-1)],
+                [request[CANDIDATES][item_id] for request in requests],
+            )
+
+
+def _as_it_is(manifest: HistoriesManifest, features: dict[str, Any], row: int) -> dict[str, Any]:
+    """A request of encoded ids."""
+    items = manifest.item_features
+    past = {name: features[f"{name}{HISTORY_SUFFIX}"][row] for name in items}
+    exists = past[items[0]] > 0
+    return {
+        **{name: int(features[name][row]) for name in manifest.user_features},
+        HISTORY: {name: values[exists].tolist() for name, values in past.items()},
+        CANDIDATES: {name: features[name][row].tolist() for name in items},
+    }
 
 
 class _Requests:
