@@ -5,8 +5,8 @@ file that comes out holds the code for every CPU (`target_clones`), so it is mad
 environment. It lies in the environment under a name that says what it was made of: another
 TensorFlow, or another version of Lookback, finds no file instead of a wrong one.
 
-`tiles/level.cc` is compiled once for each level, with the flags of its instructions: intrinsics have
-no clones. A compiler that does not know a level's flags leaves it out.
+`tiles/level.cc` is compiled once for each level, with the flags of its instructions: intrinsics
+have no clones. A compiler that does not know a level's flags leaves it out.
 """
 
 from __future__ import annotations
@@ -88,12 +88,14 @@ def build(path: Path, compiler: str | None = None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Its name says what is in it, so nobody else's file is there.
-        with atomic_file(path, replaces=inside_ours) as temporary:
-            with tempfile.TemporaryDirectory() as folder:
-                compile_all(program, Path(folder), tf.sysconfig.get_compile_flags())
-                objects = sorted(map(str, Path(folder).glob("*.o")))
-                libraries = tf.sysconfig.get_link_flags()
-                _run([program, "-shared", *objects, "-o", str(temporary), *libraries])
+        with (
+            atomic_file(path, replaces=inside_ours) as temporary,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            compile_all(program, Path(folder), tf.sysconfig.get_compile_flags())
+            objects = sorted(map(str, Path(folder).glob("*.o")))
+            libraries = tf.sysconfig.get_link_flags()
+            _run([program, "-shared", *objects, "-o", str(temporary), *libraries])
     except OSError as error:
         raise UserError(
             f"{path.parent} cannot be written to ({error.strerror}), so our operations cannot be "

@@ -15,6 +15,9 @@ import tensorflow as tf
 
 Array = npt.NDArray[Any]
 
+GROUPS = ("target", "long", "short", "negative", "user")
+"""Whose parts there are, in the order of the operations' ids and vectors."""
+
 
 @dataclasses.dataclass
 class Case:
@@ -64,7 +67,7 @@ class Batch:
         }
         self.ids: list[Array] = []
         self.vectors: list[Array] = []
-        for group in ("target", "long", "short", "negative", "user"):
+        for group in GROUPS:
             for table in self.lists.get(group, ()):
                 shape = self.shapes[group]
                 if table < 0:
@@ -140,6 +143,16 @@ class Batch:
         else:
             yield from mlp(items + users + (units if c.model == "dien" else events), c.stage_two)
 
+    def order(self, looked_up: bool = True) -> list[str]:
+        """Of each of `ids`, or of `vectors`, whose it is."""
+        parts = [(g, table) for g in GROUPS for table in self.lists.get(g, ())]
+        return [group for group, table in parts if (table >= 0) == looked_up]
+
+    def slopes(self) -> list[Array]:
+        """PReLU's, which follow their layer's bias and are of its shape."""
+        pairs = zip(self.weights, self.weights[1:], strict=False)
+        return [w for b, w in pairs if w.size == b.size > 1 and 1 in (w.ndim, len(w))]
+
     def scoring_weights(self) -> list[Array]:
         """Those that scoring takes."""
         shapes, kept = [shape for shape, _ in self._weights(False)], []
@@ -158,14 +171,10 @@ class Batch:
             if training or group != "negative"
         }
         ids, vectors = list(self.ids), list(self.vectors)
-        if not training and "negative" in self.lists:
-            order = ("target", "long", "short", "negative", "user")
-            groups = [g for g in order for _ in self.lists.get(g, ())]
-            tables = [t for g in order for t in self.lists.get(g, ())]
-            of_ids = [g for g, t in zip(groups, tables, strict=True) if t >= 0]
-            of_vectors = [g for g, t in zip(groups, tables, strict=True) if t < 0]
-            ids = [i for i, g in zip(ids, of_ids, strict=True) if g != "negative"]
-            vectors = [v for v, g in zip(vectors, of_vectors, strict=True) if g != "negative"]
+        if not training:
+            ids = [i for i, g in zip(ids, self.order(), strict=True) if g != "negative"]
+            groups = self.order(looked_up=False)
+            vectors = [v for v, g in zip(vectors, groups, strict=True) if g != "negative"]
         given: dict[str, Any] = {
             "tables": [table.handle for table in self.tables],
             "ids": [tf.constant(i) for i in ids],
@@ -292,7 +301,7 @@ def _forward(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     c, w = batch.case, iter(weights)
     ids, given, embedded = iter(batch.ids), iter(vectors), {}
-    for group in ("target", "long", "short", "negative", "user"):
+    for group in GROUPS:
         parts = [
             tf.gather(tables[t], next(ids)) if t >= 0 else tf.identity(next(given))
             for t in batch.lists.get(group, ())
