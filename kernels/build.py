@@ -84,7 +84,7 @@ def build(path: Path, compiler: str | None = None) -> None:
     """
     import tensorflow as tf
 
-    program = _find(compiler)
+    program = find_compiler(compiler)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Its name says what is in it, so nobody else's file is there.
@@ -102,6 +102,27 @@ def build(path: Path, compiler: str | None = None) -> None:
             "built there. Run this as the owner of the environment, or go without: models then "
             "use TensorFlow's operations, more slowly."
         ) from error
+
+
+def find_compiler(compiler: str | None) -> str:
+    """The compiler's path.
+
+    Args:
+      compiler: a program; None: as `KernelOptions` says.
+
+    Raises:
+      UserError: if there is none.
+    """
+    wanted = compiler or os.environ.get("CXX")
+    for name in (wanted,) if wanted else COMPILERS:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    if wanted:
+        raise UserError(
+            f"there is no C++ compiler {wanted!r}. Name one with --compiler or CXX. {ADVICE}"
+        )
+    raise UserError(f"no C++ compiler: {', '.join(COMPILERS)} are not on PATH. {ADVICE}")
 
 
 def compile_all(program: str, folder: Path, flags: Sequence[str]) -> None:
@@ -153,20 +174,6 @@ def _run(command: list[str]) -> None:
 def _sources(*patterns: str) -> list[Path]:
     folder = Path(__file__).resolve().parent
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
-
-
-def _find(compiler: str | None) -> str:
-    """The compiler's path."""
-    wanted = compiler or os.environ.get("CXX")
-    for name in (wanted,) if wanted else COMPILERS:
-        found = shutil.which(name)
-        if found is not None:
-            return found
-    if wanted:
-        raise UserError(
-            f"there is no C++ compiler {wanted!r}. Name one with --compiler or CXX. {ADVICE}"
-        )
-    raise UserError(f"no C++ compiler: {', '.join(COMPILERS)} are not on PATH. {ADVICE}")
 
 
 def _reason(complaint: str) -> str:

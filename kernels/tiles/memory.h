@@ -56,6 +56,9 @@ class Arena {
       }
     }
     char* memory = blocks_[now_.block].memory + now_.used;
+#ifdef LOOKBACK_POISON  // of a test: what is read before it was written is not a number
+    memset(memory, 0xff, size);
+#endif
     now_.used += size;
     return memory;
   }

@@ -17,10 +17,13 @@ from lookback.kernels import loader
 
 @pytest.fixture
 def compiler(tmp_path: Path) -> Path:
-    """A program that takes a compiler's arguments: it writes them into the file to make."""
+    """A program that takes a compiler's arguments: it writes them into the file to make, and beside
+    itself; it has never heard of AMX."""
     path = tmp_path / "my compiler"
     path.write_text(
-        '#!/bin/sh\nfor word; do\n  [ "$last" != -o ] || echo "$@" > "$word"\n  last=$word\ndone\n'
+        '#!/bin/sh\ncase "$*" in *-mamx*) exit 1;; esac\n'
+        'for word; do\n  [ "$last" != -o ] || echo "$@" > "$word"\n  last=$word\ndone\n'
+        'echo "$@" >> "$0.log"\n'
     )
     path.chmod(0o755)
     return path
@@ -34,10 +37,17 @@ def test_the_compiler_gets_the_sources_and_what_tensorflow_says(
     path = tmp_path / "lib" / "ours.so"
     building.build(path, str(compiler))
     given = path.read_text().split()
-    assert any(word.endswith("kernels/dot_interaction.cc") for word in given)
+    names = [Path(word).name for word in given]
+    assert {"dot_interaction.o", "history_step_ops.o", "levels.o", "level_avx512.o"} <= set(names)
+    assert "level_amx.o" not in names  # a level whose flags are unknown is left out
     assert {"-shared", *tf.sysconfig.get_link_flags()} <= set(given)
-    assert f"-I{tf.sysconfig.get_include()}" in given
     assert [entry.name for entry in path.parent.iterdir()] == ["ours.so"]
+    calls = (tmp_path / "my compiler.log").read_text().splitlines()
+    (one,) = [call for call in calls if "/dot_interaction.cc" in call]
+    assert f"-I{tf.sysconfig.get_include()}" in one.split()
+    (level,) = [call for call in calls if "-DLOOKBACK_LEVEL=avx2 " in call]
+    assert "-mavx2" in level.split() and "/level.cc" in level
+    assert "tensorflow" not in level
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
