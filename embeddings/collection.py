@@ -91,6 +91,7 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         self.tables = tuple(tables)
         self._feature_tables = dict(feature_tables)
         self._combiners = dict(combiners or {})
+        self._bag_tables = {feature_tables[feature] for feature in self._combiners}
         self.sharding = sharding
         self._seed = int(np.random.randint(1 << 31)) if seed is None else seed
         self._dims = {table.name: table.dim for table in tables}
@@ -127,11 +128,11 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         Args:
           route: of the same inputs, by `route`.
         """
-        self._ahead = route
+        before, self._ahead = self._ahead, route
         try:
             yield
         finally:
-            self._ahead = None
+            self._ahead = before
 
     @contextlib.contextmanager
     def rows_from(self, source: RowSource) -> Iterator[None]:
@@ -141,6 +142,29 @@ class EmbeddingCollection(tf.keras.layers.Layer):
             yield
         finally:
             self._source = None
+
+    def sources(self, inputs: Mapping[str, Ids]) -> dict[str, tf.Tensor | tf.Variable]:
+        """Where an operation that reads rows itself finds those of features.
+
+        Args:
+          inputs: as of `call`.
+
+        Returns:
+          By feature name, the variable whose rows the ids number. Where there is none, or some of
+          the table's rows make bags (so that all its gradient comes from one place, in the order
+          of the inputs), what `call` gives.
+        """
+        by_id = {} if self._source is not None else self.backend.by_id
+        tables = {f: self._feature_tables[f] for f in inputs}
+        own = {f: by_id[t] for f, t in tables.items() if t in by_id and t not in self._bag_tables}
+        others = {feature: ids for feature, ids in inputs.items() if feature not in own}
+        if len(others) == len(inputs):
+            return self(inputs)
+        if others:
+            # A route of all features would bring the rows of all; here, it is ids and no more.
+            with self.ahead(None):
+                own |= self(others)
+        return own
 
     def call(self, inputs: Mapping[str, Ids]) -> dict[str, tf.Tensor | tf.RaggedTensor]:
         """Looks features up.

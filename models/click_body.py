@@ -12,6 +12,8 @@ from merlin.models.tf.core.base import Block
 from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.types import TableSpec
+from lookback.models.blocks.logit_head import LogitHead
+from lookback.models.fused import FusedModel
 
 
 class Attended(NamedTuple):
@@ -41,6 +43,7 @@ class ClickBody(Block):
       features_class: dataclass of the dataset's columns by role.
       added_losses: what `call` adds by `add_loss` in training, by name and in order; each is a
         mean over what `loss_counts` counts.
+      added_weights: of these, by name, what the mean is multiplied with, where it is not 1.
       scopes: of the model and of the body, in the names of a checkpoint's tensors; None are
         Keras', made of the classes' names.
       embeddings: the model's only tables.
@@ -49,6 +52,7 @@ class ClickBody(Block):
     config_class: ClassVar[type[Any]]
     features_class: ClassVar[type[Any]]
     added_losses: ClassVar[tuple[str, ...]] = ()
+    added_weights: ClassVar[Mapping[str, float]] = {}
     scopes: ClassVar[tuple[str | None, str | None]] = (None, None)
     _features: Any
     _config: Any
@@ -132,6 +136,19 @@ class ClickBody(Block):
           inputs: a batch.
         """
         del inputs
+        return None
+
+    def fused(self, head: LogitHead, head_weight: float) -> FusedModel | None:
+        """What operations that do a call, the head and the losses at once need to know.
+
+        Args:
+          head: on top of this body.
+          head_weight: of its cross entropy.
+
+        Returns:
+          None of a body for which there are no such operations.
+        """
+        del head, head_weight
         return None
 
     def get_config(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from merlin.schema import Schema
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.models.blocks.auxiliary import count_steps
 from lookback.models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
-from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.blocks.logit_head import LogitHead
+from lookback.models.blocks.mlp import dropout_masks, mlp_weights, prelu_mlp
 from lookback.models.click_body import Attended
 from lookback.models.click_model import ClickModel
 from lookback.models.config import DIENConfig
@@ -30,6 +31,7 @@ class DIENBody(HistoryBody):
 
     config_class = DIENConfig
     scopes = ("history_model", "dien_block")
+    fused_operation = "dien"
     _config: DIENConfig
     added_losses = ("aux_loss",)
 
@@ -78,6 +80,25 @@ class DIENBody(HistoryBody):
             self.add_loss(auxiliary)
         features = tf.concat([batch.target, final, batch.user], -1)
         return by_candidate(self._mlp, features, training)
+
+    def fused_arguments(
+        self, inputs: Mapping[str, tf.Tensor], head: LogitHead, training: bool
+    ) -> dict[str, Any]:
+        """The short sequence, and the weights of all layers."""
+        config = self._config
+        found = {
+            "short_mask": tf.transpose(self.mask(inputs)[:, self.slots[1]]),
+            "stage_two_layers": len(config.stage_two_mlp_dims),
+            "weights": [
+                *self._evolution.weights_in_order(auxiliary=training),
+                *mlp_weights(self._mlp),
+                *head.weights,
+            ],
+        }
+        if training:
+            found["auxiliary_layers"] = len(config.aux_mlp_dims)
+            found["dropout"] = dropout_masks([self._mlp], self.rows_of(inputs))
+        return found
 
     def attended(self, inputs: Mapping[str, tf.Tensor]) -> Attended:
         """The attention that lets interests evolve, over the short sequence."""

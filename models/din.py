@@ -13,7 +13,8 @@ from merlin.schema import Schema
 
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.models.blocks.attention import ActivationUnit, masked_softmax
-from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.blocks.logit_head import LogitHead
+from lookback.models.blocks.mlp import dropout_masks, mlp_weights, prelu_mlp
 from lookback.models.click_body import Attended
 from lookback.models.click_model import ClickModel
 from lookback.models.config import DINConfig
@@ -32,6 +33,7 @@ class DINBody(HistoryBody):
 
     config_class = DINConfig
     scopes = ("history_model", "din_block")
+    fused_operation = "din"
     _config: DINConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,6 +63,24 @@ class DINBody(HistoryBody):
         interest = tf.matmul(weights, batch.long)  # [B, C, E']
         features = tf.concat([batch.target, interest, batch.user], -1)
         return by_candidate(self._mlp, features, training)
+
+    def fused_arguments(
+        self, inputs: Mapping[str, tf.Tensor], head: LogitHead, training: bool
+    ) -> dict[str, Any]:
+        """All slots, and the weights of all layers."""
+        found = {
+            "long_mask": self.mask(inputs),
+            "interaction": self._config.interaction,
+            "stage_two_layers": len(self._config.stage_two_mlp_dims),
+            "weights": [
+                *([] if self._unit is None else self._unit.weights),
+                *mlp_weights(self._mlp),
+                *head.weights,
+            ],
+        }
+        if training:
+            found["dropout"] = dropout_masks([self._mlp], self.rows_of(inputs))
+        return found
 
     def attended(self, inputs: Mapping[str, tf.Tensor]) -> Attended:
         """The attention over all slots."""

@@ -11,18 +11,43 @@ from merlin.schema import Schema
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.formats.features import HistoryFeatures, history_name, negatives_name
 from lookback.formats.history_columns import ROLES, TIME_GAP, Role
+from lookback.kernels.history_step import HistoryPart
 from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.click_body import ClickBody
 from lookback.models.click_model import ClickModel, click_model
 from lookback.models.config import HistoryModelConfig
+from lookback.models.fused import FusedModel
 from lookback.models.history_inputs import bag_column, column, history, negatives, time_major
 from lookback.models.history_tables import chosen_schema, serving_schema, tables_by_feature
+
+_INT32_MAX = (1 << 31) - 1
 
 _EVENT: tuple[Role, ...] = ("item", "context", "event")
 """Whose features make an event, in their order; the time gap comes last."""
 
 _LONG, _SHORT, _NEGATIVES = _PARTS = ("/long", "/short", "/negatives")
 """What is appended to a feature's name where it is not the target's."""
+
+
+class Parts(NamedTuple):
+    """What embedded items, events and users are made of, each D wide, one after another.
+
+    A part is the name of a lookup, or the projection of numbers, in the layer's compute dtype, in
+    the shape that the lookup's vectors would have. Lists are None where `Embedded` has None.
+
+    Attributes:
+      target: of candidates ``[B, C]``.
+      long: of the events of the long sequence ``[B, L]``.
+      short: of the short one's, time-major ``[S, B]``.
+      negatives: of auxiliary negatives, likewise.
+      user: ``[B, 1]``; may be empty.
+    """
+
+    target: Sequence[str | tf.Tensor]
+    long: Sequence[str | tf.Tensor] | None
+    short: Sequence[str | tf.Tensor] | None
+    negatives: Sequence[str | tf.Tensor] | None
+    user: Sequence[str | tf.Tensor]
 
 
 class Embedded(NamedTuple):
@@ -55,10 +80,17 @@ class Embedded(NamedTuple):
 
 
 class HistoryBody(ClickBody):
-    """A network over a batch of histories; subclasses write `slots` and `call`."""
+    """A network over a batch of histories; subclasses write `slots` and `call`.
+
+    Attributes:
+      fused_operation: name of the operations that compute what `call`, a click head and the losses
+        do (`models.fused`): of this very class, which also writes `fused_arguments`, and not of
+        one that derives from it and may differ.
+    """
 
     config_class: ClassVar[type[HistoryModelConfig]] = HistoryModelConfig
     features_class = HistoryFeatures
+    fused_operation: ClassVar[str | None] = None
     _features: HistoryFeatures
     _config: HistoryModelConfig
 
@@ -104,43 +136,132 @@ class HistoryBody(ClickBody):
         """Looks a batch up, each table once; arguments and errors as of `lookups`."""
         long, short = self.slots
         ids = self.lookups(inputs)
-        numbers = self._arranged(inputs, self._features.numbers_of)
+        parts = self.parts(inputs)
         vectors = {n: tf.cast(v, self.compute_dtype) for n, v in self.embeddings(ids).items()}
 
-        def joined(part: str, *roles: Role) -> list[tf.Tensor]:
-            found = []
+        def joined(found: Sequence[str | tf.Tensor] | None) -> tf.Tensor | None:
+            if found is None:
+                return None
+            return tf.concat([vectors[p] if isinstance(p, str) else p for p in found], -1)
+
+        target = joined(parts.target)  # [B, C, E]
+        user = joined(parts.user) if parts.user else target[:, :1, :0]  # [B, 1, E_u]
+        shape = tf.concat([tf.shape(target)[:2], [user.shape[-1]]], 0)
+        mask = self.mask(inputs)  # [B, T]
+        return Embedded(
+            user=tf.broadcast_to(user, shape),  # [B, C, E_u]
+            target=target,
+            long=joined(parts.long),
+            long_mask=None if long is None else mask[:, long],
+            short=joined(parts.short),
+            short_mask=None if short is None else _steps(mask, short),
+            negatives=joined(parts.negatives),
+        )
+
+    def parts(self, inputs: Mapping[str, tf.Tensor]) -> Parts:
+        """What `embed` joins; arguments and errors as of `lookups`."""
+        long, short = self.slots
+        numbers = self._arranged(inputs, self._features.numbers_of)
+
+        def of(part: str, *roles: Role) -> list[str | tf.Tensor]:
+            found: list[str | tf.Tensor] = []
             for role in roles:
-                found += [vectors[f"{name}{part}"] for name in self._looked_up(role)]
+                found += [f"{name}{part}" for name in self._looked_up(role)]
                 if role in self._projections:
                     values = [numbers[f"{n}{part}"] for n in self._features.numbers_of(role)]
                     found.append(self._projections[role](tf.stack(values, -1)))
             return found
 
-        def events(part: str, items: str | None = None) -> tf.Tensor:
-            gaps = [vectors[f"{name}{part}"] for name in self._gap]
-            others = joined(part, "context", "event")
-            return tf.concat([*joined(items or part, "item"), *others, *gaps], -1)
+        def events(part: str) -> list[str | tf.Tensor]:
+            return [*of(part, "context", "event"), *(f"{name}{part}" for name in self._gap)]
 
-        target = tf.concat(joined("", "item"), -1)  # [B, C, E]
-        users = joined("", "user", "context")
-        user = tf.concat(users, -1) if users else target[:, :1, :0]  # [B, 1, E_u]
-        shape = tf.concat([tf.shape(target)[:2], [user.shape[-1]]], 0)
-        mask = self.mask(inputs)  # [B, T]
-        drawn = f"{self._features.item[0]}{_NEGATIVES}" in ids
-        return Embedded(
-            user=tf.broadcast_to(user, shape),  # [B, C, E_u]
-            target=target,
-            long=None if long is None else events(_LONG),
-            long_mask=None if long is None else mask[:, long],
-            short=None if short is None else events(_SHORT),
-            short_mask=None if short is None else _steps(mask, short),
-            negatives=events(_SHORT, _NEGATIVES) if drawn else None,
+        drawn = short is not None and negatives_name(self._features.item[0]) in inputs
+        of_short = None if short is None else events(_SHORT)
+        return Parts(
+            target=of("", "item"),
+            long=None if long is None else [*of(_LONG, "item"), *events(_LONG)],
+            short=None if of_short is None else [*of(_SHORT, "item"), *of_short],
+            # Against the event: all but the item is that event's, one vector for both.
+            negatives=[*of(_NEGATIVES, "item"), *of_short]
+            if drawn and of_short is not None
+            else None,
+            user=of("", "user", "context"),
         )
 
     def mask(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Which history slots hold an event: bool ``[B, T]``."""
         # Index 0 is padding in every column, and the item id is never 0 in a real event.
         return history(inputs, self._features.item[0]) > 0
+
+    def fused(self, head: LogitHead, head_weight: float) -> FusedModel | None:
+        """As `ClickBody` says, where the body names its operations."""
+        name = vars(type(self)).get("fused_operation")
+        if name is None:
+            return None
+
+        def arguments(inputs: Mapping[str, tf.Tensor], training: bool) -> dict[str, Any]:
+            parts = self._sources(inputs, training)
+            return {"parts": parts, **self.fused_arguments(inputs, head, training)}
+
+        added = {loss: self.added_weights.get(loss, 1.0) for loss in self.added_losses}
+        return FusedModel(
+            name=name,
+            width=self._config.embedding_dim,
+            dtype=self.compute_dtype,
+            loss_weights={"head_loss": head_weight, **added},
+            arguments=arguments,
+            refusal=self._by_candidate,
+        )
+
+    def fused_arguments(
+        self, inputs: Mapping[str, tf.Tensor], head: LogitHead, training: bool
+    ) -> dict[str, Any]:
+        """What the operations take of a batch and of the layers, by name, but for parts.
+
+        Args:
+          inputs: a batch.
+          head: on top of this body.
+          training: for a Step, else for a Score.
+        """
+        raise NotImplementedError
+
+    def _sources(
+        self, inputs: Mapping[str, tf.Tensor], training: bool
+    ) -> dict[str, list[HistoryPart]]:
+        """`parts`, of which an operation looks up what it can.
+
+        Arguments as of `fused_arguments`.
+        """
+        ids = self.lookups(inputs)
+        vectors = self.embeddings.sources(ids)
+        looked_up = {
+            name: HistoryPart(_as_int32(ids[name]), found)
+            if isinstance(found, tf.Variable)
+            else HistoryPart(found)
+            for name, found in vectors.items()
+        }
+        parts = self.parts(inputs)
+        places = {"target": parts.target, "long": parts.long, "short": parts.short}
+        places["user"] = parts.user
+        if parts.short is not None:
+            places["negative"] = self.auxiliary_input(parts, training)
+        found = {
+            place: [
+                looked_up[p] if isinstance(p, str) else HistoryPart(tf.cast(p, tf.float32))
+                for p in of
+            ]
+            for place, of in places.items()
+            if of is not None
+        }
+        users = [HistoryPart(tf.squeeze(of.values, 1), of.table) for of in found["user"]]  # [B]
+        return {**found, "user": users}
+
+    def _by_candidate(self, inputs: Mapping[str, tf.Tensor]) -> str:
+        """Why operations do not take a batch: the user's part must be the same for candidates."""
+        for name in self._features.of("user", "context"):
+            if name not in self._features.bags and column(inputs, name).shape[1] != 1:
+                return f"{name!r} may differ among the candidates of a row"
+        return ""
 
     def split_event(self, events: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Splits events ``[..., E']`` into items ``[..., E]`` and time gaps (None without them).
@@ -154,8 +275,12 @@ class HistoryBody(ClickBody):
         items, _, gaps = tf.split(events, [self.item_width, between, gap], axis=-1)
         return items, gaps if gap else None
 
-    def auxiliary_input(self, batch: Embedded, training: bool) -> tf.Tensor | None:
-        """The batch's auxiliary negatives in training, else None.
+    def rows_of(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """How many rows a batch has, one a candidate: int32 [], B * C."""
+        return tf.size(column(inputs, self._features.item[0]))
+
+    def auxiliary_input(self, batch: Embedded | Parts, training: bool) -> Any:
+        """The batch's auxiliary negatives, as it has them, in training, else None.
 
         Raises:
           ValueError: if they are needed and absent, rather than to train without the loss.
@@ -210,7 +335,11 @@ class HistoryBody(ClickBody):
     def _arranged(
         self, inputs: Mapping[str, tf.Tensor], names_of: Callable[[Role], Sequence[str]]
     ) -> dict[str, tf.Tensor]:
-        """Columns as `Embedded` has them, by name and part; of bags with an axis more.
+        """Columns as `Embedded` has them, by name and part, in the order of `Parts`.
+
+        So the gradient of a table that several features share has its rows in one order, and sums
+        of equal rows one set of bits, whether TensorFlow looks them up or a kernel does. Bags have
+        an axis more.
 
         Args:
           inputs: a batch.
@@ -218,28 +347,39 @@ class HistoryBody(ClickBody):
         """
         long, short = self.slots
         bags = self._features.bags
-        found: dict[str, tf.Tensor] = {}
-        for role in ROLES:
-            for name in names_of(role):
-                if role != "event":
-                    found[name] = (
-                        bag_column(inputs, name, by_candidate=role == "item")
-                        if name in bags
-                        else column(inputs, name)
-                    )
-                if role != "user":
-                    values = history(inputs, name, bag=name in bags)  # [B, T]
-                    found |= _sequences(name, values, long, short)
-                if role == "item" and short is not None and negatives_name(name) in inputs:
-                    drawn = negatives(inputs, name, bag=name in bags)  # [B, S]
-                    found[f"{name}{_NEGATIVES}"] = time_major(drawn)
-        return found
+
+        def present(*roles: Role) -> dict[str, tf.Tensor]:
+            return {
+                name: bag_column(inputs, name, by_candidate=role == "item")
+                if name in bags
+                else column(inputs, name)
+                for role in roles
+                for name in names_of(role)
+            }
+
+        found = present("item")
+        past = [name for role in _EVENT for name in names_of(role)]
+        events = {name: history(inputs, name, bag=name in bags) for name in past}  # [B, T]
+        if long is not None:
+            found |= {f"{name}{_LONG}": values[:, long] for name, values in events.items()}
+        if short is not None:
+            found |= {f"{name}{_SHORT}": _steps(values, short) for name, values in events.items()}
+        for name in names_of("item"):
+            if short is not None and negatives_name(name) in inputs:
+                drawn = negatives(inputs, name, bag=name in bags)  # [B, S]
+                found[f"{name}{_NEGATIVES}"] = time_major(drawn)
+        return found | present("user", "context")
 
     def _arranged_gaps(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The time gaps of both sequences."""
         found: dict[str, tf.Tensor] = {}
+        long, short = self.slots
         for name in self._gap:
-            found |= _sequences(name, history(inputs, name), *self.slots)
+            gaps = history(inputs, name)  # [B, T]
+            if long is not None:
+                found[f"{name}{_LONG}"] = gaps[:, long]
+            if short is not None:
+                found[f"{name}{_SHORT}"] = _steps(gaps, short)
         return found
 
     def _tables_of_lookups(self) -> dict[str, str]:
@@ -259,16 +399,11 @@ class HistoryBody(ClickBody):
         return {name: "mean" for name in names if name in known}
 
 
-def _sequences(
-    name: str, events: tf.Tensor, long: slice | None, short: slice | None
-) -> dict[str, tf.Tensor]:
-    """What of events ``[B, T, ...]`` is in the long sequence and, time-major, in the short one."""
-    found = {}
-    if long is not None:
-        found[f"{name}{_LONG}"] = events[:, long]
-    if short is not None:
-        found[f"{name}{_SHORT}"] = _steps(events, short)
-    return found
+def _as_int32(ids: tf.Tensor) -> tf.Tensor:
+    """Ids of tables that int32 can number; what it cannot hold stays beyond every table."""
+    return (
+        ids if ids.dtype == tf.int32 else tf.cast(tf.clip_by_value(ids, -1, _INT32_MAX), tf.int32)
+    )
 
 
 def _steps(values: tf.Tensor, short: slice) -> tf.Tensor:

@@ -7,7 +7,7 @@ Click-Through Rate Prediction"; seed 000 for defaults.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import tensorflow as tf
 from merlin.schema import Schema
@@ -22,7 +22,7 @@ from lookback.models.blocks.click_loss import click_cross_entropy
 from lookback.models.blocks.evolution import UNITS_PER_DIM, InterestEvolution
 from lookback.models.blocks.linear import linear
 from lookback.models.blocks.logit_head import LogitHead
-from lookback.models.blocks.mlp import prelu_mlp
+from lookback.models.blocks.mlp import dropout_masks, mlp_weights, prelu_mlp
 from lookback.models.blocks.top_k_search import latest_k_mask, mean_weights, top_k_mask
 from lookback.models.click_body import Attended
 from lookback.models.click_model import ClickModel
@@ -74,8 +74,10 @@ class SIMBody(HistoryBody):
 
     config_class = SIMConfig
     scopes = ("history_model", "sim_block")
+    fused_operation = "sim"
     _config: SIMConfig
     added_losses = ("gsu_loss", "aux_loss")
+    added_weights: ClassVar[Mapping[str, float]] = {"gsu_loss": STAGE_WEIGHT}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Creates the layers; arguments as of `ClickBody`, with a `SIMConfig`."""
@@ -161,6 +163,35 @@ class SIMBody(HistoryBody):
         found = self._find(self.embed(inputs), inputs)
         slots = slice(None, -self._config.short_seq_length)
         return Attended(slots, masked_softmax(found.exact, found.selected), found.selected)
+
+    def fused_arguments(
+        self, inputs: Mapping[str, tf.Tensor], head: LogitHead, training: bool
+    ) -> dict[str, Any]:
+        """Both sequences, categories where they are searched, and the weights of all layers."""
+        config = self._config
+        long, short = self.slots
+        mask, category = self.mask(inputs), self._category
+        none = tf.zeros([0, 0], tf.int32)
+        found = {
+            "long_mask": mask[:, long],
+            "short_mask": tf.transpose(mask[:, short]),
+            "target_category": none if category is None else column(inputs, category),
+            "long_category": none if category is None else history(inputs, category)[:, long],
+            "k": config.k,
+            "hard": category is not None,
+            "time_features": config.time_features,
+            "stage_two_layers": len(config.stage_two_mlp_dims),
+        }
+        weights = self._evolution.weights_in_order(auxiliary=training)
+        if training:
+            found |= {
+                "auxiliary_layers": len(config.aux_mlp_dims),
+                "stage_one_layers": len(config.stage_one_mlp_dims),
+                "dropout": dropout_masks([self._stage_one, self._stage_two], self.rows_of(inputs)),
+            }
+            weights += [*mlp_weights(self._stage_one), *self._stage_one_head.weights]
+        weights += [*mlp_weights(self._stage_two), *head.weights]
+        return found | {"weights": weights + ([self._gap_score] if config.time_features else [])}
 
     def _search(
         self, batch: Embedded, inputs: Mapping[str, tf.Tensor]

@@ -298,7 +298,7 @@ def _signatures(model: ClickModel, manifest: Manifest, directory: Path) -> Itera
     from lookback.kernels.loader import cpu_kernels, portable
 
     def score(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        logit = model(features, training=False)
+        logit = model.score(features)
         return {"logit": logit, "probability": tf.sigmoid(logit)}
 
     functions = {SIGNATURE: score, ATTENTION: attention_function(model, manifest)}

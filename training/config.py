@@ -289,6 +289,12 @@ class RunConfig(LearningOptions):
         needs=modes.MEASURES,
         limit=MOST_STEPS,
     )
+    kernels: Literal["auto", "none"] = option(
+        "auto",
+        scope="run mode",
+        help="Compute with our C++ operations where they are there (`lookback setup-kernels`); "
+        "none: with TensorFlow's alone, to compare",
+    )
     inter_op_parallelism: int | None = option(
         None,
         scope="run mode",

@@ -133,6 +133,10 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Fin
         world = start_world(prefetch_ids=run.prefetch_ids)
         with world.together():
             set_up_tensorflow(run, world)
+            if run.kernels == "none":
+                from lookback.kernels.loader import portable
+
+                stack.enter_context(portable())
             finished = run_on(world, run, data, options, exporter, began)
     return finished
 
@@ -244,7 +248,7 @@ def run_on(
         world=world,
     )
     if run.dry_run:
-        for line in (*said, *notes, *trainer.started):
+        for line in (*said, *notes, *trainer.said):
             print(line)
         return rehearsed(trainer, results_dir, began, world)
     logger = make_logger(run, results_dir, trainer, source, world)
@@ -255,7 +259,7 @@ def run_on(
         log.options({**given, "seed": run.seed})
         loaded = "" if checkpoint is None else f"loaded {checkpoint.path} ({trainer.position})"
         placed = f"{world.size} processes\n{plan}" if plan else ""
-        for line in filter(None, (*said, *notes, placed, loaded, *trainer.started)):
+        for line in filter(None, (*said, *notes, placed, loaded, *trainer.said)):
             log.message(line)
         outcome = execute(trainer, run, data, options, log, world)
         log.summary(outcome.summary, outcome.warnings)

@@ -225,24 +225,35 @@ class Steps:
         """
         features, labels = batch
         variables = self._needed_optimizer().variables_to_differentiate
+        fused = self._contract.fused
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            logits = self._model(features, targets=labels, training=True)
-            losses = [self._head_loss(labels, logits), *self._model.losses]
-            names = self._contract.loss_names
-            if len(losses) != len(names):
-                raise ValueError(
-                    f"The model declares losses {list(names)}, but a training call gave the head's "
-                    f"and {len(losses) - 1} added ones. Name in `added_losses` what it adds."
-                )
-            weights = [tf.math.divide_no_nan(counts[name], totals[name]) for name in names]
-            shares = {
-                name: weight * tf.cast(loss, tf.float32)
-                for name, weight, loss in zip(names, weights, losses)
-            }
-            total = tf.add_n(list(shares.values()))
+            if fused is not None and fused.takes(features):
+                shares, total = fused.shares(features, labels, totals)
+            else:
+                shares = self._shares(batch, counts, totals)
+                total = tf.add_n(list(shares.values()))
             scaled = total if self._loss_scale is None else self._loss_scale.scaled(total)
         return shares, tape.gradient(scaled, variables)
+
+    def _shares(
+        self, batch: Batch, counts: Mapping[str, tf.Tensor], totals: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        """Shares of the losses as the model's layers compute them; arguments of `_gradients`."""
+        features, labels = batch
+        logits = self._model(features, targets=labels, training=True)
+        losses = [self._head_loss(labels, logits), *self._model.losses]
+        names = self._contract.loss_names
+        if len(losses) != len(names):
+            raise ValueError(
+                f"The model declares losses {list(names)}, but a training call gave the head's "
+                f"and {len(losses) - 1} added ones. Name in `added_losses` what it adds."
+            )
+        weights = [tf.math.divide_no_nan(counts[name], totals[name]) for name in names]
+        return {
+            name: weight * tf.cast(loss, tf.float32)
+            for name, weight, loss in zip(names, weights, losses)
+        }
 
     def _unscaled(self, gradients: Gradients) -> Gradients:
         return gradients if self._loss_scale is None else self._loss_scale.unscaled(gradients)

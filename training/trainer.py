@@ -161,6 +161,12 @@ class Trainer:
         if checkpoint is not None:
             self._restore(checkpoint)
 
+    @property
+    def said(self) -> list[str]:
+        """What there is to tell before the first step, in lines."""
+        fused = contract_of(self._model).fused_said
+        return [*self.started, *([fused] if fused else [])]
+
     def train(self, log: RunLogger) -> Outcome:
         """Trains to the configured number of epochs, evaluating and saving on the way.
 

@@ -81,6 +81,14 @@ class Backend(abc.ABC):
         return self.joins if self._sharding.joint is None else self._sharding.joint
 
     @property
+    def by_id(self) -> Mapping[str, tf.Variable]:
+        """Variables whose rows are those of a table, as they are numbered, by table name.
+
+        An operation may read these itself. Of other tables `fetch` alone brings rows.
+        """
+        return {}
+
+    @property
     @abc.abstractmethod
     def held(self) -> Sequence[Held]:
         """Where in `variables` each part lies that this process holds."""

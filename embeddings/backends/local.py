@@ -23,6 +23,11 @@ class LocalBackend(Backend):
     """
 
     @property
+    def by_id(self) -> Mapping[str, tf.Variable]:
+        """All tables, if each is a variable."""
+        return {} if self.joint else self._variables
+
+    @property
     def held(self) -> Sequence[Held]:
         """All tables, each a variable of its own name, or those of one width one after another."""
         parts, taken = [], dict[str, int]()

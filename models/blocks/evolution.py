@@ -87,6 +87,16 @@ class InterestEvolution(tf.keras.layers.Layer):
         scores = self._attention((items, states))  # [S, C, B]
         return states, masked_softmax(scores, tf.expand_dims(mask, 1), axis=0)
 
+    def weights_in_order(self, auxiliary: bool) -> list[tf.Variable]:
+        """The weights, layer after layer, as they come into play.
+
+        Args:
+          auxiliary: with those of the auxiliary net, which are the last.
+        """
+        layers = [self._extractor, self._evolution, self._project, self._slope, self._attention]
+        layers += [self._auxiliary] if auxiliary else []
+        return [weight for layer in layers for weight in layer.weights]
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {

@@ -32,6 +32,9 @@ EACH = pytest.mark.parametrize(
 # One model where a rank has nothing and another one row; those with more losses on fewer.
 MODELS_AND_RANKS = [("din", 4), ("dien", 2), ("sim", 3)]
 
+# The layers alone take a width that is no multiple of 16.
+BY = pytest.mark.parametrize("dim", [3, 16], ids=["layers", "operation"])
+
 pytestmark = pytest.mark.usefixtures("eagerly")
 
 
@@ -141,14 +144,15 @@ def by_hand(model, batch):
     return {**found, "total_loss": float(total)}, gradients
 
 
+@BY
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "ranks"), MODELS_AND_RANKS)
 def test_shares_add_up_to_the_losses_and_gradients_of_the_batch(
-    make, make_batch, in_ranks, name, ranks
+    make, make_batch, in_ranks, name, ranks, dim
 ):
     """Ranks' means differ in what they are means of: rows, and steps of the auxiliary loss."""
     batch = make_batch(LENGTHS)
-    *models, whole = make(name, ranks + 1)
+    *models, whole = make(name, ranks + 1, embedding_dim=dim)
     losses, gradients = by_hand(whole, batch)
 
     def work(world):
@@ -305,13 +309,16 @@ def source_feeds(source):
     return (source.train_batch(number) for number in source.train_feeds())
 
 
+@BY
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "eager"), [("din", False), ("sim", True)])
-def test_ids_that_travel_ahead_and_batches_in_parts_change_nothing(make, make_batch, name, eager):
+def test_ids_that_travel_ahead_and_batches_in_parts_change_nothing(
+    make, make_batch, name, eager, dim
+):
     """Without and with losses beside the head's; in one test, as each way is traced for seconds."""
     tf.config.run_functions_eagerly(eager)
     batches = [make_batch(LENGTHS, seed=seed) for seed in range(4)]
-    plain, ahead, cut = make(name, 3)
+    plain, ahead, cut = make(name, 3, embedding_dim=dim)
     feeds, losses, weights = trained(plain, batches)
     ahead_feeds, ahead_losses, ahead_weights = trained(ahead, batches, prefetch_ids=True)
     assert len(feeds) == len(ahead_feeds) == 4
@@ -345,15 +352,16 @@ def test_of_few_batches_too(make, make_batch, count, how):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@BY
 @pytest.mark.parametrize("name", ["sim"])  # all kinds of losses
 def test_in_parts_the_result_has_the_same_bits_on_any_number_of_ranks(
-    make, make_batch, in_ranks, name
+    make, make_batch, in_ranks, name, dim
 ):
     """Four parts in turn, on 1 or 2 ranks; tables are the backend's, see tests/distributed."""
     batch = make_batch(LENGTHS[:12])  # 3 histories a part
     found = []
     for ranks in (1, 2):
-        models = make(name, ranks)
+        models = make(name, ranks, embedding_dim=dim)
 
         def work(world, ranks=ranks, models=models):
             share = 12 // ranks
