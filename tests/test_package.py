@@ -23,9 +23,8 @@ from tests.test_architecture import DOORS, FLOORS
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DATA = {
-    "kernels/cpu.h",
-    "kernels/dot_interaction.cc",
-    "kernels/top_k_attention.cc",
+    *(f"kernels/{path.relative_to(ROOT / 'kernels')}" for path in (ROOT / "kernels").rglob("*.h")),
+    *(f"kernels/{path.relative_to(ROOT / 'kernels')}" for path in (ROOT / "kernels").rglob("*.cc")),
     "training/parallel/start_rank.sh",
     "workflows/log/schema.json",
     *(f"serving/server/demo/page/{n}" for n in ("index.html", "page.css", "page.js", "icon.svg")),
