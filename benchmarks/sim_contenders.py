@@ -171,7 +171,7 @@ class Contenders:
           candidates: 2 scores a positive and its negative with one history, as the data has them;
             1 gives each row a history of its own, as a server sees requests of one candidate.
         """
-        score = tf.function(lambda features: self.ours(features, training=False), autograph=False)
+        score = tf.function(self.ours.score, autograph=False)
         if candidates == 1:
             # A candidate [B] is [B, 1] to our model.
             batches = [(_without_negatives(f), labels) for f, labels in self._rows]

@@ -12,8 +12,11 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
+from lookback.dataloading.histories.resident import Histories
+from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 from lookback.kernels import loader
 from lookback.kernels.dot_interaction import dot_interaction
+from lookback.models import MODELS
 from lookback.serving.bundle import Bundle
 from lookback.serving.export import export_bundle
 from lookback.serving.kernel_graph import KERNEL_GRAPH, scoring_of, write_kernel_graph
@@ -175,6 +178,33 @@ def test_a_bundle_of_sim_searches_with_our_operation(
         portable = Bundle.load(sim_bundle)
     for ours, theirs in zip(found, portable.predict(inputs), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(loader.history_kernels() is None, reason="a CPU without AVX2")
+@pytest.mark.parametrize("table_dtype", [None, "fp32"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sim", {"k": 3, "gsu": "hard"}), ("din", {"time_features": True}), ("dien", {})],
+)
+def test_a_bundle_of_histories_scores_with_one_operation(
+    dataset_dir: Path, tmp_path: Path, name: str, options: dict[str, Any], table_dtype: str | None
+) -> None:
+    """Tables are read by their handles, or their rows come from files."""
+    histories = Histories.load(dataset_dir)
+    sizes = {"max_seq_length": 12, "long_seq_length": 8, "embedding_dim": 16}
+    config = MODELS[name].config_class(**sizes, **options)
+    model = MODELS[name](histories.schema, config)
+    windows = WindowConfig(12, 8, time_features=config.time_features)
+    batch, _ = WindowBuilder(histories, windows).eval_batch("test", 0, 0, 60, 4)
+    with loader.portable():
+        expected = model(batch)
+    export_bundle(model, dataset_dir, tmp_path / "export", table_dtype=table_dtype)
+    bundle = Bundle.load(tmp_path / "export")
+    assert f"Lookback{name.capitalize()}Score" in operations(bundle._scoring)
+    inputs = {feature: values.numpy() for feature, values in batch.items()}
+    np.testing.assert_allclose(bundle.predict(inputs)[0], expected, rtol=1e-5, atol=1e-5)
+    portable = tf.saved_model.load(str(tmp_path / "export" / "model"))
+    assert not any(o.startswith("Lookback") for o in operations(portable.signatures[SIGNATURE]))
 
 
 @pytest.mark.parametrize("table_dtype", [None, "fp32"])
