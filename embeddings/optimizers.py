@@ -1,13 +1,14 @@
 """Optimizers of embedding tables: all but one touch only the rows of the step.
 
-Each is a pure update of the step's unique rows; `FullAdam` alone updates all rows, as dense
-optimizers do. State is one value a weight or one a row, and travels with the rows when a table is
-sharded. Sources: Adam (Kingma & Ba 2015, algorithm 1), updated lazily as TensorFlow Addons'
-LazyAdam: a row's moments decay only in steps that use it; Adagrad (Duchi et al. 2011); its
+Each is a pure update of the step's unique rows, and an operation of ours that does the same in one
+pass over them, where there is one (`kernels/sparse_update.cc`); `FullAdam` alone updates all rows,
+as dense optimizers do. State is one value a weight or one a row, and travels with the rows when a
+table is sharded. Sources: Adam (Kingma & Ba 2015, algorithm 1), updated lazily as TensorFlow
+Addons' LazyAdam: a row's moments decay only in steps that use it; Adagrad (Duchi et al. 2011); its
 row-wise form (Gupta, Bengio & Weston 2014, "Training highly multiclass classifiers"; FBGEMM's
-`EXACT_ROWWISE_ADAGRAD`, with which DLRM trains); heavy-ball momentum (Polyak 1964), lazy as
-Adam's; FTRL-Proximal (McMahan et al. 2013, algorithm 1). Defaults are Keras', whose dense
-optimizers these equal when every row is used in every step.
+`EXACT_ROWWISE_ADAGRAD`, with which DLRM trains); heavy-ball momentum (Polyak 1964), lazy as Adam's;
+FTRL-Proximal (McMahan et al. 2013, algorithm 1). Defaults are Keras', whose dense optimizers these
+equal when every row is used in every step.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tensorflow as tf
 
 from lookback.core.errors import UserError
 from lookback.embeddings.duplicates import sum_duplicates
+from lookback.kernels.loader import cpu_kernels
 
 _LARGEST_FUSED = (1 << 31) - 1  # weights: TensorFlow's kernels number them with int32
 
@@ -95,12 +97,15 @@ class TableOptimizer(tf.Module, abc.ABC):
         ``row -= learning_rate * weight_decay * row`` before the update. 0 is none.
 
     Attributes:
+      operation: ours that does `apply` for one table: it takes table and slots by handle, the
+        gradient, what an update is multiplied by, and the share by which weights decay. None: none.
       slot_kinds: the state by name, one value for each "weight" or for each "row".
       every_row: whether rows that no gradient names change as well, so that a step without
         gradient is a step, too.
       slots: variables ``[rows, D]`` or ``[rows, 1]`` by table name, then by slot.
     """
 
+    operation: ClassVar[str | None] = None
     slot_kinds: ClassVar[Mapping[str, Literal["weight", "row"]]] = {}
     every_row: ClassVar[bool] = False
 
@@ -142,12 +147,25 @@ class TableOptimizer(tf.Module, abc.ABC):
           tables: variables ``[rows, D]`` by table name.
           step: float scalar, the number of this update, from 1.
         """
+        kernels = None if self.operation is None else cpu_kernels()
+        decay = self._learning_rate * self._weight_decay
         for name, gradient in gradients.items():
             table, slots = tables[name], self.slots[name]
+            if kernels is not None:
+                getattr(kernels, self.operation)(
+                    table=table.handle,
+                    **{slot: variable.handle for slot, variable in slots.items()},
+                    indices=gradient.indices,
+                    values=gradient.values,
+                    rate=self._rate(step),
+                    decay=decay,
+                    **self._constants(),
+                )
+                continue
             rows, values = sum_duplicates(gradient, table.shape[0])
             weights = tf.gather(table, rows)
             if self._weight_decay:
-                weights -= self._learning_rate * self._weight_decay * weights
+                weights -= decay * weights
             state = {slot: tf.gather(variable, rows) for slot, variable in slots.items()}
             weights, state = self._update(weights, values, state, step)
             table.scatter_update(tf.IndexedSlices(weights, rows))
@@ -157,6 +175,15 @@ class TableOptimizer(tf.Module, abc.ABC):
     def _initial_value(self, slot: str) -> float:
         del slot
         return 0.0
+
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        """What an update is multiplied by."""
+        del step
+        return self._learning_rate
+
+    def _constants(self) -> dict[str, float]:
+        """The operation's, by name."""
+        return {}
 
     @abc.abstractmethod
     def _update(
@@ -171,6 +198,8 @@ class TableOptimizer(tf.Module, abc.ABC):
 
 class SGD(TableOptimizer):
     """``w -= lr * g``."""
+
+    operation: ClassVar = "lookback_sparse_sgd"
 
     def _update(
         self,
@@ -191,6 +220,7 @@ class Momentum(TableOptimizer):
         2013).
     """
 
+    operation: ClassVar = "lookback_sparse_momentum"
     slot_kinds: ClassVar = {"velocity": "weight"}
 
     def __init__(
@@ -198,6 +228,9 @@ class Momentum(TableOptimizer):
     ) -> None:
         super().__init__(learning_rate, weight_decay)
         self._momentum = momentum
+
+    def _constants(self) -> dict[str, float]:
+        return {"momentum": self._momentum}
 
     def _update(
         self,
@@ -219,6 +252,7 @@ class Adagrad(TableOptimizer):
       epsilon: TensorFlow's default.
     """
 
+    operation: ClassVar = "lookback_sparse_adagrad"
     slot_kinds: ClassVar = {"accumulator": "weight"}
 
     def __init__(
@@ -235,6 +269,9 @@ class Adagrad(TableOptimizer):
     def _initial_value(self, slot: str) -> float:
         del slot
         return self._initial_accumulator
+
+    def _constants(self) -> dict[str, float]:
+        return {"epsilon": self._epsilon}
 
     def _update(
         self,
@@ -261,6 +298,7 @@ class RowwiseAdagrad(Adagrad):
     those of the whole table.
     """
 
+    operation: ClassVar = "lookback_sparse_rowwise_adagrad"
     slot_kinds: ClassVar = {"accumulator": "row"}
 
     def _squared(self, gradient: tf.Tensor) -> tf.Tensor:
@@ -280,6 +318,7 @@ class LazyAdam(TableOptimizer):
       epsilon: the paper's "epsilon hat", as Keras' and with its default.
     """
 
+    operation: ClassVar = "lookback_sparse_adam"
     slot_kinds: ClassVar = {"m": "weight", "v": "weight"}
 
     def __init__(
@@ -293,6 +332,9 @@ class LazyAdam(TableOptimizer):
         super().__init__(learning_rate, weight_decay)
         self._beta_1, self._beta_2, self._epsilon = beta_1, beta_2, epsilon
 
+    def _constants(self) -> dict[str, float]:
+        return {"beta_1": self._beta_1, "beta_2": self._beta_2, "epsilon": self._epsilon}
+
     def _update(
         self,
         weights: tf.Tensor,
@@ -305,9 +347,12 @@ class LazyAdam(TableOptimizer):
         beta_1, beta_2 = tf.constant(self._beta_1), tf.constant(self._beta_2)
         m = beta_1 * state["m"] + (1 - beta_1) * gradient
         v = beta_2 * state["v"] + (1 - beta_2) * tf.square(gradient)
-        correction = tf.sqrt(1 - tf.pow(self._beta_2, step)) / (1 - tf.pow(self._beta_1, step))
-        weights -= self._learning_rate * correction * m / (tf.sqrt(v) + self._epsilon)
+        weights -= self._rate(step) * m / (tf.sqrt(v) + self._epsilon)
         return weights, {"m": m, "v": v}
+
+    def _rate(self, step: tf.Tensor) -> tf.Tensor:
+        correction = tf.sqrt(1 - tf.pow(self._beta_2, step)) / (1 - tf.pow(self._beta_1, step))
+        return self._learning_rate * correction
 
 
 class FullAdam(LazyAdam):
@@ -395,6 +440,7 @@ class FTRL(TableOptimizer):
       beta: of the learning rate's denominator; Keras' default (the paper suggests 1).
     """
 
+    operation: ClassVar = "lookback_sparse_ftrl"
     slot_kinds: ClassVar = {"accumulator": "weight", "linear": "weight"}
 
     def __init__(
@@ -423,6 +469,9 @@ class FTRL(TableOptimizer):
 
     def _initial_value(self, slot: str) -> float:
         return self._initial_accumulator if slot == "accumulator" else 0.0
+
+    def _constants(self) -> dict[str, float]:
+        return {"power": self._power, "l1": self._l1, "l2": self._l2, "beta": self._beta}
 
     def _update(
         self,

@@ -136,7 +136,7 @@ def compile_all(program: str, folder: Path, flags: Sequence[str]) -> None:
     Raises:
       UserError: naming TensorFlow's version and the compiler's reason, if one fails.
     """
-    common = [program, "-O3", "-fPIC"]
+    common = [program, "-O3", "-fno-math-errno", "-fPIC"]
     commands = []
     for source in _sources("*.cc"):
         output = folder / f"{source.stem}.o"

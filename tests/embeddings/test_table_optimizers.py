@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,10 +21,20 @@ from lookback.embeddings.optimizers import (
     without_rows,
 )
 from lookback.embeddings.types import OPTIMIZER_STATE
+from lookback.kernels import loader
 
 ROWS, D, LR = 7, 3, 0.1
 STEPS = [[1, 4, 1, 1, 6], [4], [], [0, 1, 2, 2, 0], [6, 6]]
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True, params=["tensorflow", "kernels"])
+def _way(request):
+    """Each test by TensorFlow's operations, and by ours where they have been built."""
+    if request.param == "kernels" and loader.cpu_kernels() is None:
+        pytest.skip("a GPU, or an environment that setup.sh did not make")
+    with contextlib.nullcontext() if request.param == "kernels" else loader.portable():
+        yield
 
 
 def slices(indices, values, dtype=tf.int64):
