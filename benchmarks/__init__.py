@@ -15,6 +15,8 @@ BENCHMARKS = {
     "accuracy": "lookback.benchmarks.accuracy",
     "cold_start": "lookback.benchmarks.cold_start",
     "criteo_workflow": "lookback.benchmarks.criteo_workflow",
+    "dien_train": "lookback.benchmarks.dien_train",
+    "din_train": "lookback.benchmarks.din_train",
     "dlrm_accuracy": "lookback.benchmarks.dlrm_accuracy",
     "dlrm_inference": "lookback.benchmarks.dlrm_inference",
     "dlrm_train": "lookback.benchmarks.dlrm_train",

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: _run(words))
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: python -m benchmarks NAME [--quick] [options]\n")
         print("Prints a table, then one JSON line: machine, config, every figure, the ratios.\n")
@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> None:
         for name in BENCHMARKS:
             print(f"  {name:<{width}}  {question(name)}")
         print("\npython -m benchmarks NAME --help lists a benchmark's options.")
-        return
+        return 0
     name = arguments[0]
     if name not in BENCHMARKS:
         names = ", ".join(BENCHMARKS)
@@ -76,6 +76,7 @@ def _run(arguments: list[str]) -> None:
     report = module.run(args)
     machine = {**machine_info(), "load_1min_before": load}
     print_report(name, report, machine, seconds=time.monotonic() - start)
+    return 1 if report.failures else 0
 
 
 if __name__ == "__main__":

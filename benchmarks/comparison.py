@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from lookback.benchmarks.harness import BenchmarkReport, Timing, gemm_peak, interleave
 from lookback.benchmarks.options import batch_sizes, turns
-from lookback.dataloading.sources import BatchSource
+from lookback.dataloading.sources import Batch, BatchSource
 from lookback.training.optimizers import Optimizer
 from lookback.training.precision import LossScale, amp_policy
 from lookback.training.steps import Steps
@@ -30,9 +30,10 @@ def compare(
     labels: Mapping[str, str],
     reference: str,
     contenders: Callable[[int], AbstractContextManager[Mapping[str, Contender]]],
-    flops: float,
+    flops: float | Mapping[str, float],
     config: Mapping[str, Any],
     notes: Sequence[str],
+    rivals: Mapping[str, Sequence[str]] = {},
 ) -> BenchmarkReport:
     """Times contenders at each batch size and sets ours against the others.
 
@@ -43,11 +44,15 @@ def compare(
         "amp" is measured by the peak of bf16.
       reference: key of the contender that the table compares with, if it takes part.
       contenders: gives those of a batch size, by key, for as long as it is entered.
-      flops: floating point operations of a sample, products of matrices only.
+      flops: floating point operations of a sample, products of matrices only: of all alike, or by
+        key of those whose fraction of the machine's peak is to be told.
       config: what was measured, beside --quick.
       notes: lines for below the table.
+      rivals: by key of a contender, others' software that does its work on the same histories; the
+        table compares with the fastest of it.
     """
     peaks = {"float32": gemm_peak(), "bfloat16": gemm_peak("bfloat16")}
+    needed = flops if isinstance(flops, Mapping) else dict.fromkeys(labels, flops)
     rows: list[tuple[object, ...]] = []
     figures: dict[str, Any] = {"flops_per_sample": flops}
     figures |= {f"gemm_peak_flops_per_s_{dtype}": peak for dtype, peak in peaks.items()}
@@ -55,27 +60,38 @@ def compare(
     for size in batch_sizes(args):
         with contenders(size) as functions:
             timings = interleave(functions, **turns(args))
+        ratios |= _ratios(timings, size)
         for name, found in timings.items():
-            peak = peaks["bfloat16" if name.endswith("amp") else "float32"]
-            fraction = found.median * flops / peak
             figures[f"{name}_samples_per_s_{size}"] = found.as_dict()
-            figures[f"{name}_fraction_of_gemm_peak_{size}"] = fraction
+            fraction = ""
+            if name in needed:
+                peak = peaks["bfloat16" if name.endswith("amp") else "float32"]
+                share = figures[f"{name}_fraction_of_gemm_peak_{size}"] = (
+                    found.median * needed[name] / peak
+                )
+                fraction = f"{share:.0%}"
             speeds = (round(found.median), round(found.lowest), round(found.highest))
             over = f"{found.over(timings[reference]):.2f} x" if reference in timings else ""
-            rows.append((size, labels[name], *speeds, f"{fraction:.0%}", over))
-        ratios |= _ratios(timings, size)
+            cells = [size, labels[name], *speeds, fraction, over]
+            if rivals:
+                best = _best(timings, rivals.get(name, ()))
+                if best is not None:
+                    ratios[f"{name}_over_best_peer_{size}"] = found.over(best)
+                cells.append("" if best is None else f"{found.over(best):.2f} x")
+            rows.append(tuple(cells))
     return BenchmarkReport(
         title=title,
         columns=(
             *("batch", "model", "samples/s", "lowest", "highest"),
-            *("of GEMM peak", f"over {labels[reference]}"),
+            *("of GEMM peak", f"over {labels[reference].partition(',')[0]}"),
+            *(["over best peer"] if rivals else []),
         ),
         rows=rows,
         config={**config, "quick": args.quick},
         figures=figures,
         ratios=ratios,
         notes=[
-            f"{flops / 1e6:.2f} MFLOP a sample, products of matrices only. GEMM peak "
+            f"{_shown(flops)} MFLOP a sample, products of matrices only. GEMM peak "
             f"{peaks['float32'] / 1e9:,.0f} GFLOP/s, bf16 {peaks['bfloat16'] / 1e9:,.0f} (for "
             "--amp).",
             *notes,
@@ -118,6 +134,44 @@ def train_step(
     return work
 
 
+def prepared(batches: Sequence[Batch]) -> BatchSource:
+    """A source of batches that are in memory already: a feed is a batch."""
+    return _Prepared(batches)
+
+
+class _Prepared(BatchSource):
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+
+    def train_steps(self) -> int:
+        return len(self._batches)
+
+    def train_feeds(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        del epoch
+        yield from self._batches[first_step:]
+
+    def parts_of(self, feed: Batch) -> Sequence[Batch]:
+        return [feed]
+
+    def eval_steps(self, split: str) -> int:
+        del split
+        return len(self._batches)
+
+    def eval_feeds(self, split: str) -> Iterator[Batch]:
+        del split
+        yield from self._batches
+
+    def train_batch(self, feed: Batch) -> Batch:
+        return feed
+
+    def eval_batch(self, split: str, feed: Batch) -> Batch:
+        del split
+        return feed
+
+    def describe(self, feed: Batch) -> dict[str, list[Any]]:
+        return {"label": feed[1].numpy().ravel().tolist()}
+
+
 def endless_feeds(source: BatchSource) -> Iterator[Any]:
     """Feeds of one epoch after another."""
     for epoch in itertools.count():
@@ -133,3 +187,14 @@ def _ratios(timings: Mapping[str, Timing], size: int) -> dict[str, float]:
         for other in timings
         if other not in mine
     }
+
+
+def _best(timings: Mapping[str, Timing], names: Sequence[str]) -> Timing | None:
+    """The fastest of some contenders, as far as they took part."""
+    found = [timings[name] for name in names if name in timings]
+    return max(found, key=lambda timing: timing.median, default=None)
+
+
+def _shown(flops: float | Mapping[str, float]) -> str:
+    values = sorted(set(flops.values())) if isinstance(flops, Mapping) else [flops]
+    return ", ".join(f"{value / 1e6:.2f}" for value in values)

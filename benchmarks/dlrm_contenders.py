@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from lookback.benchmarks import comparison
 from lookback.benchmarks.baselines.dlrm import PlainDLRM
-from lookback.benchmarks.comparison import Contender, precision, train_step
+from lookback.benchmarks.comparison import Contender, precision, prepared, train_step
+from lookback.benchmarks.costs import tabular_flops
 from lookback.benchmarks.harness import BenchmarkReport
 from lookback.benchmarks.peers.client import contender, missing
-from lookback.dataloading.sources import Batch, BatchSource
+from lookback.dataloading.sources import Batch
 from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.tabular_schema import tabular_schema
-from lookback.models import dlrm
+from lookback.models import MODELS
 from lookback.models.click_model import ClickModel
-from lookback.models.tabular_config import DLRMConfig
+from lookback.models.tabular_config import DCNv2Config, DLRMConfig
 from lookback.training.optimizers import Optimizer
 
 LEARNING_RATE = 0.01  # the labels are random: a rate at which nothing diverges
@@ -62,7 +62,7 @@ def compare(
             ours = Contenders(config, batch_size=batch, **sizes)
             yield {**choose(ours), **({"torch": peer} if peer else {})}
 
-    forward = flops_per_sample(config, args.tables, args.numerical)
+    forward = tabular_flops(config, args.tables, args.numerical)
     return comparison.compare(
         args,
         title=f"{title}: {args.tables} tables of {args.table_rows:,} x {config.embedding_dim}",
@@ -78,27 +78,16 @@ def compare(
     )
 
 
-def flops_per_sample(config: DLRMConfig, tables: int, numerical: int) -> float:
-    """Floating point operations of one row's forward pass, products of matrices only.
-
-    Args:
-      config: of the model, with the dot interaction.
-      tables: M.
-      numerical: N.
-    """
-    vectors = tables + 1
-    pairs = vectors * (vectors - 1) // 2
-    bottom = (numerical, *config.bottom_mlp_sizes)
-    top = (config.bottom_mlp_sizes[-1] + pairs, *config.top_mlp_sizes)
-    layers = sum(a * b for sizes in (bottom, top) for a, b in itertools.pairwise(sizes))
-    return 2.0 * (layers + pairs * config.embedding_dim)
-
-
 class Contenders:
     """Ours and the plain model over the same batches."""
 
     def __init__(
-        self, config: DLRMConfig, tables: int, table_rows: int, numerical: int, batch_size: int
+        self,
+        config: DLRMConfig | DCNv2Config,
+        tables: int,
+        table_rows: int,
+        numerical: int,
+        batch_size: int,
     ) -> None:
         """Makes batches of `batch_size` rows: uniform ids, numbers and labels."""
         self._config = config
@@ -118,13 +107,20 @@ class Contenders:
             for _ in range(_BATCHES)
         ]
 
-    def train_ours(self, *, amp: bool = False) -> Contender:
+    def distinct_rows(self) -> float:
+        """Rows of tables that the first batch updates, a sample."""
+        ids = self.batches[0][0][CATEGORICAL].numpy()
+        return sum(len(np.unique(column)) for column in ids.T) / len(ids)
+
+    def train_ours(self, *, amp: bool = False, optimizer: str = "sgd") -> Contender:
         """Our training step."""
         with precision(amp):
             model = self._ours()
-            optimizer = Optimizer("sgd", LEARNING_RATE, 0.0, model)
             return train_step(
-                model, optimizer, _Prepared(self.batches), itertools.cycle(self.batches)
+                model,
+                Optimizer(optimizer, LEARNING_RATE, 0.0, model),
+                prepared(self.batches),
+                itertools.cycle(self.batches),
             )
 
     def train_plain(self, optimizer: tf.keras.optimizers.Optimizer) -> Contender:
@@ -160,7 +156,8 @@ class Contenders:
         return self._cycle(tf.function(lambda features, labels: model(features, training=False)))
 
     def _ours(self) -> ClickModel:
-        model = dlrm.build(self._schema, self._config)
+        name = "dlrm" if isinstance(self._config, DLRMConfig) else "dcnv2"
+        model = MODELS[name](self._schema, self._config)
         model(self._few)
         return model
 
@@ -188,38 +185,3 @@ class Contenders:
             return int(labels.shape[0])
 
         return work
-
-
-class _Prepared(BatchSource):
-    """Batches that are in memory already: a feed is a batch."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._batches = batches
-
-    def train_steps(self) -> int:
-        return len(self._batches)
-
-    def train_feeds(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        del epoch
-        yield from self._batches[first_step:]
-
-    def parts_of(self, feed: Batch) -> Sequence[Batch]:
-        return [feed]
-
-    def eval_steps(self, split: str) -> int:
-        del split
-        return len(self._batches)
-
-    def eval_feeds(self, split: str) -> Iterator[Batch]:
-        del split
-        yield from self._batches
-
-    def train_batch(self, feed: Batch) -> Batch:
-        return feed
-
-    def eval_batch(self, split: str, feed: Batch) -> Batch:
-        del split
-        return feed
-
-    def describe(self, feed: Batch) -> dict[str, list[Any]]:
-        return {"label": feed[1].numpy().ravel().tolist()}

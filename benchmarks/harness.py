@@ -41,6 +41,7 @@ class BenchmarkReport:
       figures: every measured number by name, with its unit in the name.
       ratios: figures put into proportion, by name.
       notes: lines printed below the table.
+      failures: what was found to be as it must not be; the program then ends with status 1.
     """
 
     title: str
@@ -50,6 +51,7 @@ class BenchmarkReport:
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ratios: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    failures: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +209,29 @@ def machine_info() -> dict[str, Any]:
             continue
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None:
+        info["kernels"] = kernels_used()
         info["gpus"] = [
             tensorflow.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
             for gpu in tensorflow.config.list_physical_devices("GPU")
         ]
     return info
+
+
+def kernels_used() -> dict[str, str]:
+    """What models run with here: operations of ours, and at which level, or TensorFlow's alone.
+
+    Returns:
+      "operations": "C++" or "TensorFlow"; by precision, "history_step_...": the level of the fused
+      steps of models over histories, where there are some.
+    """
+    from lookback.kernels import loader
+
+    built = loader.cpu_kernels() is not None
+    used = {"operations": "C++" if built else "TensorFlow"}
+    level = getattr(loader, "history_level", None)
+    if built and level is not None:
+        used |= {f"history_step_{dtype}": level(dtype) for dtype in ("float32", "bfloat16")}
+    return used
 
 
 def print_report(
@@ -241,10 +261,12 @@ def print_report(
     for row in report.rows:
         table.add_row(*map(format_cell, row))
     console.print(table)
-    for note in report.notes:
+    for note in (*report.notes, *(f"FAILED: {failure}" for failure in report.failures)):
         console.print(note, markup=False, highlight=False)
     parts = [str(machine["cpu"]), f"{machine['cores']} cores"]
     parts += [f"{machine['memory_bytes'] / 2**30:.0f} GiB", *machine.get("gpus", ())]
+    if "kernels" in machine:
+        parts.append("kernels: " + ", ".join(map(" ".join, machine["kernels"].items())))
     if "load_1min_before" in machine:
         parts.append(f"load {machine['load_1min_before']:.1f} before")
     if seconds is not None:
@@ -256,6 +278,7 @@ def print_report(
         "config": report.config,
         "figures": report.figures,
         "ratios": report.ratios,
+        "failures": list(report.failures),
         "seconds": seconds,
         "peak_rss_bytes": resident_peak(),
     }

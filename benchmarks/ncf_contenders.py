@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from lookback.benchmarks import comparison
 from lookback.benchmarks.comparison import Contender, endless_feeds, precision, train_step
+from lookback.benchmarks.costs import neumf_flops
 from lookback.benchmarks.data import resident_interactions
 from lookback.benchmarks.harness import BenchmarkReport
 from lookback.benchmarks.peers.client import Peer, missing
@@ -73,7 +74,7 @@ def compare(
             torch = {"torch": lambda: peer.call(mode)[0]} if peer else {}
             yield {**choose(ours, batches), **torch}
 
-    forward = flops_per_sample(NeuMFConfig())
+    forward = neumf_flops(NeuMFConfig())
     return comparison.compare(
         args,
         title=f"{title}: {args.users:,} users, {args.items:,} items",
@@ -89,15 +90,6 @@ def compare(
         },
         notes=[*notes, *filter(None, [missing(PEER)])],
     )
-
-
-def flops_per_sample(config: NeuMFConfig) -> float:
-    """Floating point operations of one pair's forward pass, products of matrices only.
-
-    Of the plain network: nothing that pairs share is computed once for all of them.
-    """
-    layers = sum(a * b for a, b in itertools.pairwise(config.layers))
-    return 2.0 * (layers + config.layers[-1] + config.factors)
 
 
 class Contenders:

@@ -19,6 +19,8 @@ SOURCES = ROOT / ".venv" / "src"  # where `lookback` is found
 ENVIRONMENTS = ROOT / ".tools" / "peers"
 
 PEERS: dict[str, str] = {
+    "deepctr_histories": "deepctr_torch",
+    "fuxictr_histories": "fuxictr",
     "spark_criteo": "spark",
     "torch_dlrm": "torch",
     "torch_neumf": "torch",

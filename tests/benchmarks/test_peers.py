@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import signal
 import stat
 import subprocess
@@ -138,7 +139,9 @@ def test_setup_refuses_what_it_does_not_know() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "expected the name of a peer (spark torch); got: jax" in done.stderr
+    assert (
+        "expected the name of a peer (deepctr_torch fuxictr spark torch); got: jax" in done.stderr
+    )
 
 
 def test_usage_counts_time_memory_and_disk_of_all_processes(tmp_path: Path) -> None:
@@ -203,3 +206,73 @@ def test_the_torch_peer_trains_and_infers() -> None:
     with Peer("torch_dlrm", **options) as peer:
         assert peer.call("train", 2)[0] == 128
         assert peer.call("infer", 3)[0] == 192
+
+
+BATCHES = """
+import json, sys
+from lookback.benchmarks.peers.history_batches import given_batches
+
+(batch,) = given_batches(sys.argv[1], slots=3)
+moved = batch.padded_behind()
+print(json.dumps([
+    batch.history["item_id"].tolist(), batch.lengths.tolist(), moved.history["item_id"].tolist(),
+    moved.history["category_id"].tolist(), moved.target["item_id"].tolist(), moved.labels.tolist(),
+]))
+"""
+
+
+def write_rows(path: Path, rows: int = 4, slots: int = 4) -> None:
+    """One batch; the histories have 4, 1, 0 and 3 events, and their newest is in the last slot."""
+    lengths = np.resize([4, 1, 0, 3], rows)
+    events = np.arange(1, slots + 1) * (np.arange(slots) >= slots - lengths[:, np.newaxis])
+    np.savez(
+        path,
+        user_id=[np.arange(rows)],
+        item_id=[np.arange(rows) + 1],
+        category_id=[np.ones(rows)],
+        item_id_history=[events],
+        category_id_history=[10 * events],
+        labels=[np.resize([1, 0], rows)],
+    )
+
+
+@pytest.mark.skipif(
+    not (ENVIRONMENTS / "torch" / ".lookback-ready").exists(),
+    reason="benchmarks/peers/setup.sh torch was not run",
+)
+def test_histories_are_given_as_others_want_them(tmp_path: Path) -> None:
+    write_rows(tmp_path / "b.npz")
+    done = subprocess.run(
+        [client.peer_python("torch_dlrm"), "-c", BATCHES, tmp_path / "b.npz"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(client.SOURCES)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    history, lengths, moved, categories, targets, labels = json.loads(done.stdout)
+    assert history == [[2, 3, 4], [0, 0, 4], [0, 0, 0], [2, 3, 4]]
+    assert lengths == [3, 1, 0, 3]
+    assert moved == [[2, 3, 4], [4, 0, 0], [0, 0, 0], [2, 3, 4]]
+    assert categories == [[20, 30, 40], [40, 0, 0], [0, 0, 0], [20, 30, 40]]
+    assert targets == [1, 2, 3, 4]
+    assert labels == [1, 0, 1, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        *(("fuxictr_histories", model) for model in ("sim", "din", "dien")),
+        *(("deepctr_histories", model) for model in ("din", "dien")),
+    ],
+)
+def test_peers_of_histories_train_and_score(name: str, model: str, tmp_path: Path) -> None:
+    note = missing(name)
+    if note is not None:
+        pytest.skip(note)
+    write_rows(tmp_path / "b.npz", rows=32, slots=12)
+    options = {"batches": tmp_path / "b.npz", "rows": "32,33,121", "slots": 12, "threads": 1}
+    with Peer(name, model=model, **options) as peer:
+        assert peer.call("train", 2)[0] == 64  # it refuses a loss that is no number
+        assert peer.call("infer", 3)[0] == 96
