@@ -25,6 +25,8 @@ BENCHMARKS = {
     "ncf_accuracy": "lookback.benchmarks.ncf_accuracy",
     "ncf_inference": "lookback.benchmarks.ncf_inference",
     "ncf_train": "lookback.benchmarks.ncf_train",
+    "roofline": "lookback.benchmarks.roofline",
+    "scaling": "lookback.benchmarks.scaling",
     "serving": "lookback.benchmarks.serving",
     "serving_core": "lookback.benchmarks.serving_core",
     "sharding": "lookback.benchmarks.sharding",

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory
 from lookback.formats.dataset_info import HISTORIES, write_info
 from lookback.formats.histories import (
@@ -254,6 +255,51 @@ def resident_interactions(
         },
         timestamps=None,
         catalogue={"item_id": np.arange(items, dtype=np.int32) + FIRST_KNOWN},
+    )
+
+
+def equal_histories(
+    *, users: int, events: int, items: int, item_rows: int | None = None, seed: int = 0
+) -> Histories:
+    """Histories of one length in memory alone, of items that lie anywhere in a table.
+
+    Args:
+      users: U.
+      events: of each history.
+      items: distinct ones, drawn by popularity as in `generate_histories`.
+      item_rows: of the items' table, over which they are spread evenly and in order; None: as few
+        as hold them.
+      seed: of everything.
+
+    Raises:
+      UserError: if the table has too few rows.
+    """
+    from lookback.dataloading.histories.resident import Histories
+
+    rows = items + FIRST_KNOWN if item_rows is None else item_rows
+    if rows < items + FIRST_KNOWN:
+        raise UserError(
+            f"expected at least {items + FIRST_KNOWN:,} rows, of {items:,} distinct items and "
+            f"{FIRST_KNOWN} reserved ones, got {rows:,}. Ask for larger tables or fewer items."
+        )
+    rng = np.random.default_rng(seed)
+    ids = np.linspace(FIRST_KNOWN, rows - 1, items).astype(np.int32)
+    categories = min(items, 100)
+    category_of = (rng.integers(0, categories, items) + FIRST_KNOWN).astype(np.int32)
+    drawn = zipf(rng, items, users * events)
+    seen = np.unique(drawn)
+    cardinalities = {
+        "user_id": users + FIRST_KNOWN,
+        "item_id": rows,
+        "category_id": categories + FIRST_KNOWN,
+    }
+    return Histories(
+        schema=_schema(cardinalities, times=False),
+        user_features={"user_id": np.arange(users, dtype=np.int32) + FIRST_KNOWN},
+        offsets=np.arange(users + 1, dtype=np.int64) * events,
+        item_features={"item_id": ids[drawn], "category_id": category_of[drawn]},
+        timestamps=None,
+        catalogue={"item_id": ids[seen], "category_id": category_of[seen]},
     )
 
 
