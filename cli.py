@@ -14,6 +14,7 @@ from typing import Literal
 from lookback import __version__
 from lookback.core.caches import provide_caches
 from lookback.core.doctor import Check, DoctorOptions, examine
+from lookback.core.imports import deferred
 from lookback.core.options import (
     Command,
     CommandLine,
@@ -35,10 +36,10 @@ def train(arguments: Sequence[str], prog: str = "train.py") -> None:
     Raises:
       UserError: for what the user can put right.
     """
-    from lookback.serving import export
     from lookback.training import run
 
-    run.main(arguments, export, prog)
+    # What runs leave for serving brings pandas along, which mistakes need not wait for.
+    run.main(arguments, deferred("lookback.serving.export"), prog)
 
 
 def tune(arguments: Sequence[str], prog: str) -> None:

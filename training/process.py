@@ -8,6 +8,7 @@ import warnings
 
 from lookback.core.caches import provide_caches
 from lookback.core.errors import UserError
+from lookback.core.imports import import_merlin_alone
 from lookback.core.world import SOLO, World
 from lookback.training.config import RunConfig
 
@@ -81,6 +82,8 @@ def set_up_tensorflow(config: RunConfig, world: World = SOLO) -> None:
     # Said of both: an earlier run of this process may have said the other.
     policy = amp_policy() if config.amp else "float32"
     tf.keras.mixed_precision.set_global_policy(policy)
+    if world.size == 1:
+        import_merlin_alone()
 
 
 def stop_spinning() -> None:

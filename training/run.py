@@ -24,6 +24,7 @@ from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.faults import REPORTS
 from lookback.core.files import held
+from lookback.core.imports import import_tensorflow
 from lookback.core.json_files import read_json
 from lookback.core.options import CommandLine, idle, parse, save_yaml
 from lookback.core.world import World, agree, require_same
@@ -130,6 +131,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Fin
             run = hold_outputs(run, stack, loaded)
         REPORTS.set(None if run.dry_run else run.results_dir)
         prepare_environment(run)
+        import_tensorflow()
         world = start_world(prefetch_ids=run.prefetch_ids)
         with world.together():
             set_up_tensorflow(run, world)
