@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _USERS_PER_FILE = 15_000
 # Samples that are made at once, of four lists each.
 _SAMPLES_AT_ONCE = 16_384
-_USERS_PER_PART = 1 << 16  # of many histories
+USERS_PER_PART = 1 << 16  # of many histories
 
 Array = npt.NDArray[Any]
 
@@ -193,9 +193,9 @@ def generate_many_histories(
     counts, events = np.zeros(items + FIRST_KNOWN, np.int64), 0
     with atomic_directory(directory) as temporary:
         (temporary / HISTORIES_DIRECTORY).mkdir()
-        for number, first in enumerate(range(0, users, _USERS_PER_PART)):
+        for number, first in enumerate(range(0, users, USERS_PER_PART)):
             rng = np.random.default_rng([seed, number])
-            size = min(_USERS_PER_PART, users - first)
+            size = min(USERS_PER_PART, users - first)
             offsets = _offsets(rng, size, min_length, mean_length).astype(np.int32)
             ranks = np.searchsorted(popularity, rng.random(offsets[-1]) * popularity[-1])
             item = names[ranks].astype(np.int32)

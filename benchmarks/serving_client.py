@@ -32,10 +32,11 @@ def main() -> None:
     """Answers line by line."""
     print("{}", flush=True)
     for line in sys.stdin:
-        print(json.dumps(_run(json.loads(line))), flush=True)
+        print(json.dumps(make_calls(json.loads(line))), flush=True)
 
 
-def _run(asked: dict[str, Any]) -> dict[str, Any]:
+def make_calls(asked: dict[str, Any]) -> dict[str, Any]:
+    """Makes the calls that a line asks for; gives what the line out says of them."""
     texts = Path(asked["requests"]).read_text().splitlines()
     kind = {"http": _over_http, "grpc": _over_grpc}[asked["via"]]
     asks = [kind(asked["address"], texts) for _ in range(asked["clients"])]

@@ -10,7 +10,7 @@ from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.histories.windows import FeatureTensors, WindowBuilder
 from lookback.dataloading.known_items import Catalogue, KnownItems
 
-_SCORES_AT_A_TIME = 1 << 14  # of a process: with 100 slots of 64 numbers 400 MB for a layer
+SCORES_AT_A_TIME = 1 << 14  # of a process: with 100 slots of 64 numbers 400 MB for a layer
 
 
 def competing(items: tf.Tensor) -> tf.Tensor:
@@ -60,8 +60,8 @@ class CatalogueRankings:
         )  # [I], of bags [I, M]
         self._item = histories.features.item[0]
         self.items = len(self._catalogue)
-        self.users = ranks * max(1, _SCORES_AT_A_TIME // max(1, self.items))
-        self.pieces = _SCORES_AT_A_TIME if self.items > _SCORES_AT_A_TIME else None
+        self.users = ranks * max(1, SCORES_AT_A_TIME // max(1, self.items))
+        self.pieces = SCORES_AT_A_TIME if self.items > SCORES_AT_A_TIME else None
         self._ranked: dict[str, tf.Tensor] = {}
 
     def prepare(self, split: str) -> tuple[int, LeftOut]:

@@ -44,7 +44,7 @@ from lookback.formats.history_columns import NEW, SPLIT
 from lookback.formats.schema import read_schema
 from lookback.formats.verification import verify_dataset
 
-_USERS_AT_A_TIME = 1 << 14
+USERS_AT_A_TIME = 1 << 14
 _LAST_OUT = LeaveLastOut()
 
 
@@ -332,7 +332,7 @@ def _read_users(files: list[Path], columns: list[str], part: Part) -> tuple[pa.T
     tables, seen = [], 0
     for file in files:
         with open_parquet(file) as parquet:
-            for batch in parquet.iter_batches(batch_size=_USERS_AT_A_TIME, columns=columns):
+            for batch in parquet.iter_batches(batch_size=USERS_AT_A_TIME, columns=columns):
                 own = np.arange(len(batch))[(part.rank - seen) % part.ranks :: part.ranks]
                 tables.append(pa.Table.from_batches([batch]).take(own))
                 seen += len(batch)

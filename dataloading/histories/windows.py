@@ -17,8 +17,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.errors import UserError
-from lookback.dataloading.draws import Hiding, Key, Without, draw_below, shuffled
+from lookback.dataloading.draws import Hiding, Without, shuffled
 from lookback.dataloading.evaluations import LeftOut
+from lookback.dataloading.histories.negatives import NEGATIVES, Draws, NegativePool
 from lookback.dataloading.histories.resident import Histories, ItemCounts
 from lookback.dataloading.histories.splits import Int64, LeaveLastOut
 from lookback.dataloading.histories.targets import (
@@ -36,21 +37,7 @@ from lookback.formats.features import TIME_GAP_BUCKETS, history_name, negatives_
 from lookback.formats.history_columns import TIME_GAP
 from lookback.formats.vocabulary import FIRST_KNOWN
 
-NEGATIVES = ("popularity", "uniform")
-
 FeatureTensors = dict[str, tf.Tensor]
-
-
-class Draws(NamedTuple):
-    """What negatives are drawn by.
-
-    Attributes:
-      key: what they are for.
-      numbers: of the samples among all processes', int64 ``[B]``.
-    """
-
-    key: Key
-    numbers: tf.Tensor
 
 
 class Trained(NamedTuple):
@@ -129,6 +116,7 @@ class WindowBuilder:
 
     Attributes:
       explicit: whether labels come with the targets, so that no candidates are drawn (C = 1).
+      pool: what negatives are drawn from.
     """
 
     def __init__(
@@ -158,7 +146,7 @@ class WindowBuilder:
         self._bags = {n: tf.constant(v) for n, v in histories.bags.items()}
         self._numbers: tf.Tensor | None = None
         unknown = self._place(histories)
-        self._place_pool(histories, unknown, counts)
+        self.pool = NegativePool(histories, self._items, unknown, config.negatives, counts)
 
     def over(self, histories: Histories, numbers: Int64) -> WindowBuilder:
         """The same windows over others' histories of the dataset, with the same negatives.
@@ -170,7 +158,7 @@ class WindowBuilder:
         Raises:
           ValueError: if negatives are drawn from the histories that this one has.
         """
-        if not self._item_ends and self._config.negatives != "uniform":
+        if self.pool.of_events:
             raise ValueError("Negatives of other users' histories need everybody's counts.")
         other = copy.copy(self)
         other._numbers = tf.constant(numbers, tf.int64)
@@ -239,32 +227,6 @@ class WindowBuilder:
                 np.flatnonzero(histories.new), histories, ranges["train"], *shared
             )
         return found
-
-    def _place_pool(
-        self, histories: Histories, unknown: UnknownEvents, counts: ItemCounts | None
-    ) -> None:
-        """Places what negatives are drawn from on the device."""
-        # Drawing an event uniformly draws an item by popularity, its other features with it.
-        self._pool = self._items
-        # Events of training are numbered user by user, held-out ones left out.
-        training = histories.targets["train"]
-        ends = np.cumsum(training[1])
-        shift = histories.offsets[:-1] - (ends - training[1])
-        self._training_events = Without(
-            (unknown.events - shift[unknown.users])[unknown.among(*training)]
-        )
-        self._training_ends = tf.constant(ends, tf.int64)
-        self._training_shift = tf.constant(shift, tf.int64)
-        self._item_ends: dict[str, tf.Tensor] = {}
-        self._drawn_from = int(ends[-1]) - self._training_events.count if len(ends) else 0
-        known = histories.catalogue[self._features.item[0]] >= FIRST_KNOWN
-        if self._config.negatives == "uniform" or counts is not None:
-            self._pool = {n: tf.constant(v[known]) for n, v in histories.catalogue.items()}
-            self._drawn_from = int(known.sum())
-        if self._config.negatives == "popularity" and counts is not None:
-            for purpose, occurrences in (("train", counts.training), ("evaluate", counts.all)):
-                self._item_ends[purpose] = tf.constant(np.cumsum(occurrences[known]), tf.int64)
-            self._drawn_from = int(counts.training[known].sum())
 
     @property
     def rows(self) -> int:
@@ -344,7 +306,7 @@ class WindowBuilder:
         samples = trained.samples
         if not samples:
             raise self._nothing_to_train_on(trained)
-        if self._config.auxiliary_negatives and not self._drawn_from:
+        if self._config.auxiliary_negatives and not self.pool.count:
             raise UserError(
                 "The model's auxiliary loss draws negatives from the events of training, and there "
                 f"is none of a known item. Train a model without it, or hold out less: {AGAIN}"
@@ -533,8 +495,8 @@ class WindowBuilder:
         for name in self._items:
             features[name] = tf.expand_dims(tf.gather(targets.features[name], place), 1)  # [B, 1]
         if draws is not None and candidates > 1:
-            drawn = self._draw_rows(draws, "candidates", candidates - 1)  # [B, C - 1]
-            for name, values in self._pool.items():
+            drawn = self.pool.draw(draws, "candidates", candidates - 1)  # [B, C - 1]
+            for name, values in self.pool.features.items():
                 features[name] = tf.concat([features[name], tf.gather(values, drawn)], 1)  # [B, C]
         for name, values in self._events.items():
             features[history_name(name)] = _where(valid, tf.gather(values, slots))  # [B, T]
@@ -555,38 +517,17 @@ class WindowBuilder:
     ) -> FeatureTensors:
         """Negatives ``[B, S]`` of the short slots, of which `valid` ``[B, T]`` says who exists."""
         S = self._config.short_seq_length
-        drawn = self._draw_rows(draws, "auxiliary", S)  # [B, S]
+        drawn = self.pool.draw(draws, "auxiliary", S)  # [B, S]
         valid = valid[:, -S:]
         unknown = features[history_name(self._features.item[0])][:, -S:] < FIRST_KNOWN
         found = {}
-        for name, values in self._pool.items():
+        for name, values in self.pool.features.items():
             negative = _where(valid, tf.gather(values, drawn))  # [B, S]
             # What is no item is set against itself: it teaches nothing.
             if not self._unknown_events.empty:
                 negative = tf.where(unknown, features[history_name(name)][:, -S:], negative)
             found[negatives_name(name)] = negative
         return found
-
-    def _draw_rows(self, draws: Draws, stream: str, width: int) -> tf.Tensor:
-        """Draws rows ``[B, width]`` of the pool of negatives."""
-        key, numbers = draws
-        if self._item_ends:
-            # An event among everybody's, which are not here: items take the place of their events.
-            ends = self._item_ends[key[1].partition("/")[0]]
-            drawn = draw_below(key, stream, numbers, width, ends[-1])
-            item = tf.searchsorted(ends, tf.reshape(drawn, [-1]), side="right", out_type=tf.int64)
-            return tf.reshape(item, tf.shape(drawn))
-        rows = tf.size(next(iter(self._pool.values())), out_type=tf.int64)
-        if self._config.negatives == "uniform":
-            return draw_below(key, stream, numbers, width, rows)
-        if key[1] != "train":
-            drawn = draw_below(key, stream, numbers, width, rows - self._unknown_events.count)
-            return self._unknown_events.nth(drawn)
-        bound = self._training_ends[-1] - self._training_events.count
-        drawn = self._training_events.nth(draw_below(key, stream, numbers, width, bound))
-        flat = tf.reshape(drawn, [-1])
-        user = tf.searchsorted(self._training_ends, flat, side="right", out_type=tf.int64)
-        return tf.reshape(flat + tf.gather(self._training_shift, user), tf.shape(drawn))
 
     def _of(self, split: str) -> Targets:
         if split not in SPLITS:

@@ -60,7 +60,7 @@ def test_generated_histories_are_sorted_and_consistent(histories):
 
 def test_many_histories_are_written_part_by_part(tmp_path, monkeypatch):
     """Loading compares counts, catalogue and lists."""
-    monkeypatch.setattr(data, "_USERS_PER_PART", 8)
+    monkeypatch.setattr(data, "USERS_PER_PART", 8)
     options = {"users": 30, "items": 50, "categories": 7, "min_length": 3, "mean_length": 9}
     directory = data.generate_many_histories(tmp_path / "many", **options)
     assert len(list((directory / "histories").iterdir())) == 4

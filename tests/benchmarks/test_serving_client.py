@@ -52,7 +52,7 @@ def address() -> Iterator[str]:
 def run(address: str, path: Path, statuses: list[int], **how: Any) -> dict[str, Any]:
     path.write_text("".join(f"{status}\n" for status in statuses))
     asked = {"via": "http", "address": address, "requests": str(path), "seconds": 0.5}
-    return serving_client._run({**asked, **how})
+    return serving_client.make_calls({**asked, **how})
 
 
 def test_a_client_of_a_closed_loop_asks_one_after_another(address, tmp_path):

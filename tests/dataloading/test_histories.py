@@ -83,7 +83,7 @@ def test_a_part_has_every_rth_user_whatever_the_files(
 
     The last ranks of 20 have none of the 11 users.
     """
-    monkeypatch.setattr(lookback.dataloading.histories.resident, "_USERS_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(lookback.dataloading.histories.resident, "USERS_AT_A_TIME", at_a_time)
     whole = make_histories(lengths=LENGTHS, validation=1)
     directory = without_digests(write_dataset(whole, tmp_path / "data", files=files))
     for file in (directory / "histories").iterdir():

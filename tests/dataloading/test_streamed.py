@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,15 @@ from lookback.dataloading.histories.resident import Histories, HistoriesReader
 from lookback.dataloading.histories.sources import ResidentSource
 from lookback.dataloading.histories.splits import ByTime, ByUsers, LeaveLastOut
 from lookback.dataloading.histories.streamed import StreamedSource
-from lookback.dataloading.histories.streams import Stream, capacity_of, owners_of, windows_of
-from lookback.dataloading.histories.windows import WindowConfig
+from lookback.dataloading.histories.streams import (
+    HeldWindows,
+    Stream,
+    Stretch,
+    capacity_of,
+    owners_of,
+    windows_of,
+)
+from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.formats.dataset_info import SPLITS
 from lookback.formats.features import dataset_column
@@ -47,11 +56,19 @@ def written(write_dataset, tmp_path, eagerly):
     return write
 
 
+def blocks_of(directory, config=CONFIG, **options):
+    return Blocks(HistoriesReader.open(directory, WHOLLY, None, **options), config)
+
+
+def some_of(sizes):
+    """Memory for two windows of about two blocks."""
+    return int(sizes.max()) * 3 + int(sizes.sum() * 0.9)
+
+
 def streamed(directory, memory=PLENTY, config=CONFIG, world=SOLO, *, only_new=False, **options):
-    blocks = Blocks(HistoriesReader.open(directory, WHOLLY, None, only_new=only_new), config)
+    blocks = options.pop("blocks", None) or blocks_of(directory, config, only_new=only_new)
     table = blocks.survey(world)
-    if memory is None:  # two windows of about two blocks
-        memory = int(table.bytes.max()) * 3 + int(table.bytes.sum() * 0.9)
+    memory = some_of(table.bytes) if memory is None else memory
     given = {"seed": 3, "batch_size": BATCH, "part": Part(world.rank, world.size), **options}
     return StreamedSource(blocks, table, config, memory, **given)
 
@@ -199,7 +216,8 @@ def test_what_is_new_streams_and_ids_are_hidden(written, explicit):
     )
     given = {"config": dataclasses.replace(TYPED, oov_rate=0.3), "only_new": True}
     few, many = (make(directory, **given) for make in (streamed, resident))
-    assert 0 < few._table.samples["train"].sum() < streamed(directory)._table.samples["train"].sum()
+    every = len(by_number(streamed(directory, config=TYPED))[0])
+    assert 0 < len(by_number(few)[0]) < every
     assert_same(batches(few), batches(many))
     assert_same(batches(few, "train"), batches(many, "train"))
     assert by_number(streamed(directory, memory=None, **given))[0] == by_number(few)[0]
@@ -212,7 +230,8 @@ def directory(written, make_histories):
 
 def test_windows_have_every_sample_once_and_as_resident_histories_have_it(directory):
     some, whole = streamed(directory, memory=None), streamed(directory)
-    assert len(windows_of(np.arange(5), some._table.bytes, some._capacity)) > 2
+    sizes = blocks_of(directory).survey(SOLO).bytes
+    assert len(windows_of(np.arange(5), sizes, capacity_of(sizes, some_of(sizes)))) > 2
     (expected, steps), (found, others) = by_number(whole), by_number(some)
     assert found == expected
     assert sorted(expected) == list(range(sum(LENGTHS) - 2 * len(LENGTHS)))
@@ -246,17 +265,18 @@ def test_batches_have_the_same_samples_on_any_number_of_ranks(
 ):
     """Each rank has the samples of its blocks, and reads no others but to count them."""
     directory = written(make_histories([5, 7, 4, 6, 9] * 9))  # 16 blocks
-    sizes = Blocks(HistoriesReader.open(directory, WHOLLY, None), CONFIG).survey(SOLO).bytes
+    sizes = blocks_of(directory).survey(SOLO).bytes
     memory = int(sizes.sum() + 3 * sizes.max()) * 9 // 10
     given = {"batch_size": 60, "eval_batch_size": 60}
     alone = streamed(directory, memory, **given)
-    assert len(windows_of(np.arange(16), sizes, alone._capacity)) == 3
+    assert len(windows_of(np.arange(16), sizes, capacity_of(sizes, memory))) == 3
 
     def work(world):
-        source = streamed(directory, memory, world=world, **given)
-        read, blocks = source._blocks.read, []
-        source._blocks.read = lambda block: blocks.append(block) or read(block)
-        return by_number(source), by_number(source, "test"), source.eval_steps("test"), blocks
+        blocks = blocks_of(directory)
+        source = streamed(directory, memory, world=world, blocks=blocks, **given)
+        read, found = blocks.read, []
+        blocks.read = lambda block: found.append(block) or read(block)
+        return by_number(source), by_number(source, "test"), source.eval_steps("test"), found
 
     found = in_ranks(ranks, work)
     for place, name in enumerate((None, "test")):
@@ -275,25 +295,30 @@ def test_batches_have_the_same_samples_on_any_number_of_ranks(
     assert all(0 < len(blocks) < 16 * 2 for *_, blocks in found)
 
 
-def test_what_is_held_is_bounded(directory, monkeypatch):
-    """Blocks that are read, and windows that are alive, whoever asks for them."""
-    source = streamed(directory, memory=None)
-    most = 2 * source._capacity
-    sizes = []
-    ask = source._held._ask
+def test_what_is_held_is_bounded():
+    """Windows that are alive, whoever asks for them: two go over the same ones."""
 
-    def watched(stretch, used):
-        found = ask(stretch, used)
-        sizes.append(sum(held.size for held in source._held._held))
-        return found
+    class Window:
+        """What can be seen to be alive."""
 
-    monkeypatch.setattr(source._held, "_ask", watched)
-    training = source.train_feeds(0, 0)
-    for step, _ in enumerate(training):
-        if step == 3:
-            batches(source, "test")
-    assert max(sizes) <= most < source._table.bytes.sum() + source._capacity
-    assert len(sizes) > 10
+        def __init__(self, size):
+            self.size = size
+
+    alive, taken = weakref.WeakSet(), []
+
+    def load(blocks):
+        window = Window(10 + blocks[0])
+        alive.add(window)
+        taken.append(sum(held.size for held in alive))
+        return {"window": window}
+
+    held = HeldWindows(load, most=30)
+    stretches = [Stretch((number,), 10 + number) for number in range(5)]
+    following = itertools.cycle([*stretches[1:], None])
+    for stretch, after in zip([*stretches, *stretches[::2]] * 3, following, strict=False):
+        assert held.get(stretch, after)["window"].size == stretch.size
+    assert 10 < len(taken) < 3 * 2 * 8  # of what was asked for, some was there
+    assert 20 <= max(taken) <= 30
 
 
 def test_micro_batches_are_the_batch_in_parts(directory):
@@ -308,9 +333,16 @@ def test_micro_batches_are_the_batch_in_parts(directory):
         assert_same([joined], [whole])
 
 
-def test_one_graph_makes_all_batches_and_one_takes_them(directory):
+def test_one_graph_makes_all_batches_and_one_takes_them(directory, monkeypatch):
     tf.config.run_functions_eagerly(False)
     source, whole = streamed(directory, memory=None), resident(directory)
+    traced, users = [], WindowBuilder.users
+
+    def noted(self, split, numbers):  # once a graph that makes batches
+        traced.append(split)
+        return users(self, split, numbers)
+
+    monkeypatch.setattr(WindowBuilder, "users", noted)
     take, make = (tf.function(of.train_batch, autograph=False) for of in (source, whole))
     expected = {}
     for feed in whole.train_feeds(2, 0):
@@ -327,8 +359,8 @@ def test_one_graph_makes_all_batches_and_one_takes_them(directory):
     test = tf.function(lambda feed: source.eval_batch("test", feed), autograph=False)
     for feed in source.eval_feeds("test"):
         test(feed)
-    graphs = (take, test, *source._compiled.values())
-    assert [graph.experimental_get_tracing_count() for graph in graphs] == [1, 1, 1, 1]
+    assert [graph.experimental_get_tracing_count() for graph in (take, test)] == [1, 1]
+    assert traced == ["train", "test"]
 
 
 def test_a_batch_says_whose_samples_it_has(directory):

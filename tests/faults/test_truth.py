@@ -209,16 +209,14 @@ def test_windows_have_items_as_targets_and_negatives_only(rare, negatives, shard
 @pytest.mark.parametrize("training", [True, False])
 def test_popular_negatives_are_known_events_each_as_likely(rare, training):
     """The draw of each event, by brute force over all numbers that can be drawn."""
-    builder = WindowBuilder(rare, WINDOWS)
+    pool = WindowBuilder(rare, WINDOWS).pool
     events = np.flatnonzero(
         (rare.item_features["item_id"] > UNKNOWN) & (rare.in_training() | (not training))
     )
-    skipping = builder._training_events if training else builder._unknown_events
-    places = skipping.nth(tf.range(len(events), dtype=tf.int64)).numpy()
+    found = pool.training_events if training else pool.known_events
+    np.testing.assert_array_equal(found(tf.range(len(events), dtype=tf.int64)), events)
     if training:
-        user = np.searchsorted(builder._training_ends, places, side="right")
-        places = places + 2 * user
-    np.testing.assert_array_equal(places, events)
+        assert pool.count == len(events)
 
 
 def test_training_on_unknown_items_alone_is_refused(plain):

@@ -12,6 +12,8 @@ import pytest
 from lookback.core.errors import UserError
 from lookback.core.options import from_values
 from lookback.dataloading.histories import rankings
+from lookback.dataloading.histories.sources import ResidentSource
+from lookback.dataloading.histories.windows import WindowConfig
 from lookback.dataloading.parts import Part
 from lookback.training.output.logging import RunLogger
 from lookback.training.run import command_line
@@ -159,7 +161,7 @@ def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_p
 def test_the_catalogue_in_pieces_gives_the_same_ranks(dataset, histories, tmp_path, monkeypatch):
     whole = trainer(dataset, "dien", full_catalogue=True, eval_split="validation")
     found = whole.evaluate(log(tmp_path)).summary
-    monkeypatch.setattr(rankings, "_SCORES_AT_A_TIME", 7)
+    monkeypatch.setattr(rankings, "SCORES_AT_A_TIME", 7)
     cut = trainer(dataset, "dien", full_catalogue=True, eval_split="validation")
     passes = cut.source.evaluations("validation")
     assert passes[1].pieces.size == 7
@@ -206,12 +208,12 @@ def test_what_competes_among_sampled_candidates():
     assert found.tolist() == [[1, 1, 0, 1, 1], [1, 0, 1, 1, 1]]
 
 
-def test_an_empty_part_has_an_empty_batch(dataset):
-    from lookback.training.data import open_source
-
-    run, data, options = given(dataset, "din", full_catalogue=True)
-    source = open_source(run, data, options)
-    source._part = Part(0, 1000)
+def test_an_empty_part_has_an_empty_batch(histories):
+    windows = WindowConfig(max_seq_length=9, long_seq_length=5)
+    part = Part(0, 1000)
+    source = ResidentSource(
+        histories, windows, seed=3, batch_size=100, full_catalogue=True, part=part
+    )
     source.eval_steps("test_catalogue")
     features, labels, weights = source.eval_batch("test_catalogue", 0)
     assert labels.shape == weights.shape == features["item_id"].shape

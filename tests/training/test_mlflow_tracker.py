@@ -75,12 +75,11 @@ def test_names_batches_and_ends(store, tmp_path, monkeypatch):
 
 
 def test_what_fails_on_the_way_costs_a_line(store, monkeypatch, capsys):
-    tracker = MlflowTracker("name", {})
-
     def broken(*_, **__):
         raise OSError("no route")
 
-    monkeypatch.setattr(tracker._client, "log_batch", broken)
+    monkeypatch.setattr(type(store), "log_batch", broken)
+    tracker = MlflowTracker("name", {})
     tracker.options({"lr": 0.1})
     tracker.options({"lr": 0.1})
     tracker.close()

@@ -45,7 +45,7 @@ class Batches:
     id_features = ()
 
     def __init__(self, batches, rows=slice(None), parts=1):
-        self._batches, self._rows, self._parts = batches, rows, parts
+        self._batches, self._rows, self.parts = batches, rows, parts
 
     def train_feeds(self):
         yield from range(len(self._batches))
@@ -55,11 +55,11 @@ class Batches:
         features, labels = self._batches[number]
         rows = np.arange(len(labels))[self._rows]
         if part is not None:
-            rows = np.array_split(rows, self._parts)[part]
+            rows = np.array_split(rows, self.parts)[part]
         return {n: tf.constant(v[rows]) for n, v in features.items()}, tf.constant(labels[rows])
 
     def parts_of(self, feed):
-        return [(feed, part) for part in range(self._parts)]
+        return [(feed, part) for part in range(self.parts)]
 
     def groups(self, split, feed):
         return self.eval_batch(split, feed)[0]["user_id"]
@@ -298,7 +298,7 @@ class GraphBatches:
 
     def parts_of(self, feed):
         features, labels = feed
-        cuts = np.array_split(np.arange(len(labels)), self._source._parts)
+        cuts = np.array_split(np.arange(len(labels)), self._source.parts)
         return [
             ({n: tf.gather(v, c) for n, v in features.items()}, labels[c[0] : c[-1] + 1])
             for c in cuts

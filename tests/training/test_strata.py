@@ -121,7 +121,7 @@ def test_what_sim_attends_to_is_what_numpy_counts(make_schema, make_batch, sim, 
         tf.convert_to_tensor(sim.body.embeddings.backend.variables[name]).numpy()
         for name in ("item_id", "category_id", "time_gap")
     )
-    weight = sim.body._gap_score.numpy()[:, 0]
+    (weight,) = (v.numpy()[:, 0] for v in sim.weights if v.name.endswith("gap_score:0"))
     for features, _ in batches:
         for b in range(len(features["item_id"])):
             target = np.concatenate(

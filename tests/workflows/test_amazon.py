@@ -10,10 +10,10 @@ from lookback.core.errors import UserError
 from lookback.workflows.cluster import Runner
 from lookback.workflows.datasets.amazon import (
     AmazonReader,
-    _item,
-    _item_of_literal,
-    _parse_strict,
-    _review_of_literal,
+    item_of_line,
+    item_of_literal,
+    parse_strict,
+    review_of_literal,
 )
 from lookback.workflows.text import BadLineCounter, BadLineError
 
@@ -31,7 +31,7 @@ def _rows(data: bytes) -> list[tuple[str, str, int]]:
 
 def test_strict_lines_are_parsed_at_once() -> None:
     data = _lines(GOOD, {**GOOD, "asin": "B2", "helpful": [0, 1], "style": {"a": None}})
-    parsed = _parse_strict(data, "steps")
+    parsed = parse_strict(data, "steps")
     assert parsed is not None
     assert parsed.table.to_pydict() == {
         "user_id": ["A1", "A1"],
@@ -52,10 +52,10 @@ def test_both_ways_of_parsing_agree() -> None:
         for number in range(50)
     ]
     data = _lines(*objects) + b"\r\n  \n"
-    strict = _parse_strict(data, "steps")
+    strict = parse_strict(data, "steps")
     assert strict is not None
     literal = "".join(f"{value!r}\n" for value in objects).encode()
-    assert _parse_strict(literal, "steps") is None
+    assert parse_strict(literal, "steps") is None
     assert _rows(literal) == _rows(data)
     mixed = data + literal
     assert _rows(mixed) == _rows(data) * 2
@@ -63,7 +63,7 @@ def test_both_ways_of_parsing_agree() -> None:
 
 def test_blank_lines_and_no_last_line_feed() -> None:
     data = b"\n" + _lines(GOOD) + b"\n\n" + _lines(GOOD).rstrip()
-    parsed = _parse_strict(data, "steps")
+    parsed = parse_strict(data, "steps")
     assert parsed is not None and len(parsed.table) == 2 and parsed.lines == 5
     assert AmazonReader().parse_events(b"\n \n", True).lines == 2
 
@@ -116,15 +116,15 @@ def test_keys_that_nobody_reads_may_be_there_twice(quote: str) -> None:
     )
     line = line.replace('"', quote)
     if quote == '"':
-        assert _parse_strict(line.encode(), "steps") is not None
-        assert _parse_strict(line.replace('"style": 1', '"asin": ""').encode(), "steps") is None
+        assert parse_strict(line.encode(), "steps") is not None
+        assert parse_strict(line.replace('"style": 1', '"asin": ""').encode(), "steps") is None
     assert _rows(line.encode() + b"  bad") == [("A1", "B1", 5)]
 
 
 def test_a_category_that_is_there_twice_is_refused() -> None:
     for text in ('{"asin": "B", "category": "x", "category": "y"}', "{'asin': 'B', 'asin': 'C'}"):
         with pytest.raises(BadLineError, match="is there twice"):
-            _item(text.encode())
+            item_of_line(text.encode())
 
 
 def test_a_float_that_is_whole_is_a_time() -> None:
@@ -153,28 +153,28 @@ def test_a_float_that_is_whole_is_a_time() -> None:
     ],
 )
 def test_last_category_of_the_first_path(line: dict[str, object], category: str) -> None:
-    assert _item(json.dumps(line).encode()) == ("B1", category)
-    assert _item(repr(line).encode()) == ("B1", category)
+    assert item_of_line(json.dumps(line).encode()) == ("B1", category)
+    assert item_of_line(repr(line).encode()) == ("B1", category)
 
 
 def test_the_quick_way_with_literals_is_taken_and_right() -> None:
     line = repr({"asin": "B1", "title": "x", "categories": [["A", "it's"], []]}).encode()
-    assert _item_of_literal(line) == ("B1", "it's")
-    assert _item_of_literal(line + b" # 'categories': ") is None
-    assert _item_of_literal(line[:-5]) is None
+    assert item_of_literal(line) == ("B1", "it's")
+    assert item_of_literal(line + b" # 'categories': ") is None
+    assert item_of_literal(line[:-5]) is None
     with pytest.raises(BadLineError):
-        _item(line[:-5])
+        item_of_line(line[:-5])
 
 
 def test_the_quick_way_with_literal_reviews_is_taken_and_right() -> None:
     line = repr(GOOD).encode()
-    assert _review_of_literal(line) == ("A1", "B1", 5)
+    assert review_of_literal(line) == ("A1", "B1", 5)
     doubtful = [
         {**GOOD, "reviewText": "see 'asin': 'B9', 'reviewerID': 'A9'"},
         {**GOOD, "asin": "B-1"},
         {**GOOD, "unixReviewTime": -5},
     ]
-    assert [_review_of_literal(repr(value).encode()) for value in doubtful] == [None] * 3
+    assert [review_of_literal(repr(value).encode()) for value in doubtful] == [None] * 3
     assert _rows(repr(doubtful[0]).encode()) == [("A1", "B1", 5)]
     assert _rows(repr(doubtful[1]).encode()) == [("A1", "B-1", 5)]
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookback.core.errors import UserError
-from lookback.workflows.datasets.movielens import MovieLensReader, _parse_table
+from lookback.workflows.datasets.movielens import MovieLensReader, parse_table
 from lookback.workflows.pipeline import run_dataset
 
 RATINGS = [(1, 10, 4.5, 100), (1, 20, 3, 90), (2, 10, 1, 95), (2, 30, 5, 95), (1, 5, 2, 100)]
@@ -119,7 +119,7 @@ def test_without_movies_there_is_one_category(tmp_path: Path) -> None:
 )
 def test_bad_lines(line: str, reason: str) -> None:
     data = f"1\t2\t3\t4\n{line}\n5\t6\t7\t8\n".encode()
-    assert _parse_table(data, False, "steps") is None
+    assert parse_table(data, False, "steps") is None
     parsed = MovieLensReader().parse_events(data, True, "steps")
     assert parsed.reasons == {reason: 1}
     assert parsed.bad[0].line == 2
@@ -134,7 +134,7 @@ def test_bad_lines(line: str, reason: str) -> None:
 def test_both_ways_of_parsing_agree(separator: str) -> None:
     rows = [(n % 7, n % 11, n % 5 + 0.5, n) for n in range(100)]
     data = "".join(separator.join(map(str, row)) + "\r\n" for row in rows).encode()
-    quick = _parse_table(data, False, "steps")
+    quick = parse_table(data, False, "steps")
     assert quick is not None
     slow = MovieLensReader().parse_events(data + b"bad\n", False, "steps")
     assert slow.reasons == {"1 fields instead of 4": 1}

@@ -98,7 +98,7 @@ def test_lines_are_those_that_formatting_gives() -> None:
         f'{{"a": "A{number:05d}", "b": {rating}.0}}\n'
         for number, rating in zip(numbers, ratings, strict=True)
     )
-    lines = synthetic._lines('{"a": "A%s", "b": %s.0}\n', (numbers, 5), (ratings, 1))
+    lines = synthetic.formatted_lines('{"a": "A%s", "b": %s.0}\n', (numbers, 5), (ratings, 1))
     assert lines.decode() == expected
 
 
@@ -432,7 +432,7 @@ def test_a_generation_that_fails_leaves_nothing(
     def full_disk(*_: object) -> bytes:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(synthetic, "_review_lines", full_disk)
+    monkeypatch.setattr(synthetic, "review_lines", full_disk)
     with pytest.raises(OSError, match="No space left"):
         generate_synthetic(TINY, tmp_path / "raw")
     assert list(tmp_path.iterdir()) == []

@@ -152,7 +152,7 @@ class AmazonReader(Reader):
 
     def parse_events(self, data: bytes, first: bool, unit: TimeUnit | None = None) -> Parsed:
         """Reviews of a block of lines."""
-        parsed = _parse_strict(data, unit)
+        parsed = parse_strict(data, unit)
         if parsed is None:
             parsed = parse_lines(data, functools.partial(_review, unit=unit), _EVENTS)
         return parsed
@@ -223,7 +223,7 @@ def _edition(value: Mapping[str, Any]) -> _Review:
     return _OF_2023 if "user_id" in value and "reviewerID" not in value else _FIRST
 
 
-def _parse_strict(data: bytes, unit: TimeUnit | None) -> Parsed | None:
+def parse_strict(data: bytes, unit: TimeUnit | None) -> Parsed | None:
     """All lines at once, or None where any of them may be bad (or is no strict JSON)."""
     if data[:2] == b"{'" or not is_utf8(data):
         return None
@@ -327,7 +327,7 @@ def _identifier(value: dict[str, Any], key: str) -> str:
 
 
 def _review(line: bytes, unit: TimeUnit | None) -> tuple[str, str, int | float]:
-    quick = _review_of_literal(line)
+    quick = review_of_literal(line)
     if quick is not None:
         return *quick[:2], read_number(quick[2], unit or _FIRST.unit, _FIRST.time)
     value = _object(line)
@@ -346,11 +346,12 @@ def _review(line: bytes, unit: TimeUnit | None) -> tuple[str, str, int | float]:
 
 def _parse_metadata(block: Any) -> tuple[Path, Parsed]:
     """Task: items and categories of a block."""
-    return block.path, parse_lines(block.read(), _item, _ITEMS)
+    return block.path, parse_lines(block.read(), item_of_line, _ITEMS)
 
 
-def _item(line: bytes) -> tuple[str, str]:
-    quick = _item_of_literal(line)
+def item_of_line(line: bytes) -> tuple[str, str]:
+    """Item and category of a line of metadata, in JSON or as a Python literal."""
+    quick = item_of_literal(line)
     if quick is not None:
         return quick
     value = _object(line)
@@ -358,7 +359,7 @@ def _item(line: bytes) -> tuple[str, str]:
     return _identifier(value, key), _last_category(value)
 
 
-def _review_of_literal(line: bytes) -> tuple[str, str, int] | None:
+def review_of_literal(line: bytes) -> tuple[str, str, int] | None:
     """Fields of a Python-literal line, or None where the long way is needed; see `_occur_once`."""
     if not _occur_once(line, b"'reviewerID': ", b"'asin': ", b"'unixReviewTime': "):
         return None
@@ -370,7 +371,7 @@ def _review_of_literal(line: bytes) -> tuple[str, str, int] | None:
     return user[1].decode(), item[1].decode(), int(time[1])
 
 
-def _item_of_literal(line: bytes) -> tuple[str, str] | None:
+def item_of_literal(line: bytes) -> tuple[str, str] | None:
     """Item and category of a Python-literal line, or None where the long way is needed."""
     if not _occur_once(line, b"'asin': ", b"'categories': "):
         return None

@@ -197,7 +197,7 @@ class MovieLensReader(Reader):
     def parse_events(self, data: bytes, first: bool, unit: TimeUnit = SECONDS) -> Parsed:
         """Ratings of a block of lines, in any of the three layouts."""
         header = first and data.removeprefix(_MARK).startswith(_CSV_HEADER.encode())
-        parsed = _parse_table(data, header, unit)
+        parsed = parse_table(data, header, unit)
         if parsed is None:
             parse_line = functools.partial(_rating, unit=unit)
             parsed = parse_lines(data, parse_line, _RATINGS, skip=header)
@@ -276,7 +276,7 @@ def _find(directory: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _parse_table(data: bytes, header: bool, unit: str) -> Parsed | None:
+def parse_table(data: bytes, header: bool, unit: str) -> Parsed | None:
     """All lines at once, or None where any of them may be bad."""
     start = data.find(b"\n") + 1 if header else 0
     lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))

@@ -313,7 +313,7 @@ def generate_synthetic(
                     lines = []
                     for first_user in blocks[start : start + blocks_per_write]:
                         block = population.block(first_user)
-                        lines.append(_review_lines(block, catalogue))
+                        lines.append(review_lines(block, catalogue))
                         counts += np.bincount(block.slot, minlength=config.items)
                         buffer.add(
                             block.first_user,
@@ -597,10 +597,10 @@ def _times(user: Ints, offset: Ints, random: np.random.Generator) -> Ints:
     return exact.astype(np.int64) + (np.arange(len(user)) - offset[:-1][user])
 
 
-def _review_lines(block: EventBlock, catalogue: GeneratedItems) -> bytes:
+def review_lines(block: EventBlock, catalogue: GeneratedItems) -> bytes:
     """The events of a block as JSON lines in the order of time, as a log has them."""
     order = np.argsort(block.time, kind="stable")
-    return _lines(
+    return formatted_lines(
         '{"reviewerID": "A%s", "asin": "B%s", "overall": %s.0, "unixReviewTime": %s}\n',
         (block.first_user + block.user[order], _USER_DIGITS),
         (catalogue.number[block.slot[order]], _ITEM_DIGITS),
@@ -612,14 +612,14 @@ def _review_lines(block: EventBlock, catalogue: GeneratedItems) -> bytes:
 def _metadata_lines(catalogue: GeneratedItems, first: int, end: int) -> bytes:
     """The items numbered `first` to `end` - 1 as JSON lines."""
     number = np.arange(first, end)
-    return _lines(
+    return formatted_lines(
         '{"asin": "B%s", "categories": [["Synthetic", "Category %s"]]}\n',
         (number, _ITEM_DIGITS),
         (catalogue.category(number), _CATEGORY_DIGITS),
     )
 
 
-def _lines(template: str, *columns: tuple[npt.NDArray[np.integer[Any]], int]) -> bytes:
+def formatted_lines(template: str, *columns: tuple[npt.NDArray[np.integer[Any]], int]) -> bytes:
     """Lines of equal width: a byte matrix of the template, its digits written column by column.
 
     About 20 times as fast as formatting each line, which is why ids have a fixed width.
