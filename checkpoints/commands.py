@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lookback.checkpoints.format import Checkpoint, find_checkpoint
-from lookback.checkpoints.manifest import MANIFEST, listed
+from lookback.checkpoints.format import Checkpoint
+from lookback.checkpoints.manifest import MANIFEST, find_checkpoint, listed
 from lookback.checkpoints.reshard import reshard, row_wise_plan, tables_of
 from lookback.checkpoints.table_export import export_table
 from lookback.core.digests import digest_of

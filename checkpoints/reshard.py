@@ -11,16 +11,21 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from lookback.checkpoints.format import (
-    Checkpoint,
+from lookback.checkpoints.data_file import (
     DataFile,
-    Region,
-    TensorSpec,
     data_file,
     full_disk_means,
     require_space,
 )
-from lookback.checkpoints.manifest import checkpoint_name, listed, merge_entries, write_manifest
+from lookback.checkpoints.format import Checkpoint
+from lookback.checkpoints.manifest import (
+    Region,
+    TensorSpec,
+    checkpoint_name,
+    listed,
+    merge_entries,
+    write_manifest,
+)
 from lookback.checkpoints.ranges import intersect, place
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_directory

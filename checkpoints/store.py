@@ -19,11 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lookback.checkpoints.format import (
-    Checkpoint,
+from lookback.checkpoints.data_file import (
     RowBlocks,
     Tensor,
-    TensorSpec,
     bytes_of,
     data_file,
     full_disk_means,
@@ -31,10 +29,12 @@ from lookback.checkpoints.format import (
     require_space,
     write_pieces,
 )
+from lookback.checkpoints.format import Checkpoint
 from lookback.checkpoints.manifest import (
     CHECKPOINT,
     MANIFEST,
     STEP,
+    TensorSpec,
     checkpoint_name,
     checkpoints_in,
     find_checkpoint,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lookback.checkpoints.format import Checkpoint, full_disk_means
+from lookback.checkpoints.data_file import full_disk_means
+from lookback.checkpoints.format import Checkpoint
 from lookback.checkpoints.reshard import StoredTable, tables_of
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file

@@ -13,7 +13,7 @@ from typing import Any
 import merlin.models.tf as mm
 import tensorflow as tf
 
-from lookback.checkpoints.format import bytes_of, layout_of
+from lookback.checkpoints.data_file import bytes_of, layout_of
 from lookback.checkpoints.store import BEST, Checkpoint, CheckpointStore, Tensor
 from lookback.core.devices import has_gpu
 from lookback.core.errors import UserError

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lookback.checkpoints.commands import PROGRAM
-from lookback.checkpoints.format import Checkpoint, RowBlocks
+from lookback.checkpoints.data_file import RowBlocks
+from lookback.checkpoints.format import Checkpoint
 from lookback.checkpoints.manifest import MANIFEST
 from lookback.checkpoints.reshard import reshard, row_wise_plan, tables_of
 from lookback.checkpoints.store import CheckpointStore, find_checkpoint
@@ -196,7 +197,7 @@ def test_nothing_is_overwritten_and_damage_is_not_copied(saved, tmp_path, capsys
 
 def test_a_full_disk_is_one_clear_error(saved, tmp_path, monkeypatch, capsys):
     usage = type("Usage", (), {"free": 100})()
-    monkeypatch.setattr("lookback.checkpoints.format.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("lookback.checkpoints.data_file.shutil.disk_usage", lambda path: usage)
     text = fails(capsys, "reshard", saved, "--ranks", 2, "--output", tmp_path / "new")
     assert "no space left in" in text and "--output" in text
     assert not (tmp_path / "new").exists()

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lookback.checkpoints.format import Checkpoint, RowBlocks, TensorSpec, data_file, write_pieces
+from lookback.checkpoints.data_file import RowBlocks, data_file, write_pieces
+from lookback.checkpoints.format import Checkpoint
 from lookback.checkpoints.manifest import (
     MANIFEST,
     Region,
+    TensorSpec,
     check_cover,
     merge_entries,
     read_manifest,
@@ -327,7 +329,8 @@ def test_streaming_needs_the_memory_of_a_block(tmp_path):
         import sys
         from pathlib import Path
         import numpy as np
-        from lookback.checkpoints.format import Checkpoint, RowBlocks, data_file, write_pieces
+        from lookback.checkpoints.data_file import RowBlocks, data_file, write_pieces
+        from lookback.checkpoints.format import Checkpoint
         from lookback.checkpoints.manifest import merge_entries, write_manifest
 
         def peak():

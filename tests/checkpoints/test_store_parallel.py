@@ -290,7 +290,7 @@ def test_a_file_that_rank_0_does_not_see_is_refused(tmp_path, monkeypatch):
 def test_the_space_of_all_ranks_counts(tmp_path, monkeypatch):
     needed = sum(array.nbytes for array in state().values())
     free = shutil_usage(needed - 1)
-    monkeypatch.setattr("lookback.checkpoints.format.shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr("lookback.checkpoints.data_file.shutil.disk_usage", lambda path: free)
     for result in saved(tmp_path / "store", 3):
         assert isinstance(result, UserError)
         assert "no space left for the checkpoint of step 4" in str(result)
