@@ -17,6 +17,8 @@ MOST_STEPS = 1 << 40
 """Of a run, which a step of a microsecond would do in 13 days."""
 MOST_PASSES = 1 << 20
 """Over a dataset. With `MOST_STEPS`, a product of two still is an int64."""
+MOST_SECONDS = 1 << 31
+"""To wait, 68 years."""
 MOST_THREADS = 1 << 12
 """Of a machine."""
 MOST_BYTES = 1 << 50

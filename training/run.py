@@ -259,8 +259,8 @@ def run_on(
         if world.rank == 0:
             save_yaml(results_dir / "config.yaml", run, data, options)
         log.options({**given, "seed": run.seed})
-        loaded = "" if checkpoint is None else f"loaded {checkpoint.path} ({trainer.position})"
         placed = f"{world.size} processes\n{plan}" if plan else ""
+        loaded = "" if checkpoint is None else resumption(checkpoint, log, trainer, source)
         for line in filter(None, (*said, *notes, placed, loaded, *trainer.said)):
             log.message(line)
         outcome = execute(trainer, run, data, options, log, world)
@@ -319,6 +319,20 @@ def make_logger(
     if said:
         made.message(said)
     return made
+
+
+def resumption(
+    checkpoint: Checkpoint, log: RunLogger, trainer: Trainer, source: BatchSource
+) -> str:
+    """Says from where a run goes on, and what of an earlier process's work that leaves out."""
+    said = f"loaded {checkpoint.path} ({trainer.position})"
+    if log.reached is None:
+        return said
+    epoch, step = log.reached
+    lost = epoch * source.train_steps() + step + 1 - trainer.position.total_steps
+    if lost > 0:
+        said += f"; {lost:,} logged steps after that are lost, and trained again"
+    return said
 
 
 def checkpoint_of(run: RunConfig, world: World) -> Checkpoint | None:

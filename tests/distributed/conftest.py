@@ -92,12 +92,14 @@ class TwoHosts:
       how: what makes them two.
       options: of run_model.sh.
       here: what to put before a command so that it runs on the first.
+      there: the same for the second.
       path: PATH with an ssh that reaches the second.
     """
 
     how: str
     options: tuple[str, ...]
     here: tuple[str, ...]
+    there: tuple[str, ...]
     path: str
 
 
@@ -167,8 +169,8 @@ def two_hosts(tmp_path: Path) -> Iterator[TwoHosts]:
         except (OSError, subprocess.SubprocessError):
             write_ssh("")
             options = ("--hosts", "127.0.0.2:1,127.0.0.3:1", "--network_interface", "lo")
-            yield TwoHosts("addresses", options, (), path)
+            yield TwoHosts("addresses", options, (), (), path)
             return
         write_ssh(shlex.join(second))
         options = ("--hosts", ",".join(f"{address}:1" for address in ADDRESSES))
-        yield TwoHosts("namespaces", options, first, path)
+        yield TwoHosts("namespaces", options, first, second, path)

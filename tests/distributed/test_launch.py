@@ -51,10 +51,13 @@ def test_options_of_nvidias_script_and_of_train(written, ranks, train):
         ("--np 2 --gpus 3", "--np is 2 and --gpus is 3, which mean the same. Remove one"),
         ("--amp 2", "--amp: expected 0 or 1, received 2"),
         ("--bind socket", "--bind: expected one of cores, none, received 'socket'"),
-        ("--hosts h1", "--hosts: expected HOST:SLOTS,HOST:SLOTS, such as node1:4,node2:4"),
+        ("--hosts h1", "--hosts: 'h1': expected HOST:SLOTS, such as node1:4, received 'h1'"),
         ("--hosts h1:4,h2:0", "received 'h2:0'"),
         ("--hosts h1:2,h2:2 --np 5", "--np: expected at most the 4 slots of --hosts"),
         ("--env", "--env: expected a value, received none"),
+        ("--np 2 --hosts_script s", "hosts_script: expected with --min_np"),
+        ("--min_np 2 --hosts_script s", "--hosts_script: expected with --np"),
+        ("--np 2 --return_after 5", "return_after: expected with --min_np"),
     ],
 )
 def test_mistakes_say_what_was_expected(written, says):

@@ -116,6 +116,8 @@ class RunLogger:
 
     Attributes:
       directory: where the results are.
+      reached: epoch and step, both from 0, that an earlier process of this run logged last; None:
+        none did.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class RunLogger:
         self._task: TaskID | None = None
         self._bar_epoch: int | None = None
         self._epoch_began: tuple[float, int] = (0.0, 0)  # time and step at which it began
+        self.reached: tuple[int, int] | None = None
         if not enabled:
             return
         self._console = Console(
@@ -179,6 +182,8 @@ class RunLogger:
         append = append and path.exists() and identity_of(path) == identity
         if append:
             _drop_half_line(path)
+            steps = [record.step for record in read_log(path) if len(record.step) == 2]
+            self.reached = (int(steps[-1][0]), int(steps[-1][1])) if steps else None
         aside = None if append else set_aside(directory)
         self._file = path.open("a" if append else "w", encoding="utf-8", buffering=1)
         if not append:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lookback.core.errors import UserError
 from lookback.core.faults import status_of
 from lookback.core.world import SOLO, World, running_sum
-from lookback.training.parallel.job_store import JobStore, NoLauncherError
+from lookback.training.parallel.job_store import LOST_CONNECTION, JobStore, NoLauncherError
 from lookback.training.parallel.watch import ADVICE, Failure, Watch
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
@@ -80,6 +80,7 @@ def start_world(*, prefetch_ids: bool = False) -> World:
     if launched == 1:
         if importlib.util.find_spec("horovod") is not None:
             check_own_name()
+        Watch(JobStore.of_this_process())  # a launcher may ask it to save and end
         return SOLO
     try:
         import horovod.tensorflow as hvd
@@ -274,7 +275,7 @@ class HorovodWorld:
 
     def _lost_connection(self) -> Failure:
         return Failure(
-            1,
+            LOST_CONNECTION,
             f"rank {self.rank} of {self.size} lost the connection to another process, which was "
             f"killed (out of memory?) or frozen, or whose machine or network failed; the end of "
             f"its own output says more. {ADVICE}",

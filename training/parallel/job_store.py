@@ -23,6 +23,9 @@ ERROR = "error"
 """Key of the first error: {"rank": int, "text": str, "status": int}, the status being its exit's"""
 STOP = "stop"
 """Key of the launcher's request to save a checkpoint and end."""
+LOST_CONNECTION = 75
+"""Exit status of a process that lost another one: EX_TEMPFAIL of sysexits.h, as starting again may
+well succeed."""
 SECRET = "LOOKBACK_SECRET"
 """Name of the environment variable."""
 

@@ -19,19 +19,48 @@ from typing import IO, Literal
 from lookback.core.devices import require_shared_locks
 from lookback.core.processes import ends_with_parent
 from lookback.training.parallel.environment import handed_over
-from lookback.training.parallel.job_store import ERROR, SECRET, STOP, JobStore, NoLauncherError
+from lookback.training.parallel.hosts import interface_to
+from lookback.training.parallel.job_store import (
+    ERROR,
+    LOST_CONNECTION,
+    SECRET,
+    STOP,
+    JobStore,
+    NoLauncherError,
+)
 from lookback.training.signals import TERMINATED_EXIT_STATUS
 
 _HERE = Path(__file__).resolve().parent
 START_RANK = _HERE / "start_rank.sh"
 _HOROVODRUN = _HERE / "horovodrun.py"
+_JOIN_RUN = _HERE / "join_run.py"
 
 _OF_A_RANK = re.compile(r"\[(\d+)\]<(?:stdout|stderr)>:(.*)", re.DOTALL)
 _END_OF_A_RANK = re.compile(r"Process (\d+) exit with status code (-?\d+)\.")
 _SAID_BY_US = "Terminating remaining workers after failure of Process"
 _SIGNS_OF_A_TRACEBACK = ("Traceback (most recent call last)", "Exception in thread")
+_RECALLED = (0, TERMINATED_EXIT_STATUS)  # the last step was done, or it saved and ended
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _SECONDS_TO_DRAIN = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One of the machines on which a scheduler has started a launcher each.
+
+    Attributes:
+      number: of this one, in [0, count).
+      count: of all.
+      address: of the first one, where all meet.
+      port: there.
+      secret: that all of them know.
+    """
+
+    number: int
+    count: int
+    address: str
+    port: int
+    secret: str = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +75,7 @@ class Job:
       interface: network interface that all machines have; None: horovodrun looks for one.
       variables: names of environment variables that the processes get besides those of
         `training.parallel.environment`.
+      node: this machine's part, where each has a launcher of its own; None: this one starts all.
     """
 
     command: Sequence[str]
@@ -54,23 +84,48 @@ class Job:
     bind: Literal["cores", "none"] = "cores"
     interface: str | None = None
     variables: Sequence[str] = ()
+    node: Node | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class JobEnd:
+    """How a job ended.
+
+    Attributes:
+      status: 0, or that of the process that failed first; 130 if Ctrl-C is why it ended.
+      rank: the process that failed first; None: none did, or none was started.
+      told: whether this process was told to end it.
+      recalled: whether it was asked to end so that another job can go on.
+    """
+
+    status: int
+    rank: int | None
+    told: bool
+    recalled: bool
 
 
 def run_job(job: Job) -> int:
+    """Runs a job to its end: `run_to_end`; gives its exit status."""
+    return run_to_end(job).status
+
+
+def run_to_end(job: Job, recall: Callable[[], bool] = lambda: False) -> JobEnd:
     """Runs a job to its end, with the output of its processes as that of this one.
 
     Lines of all processes but the first carry their rank. SIGTERM and SIGINT ask the processes to
     save and end; a second one ends them within seconds.
 
-    Returns:
-      0, or the exit status of the process that failed first; 130 if Ctrl-C is why it ended.
+    Args:
+      job: what to run.
+      recall: called again and again; once it says True, the processes are asked to save and end.
 
     Raises:
       UserError: if a variable that the processes should get is not there, or processes cannot share
         locks here.
     """
     require_shared_locks("train in one process (--np 1)")
-    announcement, secret = secrets.token_hex(8), secrets.token_hex(32)
+    announcement = secrets.token_hex(8)
+    secret = secrets.token_hex(32) if job.node is None else job.node.secret
     horovodrun = _start(job, announcement, secret)
     listener = _Listener(announcement, secret)
     threads = [
@@ -79,16 +134,26 @@ def run_job(job: Job) -> int:
     ]
     for thread in threads:
         thread.start()
-    received = _wait(horovodrun, lambda: _ask_to_stop(listener, horovodrun))
+    recalled = False
+
+    def look() -> None:
+        nonlocal recalled
+        # Before the first process has said where its store is, nobody could be asked.
+        if not recalled and listener.job_store is not None and recall():
+            recalled = _leave_word(listener.job_store)
+
+    received = _wait(horovodrun, lambda: _ask_to_stop(listener, horovodrun), look)
     for thread in threads:
         thread.join(_SECONDS_TO_DRAIN)
-    return _report(listener, horovodrun.returncode, received)
+    status = horovodrun.returncode
+    if recalled and not received and (listener.first_end or (0, status))[1] in _RECALLED:
+        return JobEnd(status, None, told=False, recalled=status != 0)
+    status = _report(listener, status, received)
+    rank = None if listener.first_end is None else listener.first_end[0]
+    return JobEnd(status, rank, bool(received), recalled)
 
 
 def _start(job: Job, announcement: str, secret: str) -> subprocess.Popen[str]:
-    hosts = [] if job.hosts is None else ["-H", job.hosts, "--disable-cache"]
-    # The cache would hold for an hour which machines could be reached, and through what.
-    interface = [] if job.interface is None else ["--network-interfaces", job.interface]
     for_ssh = () if job.hosts is None else {"SSH_AUTH_SOCK"} & set(os.environ)
     environment = {
         **handed_over(os.environ, [*job.variables, *for_ssh]),
@@ -97,8 +162,8 @@ def _start(job: Job, announcement: str, secret: str) -> subprocess.Popen[str]:
     }
     return subprocess.Popen(
         [
-            *(sys.executable, str(_HOROVODRUN), "--gloo", "-np", str(job.ranks)),
-            *(*hosts, *interface, "bash", str(START_RANK), job.bind, *job.command),
+            *(sys.executable, *map(str, _starter(job))),
+            *("bash", str(START_RANK), job.bind, *job.command),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -110,6 +175,18 @@ def _start(job: Job, announcement: str, secret: str) -> subprocess.Popen[str]:
         start_new_session=True,  # Ctrl-C comes to us alone, and the processes have time to save
         preexec_fn=ends_with_parent(),
     )
+
+
+def _starter(job: Job) -> list[object]:
+    """The program that starts the processes, and its own arguments."""
+    if job.node is not None:
+        node, interface = job.node, job.interface or interface_to(job.node.address)
+        place = (node.number, node.count, job.ranks, node.address, node.port)
+        return [_JOIN_RUN, *place, interface]
+    # The cache would hold for an hour which machines could be reached, and through what.
+    hosts = [] if job.hosts is None else ["-H", job.hosts, "--disable-cache"]
+    interfaces = [] if job.interface is None else ["--network-interfaces", job.interface]
+    return [_HOROVODRUN, "--gloo", "-np", job.ranks, *hosts, *interfaces]
 
 
 class _Listener:
@@ -179,8 +256,15 @@ class _Listener:
             sink.flush()
 
 
-def _wait(process: subprocess.Popen[str], on_signal: Callable[[], None]) -> list[int]:
+def _wait(
+    process: subprocess.Popen[str], on_signal: Callable[[], None], look: Callable[[], None]
+) -> list[int]:
     """Waits for a process to end; does something each time that this one is told to end.
+
+    Args:
+      process: to wait for.
+      on_signal: what to do then.
+      look: what to do now and then, until it is told to end.
 
     Returns:
       The signals that told it.
@@ -201,6 +285,8 @@ def _wait(process: subprocess.Popen[str], on_signal: Callable[[], None]) -> list
                 if len(received) > answered:
                     answered += 1
                     on_signal()
+                elif not received:
+                    look()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -217,7 +303,16 @@ def _ask_to_stop(listener: _Listener, horovodrun: subprocess.Popen[str]) -> None
     except (NoLauncherError, OSError):
         horovodrun.terminate()
         return
-    _say("told to end: the processes save a checkpoint first, if they were asked to save any")
+    say("told to end: the processes save a checkpoint first, if they were asked to save any")
+
+
+def _leave_word(job_store: JobStore) -> bool:
+    """Asks the processes to save and end; returns whether they can be asked."""
+    try:
+        job_store.put(STOP, {})
+    except (NoLauncherError, OSError):
+        return False  # they are about to end
+    return True
 
 
 def _report(listener: _Listener, returncode: int, received: Sequence[int]) -> int:
@@ -233,18 +328,19 @@ def _report(listener: _Listener, returncode: int, received: Sequence[int]) -> in
     # The processes get SIGTERM from their watch, whatever it was that we got.
     told = 128 + received[0] if received else TERMINATED_EXIT_STATUS
     if listener.first_end is None and received:
-        _say("told to end before the processes had started")
+        say("told to end before the processes had started")
         return told
     if listener.first_end is None:
-        _say(f"error: horovodrun started no process: {listener.complaint or returncode}")
+        say(f"error: horovodrun started no process: {listener.complaint or returncode}")
         return 1
     rank, status = listener.first_end
     status = told if status == TERMINATED_EXIT_STATUS else status
-    _say(f"rank {rank} ended with status {status}{_words(status)}")
+    say(f"rank {rank} ended with status {status}{_words(status)}")
     return status
 
 
 _WORDS: Mapping[int, str] = {
+    LOST_CONNECTION: ": it lost the connection to another process",
     TERMINATED_EXIT_STATUS: ": terminated (SIGTERM)",
     128 + signal.SIGINT: ": interrupted (Ctrl-C)",
     128 + signal.SIGKILL: ": killed (SIGKILL), by hand or because memory ran out",
@@ -260,6 +356,7 @@ def _words(status: int) -> str:
         return ""
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Prints a line of the launcher's own."""
     with contextlib.suppress(BrokenPipeError):
         print(f"run_model: {text}", file=sys.stderr, flush=True)

@@ -45,13 +45,14 @@ if [[ -n ${LOOKBACK_ANNOUNCEMENT:-} ]]; then
     "$HOROVOD_GLOO_RENDEZVOUS_PORT"
 fi
 
-"$@" &
+exec 3>&2 2> /dev/null # bash would report a killed child
+"$@" 2>&3 3>&- &
 child=$!
-trap 'kill -TERM "$child" 2> /dev/null || true' TERM INT HUP
+trap 'kill -TERM "$child" || true' TERM INT HUP
 status=0
-{ wait "$child" || status=$?; } 2> /dev/null # bash would report a killed child
-while kill -0 "$child" 2> /dev/null; do # a signal ended the waiting, not the child
+wait "$child" || status=$?
+while kill -0 "$child"; do # a signal ended the waiting, not the child
   status=0
-  { wait "$child" || status=$?; } 2> /dev/null
+  wait "$child" || status=$?
 done
 exit "$status"
