@@ -29,6 +29,7 @@ BENCHMARKS = {
     "scaling": "lookback.benchmarks.scaling",
     "serving": "lookback.benchmarks.serving",
     "serving_core": "lookback.benchmarks.serving_core",
+    "scaling_prediction": "lookback.benchmarks.scaling_prediction",
     "sharding": "lookback.benchmarks.sharding",
     "sim_inference": "lookback.benchmarks.sim_inference",
     "sim_train": "lookback.benchmarks.sim_train",
