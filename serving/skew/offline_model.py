@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lookback.serving.skew.comparison import OfflineModel
 
 _PRODUCTS = {"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum"}
+_FULL = "float32"
 _POLICIES = {tf.bfloat16: "mixed_bfloat16", tf.float16: "mixed_float16"}
 
 
@@ -49,26 +51,37 @@ def model_of(bundle: Bundle) -> ModelOfBundle:
     Raises:
       UserError: if it was exported by a version that built the model otherwise.
     """
-    manifest = bundle.manifest
-    model = _built(bundle) if manifest.tables else load_model(bundle.directory, manifest)
+    policy, tables = _policy_of(bundle.graph), bundle.manifest.table_files
+    # Layers within layers take the global one, when they are loaded, too.
+    with _global_policy(policy):
+        logits = _over_files(bundle) if tables else _loaded(bundle)
+    if policy != _FULL:
+        # As training evaluates: single operations round to 16 bits in more places than a graph.
+        logits = tf.function(logits, autograph=False)
+    dtypes = frozenset(table.dtype for table in tables.values())
+    return ModelOfBundle(logits, policy.removeprefix("mixed_"), dtypes)
+
+
+def _loaded(bundle: Bundle) -> OfflineModel:
+    """The model of a bundle that holds its tables."""
+    model = load_model(bundle.directory, bundle.manifest)
+    return lambda features: model(dict(features), training=False)
+
+
+def _over_files(bundle: Bundle) -> OfflineModel:
+    """A model of a bundle's options and weights, over the rows of its files."""
+    manifest, model = bundle.manifest, _built(bundle)
 
     def logits(features: Mapping[str, Any]) -> Any:
-        if not manifest.tables:
-            return model(dict(features), training=False)
         with model.body.embeddings.rows_from(_rows_of(bundle)):
             return model(dict(features), training=False)
 
-    if manifest.tables:
-        # Lookups have no variables: they would take the memory of all tables.
-        model.body.embeddings.built = True
-        layout = LAYOUTS[manifest.layout]
-        logits(layout.draw(manifest, 1, np.random.default_rng(0)))  # makes the others
-        _assign(model, bundle)
-    return ModelOfBundle(
-        logits,
-        str(model.body.compute_dtype),
-        frozenset(table.dtype for table in manifest.table_files.values()),
-    )
+    # Lookups have no variables: they would take the memory of all tables.
+    model.body.embeddings.built = True
+    layout = LAYOUTS[manifest.layout]
+    logits(layout.draw(manifest, 1, np.random.default_rng(0)))  # makes the others
+    _assign(model, bundle)
+    return logits
 
 
 def _rows_of(bundle: Bundle) -> RowSource:
@@ -86,7 +99,7 @@ def _rows_of(bundle: Bundle) -> RowSource:
 
 
 def _built(bundle: Bundle) -> ClickModel:
-    """The model of a bundle's options, of the precision that its graph has."""
+    """The model of a bundle's options."""
     from lookback.formats.schema import read_schema
 
     manifest = bundle.manifest
@@ -96,12 +109,7 @@ def _built(bundle: Bundle) -> ClickModel:
         config = entry.config_class(**options)
     except TypeError as error:
         raise _of_another_version(bundle, str(error)) from error
-    before = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(_policy_of(bundle.graph))
-    try:
-        return entry(read_schema(bundle.directory), config)
-    finally:
-        tf.keras.mixed_precision.set_global_policy(before)
+    return entry(read_schema(bundle.directory), config)
 
 
 def _assign(model: ClickModel, bundle: Bundle) -> None:
@@ -119,7 +127,17 @@ def _assign(model: ClickModel, bundle: Bundle) -> None:
 def _policy_of(graph: tf.Graph) -> str:
     """Keras' policy by which a graph was made: the type of its products."""
     found = {t for t in _product_types(graph.as_graph_def()) if t in _POLICIES}
-    return _POLICIES[found.pop()] if found else "float32"
+    return _POLICIES[found.pop()] if found else _FULL
+
+
+@contextlib.contextmanager
+def _global_policy(policy: str) -> Iterator[None]:
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
 
 
 def _product_types(definition: Any) -> Iterator[tf.DType]:
