@@ -1,4 +1,4 @@
-"""Updates of tables in place by our kernels: to the last bit NumPy's float32; TensorFlow's graph."""
+"""Updates of tables in place by our kernels: to the bit NumPy's float32; TensorFlow's graph."""
 
 from __future__ import annotations
 
