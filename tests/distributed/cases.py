@@ -28,19 +28,20 @@ STEPS = 2
 ROWS_A_RANK = {1: (13,), 2: (9, 4), 3: (7, 0, 6), 4: (5, 0, 7, 1)}  # of a batch of 13
 
 
-def _runs(bags: str, sim: str = "") -> tuple[tuple[str, str], ...]:
-    return (*(("bags", name) for name in bags.split()), *(("sim", name) for name in sim.split()))
+def _runs(**names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((model, name) for model, of_it in names.items() for name in of_it.split())
 
 
 # What each strategy computes on any number of ranks, embeddings/test_exchange.py tests without
 # processes. Here, four ranks are more than a table has rows, three divide nothing, and fewer do
 # what may go wrong in another way with as many. SIM takes four times as long: it is there for
-# lookups, losses and counts that bags have not.
+# lookups, losses and counts that bags have not. `fused` is SIM as wide as one operation takes it:
+# its local tables are read by the operation, others' rows are brought to it.
 RUNS = {
     4: _runs(bags="row_wise mixed parts full_adam_parts bfloat16"),
     3: _runs(bags="column_wise graph_ahead", sim="mixed"),
-    2: _runs(bags="data_parallel table_wise mixed parts"),
-    1: _runs(bags="mixed parts"),
+    2: _runs(bags="data_parallel table_wise mixed parts", fused="mixed parts"),
+    1: _runs(bags="mixed parts", fused="parts"),
 }
 """Model and name of what each number of ranks does: every table by the strategy of that name, or
 each by another (`mixed`, and the rest).
@@ -67,6 +68,7 @@ SIM_OPTIONS = SIMConfig(
     stage_two_mlp_dims=(7, 4),
     aux_mlp_dims=(6, 4),
 )
+FUSED_OPTIONS = dataclasses.replace(SIM_OPTIONS, embedding_dim=16)
 
 
 class BagModel(tf.keras.Model):
@@ -175,17 +177,22 @@ class Case:
 def cases(make_schema: Callable) -> dict[str, Case]:
     """The models by name."""
     schema = sim_schema(make_schema)
+
+    def sim(options: SIMConfig) -> Case:
+        return Case(
+            lambda: tuple(MODELS["sim"].tables(schema, options)),
+            lambda sharding: MODELS["sim"](schema, options, sharding),
+            contract_of,
+            sim_batch,
+            optimizer="adagrad",
+        )
+
     return {
         "bags": Case(
             lambda: BAG_TABLES, BagModel, lambda model: model.contract, bag_batch, optimizer="adam"
         ),
-        "sim": Case(
-            lambda: tuple(MODELS["sim"].tables(schema, SIM_OPTIONS)),
-            lambda sharding: MODELS["sim"](schema, SIM_OPTIONS, sharding),
-            contract_of,
-            sim_batch,
-            optimizer="adagrad",
-        ),
+        "sim": sim(SIM_OPTIONS),
+        "fused": sim(FUSED_OPTIONS),
     }
 
 

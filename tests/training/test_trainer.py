@@ -137,6 +137,7 @@ DIEN = {"dropout_rate": 0.3, "time_features": True}
         (5, {"optimizer": "sgd", "repeat_count": 2, "epochs": 1}),
         (4, {"model_type": "dien", "model": DIEN}),
         (4, {"history_memory": 2700}),  # two of four blocks at a time
+        (4, {"model_type": "sim", "model": {**DIEN, "embedding_dim": 16}}),  # by one operation
     ],
 )
 def test_a_terminated_run_continues_bit_for_bit(dataset, tmp_path, stop, more):
