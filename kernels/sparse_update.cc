@@ -224,7 +224,9 @@ FOR_EACH_CPU void AddUp(const float* values, int width, const int32_t* places,
       room += width;
     }
     int i = 0;
-    for (; i + kLanes <= width; i += kLanes) Store(to + i) = Load(sum + i) + Load(gradient + i);
+    for (; i + kHalf <= width; i += kHalf) {
+      StoreHalf(to + i) = LoadHalf(sum + i) + LoadHalf(gradient + i);
+    }
     for (; i < width; ++i) to[i] = sum[i] + gradient[i];
     sum = to;
   }

@@ -28,12 +28,6 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::errors::InvalidArgument;
 
-// 8 floats: GCC keeps what is wider than AVX2's registers in memory (5 times as long, measured).
-constexpr int kHalf = kLanes / 2;
-typedef float Half __attribute__((vector_size(4 * kHalf), aligned(4), may_alias));
-INLINE const Half& LoadHalf(const float* from) { return *reinterpret_cast<const Half*>(from); }
-INLINE Half& StoreHalf(float* to) { return *reinterpret_cast<Half*>(to); }
-
 constexpr int kTogether = 4;  // candidates whose scores are computed together
 constexpr int kBlock = 64;    // candidates of a user that are one thread's: it transposes for them
 constexpr int kFew = 3;       // times k: so many scores are set apart before the search is over

@@ -1,4 +1,4 @@
-"""Updates of tables in place by our kernels: to the bit NumPy's float32; TensorFlow's graph."""
+"""Tables updated in place by our kernels: NumPy's float32 to the last bit, TensorFlow's graph."""
 
 from __future__ import annotations
 
