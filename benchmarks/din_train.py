@@ -17,8 +17,8 @@ LABELS = {
     "ours_amp": "the same, --amp",
     "ours_unit": "DIN, activation unit",
     "ours_unit_amp": "the same, --amp",
-    "ours_unit_alone": "the same in fp32, a history for every candidate",
-    "plain": "plain Keras DIN, inner products, Keras' Adam",
+    "ours_unit_alone": "the same in fp32, a history a candidate",
+    "plain": "plain Keras DIN, inner products",
     "fuxictr": "FuxiCTR's DIN, activation unit",
     "deepctr": "DeepCTR's DIN, activation unit",
 }

@@ -178,6 +178,12 @@ def gemm_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> 
       size: rows and columns; 2,048 is large enough to reach the peak and small enough to be quick.
       repeats: measurements, of which the best counts.
     """
+    work = {"gemm": gemm(dtype, size=size)}
+    return interleave(work, rounds=repeats, warmup=2)["gemm"].highest
+
+
+def gemm(dtype: str, *, size: int = 2048) -> Callable[[], int]:
+    """A square matrix product in TensorFlow, for `interleave`: its FLOPs; arguments as above."""
     import tensorflow as tf
 
     a = tf.cast(tf.random.normal([size, size]), dtype)
@@ -189,7 +195,7 @@ def gemm_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> 
         float(product(a, b))
         return 2 * size**3
 
-    return interleave({"gemm": work}, rounds=repeats, warmup=2)["gemm"].highest
+    return work
 
 
 def machine_info() -> dict[str, Any]:
@@ -221,16 +227,14 @@ def kernels_used() -> dict[str, str]:
     """What models run with here: operations of ours, and at which level, or TensorFlow's alone.
 
     Returns:
-      "operations": "C++" or "TensorFlow"; by precision, "history_step_...": the level of the fused
-      steps of models over histories, where there are some.
+      "operations": "C++" or "TensorFlow"; by precision, "history_step_...": the kind of CPU whose
+      fused steps models over histories take, such as "avx512", or "TensorFlow".
     """
     from lookback.kernels import loader
 
-    built = loader.cpu_kernels() is not None
-    used = {"operations": "C++" if built else "TensorFlow"}
-    level = getattr(loader, "history_level", None)
-    if built and level is not None:
-        used |= {f"history_step_{dtype}": level(dtype) for dtype in ("float32", "bfloat16")}
+    used = {"operations": "C++" if loader.cpu_kernels() is not None else "TensorFlow"}
+    for dtype in ("float32", "bfloat16"):
+        used[f"history_step_{dtype}"] = loader.history_level(dtype) or "TensorFlow"
     return used
 
 
@@ -257,7 +261,14 @@ def print_report(
             console = Console(width=_PIPE_WIDTH)
     table = Table(title=report.title, title_justify="left")
     for index, column in enumerate(report.columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        first = index == 0
+        # The first column alone may be wrapped, but not to nothing.
+        table.add_column(
+            column,
+            justify="left" if first else "right",
+            no_wrap=not first,
+            min_width=len(column) if first else None,
+        )
     for row in report.rows:
         table.add_row(*map(format_cell, row))
     console.print(table)

@@ -263,7 +263,7 @@ class Contenders:
         """
         with precision(amp):
             model = self.ours()
-            score = tf.function(lambda features, _: model.score(features), autograph=False)
+            score = tf.function(lambda features, labels: model.score(features), autograph=False)
             # A candidate [B] is [B, 1] to our model.
             batches = _unlabelled(self.rows if candidates == 1 else self.batches)
             score(*batches[0])  # traced under this policy
@@ -272,7 +272,7 @@ class Contenders:
     def infer_plain(self) -> Contender:
         """The plain model's forward pass on the same rows."""
         plain = self.plain()
-        score = tf.function(lambda features, _: plain(features, training=False)["logits"])
+        score = tf.function(lambda features, labels: plain(features, training=False)["logits"])
         return _cycle(score, _unlabelled(self.rows))
 
     @contextlib.contextmanager

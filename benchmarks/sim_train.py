@@ -15,7 +15,7 @@ QUESTION = "How many samples a second does SIM train, against plain Keras and Fu
 LABELS = {
     "ours": "SIM",
     "ours_amp": "SIM, --amp",
-    "ours_alone": "SIM, a history for every candidate",
+    "ours_alone": "SIM, a history a candidate",
     "plain": "plain Keras SIM, Keras' Adam",
     "plain_lazy": "plain Keras SIM, our lazy Adam for its tables",
     "fuxictr": "FuxiCTR's SIM",

@@ -68,6 +68,26 @@ def test_machine_info_names_the_machine():
     assert info["numpy"] == np.__version__
 
 
+def test_the_kernels_that_ran_are_named(monkeypatch):
+    from lookback.kernels import loader
+
+    levels = {"float32": "avx512", "bfloat16": None}
+    monkeypatch.setattr(loader, "cpu_kernels", object)
+    monkeypatch.setattr(loader, "history_level", levels.get)
+    used = {"operations": "C++", "history_step_float32": "avx512"}
+    used["history_step_bfloat16"] = "TensorFlow"
+    assert harness.kernels_used() == used
+    output = io.StringIO()
+    machine = {"cpu": "X", "cores": 2, "memory_bytes": 2**30, "kernels": used}
+    report = harness.BenchmarkReport("t", ("a",), [], failures=["too slow"])
+    harness.print_report("name", report, machine, console=Console(file=output, width=200))
+    assert "kernels: operations C++, history_step_float32 avx512, history" in output.getvalue()
+    assert "FAILED: too slow" in output.getvalue()
+    monkeypatch.setattr(loader, "cpu_kernels", lambda: None)
+    monkeypatch.setattr(loader, "history_level", lambda dtype: None)
+    assert set(harness.kernels_used().values()) == {"TensorFlow"}
+
+
 def test_report_is_a_table_and_then_one_json_line():
     report = harness.BenchmarkReport(
         title="A title",
