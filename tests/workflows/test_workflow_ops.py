@@ -12,6 +12,7 @@ from nvtabular.ops import Categorify
 
 from lookback.formats.history_columns import history_columns
 from lookback.workflows.histories import ops
+from lookback.workflows.histories.vocabulary_files import order_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing an NVTabular Dataset in CPU mode")
 
@@ -75,7 +76,7 @@ def test_upstream_order_is_put_right(tmp_path: Path) -> None:
     pd.DataFrame({"word": ["b", "c", "a"], "word_size": [1, 2, 1]}).set_index(
         pd.RangeIndex(3, 6)
     ).to_parquet(path)
-    ops.order_vocabulary("word", path)
+    order_vocabulary("word", path)
     read = pd.read_parquet(path)
     assert read["word"].tolist() == ["c", "a", "b"]
     assert read.index.tolist() == [3, 4, 5]

@@ -26,6 +26,7 @@ from lookback.workflows.histories.typed import (
     number_bags,
     read_features,
 )
+from lookback.workflows.histories.vocabulary_files import write_vocabularies
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def fit_features(
     thresholds = {name: thresholds[name] for name in _with_elements(transforms)}
     counts = {name: count_elements(combinations[name]) for name in thresholds}
     known = {} if before is None else before.vocabularies
-    paths = ops.write_vocabularies(counts, directory, thresholds, known)
+    paths = write_vocabularies(counts, directory, thresholds, known)
     elements = {name: Path(path) for name, path in paths.items()}
     return _numbered(transforms, combinations, elements, directory)
 

@@ -7,7 +7,6 @@ ids on another machine is saved apart, from NVTabular's own classes only: see `s
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ import numpy as np
 import nvtabular as nvt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from merlin.dag import Graph
 from merlin.dtypes.shape import DefaultShapes
 from merlin.schema import ColumnSchema, Schema
@@ -30,26 +28,26 @@ from lookback.core.arrow_files import open_parquet, read_parquet
 from lookback.formats import history_columns as names
 from lookback.formats.history_columns import Column
 from lookback.formats.vocabulary import (
-    FIRST_KNOWN,
-    NULL,
-    OUT_OF_VOCABULARY,
-    PADDING,
     count_column,
     encode_ids,
-    id_file,
     ids_digest,
     read_ids,
-    together,
 )
 from lookback.workflows.histories.gather import encode_column, first_events
-from lookback.workflows.histories.value_counts import COUNT, VALUE, count_values, merge_counts
+from lookback.workflows.histories.vocabulary_files import (
+    VOCABULARY_DIRECTORY,
+    count_columns,
+    merge_columns,
+    order_vocabulary,
+    raw_type,
+    read_vocabulary,
+    vocabulary_file,
+    write_vocabularies,
+)
 from lookback.workflows.saved import write_options, write_workflow
 
 COUNTS_MERGED_AT_ONCE = 8  # NVTabular's own `split_every`
-_NO_COUNTS = pa.table({VALUE: pa.array([], pa.string()), COUNT: pa.array([], pa.int64())})
-
 ENCODER_DIRECTORY = "encoder"
-VOCABULARY_DIRECTORY = "categories"  # as NVTabular calls it
 
 
 class HistoryVocabulary(ops.Categorify):
@@ -92,8 +90,8 @@ class HistoryVocabulary(ops.Categorify):
         self._fitted_upstream = not isinstance(ddf._meta, pd.DataFrame)
         if self._fitted_upstream:
             return super().fit(col_selector, ddf)
-        count = dask.delayed(_count_values)
-        merge = dask.delayed(_merge_counts)
+        count = dask.delayed(count_columns)
+        merge = dask.delayed(merge_columns)
         level = [count(partition, list(col_selector.names)) for partition in ddf.to_delayed()]
         while len(level) > 1:
             step = COUNTS_MERGED_AT_ONCE
@@ -121,7 +119,7 @@ class HistoryVocabulary(ops.Categorify):
 
     def _encode(self, name: str, series: pd.Series) -> np.ndarray[Any, np.dtype[np.int32]]:
         path = Path(self.categories[name])
-        vocabulary = _read_vocabulary(path, name, path.stat().st_mtime_ns)
+        vocabulary = read_vocabulary(path, name, path.stat().st_mtime_ns)
         values = pa.array(series, from_pandas=True)
         if isinstance(values, pa.ChunkedArray):
             values = values.combine_chunks()
@@ -390,7 +388,7 @@ def save_encoder(categories: Mapping[str, str], raw: Schema, directory: Path) ->
 
 def save_values(categories: Mapping[str, str], directory: Path) -> None:
     """`save_encoder` of columns of single values."""
-    raw = [ColumnSchema(name, dtype=_raw_type(Path(p), name)) for name, p in categories.items()]
+    raw = [ColumnSchema(name, dtype=raw_type(Path(p), name)) for name, p in categories.items()]
     save_encoder(categories, Schema(raw), directory / ENCODER_DIRECTORY)
 
 
@@ -426,7 +424,7 @@ def restore_workflow(
     dtypes = {column.name: md.dtype(column.dtype) for column in columns}
     types = {
         names.HISTORY_ID: md.int64,
-        **{name: _raw_type(path, name) for name, path in vocabularies.items()},
+        **{name: raw_type(path, name) for name, path in vocabularies.items()},
         **{name: dtypes[name] for name in typed.encoded},
         **({typed.label: md.int8} if typed.label else {}),
         names.TIMESTAMP: md.int64,
@@ -450,7 +448,7 @@ def saved_vocabularies(directory: Path, columns: Sequence[str]) -> dict[str, Pat
     """
     paths = {}
     for name in columns:
-        path = _vocabulary_file(directory / VOCABULARY_DIRECTORY, name)
+        path = vocabulary_file(directory / VOCABULARY_DIRECTORY, name)
         read_ids(path, name)
         paths[name] = path
     return paths
@@ -498,63 +496,6 @@ def _cut(
     return lists
 
 
-def _count_values(df: pd.DataFrame, columns: list[str]) -> dict[str, pa.Table]:
-    """Counts of the values of each column; nulls are not values."""
-    counts = {}
-    for name in columns:
-        values = pa.array(df[name], from_pandas=True)
-        if pa.types.is_null(values.type):
-            continue  # an object column of no values has no type of its own
-        counts[name] = count_values(values)
-    return counts
-
-
-def _merge_counts(parts: list[dict[str, pa.Table]]) -> dict[str, pa.Table]:
-    found = dict.fromkeys(name for part in parts for name in part)
-    return {name: merge_counts([part[name] for part in parts if name in part]) for name in found}
-
-
-def write_vocabularies(
-    counts: Mapping[str, pa.Table],
-    out_path: str | os.PathLike[str],
-    thresholds: Mapping[str, int],
-    known: Mapping[str, Path],
-) -> dict[str, str]:
-    """Writes the files that `nvtabular.ops.Categorify` reads; returns their paths by column.
-
-    Args:
-      counts: of the values of each column.
-      out_path: where to write.
-      thresholds: fewest events of a value with an id, by column.
-      known: see `HistoryVocabulary`; these values have one in any case.
-    """
-    directory = Path(out_path) / VOCABULARY_DIRECTORY
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for name in thresholds:
-        table = counts.get(name, _NO_COUNTS)
-        kept = _in_order(table, name, thresholds[name], known.get(name))
-        left_out = pc.sum(table["count"]).as_py() or 0
-        left_out -= pc.sum(kept["count"]).as_py() or 0
-        path = _vocabulary_file(directory, name)
-        _write_vocabulary(name, path, kept)
-        pd.DataFrame(
-            {
-                "kind": ["pad", "null", "oov", "unique"],
-                "offset": [
-                    PADDING,
-                    NULL,
-                    OUT_OF_VOCABULARY,
-                    FIRST_KNOWN,
-                ],
-                "num_indices": [1, 1, 1, len(kept)],
-                "num_observed": [0, 0, left_out, pc.sum(kept["count"]).as_py() or 0],
-            }
-        ).to_parquet(directory / f"meta.{name}.parquet")
-        paths[name] = str(path)
-    return paths
-
-
 def _raw_column(workflow: nvt.Workflow, name: str) -> ColumnSchema:
     """What the encoder takes: raw values, of bags lists of elements."""
     if name in vocabulary_columns(workflow):
@@ -568,66 +509,7 @@ def vocabulary_columns(workflow: nvt.Workflow) -> list[str]:
     return list(node.input_columns.names)
 
 
-def _vocabulary_file(directory: Path, name: str) -> Path:
-    return directory / id_file(name)
-
-
 def _take_vocabularies(operator: ops.Categorify, paths: Mapping[str, str]) -> None:
     """Fits an operator with files that are there. As its `vocabs` their paths would be saved."""
     operator.fit_finalize(paths)
     operator.fitted = True
-
-
-def _raw_type(path: Path, name: str) -> Any:
-    """Type of the ids that a vocabulary was fitted on, as a schema has it."""
-    found = open_parquet(path).schema_arrow.field(name).type
-    return md.int64 if pa.types.is_integer(found) else md.object_
-
-
-def _in_order(counts: pa.Table, name: str, threshold: int, known: Path | None) -> pa.Table:
-    """The values with ids, in their order, and counts (`VALUE`, `COUNT`).
-
-    Those of a vocabulary that was there stay where they are, whatever their counts are now.
-    """
-    before = _NO_COUNTS
-    if known is not None and len(values := read_ids(known, name)):
-        if not len(counts):  # then they have no type either
-            counts = pa.table({VALUE: values.slice(0, 0), COUNT: counts[COUNT]})
-        if pa.types.is_string(values.type) != pa.types.is_string(counts[VALUE].type):
-            # Ids are integers as long as all of them are.
-            values = values.cast(pa.string())
-            counts = counts.set_column(0, VALUE, counts[VALUE].cast(pa.string()))
-        values = values.cast(counts[VALUE].type)
-        place = pc.index_in(values, value_set=together(counts[VALUE]))
-        times = counts[COUNT].take(place).fill_null(0)
-        before = pa.table({VALUE: values, COUNT: times.cast(counts[COUNT].type)})
-        counts = counts.filter(pc.invert(pc.is_in(counts[VALUE], value_set=values)))
-    new = counts.filter(pc.greater_equal(counts[COUNT], threshold))
-    new = new.take(pc.sort_indices(new, sort_keys=[(COUNT, "descending"), (VALUE, "ascending")]))
-    return pa.concat_tables([before, new]) if len(before) else new
-
-
-def _write_vocabulary(name: str, path: Path, counts: pa.Table) -> None:
-    pd.DataFrame(
-        {name: counts[VALUE].to_pandas(), count_column(name): counts[COUNT].to_numpy()},
-    ).set_index(pd.RangeIndex(FIRST_KNOWN, FIRST_KNOWN + len(counts))).to_parquet(
-        path, compression=None
-    )
-
-
-def order_vocabulary(name: str, path: Path, known: Path | None = None) -> None:
-    """Puts a vocabulary that upstream's code fitted in the canonical order."""
-    table = read_parquet(path)
-    counts = pa.table({VALUE: table[name], COUNT: table[count_column(name)]})
-    ordered = _in_order(counts, name, 0, known)
-    if ordered[VALUE] != table[name]:
-        _write_vocabulary(name, path, ordered)
-
-
-@functools.lru_cache(maxsize=16)
-def _read_vocabulary(path: Path, name: str, modified: int) -> pa.Array:
-    """The known values, in the order of their indices.
-
-    `modified` is part of the cache's key: a refitted vocabulary has the path of the old one.
-    """
-    return read_ids(path, name)

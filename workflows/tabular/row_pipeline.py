@@ -222,7 +222,7 @@ def _check_fit(job: _Job) -> None:
 
 def _fit(job: _Job, directory: Path) -> RowEncoding:
     """Fits all features to the training rows, and saves what was fitted."""
-    from lookback.workflows.histories import ops
+    from lookback.workflows.histories.vocabulary_files import write_vocabularies
 
     _check_fit(job)
     job.order.log("fitting the features")
@@ -237,7 +237,7 @@ def _fit(job: _Job, directory: Path) -> RowEncoding:
     found = job.runner.map(count, job.files, label="counting", total=len(job.files))
     counts = typed.all_together(({}, counted) for counted in found)[1]
     counts = {name: own.filter(pc.greater(own[COUNT], 0)) for name, own in counts.items()}
-    paths = ops.write_vocabularies(counts, job.working, thresholds, known={})
+    paths = write_vocabularies(counts, job.working, thresholds, known={})
     encoding = RowEncoding(transforms, {name: Path(path) for name, path in paths.items()})
     for name, path in encoding.vocabularies.items():
         if not len(read_ids(path, name)):
