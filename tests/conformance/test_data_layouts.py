@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +77,3 @@ def test_options_classes_are_not_shared() -> None:
     classes = [layout.options_class for layout in LAYOUTS.values()]
     assert len(set(classes)) == len(classes)
     assert all(inspect.getdoc(found) != inspect.getdoc(LayoutOptions) for found in classes)
-
-
-def test_layouts_need_no_tensorflow() -> None:
-    code = "import lookback.dataloading, sys; print('tensorflow' in sys.modules)"
-    found = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
-    assert found.strip() == "False"

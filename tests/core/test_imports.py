@@ -50,16 +50,6 @@ def test_a_deferred_module_is_imported_when_something_of_it_is_asked_for(
         _ = module.no_such_name
 
 
-def test_help_of_training_imports_neither_pandas_nor_tensorflow() -> None:
-    found = said_by(
-        "import sys\n"
-        "from lookback.cli import train\n"
-        "try:\n    train(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print([n for n in ('pandas', 'tensorflow', 'scipy', 'dask') if n in sys.modules])"
-    )
-    assert found.splitlines()[-1] == "[]"
-
-
 @pytest.mark.slow
 def test_a_process_that_trains_alone_starts_no_horovod() -> None:
     found = said_by(

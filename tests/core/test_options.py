@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -553,15 +552,3 @@ def test_classes_that_cannot_be_options_are_refused():
         options_of(Nested)
     with pytest.raises(TypeError, match="'width' with different types"):
         parse([], CommandLine((Wide, Other)))
-
-
-def test_reading_options_loads_no_tensorflow():
-    code = (
-        "import sys, lookback.core.options, lookback.training.config;"
-        "print([m for m in ('tensorflow', 'nvtabular', 'pandas') if m in sys.modules])"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

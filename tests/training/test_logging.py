@@ -4,8 +4,6 @@ import datetime
 import io
 import json
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -257,21 +255,6 @@ def test_a_step_costs_less_than_100_microseconds(tmp_path):
             microseconds = (time.process_time() - start) / 2000 * 1e6
         print(f"{microseconds:.1f} microseconds a step")
         assert microseconds < 100
-
-
-def test_importing_the_logger_loads_no_tensorflow():
-    code = (
-        "import sys, lookback.training.output.logging, lookback.training.output.performance;"
-        "print('tensorflow' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "False\n"
 
 
 def test_tensorboard_gets_every_step_and_epoch_and_the_options(tmp_path):

@@ -3,8 +3,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -376,15 +374,3 @@ def test_equal_runs_give_equal_bytes(report, tmp_path):
     again = write_report(tmp_path, records(), everything(), DESCRIBED)
     for file in report.iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes()
-
-
-def test_importing_the_report_loads_no_matplotlib():
-    code = "import sys, lookback.training.output.report; print('matplotlib' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "False\n"
