@@ -25,6 +25,7 @@ import psutil
 
 from lookback.core.devices import cores, require_shared_locks
 from lookback.core.errors import UserError
+from lookback.workflows.options import Device
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -226,18 +227,24 @@ class Runner:
 
 @contextlib.contextmanager
 def open_runner(
-    workers: int, *, threads: bool = False, scheduler: str | None = None, progress: bool = False
+    workers: int,
+    *,
+    threads: bool = False,
+    scheduler: str | None = None,
+    progress: bool = False,
+    gpu: bool = False,
 ) -> Iterator[Runner]:
     """A runner, and the threads or the cluster behind it for as long as the block lasts.
 
     Args:
-      workers: 0 runs in this thread; else a `LocalCluster` of so many processes, or with a GPU
-        and cuDF a `LocalCUDACluster` of one worker for each GPU.
+      workers: 0 runs in this thread; else a `LocalCluster` of so many processes, or with `gpu`
+        a `LocalCUDACluster` of one worker for each GPU.
       threads: workers are threads instead. For tasks that let go of the interpreter's lock: threads
         start in no time, share what they read, and pass data on without a copy.
       scheduler: address of an existing Dask cluster, which is used instead. Its workers need this
         package on their path, and the same file system.
       progress: shows progress bars on a terminal.
+      gpu: whether tasks work on GPUs.
 
     Raises:
       UserError: if the scheduler does not answer or its workers cannot import this package.
@@ -265,20 +272,41 @@ def open_runner(
         else:
             require_shared_locks("start no other processes (--workers 0)")
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="workflows-"))
-            cluster = stack.enter_context(_local_cluster(workers, directory))
+            cluster = stack.enter_context(_local_cluster(workers, directory, gpu))
             client = stack.enter_context(Client(cluster))
             client.run(prepare_worker)
         count = len(client.scheduler_info()["workers"])
         yield Runner(client, max(count, 1), progress)
 
 
-def has_gpu_frames() -> bool:
-    """Whether this machine has a GPU and the packages to use it (cuDF, dask-cuda)."""
-    if any(importlib.util.find_spec(name) is None for name in ("cudf", "dask_cuda")):
+def takes_gpu(device: Device, obstacle: str | None = None) -> bool:
+    """Whether frames lie on the GPU (cuDF, dask-cuda), for what `--device` says.
+
+    Args:
+      device: auto: where there is a GPU and the packages to use it.
+      obstacle: why this work cannot be done there, as the end of a sentence; None: it can.
+
+    Raises:
+      UserError: if it is gpu, and cannot be.
+    """
+    if device == "cpu":
         return False
+    why = obstacle or _why_no_gpu_frames()
+    if device == "gpu" and why:
+        raise UserError(
+            f"--device gpu: expected a GPU, cuDF and dask-cuda, and work that they can do; {why}. "
+            "Leave --device out: the dataset is the same."
+        )
+    return why is None
+
+
+def _why_no_gpu_frames() -> str | None:
+    for name in ("cudf", "dask_cuda"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed (the Docker image for GPUs has it)"
     from merlin.core.has_gpu import HAS_GPU
 
-    return bool(HAS_GPU)
+    return None if HAS_GPU else "this machine has no GPU that they see"
 
 
 def available_memory() -> int:
@@ -330,7 +358,7 @@ def prepare_worker() -> None:
     pa.set_cpu_count(1)  # the workers are the parallelism
 
 
-def _local_cluster(workers: int, directory: str) -> Any:
+def _local_cluster(workers: int, directory: str, gpu: bool) -> Any:
     import dask
     from distributed import LocalCluster
 
@@ -340,7 +368,7 @@ def _local_cluster(workers: int, directory: str) -> Any:
         "local_directory": directory,
         "dashboard_address": "127.0.0.1:0",  # any free port; without one it insists on 8787
     }
-    if has_gpu_frames():
+    if gpu:
         from dask_cuda import LocalCUDACluster
 
         return LocalCUDACluster(**options)

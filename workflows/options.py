@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from lookback.core.errors import UserError
 from lookback.core.limits import MOST_BYTES, MOST_THREADS
@@ -19,6 +19,7 @@ from lookback.workflows.times import (
 )
 
 WHERE = "where it runs (no influence on the result)"
+Device = Literal["auto", "cpu", "gpu"]
 
 
 @dataclasses.dataclass(frozen=True)

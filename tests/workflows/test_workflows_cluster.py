@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 
 import psutil
@@ -14,9 +17,9 @@ from lookback.workflows.cluster import (
     MAX_PARTITION_EVENTS,
     Runner,
     available_memory,
-    has_gpu_frames,
     make_plan,
     open_runner,
+    takes_gpu,
 )
 
 GB = 10**9
@@ -169,9 +172,40 @@ def test_no_scheduler() -> None:
         pass
 
 
-def test_no_gpu_frames_without_cudf() -> None:
-    pytest.importorskip("dask_cuda")
-    try:
-        import cudf  # noqa: F401
-    except ImportError:
-        assert not has_gpu_frames()
+def _pretend(monkeypatch: pytest.MonkeyPatch, installed: set[str], gpu: bool) -> None:
+    """Packages and a GPU, or none; `find_spec` of others is as it is."""
+    found, names = importlib.util.find_spec, {"cudf", "dask_cuda"}
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (name in installed or None) if name in names else found(name),
+    )
+    merlin = types.ModuleType("merlin.core.has_gpu")
+    merlin.HAS_GPU = gpu  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "merlin.core.has_gpu", merlin)
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "why"),
+    [
+        ({"cudf", "dask_cuda"}, True, None),
+        ({"cudf", "dask_cuda"}, False, "this machine has no GPU"),
+        ({"dask_cuda"}, True, "cudf is not installed"),
+        ({"cudf"}, True, "dask_cuda is not installed"),
+        (set(), False, "cudf is not installed"),
+    ],
+)
+def test_the_device_follows_from_packages_and_gpu(
+    monkeypatch: pytest.MonkeyPatch, installed: set[str], gpu: bool, why: str | None
+) -> None:
+    _pretend(monkeypatch, installed, gpu)
+    assert takes_gpu("auto") is (why is None)
+    assert not takes_gpu("cpu")
+    if why is None:
+        assert takes_gpu("gpu")
+        assert not takes_gpu("auto", "it is too odd")
+        with pytest.raises(UserError, match=r"--device gpu: .*; it is too odd\. Leave"):
+            takes_gpu("gpu", "it is too odd")
+    else:
+        with pytest.raises(UserError, match=f"--device gpu: .*; {why}"):
+            takes_gpu("gpu")

@@ -39,7 +39,7 @@ from lookback.formats.dataset_info import (
 from lookback.formats.impressions import IMPRESSIONS_DIRECTORY
 from lookback.formats.transforms import Transform
 from lookback.formats.vocabulary import FIRST_KNOWN
-from lookback.workflows.cluster import ResourcePlan, Runner, make_plan, open_runner
+from lookback.workflows.cluster import ResourcePlan, Runner, make_plan, open_runner, takes_gpu
 from lookback.workflows.histories.continued import Continued, write_log
 from lookback.workflows.histories.gather import PART, Selection
 from lookback.workflows.histories.ingest import Events, ingest
@@ -202,6 +202,7 @@ def _survey(order: HistoriesOrder, reader: Reader) -> Survey:
     require_readable(directory, "--input", takes_file=reader.takes_file)
     order.output.check()
     options.selection(reader)
+    _takes_gpu(options, reader)  # or it cannot, and says why before anything is read
     paths = reader.event_files(directory)
     remarks = reader.passed_over(directory, paths)
     lines = reader.count_events(paths)
@@ -234,7 +235,10 @@ def _prepared(order: HistoriesOrder, reader: Reader, keep_log: bool = False) -> 
         working = output / WORKING_DIRECTORY
         working.mkdir()
         with open_runner(
-            plan.workers, scheduler=options.scheduler, progress=order.progress
+            plan.workers,
+            scheduler=options.scheduler,
+            progress=order.progress,
+            gpu=_takes_gpu(options, reader),
         ) as runner:
             order.log(
                 f"about {lines:,} lines in {len(paths)} file(s); {plan.partitions} partition(s) "
@@ -312,8 +316,6 @@ def _events_dataset(job: _Job, features: FittedFeatures, *, training: bool = Fal
     import dask.dataframe as dd
     import nvtabular as nvt
 
-    from lookback.workflows.cluster import has_gpu_frames
-
     read = functools.partial(
         _read_events,
         encoding=features.encoding,
@@ -323,8 +325,13 @@ def _events_dataset(job: _Job, features: FittedFeatures, *, training: bool = Fal
     empty = job.working / "empty.parquet"
     pq.write_table(job.events.schema.empty_table(), empty)
     frame = dd.from_map(read, list(job.events.files), meta=read(empty))
-    explicit = job.selection.typed is not None and job.selection.typed.explicit
-    return nvt.Dataset(frame, cpu=explicit or not has_gpu_frames())
+    return nvt.Dataset(frame, cpu=not _takes_gpu(job.order.options, job.reader))
+
+
+def _takes_gpu(options: HistoryOptions, reader: Reader) -> bool:
+    """Whether the workflow runs on the GPU."""
+    explicit = "impressions, whose labels are explicit, are worked on by CPUs alone"
+    return takes_gpu(options.device, explicit if reader.explicit else None)
 
 
 def _read_events(file: Path, encoding: Encoding | None, training: bool, split: bool) -> Any:

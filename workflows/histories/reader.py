@@ -19,7 +19,7 @@ from lookback.formats.impressions import LABEL, POSITION, USER
 from lookback.workflows.event_reader import EventReader
 from lookback.workflows.histories.gather import PART, Selection, Ties, TypedSelection
 from lookback.workflows.histories.rules import EventRules, LeaveLast, UserSplit
-from lookback.workflows.options import WHERE, TimedOptions
+from lookback.workflows.options import WHERE, Device, TimedOptions
 
 MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
 
@@ -126,6 +126,11 @@ class HistoryOptions(TimedOptions):
         True,
         help="keep what was read beside the histories, in update/, so that `workflows update` can "
         "go on from it; --no_keep_log: save the space",
+    )
+    device: Device = option(
+        "auto",
+        help="cpu, gpu (NVIDIA's cuDF), or auto: gpu where that is installed and there is one",
+        scope=WHERE,
     )
     partition_events: int | None = option(
         None,
