@@ -47,6 +47,11 @@ class Driver:
     why: str | None = None
 
 
+def least_memory() -> float | None:
+    """Bytes of the smallest GPU that this process sees; None without one."""
+    return min((float(gpu.memory) for gpu in ask_driver().gpus), default=None)
+
+
 def ask_driver(library: str = DRIVER, version_file: Path = _VERSION_FILE) -> Driver:
     """Asks NVIDIA's driver; never raises.
 

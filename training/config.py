@@ -82,7 +82,7 @@ class RunConfig(LearningOptions):
         None,
         scope="several processes",
         help="What tables and their optimizer state may take on each rank, such as 80GB; "
-        "none: not limited",
+        "none: four fifths of a GPU's, and on CPUs no limit",
         above=0,
         unit="bytes",
         limit=MOST_BYTES,

@@ -57,6 +57,21 @@ def test_one_process_keeps_its_tables_whole_and_says_nothing(run):
     assert choose_sharding(run(memory=21 * MB), TABLES, SOLO) == (LOCAL, "")
 
 
+def test_on_gpus_their_memory_is_the_limit(run, monkeypatch):
+    """20.9 MB of tables: a GPU of 27 MB has 21.6 for them, one of 26 has 20.8."""
+    sharding = "lookback.training.parallel.sharding"
+    monkeypatch.setattr(f"{sharding}.has_gpu", lambda: True)
+    monkeypatch.setattr(f"{sharding}.least_memory", lambda: 27.0 * MB)
+    assert choose_sharding(run(), TABLES, SOLO) == (LOCAL, "")
+    monkeypatch.setattr(f"{sharding}.least_memory", lambda: 26.0 * MB)
+    with pytest.raises(UserError, match=r"do not fit on 1 rank of 20\.8 MB[^$]*More ranks: 2"):
+        choose_sharding(run(), TABLES, SOLO)
+    assert choose_sharding(run(memory=21 * MB), TABLES, SOLO) == (LOCAL, "")
+    # TensorFlow for CPUs does not care for a driver.
+    monkeypatch.setattr(f"{sharding}.has_gpu", lambda: False)
+    assert choose_sharding(run(), TABLES, SOLO) == (LOCAL, "")
+
+
 def test_several_processes_get_horovod_and_a_plan_for_them(run):
     sharding, description = choose_sharding(run(), TABLES, world_of(4))
     assert sharding.backend == "horovod"

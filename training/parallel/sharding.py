@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lookback.core.devices import has_gpu
 from lookback.core.errors import UserError
+from lookback.core.gpus import least_memory
 from lookback.core.sizes import format_size
 from lookback.core.world import World, require_same
 from lookback.embeddings.config import Sharding
@@ -15,6 +17,9 @@ from lookback.embeddings.sharding import shards_of
 from lookback.embeddings.types import ShardingPlan, TableSpec, Topology
 from lookback.training.config import RunConfig
 from lookback.training.config_checks import cutting_options
+
+GPU_SHARE = 0.8
+"""Of a GPU's memory for tables: the rest is for activations, libraries and what fragments."""
 
 _WIRE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -45,7 +50,7 @@ def choose_sharding(
         )
     topology = Topology(
         ranks=world.size,
-        memory=run.memory,
+        memory=_memory(run, world),
         ranks_per_node=min(world.gather(world.local_size)),  # or ranks would plan differently
     )
     if backend == "local":
@@ -68,6 +73,19 @@ def choose_sharding(
     sharding = Sharding(backend, plan, run.wire_dtype)
     require_same(world, {"plan": sharding.as_config()})  # a file may differ from host to host
     return sharding, description
+
+
+def _memory(run: RunConfig, world: World) -> float | None:
+    """Bytes that a rank has for tables and optimizer state; None: no limit.
+
+    Where training is on GPUs, those of the smallest, or a table that is too large would end the run
+    in the middle of its start, in an allocator's words.
+    """
+    if run.memory is not None:
+        return run.memory
+    own = least_memory() if has_gpu() else None
+    known = [memory for memory in world.gather(own) if memory is not None]
+    return GPU_SHARE * min(known) if known else None
 
 
 def check_placements(run: RunConfig) -> None:
