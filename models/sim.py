@@ -281,7 +281,9 @@ class SIMBody(HistoryBody):
             selected = latest_k_mask(candidates, self._config.k)
         exact = scores
         if gaps is not None:
-            exact += tf.transpose(linear(gaps, self._gap_score), [0, 2, 1])
+            # `attended` is no call of the layer, in which Keras would cast the weight.
+            kernel = tf.cast(self._gap_score, gaps.dtype)
+            exact += tf.transpose(linear(gaps, kernel), [0, 2, 1])
         return _Found(scores, exact, candidates, selected)
 
     def _same_category(self, inputs: Mapping[str, tf.Tensor], feature: str) -> tf.Tensor:
