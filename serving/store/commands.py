@@ -52,6 +52,20 @@ class LoadOptions:
         10_000, help="newest events of a user that are kept", at_least=1, limit=MOST_WIDTH
     )
     overwrite: bool = option(False, help="replace a store that is there (flag)")
+    keep: bool = option(
+        False,
+        help="the store is there, of an earlier version of the dataset: keep what was appended to "
+        "it (flag)",
+    )
+
+    def __post_init__(self) -> None:
+        """Validates.
+
+        Raises:
+          UserError: if a store is to be replaced and kept.
+        """
+        if self.keep and self.overwrite:
+            raise UserError("--keep and --overwrite: expected one of them.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +114,20 @@ def _load(options: LoadOptions, store: StoreOptions, checks: DatasetChecks) -> N
     if note is not None:
         print(note, file=sys.stderr)
     verify_dataset(options.dataset_dir, checks.verification)
+    with contextlib.ExitStack() as stack:
+        kept = None
+        if options.keep:
+            kept = stack.enter_context(_opened(store, writes=True))
+        _load_into(options, store, kept)
+
+
+def _load_into(options: LoadOptions, store: StoreOptions, kept: HistoryStore | None) -> None:
+    """Loads histories into a store that is there, or else makes one."""
     from lookback.serving.manifest import Manifest
     from lookback.serving.store.datasets import StoredDataset, require_bundle
     from lookback.serving.store.store import HistoryStore
 
-    category = options.category_feature
+    category = options.category_feature or (None if kept is None else kept.head.category)
     if options.bundle is None:
         dataset = StoredDataset(options.dataset_dir, category, options.max_events)
     else:
@@ -118,7 +141,12 @@ def _load(options: LoadOptions, store: StoreOptions, checks: DatasetChecks) -> N
             "texts of the same hashes",
             file=sys.stderr,
         )
-    HistoryStore.create(store.store, dataset.head, dataset.users(), overwrite=options.overwrite)
+    head, users = dataset.head, dataset.users()
+    renewed = None
+    if kept is None:
+        HistoryStore.create(store.store, head, users, overwrite=options.overwrite)
+    else:
+        renewed = kept.renew(head, users, dataset.as_known)
     found = dataset.loaded
     print(f"{found.users:,} users, {found.events:,} events; by category: {dataset.head.category}")
     for count, what in (
@@ -128,6 +156,11 @@ def _load(options: LoadOptions, store: StoreOptions, checks: DatasetChecks) -> N
     ):
         if count:
             print(f"{count:,} {what}")
+    if renewed is not None:
+        print(
+            f"{renewed.kept:,} events that had been appended were kept, {renewed.found:,} of which "
+            f"the dataset has, too; {renewed.too_old:,} are older than what is kept of their users"
+        )
 
 
 def _append(options: AppendOptions, store: StoreOptions) -> None:

@@ -117,6 +117,10 @@ class StoredDataset:
                 for batch in file.iter_batches(_USERS_AT_ONCE, columns=columns):
                     yield from self._records(pa.Table.from_batches([batch]))
 
+    def as_known(self, items: pa.Array) -> list[Any]:
+        """What the dataset has in the place of raw ids of items ``[N]``."""
+        return self._decoders[self.head.item_features[0]].as_known(items)
+
     def _records(self, table: pa.Table) -> Iterator[tuple[Any, Record]]:
         head = self.head
         ends = np.cumsum(lengths_of(table[head.item_features[0]]))
@@ -190,6 +194,12 @@ class _Decoder:
         distinct, places = np.unique(stored, return_inverse=True)
         encoded = distinct if self._bags is None else self._bags[distinct]
         return pa.array(self._encoder.decode(encoded), type_of(self.kind)).take(pa.array(places))
+
+    def as_known(self, values: pa.Array) -> list[Any]:
+        """Raw values ``[N]`` as they come back from the dataset."""
+        if self._encoder is None:
+            return values.to_pylist()
+        return self.decode(self._encoder.encode(values.to_pylist())).to_pylist()
 
 
 def digests_of(directory: Path, features: Sequence[str]) -> dict[str, str]:

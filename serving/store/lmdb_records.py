@@ -118,7 +118,18 @@ class LmdbRecords(RecordKeeper):
             env.reader_check()  # who was killed while reading keeps no pages from use
             with env.begin(write=True) as transaction:
                 for key, change in changes.items():
-                    transaction.put(key, change(transaction.get(key)))
+                    after = change(transaction.get(key))
+                    if after is None:
+                        transaction.delete(key)
+                    else:
+                        transaction.put(key, after)
+
+    def adopt(self, head: Head) -> None:
+        """Replaces the file of the head."""
+        self._require_writes()
+        with self._changing, self._opening:
+            self._write_head(head, self._file)
+            self.head, self._seen = head, None
 
     def keys(self) -> Iterator[bytes]:
         """In the order of their bytes."""
@@ -143,9 +154,7 @@ class LmdbRecords(RecordKeeper):
                     every = ((bytes(k), bytes(v)) for k, v in transaction.cursor())
                     kept = (record for record in every if record[0] not in left_out)
                     _write_file(self._directory / new, kept)
-                path = self._directory / HEAD_FILE
-                with atomic_file(path, replaces=inside_ours) as temporary:
-                    temporary.write_bytes(self.head.to_json(**{FILE: new}))
+                self._write_head(self.head, new)
             finally:
                 self._current()
                 _sweep(self._directory, self._file)
@@ -154,6 +163,11 @@ class LmdbRecords(RecordKeeper):
         """Lets others write."""
         self._env.close()
         self._claim.close()
+
+    def _write_head(self, head: Head, file: str) -> None:
+        path = self._directory / HEAD_FILE
+        with atomic_file(path, replaces=inside_ours) as temporary:
+            temporary.write_bytes(head.to_json(**{FILE: file}))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Any]:

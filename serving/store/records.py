@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lookback.formats.stored_histories import Head
 
-Change = Callable[[bytes | None], bytes]
-"""What becomes of a key's record (None: there is none yet)."""
+Change = Callable[[bytes | None], bytes | None]
+"""What becomes of a key's record; None: there is none yet, or there is to be none."""
 
 
 class RecordKeeper(abc.ABC):
@@ -33,6 +33,15 @@ class RecordKeeper(abc.ABC):
     @abc.abstractmethod
     def update(self, changes: Mapping[bytes, Change]) -> None:
         """Changes records: all of them, durably, or none.
+
+        Raises:
+          OSError: if the disk is full, or fails; nothing has changed.
+          UserError: if the store cannot be written to.
+        """
+
+    @abc.abstractmethod
+    def adopt(self, head: Head) -> None:
+        """Makes another head the store's, in one step; its records are as that says already.
 
         Raises:
           OSError: if the disk is full, or fails; nothing has changed.

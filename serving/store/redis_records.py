@@ -12,6 +12,7 @@ one that does not write every command to its disk before it answers (`appendonly
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import sys
 import time
@@ -32,6 +33,10 @@ _TAIL = 80
 _SECONDS = 10.0
 """That the server may take to answer."""
 _DURABLE = {"appendonly": "yes", "appendfsync": "always"}
+_EVICTS = "allkeys"
+"""Begins the names of policies by which a server that is full drops records."""
+_FULL = ("OOM ", "MISCONF ")
+"""Begin what a server says that has no room: in memory, or on its disk."""
 _AT_ONCE = 512
 _TRIES = 100
 _A_MOMENT = 0.05  # seconds
@@ -115,11 +120,38 @@ class RedisRecords(RecordKeeper):
                     self._require_same(pipe.getrange(HEAD_KEY, -_TAIL, -1))
                     before = pipe.mget(keys)
                     after = [f(old) for f, old in zip(changes.values(), before, strict=True)]
+                    kept = {
+                        k: value for k, value in zip(keys, after, strict=True) if value is not None
+                    }
                     pipe.multi()
-                    pipe.mset(dict(zip(keys, after, strict=True)))
+                    if kept:
+                        pipe.mset(kept)
+                    if gone := [key for key in keys if key not in kept]:
+                        pipe.delete(*gone)
                     pipe.execute()
                     return
         raise UserError(f"{self.place}: others change the same users all the time. Try again.")
+
+    def adopt(self, head: Head) -> None:
+        """Replaces the head; whoever has the store open is told to start again."""
+        import redis
+
+        if not self._writes:
+            raise ValueError(f"{self.place} was opened for reading")
+        text = head.to_json()
+        with _in_words(self.place), self._client.pipeline() as pipe:
+            pipe.watch(HEAD_KEY)
+            self._require_same(pipe.getrange(HEAD_KEY, -_TAIL, -1))
+            pipe.multi()
+            pipe.set(HEAD_KEY, text)
+            try:
+                pipe.execute()
+            except redis.WatchError as error:
+                raise UserError(
+                    f"{self.place}: somebody else has replaced the store meanwhile. Look at it, "
+                    "and try again."
+                ) from error
+        self.head, self._tail = head, text[-_TAIL:]
 
     def keys(self) -> Iterator[bytes]:
         """As the server comes across them; each once."""
@@ -209,6 +241,7 @@ def _require_durable(client: Any, place: str) -> None:
 
     try:
         found = client.config_get(*_DURABLE)
+        room = client.config_get("maxmemory", "maxmemory-policy")
     except redis.ResponseError:
         print(
             f"warning: {place} does not say whether it is durable: see to it that it has "
@@ -221,6 +254,13 @@ def _require_durable(client: Any, place: str) -> None:
             f"--store {place}: this server would lose events that it has acknowledged (it has "
             f"{', '.join(f'{k} {v}' for k, v in sorted(found.items()))}). Set appendonly yes and "
             "appendfsync always (CONFIG SET, and in redis.conf)."
+        )
+    policy = room["maxmemory-policy"]
+    if int(room["maxmemory"]) and policy.startswith(_EVICTS):
+        raise UserError(
+            f"--store {place}: this server would drop histories when its memory is full (it has "
+            f"maxmemory-policy {policy}). Set maxmemory-policy noeviction (CONFIG SET, and in "
+            "redis.conf): it then refuses what it has no room for."
         )
 
 
@@ -241,6 +281,10 @@ def _in_words(place: str) -> Iterator[None]:
 
     try:
         yield
+    except redis.ResponseError as error:
+        if str(error).startswith(_FULL) or isinstance(error, redis.exceptions.OutOfMemoryError):
+            raise OSError(errno.ENOSPC, f"the Redis server has no room: {error}", place) from error
+        raise UserError(f"--store {place}: {error}. Look at the server's log.") from error
     except redis.RedisError as error:
         raise UserError(
             f"--store {place}: {type(error).__name__}: {error}. Check the address, and that the "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,16 @@ from lookback.formats.stored_histories import (
 from lookback.serving.store.events import EventRows, user_key
 from lookback.serving.store.lmdb_records import LmdbRecords
 from lookback.serving.store.merging import Appended, merged
-from lookback.serving.store.records import RecordKeeper
+from lookback.serving.store.records import Change, RecordKeeper
 from lookback.serving.store.redis_records import SCHEME, RedisRecords
+from lookback.serving.store.renewal import AsKnown, Renewed, renewed, require_alike
 
 MOST_CACHED_EVENTS = 1 << 19
 """Of all users whose histories are kept decoded: some 100 MB of a few features."""
+
+
+_USERS_AT_ONCE = 1024
+"""That are changed in one transaction: of a thousand events each some 100 MB."""
 
 
 class History:
@@ -172,7 +178,7 @@ class HistoryStore:
             of.setdefault(user, []).append(place)
         counts: dict[Any, Appended] = {}
 
-        def change(user: Any, places: list[int]) -> Callable[[bytes | None], bytes]:
+        def change(user: Any, places: list[int]) -> Change:
             def changed(data: bytes | None) -> bytes:
                 before = None
                 if data is not None:
@@ -185,6 +191,58 @@ class HistoryStore:
 
         self._records.update({user_key(self.head, u): change(u, p) for u, p in of.items()})
         return sum(counts.values(), Appended())
+
+    def renew(self, head: Head, users: Iterable[tuple[Any, Record]], as_known: AsKnown) -> Renewed:
+        """Puts a newer dataset's histories in the place of an older one's, but keeps what came.
+
+        Users are changed some at a time, and the head last: whoever is killed has lost nothing,
+        and does it again. Records mean the same with both heads, as their values are raw.
+
+        Args:
+          head: of the newer dataset.
+          users: its raw ids, each once, and their records.
+          as_known: of the newer dataset.
+
+        Raises:
+          OSError: if the disk is full.
+          UserError: if the events of the two are not alike, or a history is damaged.
+        """
+        require_alike(self.head, head, self.place)
+        seen: set[bytes] = set()
+        total = Renewed()
+        left = iter(users)
+        while some := list(itertools.islice(left, _USERS_AT_ONCE)):
+            fresh = {user_key(head, user): (user, record) for user, record in some}
+            seen |= set(fresh)
+            total += self._renew(head, fresh, as_known)
+        others = (key for key in self._records.keys() if key not in seen)  # noqa: SIM118
+        # All of them first: keys that change while they are listed may be listed again.
+        every = iter(list(others))
+        while keys := list(itertools.islice(every, _USERS_AT_ONCE)):
+            total += self._renew(head, {key: (key.decode(), None) for key in keys}, as_known)
+        self._records.adopt(head)
+        self.head = head
+        return total
+
+    def _renew(
+        self, head: Head, fresh: Mapping[bytes, tuple[Any, Record | None]], as_known: AsKnown
+    ) -> Renewed:
+        counts: dict[bytes, Renewed] = {}
+
+        def change(key: bytes) -> Change:
+            user, record = fresh[key]
+
+            def changed(data: bytes | None) -> bytes | None:
+                after = record
+                if data is not None:
+                    before = decode_record(self.head, data, self._whose(user))
+                    after, counts[key] = renewed(head, record, before, as_known)
+                return None if after is None else encode_record(head, after)
+
+            return changed
+
+        self._records.update({key: change(key) for key in fresh})
+        return sum(counts.values(), Renewed())
 
     def delete(self, users: Sequence[Any]) -> list[Any]:
         """Deletes users, so that nothing is left of them in the store's files.

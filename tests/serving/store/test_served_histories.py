@@ -300,6 +300,58 @@ def test_commands_append_show_delete_and_compact(
     assert code == 0 and "bytes before" in out
 
 
+def test_after_an_update_what_was_appended_stays(
+    dataset_dir: Path, raw: Any, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lookback.serving.store.datasets import digests_of
+    from lookback.workflows.update import update_dataset
+
+    later = int(raw.events["time"].max()) + 1000
+    sent = [
+        {"user": "U001", "event_id": "a", "timestamp": later, "item_id": "B003"},
+        {"user": "U001", "event_id": "b", "timestamp": later + 1, "item_id": "B900"},
+        {"user": "U001", "event_id": "c", "timestamp": later + 2, "item_id": "B004"},
+        {"user": "online", "event_id": "d", "timestamp": later, "item_id": "B005"},
+    ]
+    of_items = {**raw.categories, "B900": "cat 1 ü"}
+    lines = tmp_path / "events.jsonl"
+    every = [{**event, "category_id": of_items[event["item_id"]]} for event in sent]
+    lines.write_text("\n".join(json.dumps(event) for event in every))
+    assert run(capsys, "append", "--store", store, "--events", lines)[0] == 0
+    # The log has the first two as well, and an event that never went to the store.
+    (tmp_path / "raw").mkdir()
+    log = [("U001", "B003", later), ("U001", "B900", later + 1), ("U002", "B900", later + 5)]
+    names = ("reviewerID", "asin", "unixReviewTime")
+    (tmp_path / "raw" / "reviews_Test.json").write_text(
+        "".join(json.dumps(dict(zip(names, event, strict=True))) + "\n" for event in log)
+    )
+    (tmp_path / "raw" / "meta_Test.json").write_text(
+        json.dumps({"asin": "B900", "categories": [["All", "cat 1 ü"]]}) + "\n"
+    )
+    newer = tmp_path / "newer"
+    update_dataset(dataset_dir, tmp_path / "raw", newer, workers=0)
+    with opened(store) as histories:
+        before = {u: len(histories.get(u) or ()) for u in histories.users()}
+    load = ("load-histories", newer, "--store", store)
+    assert run(capsys, *load)[0] == 2  # there is a store
+    assert "expected one of them" in run(capsys, *load, "--keep", "--overwrite")[2]
+    for _ in range(2):  # once more changes nothing
+        code, out, err = run(capsys, *load, "--keep")
+        assert code == 0, err
+        assert "4 events that had been appended were kept, 2 of which the dataset has, too" in out
+    with opened(store) as histories:
+        assert histories.head.vocabularies == digests_of(
+            newer, ["user_id", "item_id", "category_id"]
+        )
+        after = {u: len(histories.get(u) or ()) for u in histories.users()}
+        assert after == {**before, "U002": before["U002"] + 1}
+        found = histories.get("U001")
+        assert found is not None
+        history = found.as_json()["history"]
+        assert history["event_id"][-4:] == [None, "a", "b", "c"]
+        assert history["item_id"][-3:] == ["B003", "B900", "B004"]
+
+
 def test_parquet_appends_in_bulk(
     store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

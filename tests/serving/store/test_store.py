@@ -7,7 +7,6 @@ import dataclasses
 import json
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -30,56 +29,6 @@ from lookback.formats.stored_histories import (
 from lookback.serving.store.events import EventError, read_event_table, read_events
 from lookback.serving.store.store import HistoryStore
 from tests.serving.store.plain import HEAD, Oracle, drawn
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """A real server, durable as it must be; its port, and where its files are."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("needs redis-server (Debian's package of that name)")
-    directory = tmp_path_factory.mktemp("redis")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = [
-        *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)),
-        *("--appendonly", "yes", "--appendfsync", "always", "--save", "3600 1"),
-    ]
-    server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            assert time.monotonic() < deadline, "redis-server does not listen"
-        yield port, directory
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-@pytest.fixture(params=["lmdb", "redis"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where there is no store yet."""
-    if request.param == "lmdb":
-        return str(tmp_path / "store")
-    port, _ = request.getfixturevalue("redis")
-    import redis
-
-    redis.Redis(port=port).flushall()
-    return f"redis://127.0.0.1:{port}/3"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 @contextlib.contextmanager
@@ -264,7 +213,7 @@ def test_what_was_deleted_is_nowhere_in_the_files(address: str, request: Any) ->
             store.append(read_events(HEAD, [drawn(random.Random(n), 100 + n) | {"user": "u1"}]))
         files = Path(address)
         if address.startswith("redis"):
-            files = request.getfixturevalue("redis")[1]
+            files = request.getfixturevalue("redis").directory
         assert any(b"secret-" in data for data in contents(files))
         before = {user: store.get(user) for user in store.users() if user != "gone-7f3c91"}
         assert store.delete(["gone-7f3c91", "never"]) == ["never"]
@@ -361,29 +310,6 @@ def test_a_head_that_is_none_is_refused(
 def test_where_there_is_no_store_it_is_said(address: str) -> None:
     with pytest.raises(UserError, match="load-histories"):
         HistoryStore.open(address)
-
-
-def test_redis_that_would_lose_events_is_refused(redis: tuple[int, Path]) -> None:
-    import redis as client
-
-    port, _ = redis
-    server = client.Redis(port=port)
-    server.flushall()
-    address = f"redis://127.0.0.1:{port}/0"
-    make(address)
-    server.config_set("appendfsync", "everysec")
-    try:
-        with pytest.raises(UserError, match=r"would lose events .*appendfsync everysec"):
-            HistoryStore.open(address, writes=True)
-        HistoryStore.open(address).close()  # reading harms nothing
-    finally:
-        server.config_set("appendfsync", "always")
-
-
-def test_redis_that_is_not_there_is_said() -> None:
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:1/0.*Connection") as raised:
-        HistoryStore.open("redis://me:secret@127.0.0.1:1/0")
-    assert "secret" not in str(raised.value)
 
 
 def test_a_second_writer_is_refused_and_readers_see_what_the_first_writes(tmp_path: Path) -> None:
