@@ -25,6 +25,7 @@ again_mb=1000
 main() {
   [[ $# -eq 0 ]] || die "takes no arguments; got: $*"
   cd "$root"
+  [[ ! -f $venv/.lookback-carried ]] || return 0 # out of a pack of scripts/airgap.sh
   ready && return
   check_platform
   mkdir -p "$tools"
