@@ -14,7 +14,7 @@ equal when every row is used in every step.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import tensorflow as tf
@@ -24,6 +24,10 @@ from lookback.embeddings.duplicates import sum_duplicates
 from lookback.kernels.loader import cpu_kernels
 
 _LARGEST_FUSED = (1 << 31) - 1  # weights: TensorFlow's kernels number them with int32
+
+
+NewSlot = Callable[[str, str, int, float], tf.Variable]
+"""Makes state of a table: from the table's name, the slot's, its columns and its first value."""
 
 
 def without_rows(table: tf.Variable) -> tf.IndexedSlices:
@@ -102,12 +106,15 @@ class TableOptimizer(tf.Module, abc.ABC):
       slot_kinds: the state by name, one value for each "weight" or for each "row".
       every_row: whether rows that no gradient names change as well, so that a step without
         gradient is a step, too.
+      additive: whether what an update adds to a weight does not depend on the weight, but for
+        weight decay.
       slots: variables ``[rows, D]`` or ``[rows, 1]`` by table name, then by slot.
     """
 
     operation: ClassVar[str | None] = None
     slot_kinds: ClassVar[Mapping[str, Literal["weight", "row"]]] = {}
     every_row: ClassVar[bool] = False
+    additive: ClassVar[bool] = True
 
     def __init__(self, learning_rate: tf.Variable, weight_decay: float = 0.0) -> None:
         super().__init__()
@@ -115,21 +122,25 @@ class TableOptimizer(tf.Module, abc.ABC):
         self._weight_decay = weight_decay
         self.slots: dict[str, dict[str, tf.Variable]] = {}
 
-    def build(self, tables: Mapping[str, tf.Variable]) -> None:
+    def build(self, tables: Mapping[str, tf.Variable], new_slot: NewSlot | None = None) -> None:
         """Creates the state of the given tables.
 
         Args:
           tables: variables ``[rows, D]`` by table name.
+          new_slot: makes a variable of state; None: one with a row for each of the table's.
         """
+
+        def plain(name: str, slot: str, columns: int, value: float) -> tf.Variable:
+            initial = tf.fill([tables[name].shape[0], columns], value)
+            return tf.Variable(initial, trainable=False, name=f"{name}/{slot}")
+
         for name, table in tables.items():
             self.slots[name] = {
-                slot: tf.Variable(
-                    tf.fill(
-                        [table.shape[0], table.shape[1] if kind == "weight" else 1],
-                        self._initial_value(slot),
-                    ),
-                    trainable=False,
-                    name=f"{name}/{slot}",
+                slot: (new_slot or plain)(
+                    name,
+                    slot,
+                    table.shape[1] if kind == "weight" else 1,
+                    self.initial_value(slot),
                 )
                 for slot, kind in self.slot_kinds.items()
             }
@@ -172,7 +183,8 @@ class TableOptimizer(tf.Module, abc.ABC):
             for slot, value in state.items():
                 slots[slot].scatter_update(tf.IndexedSlices(value, rows))
 
-    def _initial_value(self, slot: str) -> float:
+    def initial_value(self, slot: str) -> float:
+        """What the state of a row begins with."""
         del slot
         return 0.0
 
@@ -266,7 +278,8 @@ class Adagrad(TableOptimizer):
         self._initial_accumulator = initial_accumulator
         self._epsilon = epsilon
 
-    def _initial_value(self, slot: str) -> float:
+    def initial_value(self, slot: str) -> float:
+        """See `TableOptimizer`."""
         del slot
         return self._initial_accumulator
 
@@ -374,11 +387,8 @@ class FullAdam(LazyAdam):
 
     every_row = True
 
-    def build(self, tables: Mapping[str, tf.Variable]) -> None:
-        """Creates the state of the given tables.
-
-        Args:
-          tables: variables ``[rows, D]`` by table name.
+    def build(self, tables: Mapping[str, tf.Variable], new_slot: NewSlot | None = None) -> None:
+        """Creates the state of the given tables; see `TableOptimizer`.
 
         Raises:
           UserError: if one has more weights than one pass can number.
@@ -391,7 +401,7 @@ class FullAdam(LazyAdam):
                     f"variable, and {name!r} has {weights:,} on this process. Spread tables over "
                     "more processes, or use lazy_adam."
                 )
-        super().build(tables)
+        super().build(tables, new_slot)
 
     def apply(
         self,
@@ -442,6 +452,7 @@ class FTRL(TableOptimizer):
 
     operation: ClassVar = "lookback_sparse_ftrl"
     slot_kinds: ClassVar = {"accumulator": "weight", "linear": "weight"}
+    additive = False
 
     def __init__(
         self,
@@ -467,7 +478,8 @@ class FTRL(TableOptimizer):
         self._initial_accumulator = initial_accumulator
         self._l1, self._l2, self._beta = l1, l2, beta
 
-    def _initial_value(self, slot: str) -> float:
+    def initial_value(self, slot: str) -> float:
+        """See `TableOptimizer`."""
         return self._initial_accumulator if slot == "accumulator" else 0.0
 
     def _constants(self) -> dict[str, float]:

@@ -49,6 +49,8 @@ class TableSpec:
       hotness: mean number of ids that each feature of the table has in a row of the batch.
       distinct: expected share of a rank's ids in a step that are distinct, in (0, 1]. None means
         unknown: then as many as uniform ids would have, which real ids rarely reach.
+      capacity: rows that a process holds at most of a table that grows (`embeddings.growing`);
+        None: a table that has all its rows from the start.
     """
 
     name: str
@@ -58,6 +60,7 @@ class TableSpec:
     optimizer: str | None = None
     hotness: tuple[float, ...] = (1.0,)
     distinct: float | None = None
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         """Validates the numbers.
@@ -68,8 +71,8 @@ class TableSpec:
         object.__setattr__(self, "hotness", tuple(self.hotness))  # JSON gives lists back
         if not self.name:
             raise ValueError("TableSpec.name must not be empty: it keys the checkpoint.")
-        for field, value in (("rows", self.rows), ("dim", self.dim)):
-            if value < 1:
+        for field, value in (("rows", self.rows), ("dim", self.dim), ("capacity", self.capacity)):
+            if value is not None and value < 1:
                 raise ValueError(
                     f"TableSpec {shown(self.name)}: {field} must be at least 1, "
                     f"received {shown(value)}."

@@ -19,7 +19,7 @@ from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp_relu import ReluMLP, bias_initializer
 from lookback.models.click_body import ClickBody
 from lookback.models.click_model import ClickModel, click_model
-from lookback.models.tabular_config import TabularModelConfig
+from lookback.models.tabular_config import DYNAMIC, TabularModelConfig
 
 
 class TabularBody(ClickBody):
@@ -154,15 +154,17 @@ def _tables(schema: Schema, config: TabularModelConfig) -> tuple[list[TableSpec]
     """The specs, and the table of each categorical column."""
     tables, feature_tables = tables_from_schema(schema, config.embedding_dim)
     users = list(feature_tables.values())
-    most = config.max_table_size
-    specs = [
-        dataclasses.replace(
+    specs = []
+    for table in tables:
+        rows = min(table.rows, config.max_table_size or table.rows)
+        grows = config.embedding_type == DYNAMIC
+        spec = dataclasses.replace(
             table,
-            rows=table.rows if most is None else min(table.rows, most),
+            rows=rows,
             hotness=(1.0,) * users.count(table.name),
+            capacity=min(rows, config.embedding_capacity or rows) if grows else None,
         )
-        for table in tables
-    ]
+        specs.append(spec)
     return specs, feature_tables
 
 

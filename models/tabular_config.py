@@ -34,6 +34,10 @@ JOINT: Mapping[str, bool] = {
 their kernels, and in whether the gradient is sparse, which here it always is."""
 
 
+DYNAMIC = "dynamic"
+"""The `embedding_type` of tables that grow."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TabularModelConfig:
     """Options that every model over rows of numbers and ids has; defaults are the seeds'.
@@ -57,7 +61,16 @@ class TabularModelConfig:
         help="joint_fused (or joint, joint_sparse): the tables of an optimizer share one "
         "variable, read and updated at once; separate (or multi_table): each has its own; "
         "none: separate in one process, joint_fused in several. Results and checkpoints are "
-        "the same",
+        "the same. dynamic, with --backend sok: hash tables of the rows that were used",
+        storage=True,
+    )
+    embedding_capacity: int | None = option(
+        None,
+        help="rows that a process holds at most of a dynamic table; beyond, those that were not "
+        "used for longest begin anew. none: all",
+        at_least=1,
+        limit=MOST_ROWS,
+        needs={"embedding_type": (DYNAMIC,)},
         storage=True,
     )
     bottom_mlp_sizes: tuple[int, ...] = option(
@@ -96,9 +109,9 @@ class TabularModelConfig:
                 "embedding_type custom_cuda chose between two CUDA kernels of NVIDIA's, and there "
                 "are none here. Use joint_fused, which stores tables as they did."
             )
-        if self.embedding_type is not None and self.embedding_type not in JOINT:
+        if self.embedding_type not in (None, DYNAMIC, *JOINT):
             raise UserError(
-                f"embedding_type must be one of {', '.join(JOINT)}, or none, received "
+                f"embedding_type must be one of {', '.join(JOINT)}, {DYNAMIC}, or none, received "
                 f"{shown(self.embedding_type)}."
             )
         if len(self.top_mlp_sizes) < 2 or self.top_mlp_sizes[-1] != 1:
@@ -115,7 +128,7 @@ class TabularModelConfig:
     @property
     def joint_tables(self) -> bool | None:
         """Whether tables share variables; None leaves it to the embedding backend."""
-        return None if self.embedding_type is None else JOINT[self.embedding_type]
+        return None if self.embedding_type in (None, DYNAMIC) else JOINT[self.embedding_type]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,9 +213,10 @@ class Optimizer(tf.Module):
                 for w in wanted
             }
             _refuse_split_rows(collection, by_name, name)
+            _refuse_growing(collection, by_name, name, weight_decay)
             for kept_in, variable in collection.backend.variables.items():
                 of_table = by_name[collection.backend.optimizer_of(kept_in) or name]
-                of_table.build({kept_in: variable})
+                of_table.build({kept_in: variable}, collection.backend.new_slot(kept_in))
             self._table_optimizers.append(by_name)
         self.name_given = name
 
@@ -365,6 +366,28 @@ class Optimizer(tf.Module):
         # Keras numbers its slots by variable; the learning rate is configuration, not state.
         slots = [v for v in self._dense_optimizer.variables if "learning_rate" not in v.name]
         return states | dense_states("optimizer/dense", slots)
+
+
+def _refuse_growing(
+    collection: EmbeddingCollection,
+    optimizers: Mapping[str, TableOptimizer],
+    default: str,
+    weight_decay: float,
+) -> None:
+    """Refuses what needs a row's weights, or all rows, for tables that hold differences of some."""
+    for table in collection.tables:
+        optimizer = optimizers[table.optimizer or default]
+        if table.capacity is None or (
+            optimizer.additive and not optimizer.every_row and not weight_decay
+        ):
+            continue
+        what = f"weight_decay {weight_decay}" if weight_decay else table.optimizer or default
+        raise UserError(
+            f"embedding_type: dynamic keeps of table {table.name!r} what was added to rows that "
+            f"were used, and {what} needs {'all rows' if optimizer.every_row else 'their weights'}."
+            " Use sgd, momentum, adagrad, rowwise_adagrad or lazy_adam, without weight decay, or "
+            "another embedding_type."
+        )
 
 
 def _refuse_split_rows(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lookback.checkpoints.store import Checkpoint, RowBlocks, TensorSpec
 from lookback.embeddings.collection import EmbeddingCollection, collections_of
+from lookback.embeddings.growing import GrowingRows
 from lookback.embeddings.optimizers import TableOptimizer
 
 MODEL_PREFIXES = ("table/", "model/")
@@ -29,15 +30,20 @@ class TensorShard:
       rows: of the tensor, in the order in which they are held.
       columns: of the tensor, contiguous; None means all.
       start: the first row's place in the variable.
+      growing: how the rows are held in a variable that grows; None: from `start` on.
     """
 
     variable: tf.Variable
     rows: range
     columns: range | None = None
     start: int = 0
+    growing: GrowingRows | None = None
 
     def blocks(self) -> Iterator[NDArray]:
         """The rows, block by block."""
+        if self.growing is not None:
+            yield from self.growing.blocks(self.rows, _ROWS_A_BLOCK)
+            return
         if not self.variable.shape.rank:
             yield self.variable.numpy()
             return
@@ -48,6 +54,19 @@ class TensorShard:
             yield tf.gather(
                 self.variable, tf.range(begin, min(begin + _ROWS_A_BLOCK, stop))
             ).numpy()
+
+    def write(self, begin: int, block: NDArray) -> None:
+        """Takes rows.
+
+        Args:
+          begin: the first one's number among `rows`.
+          block: ``[N, d]``.
+        """
+        if self.growing is not None:
+            self.growing.write(self.rows[begin : begin + len(block)], block)
+            return
+        places = tf.range(self.start + begin, self.start + begin + len(block))
+        self.variable.scatter_update(tf.IndexedSlices(block, places))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +110,10 @@ class State:
             if not self.shape:
                 part.variable.assign(checkpoint[name])
                 continue
-            begin = part.start
+            done = 0
             for block in checkpoint.blocks(name, part.rows, part.columns, _ROWS_A_BLOCK):
-                rows = tf.range(begin, begin + len(block))
-                part.variable.scatter_update(tf.IndexedSlices(block, rows))
-                begin += len(block)
+                part.write(done, block)
+                done += len(block)
 
 
 def whole(variable: tf.Variable) -> State:
@@ -115,7 +133,13 @@ def model_states(model: tf.keras.Model) -> dict[str, State]:
         for table in collection.tables:
             parts = [
                 (
-                    TensorShard(variables[h.variable], h.shard.rows, h.shard.columns, h.start),
+                    TensorShard(
+                        variables[h.variable],
+                        h.shard.rows,
+                        h.shard.columns,
+                        h.start,
+                        collection.backend.growing(h, variables[h.variable]),
+                    ),
                     h.replicated,
                 )
                 for h in collection.backend.held
@@ -146,7 +170,9 @@ def slot_states(
             for h in held:
                 variable = optimizer.slots[h.variable][slot]
                 columns = h.shard.columns if kind == "weight" else range(1)
-                parts.append((TensorShard(variable, h.shard.rows, columns, h.start), h.replicated))
+                growing = collection.backend.growing(h, variable, optimizer.initial_value(slot))
+                shard = TensorShard(variable, h.shard.rows, columns, h.start, growing)
+                parts.append((shard, h.replicated))
             width = table.dim if kind == "weight" else 1
             states[f"optimizer/{table.name}/{slot}"] = _table_state((table.rows, width), parts)
     return states

@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from lookback.embeddings.config import Sharding
 from lookback.embeddings.duplicates import sum_duplicates
+from lookback.embeddings.growing import GrowingRows
 from lookback.embeddings.initializers import fill_rows
+from lookback.embeddings.optimizers import NewSlot
 from lookback.embeddings.types import Shard, ShardingPlan, TableSpec
 
 Gradients = dict[str, tf.IndexedSlices]
@@ -96,6 +98,24 @@ class Backend(abc.ABC):
     def optimizer_of(self, variable: str) -> str | None:
         """The optimizer that the tables in a variable name; None means the run's."""
         return self._tables[variable].optimizer  # where each table has a variable of its name
+
+    def new_slot(self, variable: str) -> NewSlot | None:
+        """What makes optimizer state of a variable; None: state has a row for each of its rows."""
+        del variable
+        return None
+
+    def growing(
+        self, part: Held, variable: tf.Variable, value: float | None = None
+    ) -> GrowingRows | None:
+        """How a part's rows are held in a variable that grows; None: at their places.
+
+        Args:
+          part: of `held`.
+          variable: one of `variables`, or of an optimizer's state.
+          value: what state begins with; None: it is the table's own variable.
+        """
+        del part, variable, value
+        return None
 
     @property
     def sent_bytes(self) -> Mapping[str, int]:

@@ -6,7 +6,10 @@ as they are used here. What their sources say and their documentation does not:
 - A variable's rows lie as in our row-wise and table-wise strategies, and the gradient of a lookup
   names local rows, each once, summed over all processes (lookup.py, `_LookupBackward`). So plans,
   optimizers and checkpoints are those of the other backends.
-- One `lookup_sparse` takes variables of one kind only, "distributed" or "localized", and one of
+- Tables that grow (`TableSpec.capacity`) are its `DynamicVariable`s: keys are rows of the table,
+  in lookups and in gradients, and what `tf.gather` and `scatter_update` do not find they insert.
+- One `lookup_sparse` takes variables of one kind only, "distributed" or "localized", that grow or
+  do not, and one of
   "localized" ones alone needs a table on every process (`lookup_sparse`).
 - Every table and process must ask for equally many rows, or the kernels read beyond their inputs
   (`HotnessCalculateOp`). Ours differ, so they are padded with rows without ids.
@@ -17,16 +20,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from lookback.core.devices import has_gpu
 from lookback.core.errors import UserError
 from lookback.embeddings.backends.base import Backend, Held
 from lookback.embeddings.config import Sharding
-from lookback.embeddings.initializers import fill_rows
+from lookback.embeddings.growing import GrowingRows
+from lookback.embeddings.initializers import fill_rows, uniform_rows
+from lookback.embeddings.optimizers import NewSlot
 from lookback.embeddings.sharding import STRATEGIES, shards_of
 from lookback.embeddings.sharding.base import Strategy
 from lookback.embeddings.types import ShardingPlan, TableSpec
+
+LEAST_CAPACITY = 1024
+"""Of a table that grows: what SOK's own example has (dump_load.py), eight of HKV's buckets."""
 
 _HOW = "use `--backend horovod`, which holds the same plan and checkpoints"
 
@@ -84,12 +94,18 @@ class SOKBackend(Backend):
         return self._held
 
     def build(self, layer: tf.keras.layers.Layer) -> None:
-        """Creates a variable ``[N, dim]`` for each table; N is 0 where another process has it."""
+        """Creates a variable ``[N, dim]`` for each table; N is 0 where another process has it.
+
+        Of a table that grows a `DynamicVariable`, which is empty.
+        """
         with tf.init_scope():
             # Processes whose seeds differed would each begin with shards of another table.
             seed = self._hvd.broadcast(tf.constant(self._seed, tf.int64), 0, name="table_seed")
             self._seed = int(seed)
             for name, table in self._tables.items():
+                if table.capacity is not None:
+                    self._variables[name] = self._growing_variable(name, table.dim, 0.0)
+                    continue
                 self._variables[name] = self._sok.Variable(
                     shape=[table.rows, table.dim],
                     initializer=tf.zeros,
@@ -99,6 +115,8 @@ class SOKBackend(Backend):
                 )
             for part in self._held:
                 table = self._tables[part.shard.table]
+                if table.capacity is not None:
+                    continue
                 variable = self._variables[part.variable]
                 if variable.shape[0] != part.stop:
                     raise RuntimeError(
@@ -128,15 +146,79 @@ class SOKBackend(Backend):
                 combiners=["sum"] * len(names),
             )
             vectors.update(zip(names, found))
+        for name, ids in route.distinct.items():
+            table = self._tables[name]
+            if table.capacity is not None:
+                columns = range(table.dim)
+                first = uniform_rows(self._seed, name, ids, columns, table.dim, table.scale)
+                # Below the rows of the ids are those without: they are zeros, and nobody's.
+                beyond = tf.zeros([tf.shape(vectors[name])[0] - tf.shape(ids)[0], table.dim])
+                vectors[name] += tf.concat([first, beyond], 0)
         return {name: _spread(vectors[name], place) for name, place in route.places.items()}
+
+    def new_slot(self, variable: str) -> NewSlot | None:
+        """State of a table that grows grows with it."""
+        if self._tables[variable].capacity is None:
+            return None
+        return lambda name, slot, columns, value: self._growing_variable(name, columns, value, slot)
+
+    def growing(
+        self, part: Held, variable: tf.Variable, value: float | None = None
+    ) -> GrowingRows | None:
+        """See `Backend.growing`."""
+        table = self._tables[part.shard.table]
+        if table.capacity is None:
+            return None
+
+        def initial(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            if value is not None:
+                return np.full((len(rows), variable.shape[1]), value, np.float32)
+            columns = range(table.dim)
+            return uniform_rows(
+                self._seed, table.name, tf.constant(rows), columns, table.dim, table.scale
+            ).numpy()
+
+        return GrowingRows(variable, self._sok.export, initial, differences=value is None)
+
+    def _growing_variable(
+        self, table: str, columns: int, value: float, slot: str | None = None
+    ) -> tf.Variable:
+        """A hash table of rows, in HKV: beyond its capacity, what was not used for longest goes.
+
+        A table's own holds differences from the initial rows, so that what is not there, or was
+        evicted, is as it began; SOK's own initial values are constants or random.
+        """
+        capacity = self._tables[table].capacity
+        assert capacity is not None
+        slots = 1 << (max(capacity, LEAST_CAPACITY) - 1).bit_length()  # HKV wants powers of 2
+        return self._sok.DynamicVariable(
+            dimension=columns,
+            initializer=str(value),
+            var_type="hybrid",
+            key_type=tf.int64,
+            dtype=tf.float32,
+            name=table if slot is None else f"{table}/{slot}",
+            mode=self._modes[table],
+            trainable=slot is None,
+            init_capacity=slots,
+            max_capacity=slots,
+            max_hbm_for_vectors=-(-slots * columns * 4 // (1 << 30)),  # in GiB: all of them
+        )
 
     def _calls(self, wanted: Mapping[str, tf.Tensor]) -> list[list[str]]:
         """The tables of each call, those that nobody asks for included where SOK needs them."""
-        distributed = [n for n in wanted if self._modes[n] == "distributed"]
-        localized = [n for n, mode in self._modes.items() if mode != "distributed"]
-        if not any(name in wanted for name in localized):
-            localized = []
-        return [names for names in (distributed, localized) if names]
+        calls = []
+        for grows in (False, True):
+            modes = {n: m for n, m in self._modes.items() if self._grows(n) is grows}
+            distributed = [n for n in wanted if modes.get(n) == "distributed"]
+            localized = [n for n, mode in modes.items() if mode != "distributed"]
+            if not any(name in wanted for name in localized):
+                localized = []
+            calls += [names for names in (distributed, localized) if names]
+        return calls
+
+    def _grows(self, table: str) -> bool:
+        return self._tables[table].capacity is not None
 
     def _one_id_rows(self, route: SokRoute, name: str) -> tf.RaggedTensor:
         """The distinct ids of a table as rows of one id each, and rows of none."""

@@ -7,6 +7,7 @@ rightly; that SOK's kernels do what its sources say, only a GPU can show.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 import types
@@ -19,8 +20,9 @@ from lookback.core.errors import UserError
 from lookback.embeddings.backends.local import LocalBackend
 from lookback.embeddings.backends.sok import SOKBackend
 from lookback.embeddings.config import LOCAL, Sharding
-from lookback.embeddings.optimizers import LazyAdam
+from lookback.embeddings.optimizers import SGD, Adagrad, LazyAdam
 from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
+from lookback.training.state import TensorShard
 
 TABLES = (TableSpec("item", 23, 4), TableSpec("user", 7, 6), TableSpec("tiny", 2, 4))
 SEED = 5
@@ -59,6 +61,55 @@ class Variable:
         return variable
 
 
+class DynamicVariable(tf.Module):
+    """What of SOK's hash tables we call, as dynamic_variable.py has it, over a dictionary.
+
+    Gathering and looking up insert; beyond `max_capacity`, what was touched longest ago goes.
+    """
+
+    def __init__(self, *, dimension, initializer, mode, trainable, name, **options):
+        super().__init__(name=None)
+        assert options.pop("var_type") == "hybrid" and options.pop("key_type") == tf.int64
+        capacity = options["max_capacity"]
+        assert capacity == options["init_capacity"] and capacity & (capacity - 1) == 0
+        assert isinstance(options["max_hbm_for_vectors"], int)
+        world = World.current
+        self.dimension, self.capacity = dimension, options["max_capacity"]
+        self.first, self.trainable, self.dtype = float(initializer), trainable, tf.float32
+        self.shape = tf.TensorShape([None, dimension])
+        self.target_gpu = -1 if mode == "distributed" else int(mode.split(":")[1])
+        self.held = {}
+        # What the tape sees: rows are read through it, and its gradient says which.
+        self.handle = tf.Variable(tf.zeros([1 << 12, dimension]), name="handle")
+        world.names[id(self)] = name
+        world.variables[world.rank][name] = self
+
+    def sparse_read(self, indices, name=None):
+        assert indices.dtype == tf.int64
+        rows = [self._touch(int(key)) for key in indices]
+        return tf.constant(np.reshape(rows, [-1, self.dimension]), tf.float32)
+
+    def _touch(self, key):
+        value = self.held.pop(key, np.full(self.dimension, self.first, np.float32))
+        self.held[key] = value
+        if len(self.held) > self.capacity:
+            del self.held[next(iter(self.held))]
+        return value
+
+    def scatter_update(self, slices):
+        assert isinstance(slices, tf.IndexedSlices) and slices.indices.dtype == tf.int64
+        for key, value in zip(slices.indices.numpy(), slices.values.numpy(), strict=True):
+            self._touch(int(key))
+            self.held[int(key)] = value
+
+
+def export(variable):
+    keys = list(variable.held)[::-1]  # in no order that one could rely on
+    values = [variable.held[key] for key in keys]
+    shape = [-1, variable.dimension]
+    return tf.constant(keys, tf.int64), tf.constant(np.reshape(values, shape), tf.float32)
+
+
 class World:
     """Several processes in one; `rank` says which one runs."""
 
@@ -90,8 +141,11 @@ class World:
         found, places = [], []
         for rank in holders:
             mine = tf.where(ids.values % len(holders) == (rank if len(holders) > 1 else 0))[:, 0]
-            rows = tf.gather(ids.values, mine) // len(holders)
-            found.append(tf.gather(self.variables[rank][name], rows))
+            keys, variable = tf.gather(ids.values, mine), self.variables[rank][name]
+            if isinstance(variable, DynamicVariable):  # whose keys are ids
+                found.append(variable.sparse_read(keys) + tf.gather(variable.handle, keys))
+            else:
+                found.append(tf.gather(variable, keys // len(holders)))
             places.append(tf.gather(ids.value_rowids(), mine))
         total = tf.math.unsorted_segment_sum(tf.concat(found, 0), tf.concat(places, 0), ids.nrows())
         return total
@@ -120,6 +174,8 @@ class World:
         )
         sok = types.SimpleNamespace(
             Variable=Variable,
+            DynamicVariable=DynamicVariable,
+            export=export,
             init=self.start,
             lookup_sparse=self.lookup_sparse,
             communication=types.SimpleNamespace(rank=self.rank_of_sok),
@@ -340,3 +396,122 @@ def test_sok_equals_local(plan, empty):
     if empty:
         ids[empty] = ids[empty][:0]
     check_against_local([(layer, backend)], [ids])
+
+
+# --- tables that grow ---
+
+RATE = 1e-3  # `loss_of` is steep: larger steps would make rounding large
+
+
+def growing(plan, capacity=None):
+    tables = tuple(
+        dataclasses.replace(table, capacity=capacity or table.rows) for table in plan.tables
+    )
+    return ShardingPlan(plan.ranks, tables, plan.placements)
+
+
+def growing_backends(world, plan, optimizer):
+    """For each process a backend, and an optimizer of its tables."""
+    made = []
+    for rank in range(plan.ranks):
+        world.rank = rank
+        backend = SOKBackend(plan.tables, Sharding("sok", plan), SEED)
+        backend.build(tf.keras.layers.Layer())
+        of_tables = optimizer(tf.constant(RATE))
+        for name, variable in backend.variables.items():
+            of_tables.build({name: variable}, backend.new_slot(name))
+        made.append((backend, of_tables))
+    return made
+
+
+def grown(made, slot=None):
+    """The whole tables, or the optimizer's state of them, as a checkpoint would have them."""
+    tables = {}
+    for backend, optimizer in made:
+        for part in backend.held:
+            name = part.shard.table
+            variable, value = backend.variables[name], None
+            if slot is not None:
+                variable, value = optimizer.slots[name][slot], optimizer.initial_value(slot)
+            shard = TensorShard(
+                variable, part.shard.rows, growing=backend.growing(part, variable, value)
+            )
+            rows = np.concatenate([*shard.blocks()]) if len(part.shard.rows) else None
+            if rows is not None:
+                whole = (backend._tables[name].rows, rows.shape[1])
+                tables.setdefault(name, np.full(whole, np.nan, np.float32))[part.shard.rows] = rows
+    return tables
+
+
+def grow(world, made, batches, step):
+    """One step of all processes on their batches."""
+    with tf.GradientTape() as tape:
+        found = []
+        for rank, ((backend, _), ids) in enumerate(zip(made, batches, strict=True)):
+            world.rank = rank
+            found.append(backend.fetch(backend.route(ids)))
+        loss = loss_of(found)
+    handles = [{n: v.handle for n, v in backend.variables.items()} for backend, _ in made]
+    gradients = tape.gradient(loss, handles)
+    for (backend, optimizer), of_rank in zip(made, gradients, strict=True):
+        of_rank = {
+            name: tf.IndexedSlices(g.values, tf.cast(g.indices, tf.int64), g.dense_shape)
+            for name, g in of_rank.items()
+            if g is not None
+        }
+        optimizer.apply(backend.reduce_gradients(of_rank), backend.variables, tf.constant(step))
+
+
+@pytest.mark.parametrize("optimizer", [LazyAdam, Adagrad, SGD], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("plan", [PLANS["mixed, 1"], PLANS["row-wise, 3"], PLANS["mixed, 2"]])
+def test_growing_tables_are_the_local_ones(plan, optimizer, world_of):
+    world = world_of(plan.ranks)
+    plan = growing(plan)
+    world.largest = 40
+    made, local = growing_backends(world, plan, optimizer), local_backend()
+    of_local = optimizer(tf.constant(RATE))
+    of_local.build(local.variables)
+    for step in (1.0, 2.0):
+        batches = [ids_of(rank, plan.ranks) for rank in range(plan.ranks)]
+        grow(world, made, batches, step)
+        with tf.GradientTape() as tape:
+            loss = loss_of([local.fetch(local.route(ids)) for ids in batches])
+        gradients = tape.gradient(loss, dict(local.variables))
+        of_local.apply(gradients, local.variables, tf.constant(step))
+    for name, table in grown(made).items():
+        np.testing.assert_allclose(table, local.variables[name], rtol=1e-5, atol=1e-6)
+    for slot in optimizer.slot_kinds:
+        for name, state in grown(made, slot).items():
+            np.testing.assert_allclose(state, of_local.slots[name][slot], rtol=1e-5, atol=1e-6)
+    # Only what was used takes room.
+    used = {int(i) for rank in range(plan.ranks) for i in ids_of(rank, plan.ranks)["item"]}
+    held = [set(backend.variables["item"].held) for backend, _ in made]
+    assert set().union(*held) == used and sum(map(len, held)) == len(used)
+
+
+def test_what_was_forgotten_begins_anew(world_of, monkeypatch):
+    monkeypatch.setattr("lookback.embeddings.backends.sok.LEAST_CAPACITY", 4)
+    world = world_of(1)
+    made = growing_backends(world, growing(PLANS["row-wise, 1"], capacity=3), SGD)
+    first, then = tf.constant([3, 5], tf.int32), tf.constant([7, 8, 9], tf.int32)
+    world.largest = 8
+    grow(world, made, [{"item": first}], 1.0)
+    begun = local_backend().variables["item"].numpy()
+    assert (np.flatnonzero((grown(made)["item"] != begun).any(1)) == [3, 5]).all()
+    grow(world, made, [{"item": then}], 2.0)  # four have room: one is forgotten
+    assert (np.flatnonzero((grown(made)["item"] != begun).any(1)) == [5, 7, 8, 9]).all()
+
+
+def test_growing_tables_take_what_others_wrote(world_of):
+    """One rank's rows to three ranks; rows that are as they began take no room."""
+    written = local_backend().variables["item"].numpy().copy()
+    written[[2, 20]] += 0.5
+    world = world_of(3)
+    made = growing_backends(world, growing(PLANS["row-wise, 3"]), LazyAdam)
+    for backend, _ in made:
+        (part,) = (p for p in backend.held if p.shard.table == "item")
+        variable = backend.variables["item"]
+        rows = part.shard.rows
+        backend.growing(part, variable).write(rows, written[rows.start :: rows.step])
+    np.testing.assert_allclose(grown(made)["item"], written, rtol=1e-6)
+    assert [sorted(backend.variables["item"].held) for backend, _ in made] == [[], [], [2, 20]]

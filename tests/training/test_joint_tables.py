@@ -132,9 +132,24 @@ def test_an_id_beyond_its_table_is_not_a_row_of_the_next():
     ("name", "says"),
     [
         ("custom_cuda", "CUDA kernels.*Use joint_fused"),
-        ("fused", "one of joint_fused, .*multi_table, or none, received 'fused'"),
+        ("fused", "one of joint_fused, .*multi_table, dynamic, or none, received 'fused'"),
     ],
 )
 def test_other_names_are_refused(name, says):
     with pytest.raises(UserError, match=says):
         DLRMConfig(embedding_type=name)
+
+
+@pytest.mark.parametrize(("capacity", "expected"), [(None, (7, 5, 40)), (6, (6, 5, 6))])
+def test_tables_that_grow_have_a_capacity(capacity, expected):
+    schema = tabular_schema(2, {"a": 7, "b": 5, "c": 40})
+    config = DLRMConfig(embedding_type="dynamic", embedding_capacity=capacity)
+    tables = MODELS["dlrm"].tables(schema, config)
+    assert tuple(table.capacity for table in tables) == expected
+    assert [table.rows for table in tables] == [7, 5, 40]
+    assert all(t.capacity is None for t in MODELS["dlrm"].tables(schema, DLRMConfig()))
+
+
+def test_a_capacity_wants_tables_that_grow():
+    with pytest.raises(UserError, match="embedding_capacity"):
+        DLRMConfig(embedding_capacity=6)

@@ -322,6 +322,26 @@ def test_one_process_of_horovod_trains_as_the_local_backend(name, strategy):
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "decay", "says"),
+    [
+        ("ftrl", 0.0, "ftrl needs their weights"),
+        ("full_adam", 0.0, "full_adam needs all rows"),
+        ("lazy_adam", 0.01, "weight_decay 0.01 needs their weights"),
+        *((name, 0.0, None) for name in ("sgd", "momentum", "adagrad", "rowwise_adagrad", "adam")),
+    ],
+)
+def test_tables_that_grow_take_optimizers_that_add(name, decay, says):
+    model = make()
+    collection = model.embeddings
+    collection.tables = tuple(dataclasses.replace(t, capacity=5) for t in collection.tables)
+    if says is None:
+        Optimizer(name, LR, decay, model)
+        return
+    with pytest.raises(UserError, match=says):
+        Optimizer(name, LR, decay, model)
+
+
 def test_an_optimizer_that_needs_whole_rows_refuses_pieces_of_them():
     model = make()
     (part, *_) = model.embeddings.backend.held

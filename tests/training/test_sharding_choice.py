@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from lookback.core.errors import UserError
@@ -70,6 +72,20 @@ def test_on_gpus_their_memory_is_the_limit(run, monkeypatch):
     # TensorFlow for CPUs does not care for a driver.
     monkeypatch.setattr(f"{sharding}.has_gpu", lambda: False)
     assert choose_sharding(run(), TABLES, SOLO) == (LOCAL, "")
+
+
+def test_tables_that_grow_want_sok(run, monkeypatch):
+    grows = (dataclasses.replace(TABLES[0], capacity=1000), *TABLES[1:])
+    for options in ({}, {"backend": "local"}, {"backend": "horovod"}):
+        with pytest.raises(UserError, match=r"dynamic with --backend sok.*received it with"):
+            choose_sharding(run(**options), grows, SOLO)
+    # No table has a size that a GPU's memory could be too little for.
+    sharding = "lookback.training.parallel.sharding"
+    monkeypatch.setattr(f"{sharding}.has_gpu", lambda: True)
+    monkeypatch.setattr(f"{sharding}.least_memory", lambda: 1.0 * MB)
+    chosen, _ = choose_sharding(run(backend="sok"), grows, SOLO)
+    assert chosen.backend == "sok"
+    assert chosen.plan.tables == grows
 
 
 def test_several_processes_get_horovod_and_a_plan_for_them(run):

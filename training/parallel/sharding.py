@@ -48,9 +48,16 @@ def choose_sharding(
             f"{option}: expected with --backend horovod, received sok, whose kernels add "
             "gradients up in no fixed order. Leave one of them out."
         )
+    growing = [table.name for table in tables if table.capacity is not None]
+    if growing and backend != "sok":
+        raise UserError(
+            f"embedding_type: expected dynamic with --backend sok, whose tables grow, received it "
+            f"with {backend}. Add --backend sok (it needs a GPU), or leave --embedding_type out."
+        )
     topology = Topology(
         ranks=world.size,
-        memory=_memory(run, world),
+        # Of a table that grows nobody knows yet how much: only what is asked for is a limit.
+        memory=run.memory if growing else _memory(run, world),
         ranks_per_node=min(world.gather(world.local_size)),  # or ranks would plan differently
     )
     if backend == "local":
