@@ -16,8 +16,9 @@ import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -56,6 +57,9 @@ FREE, RAISE = "Free memory", "Raise --memory_limit"
 
 TASKS_IN_FLIGHT = 2
 """For each worker: one that runs and one that waits."""
+
+_SECONDS_BETWEEN_LOOKS = 10.0
+"""At whether a cluster of others still has workers."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -130,6 +134,7 @@ class Runner:
         result is due.
       workers: how many run at once.
       progress: shows a bar for each phase, if the error stream is a terminal.
+      elsewhere: address of the cluster, if it is others'; None: it is our own.
     """
 
     def __init__(
@@ -137,8 +142,10 @@ class Runner:
         client: Client | ThreadPoolExecutor | None = None,
         workers: int = 0,
         progress: bool = False,
+        elsewhere: str | None = None,
     ) -> None:
         self.client = client
+        self.elsewhere = elsewhere
         self.workers = workers
         self.progress = progress and sys.stderr.isatty()
 
@@ -179,14 +186,17 @@ class Runner:
         pending: deque[Any] = deque()
         try:
             for item in items:
-                pending.append(self._submit(function, item, carries_data))
-                del item
+                future = self._submit(function, item, carries_data)
+                # Data that lay on a worker of another machine is lost with it; ours are watched.
+                again = partial(self._submit, function, item, carries_data)
+                pending.append((future, again if self.elsewhere else None))
+                del item, again
                 if len(pending) >= TASKS_IN_FLIGHT * self.workers:
-                    yield pending.popleft().result()
+                    yield self._result(*pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield self._result(*pending.popleft())
         finally:
-            for future in pending:
+            for future, _ in pending:
                 future.cancel()
 
     def _submit(self, function: Callable[[T], R], item: T, carries_data: bool) -> Any:
@@ -196,6 +206,57 @@ class Runner:
         assert self.client is not None
         argument = self.client.scatter(item, hash=False) if carries_data else item
         return self.client.submit(function, argument, pure=False)
+
+    def _result(self, future: Any, again: Callable[[], Any] | None = None) -> Any:
+        """What a future comes to, on a cluster of others in spite of workers that end.
+
+        Args:
+          future: Dask's, or a thread's.
+          again: submits its task again, where what it works on may be lost; None: it cannot.
+
+        Raises:
+          UserError: if the cluster, all its workers, or each that was given the task, end.
+        """
+        if not self.elsewhere:
+            return future.result()
+        from distributed.client import TimeoutError as NotYetError
+        from distributed.scheduler import KilledWorker
+
+        while True:
+            try:
+                return future.result(timeout=_SECONDS_BETWEEN_LOOKS)
+            except NotYetError:
+                if future.status == "error":  # the task's own
+                    raise
+                self._require_workers()
+            except CancelledError:
+                self._require_workers()
+                if again is None:
+                    raise
+                future = again()
+            except KilledWorker as error:
+                raise UserError(
+                    f"Workers of {self.elsewhere} have ended, one after another, in the same task: "
+                    f"{error}. If memory ran out, give them more, or lower --partition_events."
+                ) from error
+
+    def _require_workers(self) -> None:
+        """Refuses to wait for nobody.
+
+        Raises:
+          UserError: if the cluster has ended, or none of its workers is left.
+        """
+        assert self.client is not None and not isinstance(self.client, ThreadPoolExecutor)
+        if self.client.status != "running":  # it tries to connect again for a while, in vain
+            raise UserError(
+                f"The Dask scheduler at {self.elsewhere} has ended. Nothing is half written; start "
+                "it and its workers, and run this again."
+            )
+        if not self.client.scheduler_info()["workers"]:
+            raise UserError(
+                f"All workers of {self.elsewhere} have ended. Nothing is half written; start some "
+                f"(`dask worker {self.elsewhere}`), and run this again."
+            )
 
     def compute(self, tasks: list[Any], *, label: str) -> Iterator[Any]:
         """Yields the results of some Dask delayed values, in order."""
@@ -208,7 +269,7 @@ class Runner:
                     advance()
                 return
             for future in self.client.compute(tasks):
-                yield future.result()
+                yield self._result(future)
                 advance()
 
     @contextlib.contextmanager
@@ -276,7 +337,7 @@ def open_runner(
             client = stack.enter_context(Client(cluster))
             client.run(prepare_worker)
         count = len(client.scheduler_info()["workers"])
-        yield Runner(client, max(count, 1), progress)
+        yield Runner(client, max(count, 1), progress, scheduler)
 
 
 def takes_gpu(device: Device, obstacle: str | None = None) -> bool:
