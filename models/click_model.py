@@ -246,7 +246,7 @@ def contract_of(model: mm.Model) -> Contract:
     return model.contract if isinstance(model, ClickModel) else Contract(_tasks(model))
 
 
-def score(model: mm.Model, inputs: Inputs) -> tf.Tensor:
+def logits_of(model: mm.Model, inputs: Inputs) -> tf.Tensor:
     """A model's logits of a batch, in the way that is the fastest here.
 
     Args:

@@ -296,9 +296,10 @@ def _signatures(model: ClickModel, manifest: Manifest, directory: Path) -> Itera
     import tensorflow as tf
 
     from lookback.kernels.loader import cpu_kernels, portable
+    from lookback.models.click_model import logits_of
 
     def score(features: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        logit = model.score(features)
+        logit = logits_of(model, features)
         return {"logit": logit, "probability": tf.sigmoid(logit)}
 
     functions = {SIGNATURE: score, ATTENTION: attention_function(model, manifest)}

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from lookback.dataloading.evaluations import CandidatePieces, EvaluationPass
 from lookback.dataloading.sources import BatchSource, as_tensors
-from lookback.models.click_model import score
+from lookback.models.click_model import logits_of
 from lookback.training.evaluation.evaluator import BinaryEvaluator, Evaluator, ScoredBatch
 
 Found = tuple[tf.Tensor | None, ...]
@@ -74,7 +74,7 @@ class EvaluationSteps:
     def logits(self, features: dict[str, tf.Tensor], pieces: CandidatePieces | None) -> tf.Tensor:
         """Logits ``[B, C]``: of all candidates at once, or of a piece of them after another."""
         if pieces is None:
-            return score(self._model, features)
+            return logits_of(self._model, features)
         rows, candidates = tf.unstack(tf.shape(features[pieces.features[0]])[:2])
         count = -(-candidates // pieces.size)
 
@@ -85,12 +85,12 @@ class EvaluationSteps:
             parts = tf.reshape(filled, [rows, count, pieces.size, *bags])
             return tf.transpose(parts, [1, 0, 2, *range(3, 3 + len(bags))])
 
-        def score_piece(piece: dict[str, tf.Tensor]) -> tf.Tensor:
-            return tf.cast(score(self._model, {**features, **piece}), tf.float32)
+        def score(piece: dict[str, tf.Tensor]) -> tf.Tensor:
+            return tf.cast(logits_of(self._model, {**features, **piece}), tf.float32)
 
         # One at a time, for memory; and where looking up is a collective, in the same order.
         logits = tf.map_fn(
-            score_piece,
+            score,
             {name: cut(features[name]) for name in pieces.features},
             parallel_iterations=1,
             fn_output_signature=tf.float32,
