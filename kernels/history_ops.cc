@@ -3,9 +3,9 @@
 // A Step computes the losses, the logits and all gradients of a batch in one go; a Score computes
 // the logits alone. Their kernels are in history_step_ops.cc, their arithmetic in tiles/.
 //
-// B histories, C candidates, L and S events of the long and the short sequence, D the width of a
-// part. An item (of E numbers), an event (E'), a negative (E') and a user (E_u) are concatenations
-// of parts. A part is looked up in one of `tables` by the next of `ids`, or comes as the next of
+// B histories, C candidates, L and S events of the long and the short sequence. An item (E wide), an
+// event (E'), a negative (E') and a user (E_u) are concatenations of parts, each D wide, a multiple
+// of 16. A part is looked up in one of `tables` by the next of `ids`, or comes as the next of
 // `vectors`; the lists `target_parts`, `long_parts`, `short_parts`, `negative_parts` and
 // `user_parts` say it of each part in its order: the number of a table, or -1 for vectors. An event
 // begins with the parts of its item; its time gap, where there is one, is its last part.

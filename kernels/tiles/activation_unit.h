@@ -35,7 +35,7 @@ struct Activation {
   int steps, histories, rows;
   const float *items, *of_steps;
   int64_t step_row, stride;
-  float *first, *hidden;  // [S R, columns] of both layers: values, after the backward pass gradients
+  float *first, *hidden;  // [S R, columns] of both layers: values, then their gradients
   float* weights;         // [S, stride]: attention
 };
 
@@ -46,7 +46,8 @@ INLINE int StepsTogether(int rows) { return Max(1, 96 / Max(1, rows)); }
 INLINE void Pairs(const Activation& run, int width, int from, int to, float* pairs) {
   for (int s = from; s < to; ++s) {
     for (int r = 0; r < run.rows; ++r, pairs += width) {
-      const float* step = run.of_steps + (int64_t{s} * run.histories + r % run.histories) * run.step_row;
+      const int64_t own = int64_t{s} * run.histories + r % run.histories;
+      const float* step = run.of_steps + own * run.step_row;
       const float* item = run.items + int64_t{r} * width;
       for (int j = 0; j < width; j += kLanes) Store(pairs + j, Load(item + j) * Load(step + j));
     }

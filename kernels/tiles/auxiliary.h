@@ -133,7 +133,9 @@ void AuxiliaryBackward(const Tile& tile, const Auxiliary& net, const AuxiliaryRu
   float* first = run.hidden[0];
   const int64_t half = int64_t{rows} * columns;
   float* both = arena->Floats(half);
-  for (int64_t i = 0; i < half; i += kLanes) Store(both + i, Load(first + i) + Load(first + half + i));
+  for (int64_t i = 0; i < half; i += kLanes) {
+    Store(both + i, Load(first + i) + Load(first + half + i));
+  }
   AddOuter(arena, rows, net.units, run.states, net.units, columns, both, columns,
            tile.of(net.by_state));
   Multiply(arena, rows, both, columns, net.by_state.backward, of_states, net.units, kThere);

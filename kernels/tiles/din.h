@@ -52,7 +52,7 @@ INLINE void AttendByProducts(const Tile& tile, const Din& net, DinRun* run, floa
     Existing(tile, tile.first + i, padded, exist);
     Product(candidates, padded, net.items,
             {run->targets + int64_t{i} * net.items, int64_t{histories} * net.items, 1},
-            events.columns_, padded, weights, padded, kNothing);
+            events.across, padded, weights, padded, kNothing);
     for (int c = 0; c < candidates; ++c) {
       MaskedSoftmax(padded, weights + c * padded, exist, weights + c * padded);
     }
@@ -74,7 +74,7 @@ INLINE void AttendByProductsBack(const Tile& tile, const Din& net, const DinRun&
     const Strided of = {of_interest + i * row, histories * row, 1};
     float* of_weights = tile.arena->Floats(int64_t{candidates} * padded);
     float* of_scores = tile.arena->Zeros(int64_t{candidates} * padded);
-    Product(candidates, padded, net.events, of, events.columns_, padded, of_weights, padded,
+    Product(candidates, padded, net.events, of, events.across, padded, of_weights, padded,
             kNothing);
     for (int c = 0; c < candidates; ++c) {
       SoftmaxBack(padded, weights + c * padded, of_weights + c * padded, of_scores + c * padded);

@@ -13,6 +13,8 @@
 namespace lookback {
 namespace {
 
+Pool pool;  // memory stays from step to step
+
 // The batch and the model, packed: what others know as a LookbackNet.
 struct AnyNet {
   virtual ~AnyNet() = default;
@@ -45,7 +47,7 @@ template <typename Model, typename ModelRun>
 class Net final : public AnyNet {
  public:
   Net(LookbackStep* step, char* error, size_t size)
-      : step_(step), packer_(*step, &arena_, error, size), model_(&packer_) {
+      : step_(step), arena_(pool.Take()), packer_(*step, arena_, error, size), model_(&packer_) {
     const int candidates = Max(1, step->candidates);
     blocks_ = step->training ? 1 : (candidates + kMostCandidates - 1) / kMostCandidates;
     histories_ = Max(1, Min(kMostHistories, kPairs / Max(1, PairedSteps(*step)) / candidates));
@@ -59,13 +61,10 @@ class Net final : public AnyNet {
     int64_t chunks = whole / kSomeTiles < kSomeChunks ? whole / kSomeTiles : kSomeChunks;
     if (whole / kSomeChunks > chunks) chunks = whole / kSomeChunks;
     chunks_ = chunks < 1 ? 1 : chunks > kMostChunks ? kMostChunks : chunks;
-    gradients_ = static_cast<float*>(Allocated(sizeof(float) * chunks_ * packer_.gradients() + 64));
-    sums_ = static_cast<double*>(Allocated(sizeof(double) * 3 * chunks_));
+    gradients_ = arena_->Floats(chunks_ * packer_.gradients());
+    sums_ = static_cast<double*>(arena_->Bytes(sizeof(double) * 3 * chunks_));
   }
-  ~Net() override {
-    free(gradients_);
-    free(sums_);
-  }
+  ~Net() override { pool.Give(arena_); }
 
   bool ok() { return packer_.Done(); }
   int64_t pieces() const override { return chunks_; }
@@ -140,7 +139,7 @@ class Net final : public AnyNet {
   static const float* LogitsOf(const DinRun& run) { return run.classifier.logits; }
 
   LookbackStep* step_;
-  Arena arena_;
+  Arena* arena_;
   Packer packer_;
   Model model_;
   int histories_, blocks_;  // of a tile; of a history's candidates
@@ -168,10 +167,11 @@ LookbackNet* Prepare(LookbackStep* step, char* error, size_t size) {
 int64_t Pieces(const LookbackNet* net) { return reinterpret_cast<const AnyNet*>(net)->pieces(); }
 
 void Run(const LookbackNet* net, int64_t begin, int64_t end) {
-  static thread_local Arena arena;  // a thread keeps its memory from step to step
+  Arena* arena = pool.Take();
   BeginProducts();
-  reinterpret_cast<const AnyNet*>(net)->Run(&arena, begin, end);
+  reinterpret_cast<const AnyNet*>(net)->Run(arena, begin, end);
   EndProducts();
+  pool.Give(arena);
 }
 
 void Finish(LookbackNet* net, int succeeded) {

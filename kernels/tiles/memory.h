@@ -3,6 +3,7 @@
 #ifndef LOOKBACK_KERNELS_TILES_MEMORY_H_
 #define LOOKBACK_KERNELS_TILES_MEMORY_H_
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,13 +22,15 @@ INLINE void* Allocated(size_t bytes) {
   return memory;
 }
 
-// Blocks never move, and stay until the end: a thread's second tile allocates nothing.
+// Blocks never move, and stay until the end: the second tile allocates nothing.
 class Arena {
  public:
   struct Mark {
     int block;
     size_t used;
   };
+
+  Arena* next = nullptr;  // of a Pool
 
   Arena() = default;
   Arena(const Arena&) = delete;
@@ -86,6 +89,35 @@ class Scope {
  private:
   Arena* arena_;
   Arena::Mark mark_;
+};
+
+// Arenas in which nobody works: there are as many as there have been at work at once.
+class Pool {
+ public:
+  Pool() = default;
+  Pool(const Pool&) = delete;
+  ~Pool() {
+    while (free_ != nullptr) delete Take();
+  }
+
+  Arena* Take() {
+    pthread_mutex_lock(&mutex_);
+    Arena* arena = free_;
+    if (arena != nullptr) free_ = arena->next;
+    pthread_mutex_unlock(&mutex_);
+    return arena != nullptr ? arena : new Arena;
+  }
+  void Give(Arena* arena) {
+    arena->Release({0, 0});
+    pthread_mutex_lock(&mutex_);
+    arena->next = free_;
+    free_ = arena;
+    pthread_mutex_unlock(&mutex_);
+  }
+
+ private:
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+  Arena* free_ = nullptr;
 };
 
 }  // namespace

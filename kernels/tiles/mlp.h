@@ -99,8 +99,8 @@ MlpRun MlpForward(const Tile& tile, const Mlp& net, float* input, const Lookback
   if (dropout.values != nullptr) {
     run.dropout = arena->Zeros(int64_t{rows} * net.head.columns);
     for (int r = 0; r < rows; ++r) {
-      memcpy(run.dropout + int64_t{r} * net.head.columns, dropout.values + tile.pair(r) * net.outputs,
-             sizeof(float) * net.outputs);
+      memcpy(run.dropout + int64_t{r} * net.head.columns,
+             dropout.values + tile.pair(r) * net.outputs, sizeof(float) * net.outputs);
     }
   }
   for (int k = 0; k < net.layers; ++k) {

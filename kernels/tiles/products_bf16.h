@@ -3,8 +3,8 @@
 //
 // Both multiply pairs of terms at once. The left factor is cut into blocks of 16 rows and 32 terms,
 // [row blocks, term blocks, 16, 32]; the right one into as large blocks, whose 16 rows are pairs of
-// terms and whose columns lie pair by pair: [column blocks, term blocks, 16, 16, 2]. What is missing
-// at the ends is zero.
+// terms and whose columns lie pair by pair: [column blocks, term blocks, 16, 16, 2]. What is
+// missing at the ends is zero.
 
 #ifndef LOOKBACK_KERNELS_TILES_PRODUCTS_BF16_H_
 #define LOOKBACK_KERNELS_TILES_PRODUCTS_BF16_H_
@@ -19,7 +19,7 @@ INLINE uint16_t* Halves(Arena* arena, int64_t count) {
   return static_cast<uint16_t*>(arena->Bytes(sizeof(uint16_t) * count));
 }
 // Two registers of floats, rounded, the first in the lower half.
-INLINE __m512i Rounded(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+INLINE __m512i ToHalves(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
 // The right factor [terms, columns]; columns are a multiple of 16.
 uint16_t* RightBlocks(Arena* arena, int terms, int columns, const float* from, int64_t row) {
@@ -34,7 +34,7 @@ uint16_t* RightBlocks(Arena* arena, int terms, int columns, const float* from, i
     for (int k = 0; k < 32 * blocks; k += 2, at += 32) {
       const Vec low = k < terms ? Load(from + k * row + j) : All(0.0f);
       const Vec high = k + 1 < terms ? Load(from + (k + 1) * row + j) : All(0.0f);
-      _mm512_store_si512(at, _mm512_permutexvar_epi16(order, Rounded(low, high)));
+      _mm512_store_si512(at, _mm512_permutexvar_epi16(order, ToHalves(low, high)));
     }
   }
   return to;
@@ -50,7 +50,7 @@ uint16_t* LeftBlocks(Arena* arena, int rows, int terms, const float* from, int64
       const bool there = i < rows;
       const Vec low = there ? Load(from + i * row + k) : All(0.0f);
       const Vec high = there && k + 16 < terms ? Load(from + i * row + k + 16) : All(0.0f);
-      _mm512_store_si512(at, Rounded(low, high));
+      _mm512_store_si512(at, ToHalves(low, high));
     }
   }
   return to;
@@ -77,7 +77,7 @@ uint16_t* LeftBlocksOfTranspose(Arena* arena, int rows, int columns, const float
       Vec low[16], high[16];
       square(r, c, low);
       square(r + 16, c, high);
-      for (int i = 0; i < 16; ++i, at += 32) _mm512_store_si512(at, Rounded(low[i], high[i]));
+      for (int i = 0; i < 16; ++i, at += 32) _mm512_store_si512(at, ToHalves(low[i], high[i]));
     }
   }
   return to;

@@ -92,8 +92,8 @@ INLINE void RecurrentStepBack(const Recurrence& run, int units, int s, const flo
     const Vec weight = All(run.attention[s * run.stride + r]);
     Vec sum = All(0.0f);
     for (int j = 0; j < units; j += kLanes) {
-      const Vec update = Load(g + j), reset = Load(g + units + j), by_state = Load(g + 2 * units + j);
-      const Vec proposal = Load(c + j);
+      const Vec update = Load(g + j), reset = Load(g + units + j);
+      const Vec by_state = Load(g + 2 * units + j), proposal = Load(c + j);
       Vec d = Load(of_state + r * units + j);
       if (of_states != nullptr) d += Load(of_states + row * units + j);
       const Vec weighted = weight * update, of_update = d * (proposal - Load(before + j));

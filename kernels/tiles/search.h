@@ -1,6 +1,6 @@
 // SIM's search of the long sequence (models/sim.py, models/blocks/top_k_search.py): scores, the k
-// best (soft) or the k latest of the candidate's category (hard), and three weighted sums of events.
-// A weight of zero does what gathering would.
+// best (soft) or the k latest of the candidate's category (hard), and three weighted sums of what
+// is found. A weight of zero does what gathering would.
 
 #ifndef LOOKBACK_KERNELS_TILES_SEARCH_H_
 #define LOOKBACK_KERNELS_TILES_SEARCH_H_
@@ -13,8 +13,8 @@ namespace {
 // The events of one history's long sequence, and the same transposed. Padded to 16 events.
 struct LongEvents {
   int count, padded, columns;
-  float* rows;     // [padded, E'], zeros at the end
-  float* columns_;  // [E', padded]
+  float* rows;    // [padded, E'], zeros at the end
+  float* across;  // [E', padded]
 };
 
 LongEvents LongOf(const Tile& tile, int64_t history) {
@@ -36,7 +36,7 @@ LongEvents LongOf(const Tile& tile, int64_t history) {
       Vec block[kLanes];
       Transpose(events.rows + int64_t{l} * columns + j, columns, block);
       for (int i = 0; i < kLanes; ++i) {
-        Store(events.columns_ + int64_t{j + i} * padded + l, block[i]);
+        Store(events.across + int64_t{j + i} * padded + l, block[i]);
       }
     }
   }
@@ -185,12 +185,12 @@ Search SearchForward(const Tile& tile, const Vector* gap, const float* targets, 
     float* scores = tile.arena->Floats(int64_t{candidates} * padded);
     float* weights = run.weights + i * run.each;
     const Strided own = {targets + int64_t{i} * items, int64_t{histories} * items, 1};
-    Product(candidates, padded, items, own, events.columns_, padded, scores, padded, kNothing);
+    Product(candidates, padded, items, own, events.across, padded, scores, padded, kNothing);
     float* by_gap = nullptr;
     if (gap != nullptr) {
       by_gap = tile.arena->Floats(padded);
       Product(1, padded, width, {gap->values, 0, 1},
-              events.columns_ + int64_t{events.columns - width} * padded, padded, by_gap, padded,
+              events.across + int64_t{events.columns - width} * padded, padded, by_gap, padded,
               kNothing);
     }
     SearchWeights(tile, tile.first + i, events, scores, by_gap, sums.searched != nullptr, weights);
@@ -216,10 +216,10 @@ INLINE void ScoresBack(const Tile& tile, const LongEvents& events, int i, const 
   float* of_exact = of_weights + int64_t{candidates} * padded;
   float* of_gap = of_scores + int64_t{candidates} * padded;
   Product(candidates, padded, items,
-          {of.searched + i * of.searched_row, histories * of.searched_row, 1}, events.columns_,
+          {of.searched + i * of.searched_row, histories * of.searched_row, 1}, events.across,
           padded, of_weights, padded, kNothing);
   Product(candidates, padded, events.columns, {of.attended + i * of.row, histories * of.row, 1},
-          events.columns_, padded, of_exact, padded, kNothing);
+          events.across, padded, of_exact, padded, kNothing);
   memset(of_scores, 0, sizeof(float) * (candidates + 1) * padded);
   for (int c = 0; c < candidates; ++c) {
     float* own = of_scores + c * padded;

@@ -18,9 +18,9 @@
 // Each level's code is in a namespace of its own and includes no header of C++ but ours: a template
 // of the standard library compiled for AVX-512 must not be the copy that the linker keeps.
 //
-// A tile's rows: candidate c of its history i is row ``c * T + i``, T histories to the tile, so that
-// a step of the histories is broadcast over blocks of T rows. Widths are padded to 16 columns, with
-// zeros in the weights, so that what the padding holds never counts.
+// A tile's rows: candidate c of its history i is row ``c * T + i``, T histories to the tile, so
+// that a step of the histories is broadcast over blocks of T rows. Widths are padded to 16 columns,
+// with zeros in the weights, so that what the padding holds never counts.
 //
 // Bits depend on the batch alone: it is cut into chunks by its size, each chunk sums the gradients
 // of its own tiles in order, and the chunks are added in order, whoever computed them.

@@ -28,7 +28,7 @@ struct Vector {
 // A variable [rows, columns], padded, and its gradient's place in a chunk's.
 struct Variable {
   int rows, columns, padded_rows, padded_columns;
-  const float* values;  // [padded_rows, padded_columns]
+  const float* values;  // [padded_rows, padded_columns]; the model's own, if nothing is padded
   int64_t gradient;
   int quarter;  // of an activation unit's kernel, the rows of one of its four parts; else 0
 };
@@ -72,12 +72,15 @@ class Packer {
                      static_cast<int>(Up(weight.columns, 16)), nullptr, gradients_, 0};
     if (failed()) return next;
     const int64_t size = static_cast<int64_t>(next.padded_rows) * next.padded_columns;
-    float* values = arena_->Zeros(size);
-    for (int r = 0; r < next.rows; ++r) {
-      memcpy(values + r * next.padded_columns, weight.values + r * next.columns,
-             next.columns * sizeof(float));
+    next.values = weight.values;
+    if (next.padded_rows != next.rows || next.padded_columns != next.columns) {
+      float* values = arena_->Zeros(size);
+      for (int r = 0; r < next.rows; ++r) {
+        memcpy(values + r * next.padded_columns, weight.values + r * next.columns,
+               next.columns * sizeof(float));
+      }
+      next.values = values;
     }
-    next.values = values;
     gradients_ += size;
     variables_[taken_++] = next;
     return next;
