@@ -23,11 +23,11 @@ from tests.test_architecture import DOORS, FLOORS
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DATA = {
-    *(f"kernels/{path.relative_to(ROOT / 'kernels')}" for path in (ROOT / "kernels").rglob("*.h")),
-    *(f"kernels/{path.relative_to(ROOT / 'kernels')}" for path in (ROOT / "kernels").rglob("*.cc")),
     "training/parallel/start_rank.sh",
     "workflows/log/schema.json",
     *(f"serving/server/demo/page/{n}" for n in ("index.html", "page.css", "page.js", "icon.svg")),
+    *(f"kernels/{path.relative_to(ROOT / 'kernels')}" for path in (ROOT / "kernels").rglob("*.cc")),
+    *(f"kernels/{path.relative_to(ROOT / 'kernels')}" for path in (ROOT / "kernels").rglob("*.h")),
     *(f"workflows/recipes/{path.name}" for path in (ROOT / "workflows/recipes").glob("*.yaml")),
 }
 """What the product needs beside its modules."""
