@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from lookback.core import splitmix
 from lookback.formats.vocabulary import FIRST_KNOWN, OUT_OF_VOCABULARY
+from lookback.kernels.loader import cpu_kernels
 
 Key = tuple[int, str, tf.Tensor]
 """Seed, purpose, epoch (int64 [])."""
@@ -42,7 +43,11 @@ def draw_below(
       width: draws a sample.
       bound: int64, above 0; of a shape that broadcasts to ``[B, width]``.
     """
-    state = tf.expand_dims(sample_keys(key, stream, numbers), 1)  # [B, 1]
+    keys, kernels = sample_keys(key, stream, numbers), cpu_kernels()
+    bound = tf.convert_to_tensor(bound, tf.int64)
+    if kernels is not None and (bound.shape.rank == 0 or bound.shape[1:] == [1]):
+        return kernels.lookback_draw_below(keys=keys, bound=bound, width=width)
+    state = tf.expand_dims(keys, 1)  # [B, 1]
     state = splitmix.mix(state + splitmix.WEYL * tf.range(width, dtype=tf.int64))  # [B, width]
     return tf.math.floormod(splitmix.shift_right(state, 1), bound)
 

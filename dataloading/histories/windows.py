@@ -36,6 +36,7 @@ from lookback.formats.dataset_info import AGAIN, SPLITS
 from lookback.formats.features import TIME_GAP_BUCKETS, history_name, negatives_name
 from lookback.formats.history_columns import TIME_GAP
 from lookback.formats.vocabulary import FIRST_KNOWN
+from lookback.kernels.windows import occupied, windows
 
 FeatureTensors = dict[str, tf.Tensor]
 
@@ -485,10 +486,6 @@ class WindowBuilder:
     ) -> tuple[FeatureTensors, tf.Tensor]:
         T, targets = self._config.max_seq_length, self._targets[split]
         user, position, place = located
-        begin = tf.gather(self._offsets, user)  # [B]
-        slots = tf.expand_dims(begin + position, 1) + tf.range(-T, 0, dtype=tf.int64)  # [B, T]
-        valid = slots >= tf.expand_dims(begin, 1)  # [B, T]
-        slots = tf.maximum(slots, 0)
         features: FeatureTensors = {name: tf.gather(v, user) for name, v in self._users.items()}
         for name in self._features.of("context"):
             features[name] = tf.gather(targets.features[name], place)  # [B]
@@ -498,14 +495,16 @@ class WindowBuilder:
             drawn = self.pool.draw(draws, "candidates", candidates - 1)  # [B, C - 1]
             for name, values in self.pool.features.items():
                 features[name] = tf.concat([features[name], tf.gather(values, drawn)], 1)  # [B, C]
-        for name, values in self._events.items():
-            features[history_name(name)] = _where(valid, tf.gather(values, slots))  # [B, T]
+        columns = {history_name(name): values for name, values in self._events.items()}
+        if self._times is not None:
+            columns[history_name(TIME_GAP)] = self._times
+        features |= windows(tf.gather(self._offsets, user), position, columns, T)  # [B, T] each
         if draws is not None and draws.key[1] == "train" and self._config.auxiliary_negatives:
-            features |= self._auxiliary(features, draws, valid)
+            features |= self._auxiliary(features, draws, position)
         if self._times is not None:
             now = tf.expand_dims(tf.gather(targets.times, place), 1)  # [B, 1]
-            gaps = now - tf.gather(self._times, slots)
-            features[history_name(TIME_GAP)] = _where(valid, time_gap_bucket(gaps))  # [B, T]
+            buckets = time_gap_bucket(now - features[history_name(TIME_GAP)])
+            features[history_name(TIME_GAP)] = _where(occupied(position, T), buckets)  # [B, T]
         if targets.labels is None:
             labels = tf.one_hot(tf.zeros_like(user, tf.int32), candidates)  # [B, C]
         else:
@@ -513,12 +512,12 @@ class WindowBuilder:
         return self.expanded(features), labels
 
     def _auxiliary(
-        self, features: FeatureTensors, draws: Draws, valid: tf.Tensor
+        self, features: FeatureTensors, draws: Draws, position: tf.Tensor
     ) -> FeatureTensors:
-        """Negatives ``[B, S]`` of the short slots, of which `valid` ``[B, T]`` says who exists."""
+        """Negatives ``[B, S]`` of the short slots before positions ``[B]``."""
         S = self._config.short_seq_length
         drawn = self.pool.draw(draws, "auxiliary", S)  # [B, S]
-        valid = valid[:, -S:]
+        valid = occupied(position, S)
         unknown = features[history_name(self._features.item[0])][:, -S:] < FIRST_KNOWN
         found = {}
         for name, values in self.pool.features.items():
