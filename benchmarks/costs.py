@@ -196,9 +196,7 @@ def _with_tables(
     return Cost(flops, streamed, rows)
 
 
-def _evolution(
-    config: SIMConfig | DIENConfig | HistoryModelConfig, item_width: int, training: bool
-) -> tuple[float, float]:
+def _evolution(config: HistoryModelConfig, item_width: int, training: bool) -> tuple[float, float]:
     """FLOPs of GRU, attention and AUGRU, of a history and of a candidate."""
     steps, units = config.short_seq_length, _GRU_FACTOR * config.embedding_dim
     gates = 3 * units

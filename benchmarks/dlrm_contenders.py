@@ -72,7 +72,7 @@ def compare(
         flops=3 * forward if mode == "train" else forward,
         config=sizes,
         notes=[
-            "Targets: DLRM 1.1 x plain Keras, with --amp 1.6 x, and 2 x PyTorch.",
+            "Targets: DLRM 1.15 x plain Keras, with --amp on AMX 2.5 x (scoring 3 x); 2 x PyTorch.",
             *filter(None, [missing(PEER)]),
         ],
     )
