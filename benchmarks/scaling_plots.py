@@ -47,7 +47,7 @@ def plot(sweep: Sweep) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel=sweep.size, ylabel="seconds", title=sweep.fixed)
     axes.title.set_fontsize("small")
     # Linear growth over five decades would press what was measured flat.
-    axes.set_ylim(min(middle) / 2, max(middle) * 2)
+    axes.set_ylim(min(fastest) / 2, max(slowest) * 2)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return figure
