@@ -97,7 +97,7 @@ class _Scored(Bodied):
         self.site.active += 1
         try:
             # Of three times too many, to read them would take longer than to score the rest.
-            self.site.scorer.require_room()
+            self.site.scorer.require_room(model)
             await self.answer(model)
         except UserError as error:
             self.fail(413 if isinstance(error, TooLargeError) else 400, str(error))

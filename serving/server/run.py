@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 MOST_BATCH_ROWS = 1024
-MOST_WAIT_MS = {"local": 20.0, "triton": 1000.0}
-"""By engine: ours foresees a wait and refuses at once, Triton refuses what has waited already."""
+TRITON_WAIT_MS = 1000.0
+"""Triton refuses what has waited already; ours foresees it, see `serving.server.backlog`."""
 TRITON_GRPC, TRITON_CONTROL = 8001, 8002
 OF_ENGINE = {
     "local": ("max_batch_rows", "demo_ui", "demo_dataset"),
@@ -75,7 +75,7 @@ class ServeOptions:
     max_wait_ms: float | None = option(
         None,
         help="how long a request may have to wait for its turn, refused with 503 where it would be "
-        "longer; none: 20, of triton 1,000",
+        "longer; none: so long that it is answered in twice its own time, of triton 1,000",
         unit="ms",
         above=0,
     )
@@ -140,10 +140,9 @@ class ServeOptions:
             )
 
     @property
-    def wait_seconds(self) -> float:
-        """What `max_wait_ms` says."""
-        given = self.max_wait_ms
-        return (MOST_WAIT_MS[self.engine] if given is None else given) / 1000
+    def wait_seconds(self) -> float | None:
+        """What `max_wait_ms` says, if it does."""
+        return None if self.max_wait_ms is None else self.max_wait_ms / 1000
 
 
 def named_bundles(words: Sequence[str]) -> dict[str, Path]:
@@ -214,7 +213,7 @@ def _engine(
         reading=reading,
         store_address=options.store,
         drain_seconds=options.drain_seconds,
-        wait_seconds=options.wait_seconds,
+        wait_seconds=options.wait_seconds or TRITON_WAIT_MS / 1000,
     )
 
 

@@ -81,9 +81,9 @@ class Scorer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._task = asyncio.get_running_loop().create_task(self._work())
 
-    def require_room(self) -> None:
+    def require_room(self, model: Served) -> None:
         """Refuses what arrives, if it has to, before it is read; errors as of `Backlog`."""
-        self._backlog.require_room()
+        self._backlog.require_room(model.name)
 
     async def score(self, model: ServedModel, requests: Sequence[Request]) -> list[Scores]:
         """Scores a call's requests, in a batch with those of others.
@@ -166,7 +166,7 @@ class Scorer:
         self._waiting.extendleft(reversed(others))
         if not self._waiting:
             self._arrived.clear()
-        self._backlog.begin(first.model.name, rows)
+        self._backlog.begin(first.model.name, rows, len(calls))
         self._metrics.waiting.set(self._backlog.rows)
         self._metrics.batch_rows.observe(rows)
         return calls

@@ -136,8 +136,9 @@ class TritonScorer:
         self._models = models
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
-    def require_room(self) -> None:
+    def require_room(self, model: Served) -> None:
         """Refuses nothing: Triton does, by its own queue."""
+        del model
 
     async def answers(self, model: Served, requests: Sequence[Any]) -> list[dict[str, Any]]:
         """As `serving.server.scorer.Scorer.answers`."""

@@ -379,11 +379,11 @@ def test_options_of_the_other_engine_are_refused():
 
 @pytest.mark.parametrize(
     ("engine", "given", "seconds"),
-    [("local", None, 0.02), ("triton", None, 1.0), ("local", 50.0, 0.05), ("triton", 50.0, 0.05)],
+    [("local", None, None), ("triton", None, None), ("local", 50.0, 0.05), ("triton", 50.0, 0.05)],
 )
 def test_how_long_a_request_may_wait(engine, given, seconds):
     options = ServeOptions(bundles=("a",), engine=engine, max_wait_ms=given)
-    assert options.wait_seconds == pytest.approx(seconds)
+    assert options.wait_seconds == seconds
 
 
 def test_where_triton_is_not_installed_the_command_says_how_to(monkeypatch):
