@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from lookback.core.world import SOLO
 from lookback.models import MODELS
 from lookback.models.click_model import contract_of
+from lookback.training.evaluation import attention
 from lookback.training.evaluation.attention import attention_found
 from lookback.training.evaluation.evaluator import ScoredBatch
 from lookback.training.evaluation.found import EVENTS, FOUND, LENGTH, POPULARITY, WEIGHT
@@ -153,6 +154,20 @@ def test_what_sim_attends_to_is_what_numpy_counts(make_schema, make_batch, sim, 
     for of_rank in both:
         np.testing.assert_allclose(of_rank.recency, recency, atol=1e-5)
         assert of_rank.candidates == 3
+
+
+def test_of_a_large_batch_some_histories_are_looked_at(make_schema, make_batch, sim, monkeypatch):
+    features, labels = make_batch([9, 4, 0, 7, 5, 8, 6], time=True, negatives=False)
+    sim({name: tf.constant(value) for name, value in features.items()})
+    some = {name: value[[0, 3, 6]] for name, value in features.items()}, labels[[0, 3, 6]]
+    found = []
+    for most, batch in ((7, some), (3, (features, labels))):
+        monkeypatch.setattr(attention, "HISTORIES", most)
+        source = TwoBatches(make_schema(), [batch])
+        found.append(attention_found(contract_of(sim), source, "test", SOLO))
+    assert found[0].candidates == found[1].candidates == 3
+    np.testing.assert_array_equal(found[0].recency, found[1].recency)
+    np.testing.assert_array_equal(found[0].categories, found[1].categories)
 
 
 @pytest.mark.usefixtures("eagerly")

@@ -26,12 +26,14 @@ from lookback.training.evaluation.found import AttentionFound, Counts
 
 BATCHES = 8
 """Of an evaluation: counts of some thousand histories are as good to look at as those of all."""
+HISTORIES = 1 << 12
+"""Of a batch, of each process at most: 128 numbers for each of 100 slots take 210 MB."""
 
 
 def attention_found(
     contract: Contract, source: BatchSource, split: str, world: World
 ) -> AttentionFound | None:
-    """Looks at batches of a split, evenly spaced. A collective.
+    """Looks at batches of a split and histories of a batch, evenly spaced. A collective.
 
     Eagerly: a graph would take longer to trace than these batches to compute.
 
@@ -49,12 +51,14 @@ def attention_found(
     counts = None
     for feed in _spread(source, split):
         features, labels, *_ = source.eval_batch(split, feed)
-        features = {name: tf.convert_to_tensor(value) for name, value in features.items()}
+        every = slice(None, None, max(1, -(-len(labels) // HISTORIES)))
+        features = {n: tf.convert_to_tensor(value)[every] for n, value in features.items()}
+        labels = np.asarray(labels)[every]
         attended = contract.attended(features)
         if attended is None:
             return None
         counts = counts or _Counts(source.schema)
-        counts.add(attended, features, np.asarray(labels))
+        counts.add(attended, features, labels)
     return None if counts is None else counts.of_all(split, world)
 
 
