@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +29,7 @@ from lookback.serving import export
 from lookback.serving.bundle import Bundle
 from lookback.serving.export import export_bundle, take_tables
 from lookback.serving.manifest import Manifest
-from lookback.serving.tables import quantized, tensors_of, write_tables
+from lookback.serving.tables import TableFile, quantized, tensors_of, write_tables
 from lookback.training import run
 from lookback.training.parallel import gathering
 from lookback.training.state import State, TensorShard
@@ -237,6 +240,49 @@ def test_a_model_takes_what_was_exported(model: ClickModel, bundle_of: Callable[
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def memory_of(file: Path) -> dict[str, int]:
+    """Bytes of this process's map of a file, as the kernel counts them."""
+    found, inside = dict.fromkeys(("Rss", "Pss", "Private_Dirty"), 0), False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in found and inside:
+            found[name] += 1024 * int(value.split()[0])
+        elif "-" in name.partition(" ")[0]:  # a map's addresses
+            inside = line.endswith(str(file))
+    return found
+
+
+def test_processes_share_the_rows_that_they_read(tmp_path: Path) -> None:
+    table = TableFile("rows.bin", (1 << 16, 64), "float32", "rows")
+    file = tmp_path / table.file
+    with file.open("wb") as written:
+        written.write(np.zeros(table.shape, np.float32).data)
+        os.fsync(written.fileno())  # or the pages are dirty, though not by the map
+    tensors = tensors_of(tmp_path, [table])
+    ids = np.arange(0, table.shape[0], 8)
+    gathered = tf.gather(tensors["rows"], ids)
+    assert gathered.shape == (len(ids), 64)
+    alone = memory_of(file)
+    # Nothing is a copy of this process's own.
+    assert alone["Private_Dirty"] == 0 and alone["Rss"] == file.stat().st_size
+    program = (
+        "import sys, numpy as np\n"
+        "rows = np.memmap(sys.argv[1], np.float32, 'r')\n"
+        "print(rows[:: 64].sum(), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"0.0\n"
+        both = memory_of(file)
+    finally:
+        other.communicate()
+    assert both["Rss"] == alone["Rss"]
+    assert both["Pss"] <= 0.51 * alone["Pss"]
+
+
 def test_shards_of_ranks_stream_to_the_bytes_of_one_process(
     in_ranks: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
 ) -> None:
