@@ -192,7 +192,7 @@ def _ratios(timings: Mapping[str, Timing], size: int) -> dict[str, float]:
 def _best(timings: Mapping[str, Timing], names: Sequence[str]) -> Timing | None:
     """The fastest of some contenders, as far as they took part."""
     found = [timings[name] for name in names if name in timings]
-    return max(found, key=lambda timing: timing.median, default=None)
+    return max(found, key=lambda timing: timing.median) if found else None
 
 
 def _shown(flops: float | Mapping[str, float]) -> str:

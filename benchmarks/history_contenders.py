@@ -293,7 +293,7 @@ class Contenders:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "batches.npz"
             np.savez(path, **{name: np.stack(values) for name, values in columns.items()})
-            options = {
+            options: dict[str, Any] = {
                 "model": _NAMES[type(self.config)],
                 "batches": path,
                 "rows": ",".join(str(rows[name]) for name in (*features.user, *features.item)),

@@ -6,6 +6,7 @@ these limits are for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,7 +26,8 @@ def copy_bandwidth(buffer_bytes: int = _BUFFER_BYTES, repeats: int = 5) -> float
     pieces = list(
         zip(np.array_split(source, cores()), np.array_split(target, cores()), strict=True)
     )
-    return _rate([lambda a=a, b=b: np.copyto(b, a) for a, b in pieces], 2 * source.nbytes, repeats)
+    copies = [functools.partial(np.copyto, to, of) for of, to in pieces]
+    return _rate(copies, 2 * source.nbytes, repeats)
 
 
 def random_rows(dim: int, table_bytes: int = _BUFFER_BYTES, repeats: int = 5) -> float:

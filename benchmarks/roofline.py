@@ -29,7 +29,10 @@ _HISTORY = {
     "din": DINConfig(),
     "din_unit": DINConfig(interaction="activation_unit"),
 }
-_TABULAR = {"dlrm": (DLRMConfig(), "sgd"), "dcnv2": (DCNv2Config(), "adam")}
+_TABULAR: dict[str, tuple[DLRMConfig | DCNv2Config, str]] = {
+    "dlrm": (DLRMConfig(), "sgd"),
+    "dcnv2": (DCNv2Config(), "adam"),
+}
 MODELS = (*_HISTORY, *_TABULAR, "neumf")
 _BATCH = {"neumf": 65_536}
 _DEFAULT_BATCH = 4096

@@ -14,6 +14,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from lookback.embeddings.cost import GRADIENTS, IDS, VECTORS, Workload, exchanged_costs
 from lookback.embeddings.sharding import STRATEGIES
 from lookback.embeddings.types import Placement, TableSpec, Topology
@@ -186,10 +188,11 @@ def row_wise_bytes(work: Work, ranks: int, batch: int) -> Sequence[float]:
     """Bytes that the busiest rank sends: of ids, of vectors, of gradients (`embeddings.cost`)."""
     workload = Workload(Topology(ranks), batch, "adam", work.wire_bytes)
     strategy = STRATEGIES["row_wise"]
-    costs = sum(
+    by_table = [
         exchanged_costs(
             table, strategy.shards(table, Placement(table.name, "row_wise"), ranks), workload
         )
         for table in work.tables
-    )
+    ]
+    costs = np.sum(by_table, axis=0)
     return [float(costs[:, kind : kind + 2].max()) for kind in (IDS, VECTORS, GRADIENTS)]

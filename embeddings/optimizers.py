@@ -102,7 +102,7 @@ class TableOptimizer(tf.Module, abc.ABC):
 
     Attributes:
       operation: ours that does `apply` for one table: it takes table and slots by handle, the
-        gradient, what an update is multiplied by, and the share by which weights decay. None: none.
+        gradient, what an update is multiplied by, and the share by which weights decay. "": none.
       slot_kinds: the state by name, one value for each "weight" or for each "row".
       every_row: whether rows that no gradient names change as well, so that a step without
         gradient is a step, too.
@@ -111,7 +111,7 @@ class TableOptimizer(tf.Module, abc.ABC):
       slots: variables ``[rows, D]`` or ``[rows, 1]`` by table name, then by slot.
     """
 
-    operation: ClassVar[str | None] = None
+    operation: ClassVar[str] = ""
     slot_kinds: ClassVar[Mapping[str, Literal["weight", "row"]]] = {}
     every_row: ClassVar[bool] = False
     additive: ClassVar[bool] = True
@@ -158,7 +158,7 @@ class TableOptimizer(tf.Module, abc.ABC):
           tables: variables ``[rows, D]`` by table name.
           step: float scalar, the number of this update, from 1.
         """
-        kernels = None if self.operation is None else cpu_kernels()
+        kernels = cpu_kernels() if self.operation else None
         decay = self._learning_rate * self._weight_decay
         for name, gradient in gradients.items():
             table, slots = tables[name], self.slots[name]

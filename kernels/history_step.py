@@ -105,10 +105,10 @@ def _step_gradient(operation: Any, upstream: tf.Tensor, *_: tf.Tensor) -> list[A
     # Nobody scales a float32 loss, and the rows' gradients are large enough for a copy to be felt.
     factor = tf.get_static_value(upstream)
     if factor is None or factor != 1:
-        of_weights, of_tables, of_vectors = (
+        of_weights, of_tables, of_vectors = [
             [gradient * upstream for gradient in found]
             for found in (of_weights, of_tables, of_vectors)
-        )
+        ]
     handles, looked_up = operation.inputs[:tables], operation.inputs[tables : tables + ids]
     lists = (operation.get_attr(f"{place}_parts") for place in _PLACES_OF[operation.type])
     numbers = [number for found in lists for number in found if number >= 0]

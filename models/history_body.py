@@ -139,7 +139,7 @@ class HistoryBody(ClickBody):
         parts = self.parts(inputs)
         vectors = {n: tf.cast(v, self.compute_dtype) for n, v in self.embeddings(ids).items()}
 
-        def joined(found: Sequence[str | tf.Tensor] | None) -> tf.Tensor | None:
+        def joined(found: Sequence[str | tf.Tensor] | None) -> Any:
             if found is None:
                 return None
             return tf.concat([vectors[p] if isinstance(p, str) else p for p in found], -1)

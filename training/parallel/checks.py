@@ -13,6 +13,8 @@ from typing import Any
 
 from lookback.core.errors import UserError
 
+MODULE = "lookback.training.parallel.checks"
+"""This one's name: run by `-m`, it is called `__main__`."""
 SECONDS = 0.5
 """Of each product: two make a second."""
 _SIDE = 2048  # of the matrices: 16 MB each, beyond caches, and 17 GFLOP a product
@@ -54,7 +56,7 @@ def horovod() -> dict[str, Any]:
     """Starts two ranks here, that send each other numbers; rank 0 prints what comes out."""
     from lookback.training.parallel.launch import Job, run_job
 
-    status = run_job(Job([sys.executable, "-m", __spec__.name, "exchange"], ranks=2, bind="none"))
+    status = run_job(Job([sys.executable, "-m", MODULE, "exchange"], ranks=2, bind="none"))
     raise SystemExit(status)
 
 

@@ -73,7 +73,8 @@ class Hosts:
 
     def _present(self) -> Mapping[str | None, int]:
         if self._script is not None:
-            return {**self._told(self._script)}
+            found: dict[str | None, int] = dict(self._told(self._script))
+            return found
         if self._hosts is None:
             return {None: self._most}
         reached = reachable(list(self._hosts))
