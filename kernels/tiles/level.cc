@@ -13,7 +13,7 @@
 namespace lookback {
 namespace {
 
-Pool pool;  // memory stays from step to step
+Pool pool;
 
 // The batch and the model, packed: what others know as a LookbackNet.
 struct AnyNet {
@@ -23,11 +23,14 @@ struct AnyNet {
   virtual void Finish() = 0;
 };
 
-constexpr int kMostHistories = 16;    // of a tile
-constexpr int kMostCandidates = 64;   // of a tile, in scoring
-constexpr int kPairs = 320;           // of steps and candidates' rows, whose state fits the cache
-constexpr int kMostChunks = 64;
-constexpr int kSomeChunks = 16, kSomeTiles = 4;  // so many, if each has so many tiles
+constexpr int kMostHistories = 16;   // of a tile
+constexpr int kMostCandidates = 64;  // of a tile, in scoring
+constexpr int kPairs = 320;          // of steps and candidates' rows, whose state fits the cache
+// Chunks have 4 tiles until there are 16 of them, then 16 tiles until there are 64: enough for the
+// threads, and seldom enough that their gradients are zeroed and added.
+constexpr int kFewTiles = 4, kFewChunks = 16, kManyTiles = 16, kMostChunks = 64;
+
+INLINE int64_t Smallest(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE void OfHistories(const Tile& tile, const Sim& net, SimRun* run) {
   EvolutionOfHistories(tile, net.evolution, &run->evolution);
@@ -57,10 +60,10 @@ class Net final : public AnyNet {
       chunks_ = tiles_ * blocks_;
       return;
     }
-    const int64_t whole = (step->histories + kMostHistories - 1) / kMostHistories;
-    int64_t chunks = whole / kSomeTiles < kSomeChunks ? whole / kSomeTiles : kSomeChunks;
-    if (whole / kSomeChunks > chunks) chunks = whole / kSomeChunks;
-    chunks_ = chunks < 1 ? 1 : chunks > kMostChunks ? kMostChunks : chunks;
+    const int64_t tiles = (step->histories + kMostHistories - 1) / kMostHistories;
+    const int64_t few = Smallest(tiles / kFewTiles, kFewChunks), many = tiles / kManyTiles;
+    chunks_ = Smallest(kMostChunks, few > many ? few : many);
+    if (chunks_ == 0) chunks_ = 1;
     gradients_ = arena_->Floats(chunks_ * packer_.gradients());
     sums_ = static_cast<double*>(arena_->Bytes(sizeof(double) * 3 * chunks_));
   }
@@ -92,7 +95,7 @@ class Net final : public AnyNet {
     const int candidate = block * kMostCandidates;
     const int candidates = step_->candidates - candidate;
     return {step_, arena, nullptr, nullptr, first,
-            static_cast<int>(left < histories_ ? left : histories_), candidate,
+            static_cast<int>(Smallest(left, histories_)), candidate,
             step_->training ? candidates : Min(kMostCandidates, candidates)};
   }
   void PutLogits(const Tile& tile, const float* logits) const {

@@ -29,19 +29,23 @@ bool HasAvx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && HasAvx2();
 }
 
+// A bit of a register of CPUID's leaf 7. Asked once: in a virtual machine it takes microseconds.
+bool Bit(unsigned subleaf, int register_, int bit) {
+  unsigned r[4] = {};
+  return __get_cpuid_count(7, subleaf, &r[0], &r[1], &r[2], &r[3]) && (r[register_] >> bit & 1);
+}
+
 bool HasAvx512Bf16() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return HasAvx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  static const bool there = HasAvx512() && Bit(1, 0, 5);
+  return there;
 }
 
 // Linux lets a process use AMX's registers when it asks, once.
 bool HasAmx() {
 #ifdef __linux__
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!HasAvx512Bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // AMX-BF16, AMX-TILE
-  constexpr int kRequest = 0x1023, kTileData = 18;     // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool granted = HasAvx512Bf16() && Bit(0, 3, 22) && Bit(0, 3, 24) &&  // BF16, TILE
+                              syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
   return granted;
 #else
   return false;

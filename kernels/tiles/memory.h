@@ -34,9 +34,6 @@ class Arena {
 
   Arena() = default;
   Arena(const Arena&) = delete;
-  ~Arena() {
-    for (int i = 0; i < kBlocks; ++i) free(blocks_[i].memory);
-  }
 
   float* Floats(int64_t count) { return static_cast<float*>(Bytes(count * sizeof(float))); }
   float* Zeros(int64_t count) {
@@ -91,15 +88,10 @@ class Scope {
   Arena::Mark mark_;
 };
 
-// Arenas in which nobody works: there are as many as there have been at work at once.
+// Arenas in which nobody works: there are as many as there have been at work at once. They are never
+// freed, as a thread may still be at work while its process ends.
 class Pool {
  public:
-  Pool() = default;
-  Pool(const Pool&) = delete;
-  ~Pool() {
-    while (free_ != nullptr) delete Take();
-  }
-
   Arena* Take() {
     pthread_mutex_lock(&mutex_);
     Arena* arena = free_;
