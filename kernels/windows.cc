@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "splitmix.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -93,15 +94,6 @@ class Windows : public OpKernel {
   };
   int length_;
 };
-
-// SplitMix64's step (core/splitmix.py).
-constexpr uint64_t kWeyl = 0x9e3779b97f4a7c15;
-INLINE uint64_t Mix(uint64_t z) {
-  z += kWeyl;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-  return z ^ (z >> 31);
-}
 
 class DrawBelow : public OpKernel {
  public:

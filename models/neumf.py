@@ -16,10 +16,10 @@ from lookback.core import splitmix
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.types import TableSpec
 from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
+from lookback.kernels.masked_relu import kept_fraction
 from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp_dropout import (
     dropout_masks,
-    kept_fraction,
     masked_relu_dense,
     masked_relu_sum,
 )
@@ -88,21 +88,17 @@ class SplitMLP(tf.keras.layers.Layer):
         biases = [tf.cast(bias, self.compute_dtype) for bias in self._biases]
         of_user, of_item = tf.split(kernels[0], 2)
         projected = tf.nn.bias_add(tf.matmul(users, of_user), biases[0])
-        user = tf.expand_dims(tf.gather(projected, user_index), 1)  # [B, 1, D]
+        user = tf.gather(projected, user_index)  # [B, D]
         item = tf.gather(tf.matmul(items, of_item), item_index)  # [B or 1, C, D]
         shape = tf.stack([tf.shape(user)[0], tf.shape(item)[1]])
         widths = list(self._sizes[1:])
         if keys is None or not self._dropout:
-            hidden = _rows(tf.nn.relu(user + item))
+            hidden = _rows(tf.nn.relu(tf.expand_dims(user, 1) + item))
             for kernel, bias in zip(kernels[1:], biases[1:]):
                 hidden = relu_dense(hidden, kernel, bias)
         else:
-            masks = [
-                tf.cast(mask, self.compute_dtype)
-                for mask in dropout_masks(tf.reshape(keys, [-1]), widths, self._dropout)
-            ]
-            first = tf.reshape(masks[0], tf.concat([shape, widths[:1]], 0))
-            hidden = _rows(masked_relu_sum(user, item, first))
+            masks = dropout_masks(tf.reshape(keys, [-1]), widths, self._dropout)
+            hidden = masked_relu_sum(user, _rows(item), masks[0])
             scale = tf.constant(1 / kept_fraction(self._dropout), self.compute_dtype)
             for kernel, bias, mask in zip(kernels[1:], biases[1:], masks[1:]):
                 hidden = masked_relu_dense(hidden, kernel * scale, bias, mask)

@@ -6,103 +6,90 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from lookback.core import splitmix
-
-_WORD_BYTES = 8  # of an int64
-_LEVELS = 256  # values of a byte
+from lookback.kernels.masked_relu import DropoutMask, masked_relu
 
 
-def kept_fraction(rate: float) -> float:
-    """The share of units that `dropout_masks` keeps: ``1 - rate``, to the next multiple of 1/256.
-
-    At least 1/256, so that what is kept can be scaled up.
-    """
-    return max(1, round((1 - rate) * _LEVELS)) / _LEVELS
-
-
-def dropout_masks(keys: tf.Tensor, widths: list[int], rate: float) -> list[tf.Tensor]:
-    """Which units of each layer stay, drawn by a counter-based generator.
-
-    A sample's mask depends on its key alone: not on its place in a batch, on how a batch is cut,
-    or on which process has it, so that any number of processes trains alike.
+def dropout_masks(keys: tf.Tensor, widths: list[int], rate: float) -> list[DropoutMask]:
+    """The masks of several layers.
 
     Args:
       keys: int64 ``[N]``, one a sample; different steps must bring different ones.
       widths: units of each layer.
       rate: share that is dropped; rounded to a multiple of 1/256.
-
-    Returns:
-      Of each layer float32 ``[N, width]``, 1 for what stays and 0 for what does not.
     """
-    keep = kept_fraction(rate)
-    if keep == 0.5:  # a bit a unit: an eighth of the random numbers
-        table = tf.constant([[byte >> bit & 1 for bit in range(8)] for byte in range(_LEVELS)])
-    else:
-        table = tf.constant([[int(byte < keep * _LEVELS)] for byte in range(_LEVELS)])
-    table = tf.cast(table, tf.float32)  # [256, units a byte]
-    units_a_byte = int(table.shape[1])
-    padded = [-(-width // (units_a_byte * _WORD_BYTES)) for width in widths]  # words
-    counter = tf.constant(splitmix.WEYL, tf.int64) * tf.range(sum(padded), dtype=tf.int64)
-    words = splitmix.mix(tf.expand_dims(keys, 1) + counter)  # [N, words]
-    masks = []
-    for part, width in zip(tf.split(words, padded, axis=1), widths):
-        octets = tf.cast(tf.bitcast(part, tf.uint8), tf.int32)  # [N, words, 8]
-        units = tf.reshape(tf.gather(table, octets), [tf.shape(keys)[0], -1])
-        masks.append(tf.ensure_shape(units[:, :width], [None, width]))
+    masks: list[DropoutMask] = []
+    first = 0
+    for width in widths:
+        masks.append(DropoutMask(keys, width, rate, first))
+        first += masks[-1].words
     return masks
 
 
-@tf.custom_gradient
-def masked_relu_sum(
-    users: tf.Tensor, items: tf.Tensor, mask: tf.Tensor
-) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, None]]]:
+def masked_relu_sum(users: tf.Tensor, items: tf.Tensor, mask: DropoutMask) -> tf.Tensor:
     """``relu(users + items) * mask``: every user with its candidates.
 
     What is positive in the result was positive and kept, so that the gradient needs neither mask
     nor sum, and works in place.
 
     Args:
-      users: ``[B, 1, D]``.
-      items: ``[B, C, D]``.
-      mask: ``[B, C, D]``.
+      users: ``[B, D]``.
+      items: ``[B * C, D]``, the first user's candidates first.
+      mask: of as many samples.
 
     Returns:
-      ``[B, C, D]``.
+      ``[B * C, D]``.
     """
-    outputs = tf.nn.relu(users + items) * mask
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, None]:
-        active = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
-        return tf.reduce_sum(active, 1, keepdims=True), active, None
+    @tf.custom_gradient
+    def layer(
+        users: tf.Tensor, items: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+        outputs = masked_relu(items, users, mask)
 
-    return outputs, gradient
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            active = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)
+            owners = tf.shape(users)[0]
+            candidates = tf.shape(items)[0] // tf.maximum(owners, 1)
+            by_user = tf.reshape(active, tf.stack([owners, candidates, mask.width]))
+            return tf.reduce_sum(by_user, 1), active
+
+        return outputs, gradient
+
+    result: tf.Tensor = layer(users, items)
+    return result
 
 
-@tf.custom_gradient
 def masked_relu_dense(
-    inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, mask: tf.Tensor
-) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor, None]]]:
+    inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, mask: DropoutMask
+) -> tf.Tensor:
     """``relu(x W + b) * mask``; compare `models.blocks.mlp_relu.relu_dense`.
 
     Args:
       inputs: ``[N, D]``.
       kernel: ``[D, E]``.
       bias: ``[E]``.
-      mask: ``[N, E]``.
+      mask: of N samples and E units.
 
     Returns:
       ``[N, E]``.
     """
-    outputs = tf.nn.relu(tf.nn.bias_add(tf.matmul(inputs, kernel), bias)) * mask
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, None]:
-        active = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)  # [N, E]
-        ones = tf.ones([1, tf.shape(active)[0]], active.dtype)
-        return (
-            tf.matmul(active, kernel, transpose_b=True),
-            tf.matmul(inputs, active, transpose_a=True),
-            tf.reshape(tf.matmul(ones, active), [-1]),
-            None,
-        )
+    @tf.custom_gradient
+    def layer(
+        inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
+        outputs = masked_relu(tf.matmul(inputs, kernel), tf.expand_dims(bias, 0), mask)
 
-    return outputs, gradient
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            active = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)  # [N, E]
+            ones = tf.ones([1, tf.shape(active)[0]], active.dtype)
+            return (
+                tf.matmul(active, kernel, transpose_b=True),
+                tf.matmul(inputs, active, transpose_a=True),
+                tf.reshape(tf.matmul(ones, active), [-1]),
+            )
+
+        return outputs, gradient
+
+    result: tf.Tensor = layer(inputs, kernel, bias)
+    return result

@@ -11,8 +11,9 @@ import tensorflow as tf
 from lookback import models
 from lookback.core.errors import UserError
 from lookback.formats.interaction_features import SAMPLE_KEY
+from lookback.kernels.masked_relu import kept_fraction
 from lookback.models import MODELS
-from lookback.models.blocks.mlp_dropout import dropout_masks, kept_fraction
+from lookback.models.blocks.mlp_dropout import dropout_masks
 from lookback.models.neumf import NeuMFBody
 from lookback.models.neumf_config import NeuMFConfig
 
@@ -115,7 +116,7 @@ def test_training_scores_and_gradients_are_the_formulas_with_the_same_masks(sche
     masks = None
     if dropout:
         keys = tf.reshape(model.body.dropout_keys(batch), [-1])
-        masks = [m.numpy() for m in dropout_masks(keys, list(config.layers[1:]), dropout)]
+        masks = [m.drawn().numpy() for m in dropout_masks(keys, list(config.layers[1:]), dropout)]
     users, items = pairs_of(batch)
     weights = weights_of(model)
     np.testing.assert_allclose(
@@ -148,7 +149,7 @@ def test_dropout_keeps_its_share_of_every_unit(rate, kept):
     keys = tf.random.stateless_uniform([4000], [1, 2], None, None, tf.int64)
     assert kept_fraction(rate) == kept
     for mask, width in zip(dropout_masks(keys, [3, 70, 8], rate), [3, 70, 8], strict=True):
-        values = mask.numpy()
+        values = mask.drawn().numpy()
         assert values.shape == (4000, width)
         assert set(np.unique(values)) == {0.0, 1.0}
         deviation = np.sqrt(kept * (1 - kept) / 4000)
@@ -161,7 +162,7 @@ def test_a_samples_dropout_depends_on_its_key_alone():
     keys = tf.constant([5, 6, 7, 5], tf.int64)
     whole = dropout_masks(keys, [9, 66], 0.5)
     alone = dropout_masks(keys[2:3], [9, 66], 0.5)
-    for mask, single in zip(whole, alone, strict=True):
+    for mask, single in zip(*([m.drawn() for m in masks] for masks in (whole, alone)), strict=True):
         np.testing.assert_array_equal(mask[2:3], single)
         np.testing.assert_array_equal(mask[0], mask[3])
         assert not np.array_equal(mask[0], mask[1])
