@@ -14,10 +14,10 @@ QUESTION = "How many samples a second does DIEN train, against plain Keras, Fuxi
 
 LABELS = {
     "ours": "DIEN, the last 10 events (its default)",
-    "ours_amp": "the same, --amp",
-    "ours_alone": "the same in fp32, a history a candidate",
+    "ours_amp": "DIEN, the last 10 events, --amp",
+    "ours_alone": "DIEN, the last 10, a history a candidate",
     "ours_whole": "DIEN, all 100 events",
-    "ours_whole_alone": "the same, a history a candidate",
+    "ours_whole_alone": "DIEN, all 100, a history a candidate",
     "plain": "plain Keras DIEN, the last 10 events",
     "fuxictr": "FuxiCTR's DIEN, the last 10 events",
     "deepctr": "DeepCTR's DIEN, the last 10 events",

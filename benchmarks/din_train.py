@@ -14,10 +14,10 @@ QUESTION = "How many samples a second does DIN train, against plain Keras, FuxiC
 
 LABELS = {
     "ours": "DIN, inner products (its default)",
-    "ours_amp": "the same, --amp",
+    "ours_amp": "DIN, inner products, --amp",
     "ours_unit": "DIN, activation unit",
-    "ours_unit_amp": "the same, --amp",
-    "ours_unit_alone": "the same in fp32, a history a candidate",
+    "ours_unit_amp": "DIN, activation unit, --amp",
+    "ours_unit_alone": "DIN, activation unit, a history a candidate",
     "plain": "plain Keras DIN, inner products",
     "fuxictr": "FuxiCTR's DIN, activation unit",
     "deepctr": "DeepCTR's DIN, activation unit",
