@@ -37,6 +37,7 @@ NOT_OF_PYTHON = re.compile(
 OF_GLIBC = re.compile(
     r"^(ld-linux.*|lib(c|m|dl|rt|pthread|util|resolv|nsl|anl|BrokenLocale|mvec|thread_db))\.so"
 )
+SOURCES = ("*.py", "*.cc", "*.h", "*.sh", "*.yaml", "*.json")
 NOT_OF_CHECKOUT = re.compile(r"^(tests|\.ci|docs/notebooks)/")
 
 PYTHON = """#!/bin/sh
@@ -141,13 +142,10 @@ def packages(environment: Path, names: Iterable[str]) -> Iterator[Piece]:
 
 
 def ours(environment: Path) -> Iterator[Piece]:
-    """What git knows of this checkout, the link that makes it the package, our operations."""
-    listed = subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True, check=False
-    )
-    if listed.returncode:
-        raise PackError(f"git does not know {ROOT}, and a pack holds what it knows: clone it")
-    for path in filter(None, listed.stdout.split("\0")):
+    """Files of the checkout, the link that makes it the package, our operations."""
+    # What git knows, and new sources, which others may need; not whatever else lies around.
+    new = ["--others", "--exclude-standard", "--", *SOURCES]
+    for path in (*_listed("--cached"), *_listed(*new)):
         if not NOT_OF_CHECKOUT.match(path) and (ROOT / path).is_file():
             yield Piece(path, ROOT / path)
     yield Piece(".venv/src/lookback", link="../..")
@@ -156,6 +154,16 @@ def ours(environment: Path) -> Iterator[Piece]:
     yield Piece(".venv/.lookback-carried", text="made by scripts/airgap.sh\n")
     for path in sorted((environment / "lib").glob("lookback_kernels-*.so")):
         yield Piece(f".venv/lib/{path.name}", path)
+
+
+def _listed(*which: str) -> Iterator[str]:
+    """Files of the checkout, as git lists them."""
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-z", *which], capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        raise PackError(f"git does not know {ROOT}, and a pack holds what it knows: clone it")
+    yield from filter(None, listed.stdout.split("\0"))
 
 
 def shared_libraries(pieces: Iterable[Piece]) -> Iterator[Piece]:

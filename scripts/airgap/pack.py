@@ -20,11 +20,15 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from contents import (
+from lookback.core.errors import UserError
+from lookback.core.faults import guarded
+from lookback.core.sizes import format_size, parse_size
+from lookback.scripts.airgap.contents import (
     ROOT,
     PackError,
     Piece,
@@ -34,10 +38,6 @@ from contents import (
     packages,
     shared_libraries,
 )
-
-from lookback.core.errors import UserError
-from lookback.core.faults import guarded
-from lookback.core.sizes import format_size, parse_size
 
 BLOCK = 32 << 20  # bytes of the archive in one xz stream; four times the dictionary of level 6
 LARGEST_SLICE = 60 << 20
@@ -69,7 +69,8 @@ def main(arguments: list[str]) -> None:
         made = Path(scratch, "pack")
         made.mkdir()
         try:
-            facts = _pack(made, environment, options.gpu, slice_size, options.compression)
+            python, rest = _pieces(environment, options.gpu, Path(scratch))
+            facts = _pack(made, python, rest, options.gpu, slice_size, options.compression)
         except PackError as error:
             raise UserError(f"{error}.") from error
         if output.exists():
@@ -103,23 +104,36 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _pack(
-    made: Path, environment: Path, gpu: str | None, slice_size: int, level: int
-) -> dict[str, object]:
-    """Writes every file of a pack; returns what pack.json says."""
+def _pieces(environment: Path, gpu: str | None, scratch: Path) -> tuple[list[Piece], list[Piece]]:
+    """Python, and all else; `scratch` is for what is made."""
     python = list(interpreter(environment))
     python += shared_libraries(python)
     if gpu is None:
-        rest = [*packages(environment, locked("requirements/runtime.txt"))]
-        rest += packages(environment, ["horovod"])
+        rest = list(packages(environment, [*locked("requirements/runtime.txt"), "horovod"]))
     else:
-        raise PackError("--gpu is packed by scripts/gpu")
+        # It needs the cutting of scripts/gpu, which a pack for CPUs does without.
+        from lookback.scripts.airgap.gpu import PYTHON, architecture_of, gpu_packages
+
+        rest = list(gpu_packages(environment, architecture_of(gpu), scratch))
+        python = [p._replace(text=PYTHON) if p.name == ".venv/bin/python" else p for p in python]
     rest += ours(environment)
     have = {piece.name for piece in python}
     rest += [p for p in shared_libraries(rest) if p.name not in have]
+    return python, rest
+
+
+def _pack(
+    made: Path,
+    python: Sequence[Piece],
+    rest: Sequence[Piece],
+    gpu: str | None,
+    slice_size: int,
+    level: int,
+) -> dict[str, Any]:
+    """Writes every file of a pack; returns what pack.json says."""
     _archive_python(made / PYTHON_ARCHIVE, python)
     streams = _slices(made, rest, slice_size, level)
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "format": 1,
         "lookback": _version(),
         "gpu": gpu,
@@ -145,9 +159,9 @@ def _archive_python(path: Path, pieces: Iterable[Piece]) -> None:
 
 def _slices(
     made: Path, pieces: Iterable[Piece], slice_size: int, level: int
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Writes the slices; returns the name and the lengths of the streams of each."""
-    slices: list[dict[str, object]] = []
+    slices: list[dict[str, Any]] = []
     streams: list[int] = []
     file: io.BufferedWriter | None = None
     # What cannot be compressed becomes a little longer.
@@ -158,7 +172,7 @@ def _slices(
                 file.close()
             streams = []
             slices.append({"name": f"slice-{len(slices) + 1:02d}.tar.xz", "streams": streams})
-            file = (made / str(slices[-1]["name"])).open("wb")
+            file = (made / slices[-1]["name"]).open("wb")
         file.write(stream)
         streams.append(len(stream))
     if file is not None:

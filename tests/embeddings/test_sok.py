@@ -20,7 +20,7 @@ from lookback.core.errors import UserError
 from lookback.embeddings.backends.local import LocalBackend
 from lookback.embeddings.backends.sok import SOKBackend
 from lookback.embeddings.config import LOCAL, Sharding
-from lookback.embeddings.optimizers import SGD, Adagrad, LazyAdam
+from lookback.embeddings.optimizers import SGD, Adagrad, FullAdam, LazyAdam
 from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
 from lookback.training.state import TensorShard
 
@@ -249,10 +249,14 @@ def loss_of(vectors):
     )
 
 
-def step(backends, gradients):
+def lazy_adam():
+    return LazyAdam(tf.constant(0.1), weight_decay=0.2)
+
+
+def step(backends, gradients, new_optimizer=lazy_adam):
     """One update by each process of its rows."""
     for backend, gradient in zip(backends, gradients, strict=True):
-        optimizer = LazyAdam(tf.constant(0.1), weight_decay=0.2)
+        optimizer = new_optimizer()
         optimizer.build(backend.variables)
         gradient = {name: g for name, g in gradient.items() if g is not None}
         optimizer.apply(backend.reduce_gradients(gradient), backend.variables, tf.constant(1.0))
@@ -268,7 +272,7 @@ def whole(backends):
     return tables
 
 
-def check_against_local(pairs, batches, world=None):
+def check_against_local(pairs, batches, world=None, new_optimizer=lazy_adam):
     """Initial rows, vectors, and rows after an update equal the local backend's."""
     backends, local = [backend for _, backend in pairs], local_backend()
     for name, table in whole(backends).items():
@@ -284,8 +288,8 @@ def check_against_local(pairs, batches, world=None):
     for ours, theirs in zip(found, expected, strict=True):
         for name, vectors in theirs.items():
             np.testing.assert_allclose(ours[name], vectors, rtol=1e-6, atol=1e-7)
-    step(backends, gradients)
-    step([local], [of_local])
+    step(backends, gradients, new_optimizer)
+    step([local], [of_local], new_optimizer)
     for name, table in whole(backends).items():
         np.testing.assert_allclose(table, local.variables[name], rtol=1e-6, atol=1e-7)
 
@@ -296,6 +300,15 @@ def test_stand_in_equals_local(plan, world_of):
     pairs = layers_and_backends(world, plan)
     world.largest = 40  # what another process may want of a table
     check_against_local(pairs, [ids_of(r, plan.ranks) for r in range(plan.ranks)], world)
+
+
+@pytest.mark.parametrize("plan", [PLANS["row-wise, 3"], PLANS["mixed, 2"]])
+def test_full_adam_takes_its_pass_over_each_processs_rows(plan, world_of):
+    world = world_of(plan.ranks)
+    pairs = layers_and_backends(world, plan)
+    world.largest = 40
+    batches = [ids_of(rank, plan.ranks) for rank in range(plan.ranks)]
+    check_against_local(pairs, batches, world, lambda: FullAdam(tf.constant(1e-3), epsilon=1e-3))
 
 
 def test_modes_calls_and_tracking(world_of):

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookback.scripts.airgap import contents, pack, unpack
+
 ROOT = Path(__file__).resolve().parents[2]
 AIRGAP = ROOT / "scripts" / "airgap"
 # What every system has, and Lookback's shell scripts use; no Python.
@@ -23,20 +25,7 @@ TOOLS = (
 C_LIBRARY = re.compile(r"/(ld-linux.*|lib(c|m|dl|rt|pthread|util|resolv|nss_\w+))[.-]")
 
 
-@pytest.fixture
-def modules(monkeypatch):
-    monkeypatch.syspath_prepend(str(AIRGAP))
-    import contents
-    import pack
-    import unpack
-
-    yield contents, pack, unpack
-    for module in (contents, pack, unpack):
-        sys.modules.pop(module.__name__)
-
-
-def test_slices_hold_what_was_packed(modules, tmp_path):
-    contents, pack, unpack = modules
+def test_slices_hold_what_was_packed(tmp_path):
     noise = tmp_path / "noise"  # larger than a slice, and not to be compressed
     noise.write_bytes(np.random.default_rng(1).bytes(5 << 20))
     program = tmp_path / "program"
@@ -70,8 +59,7 @@ def test_slices_hold_what_was_packed(modules, tmp_path):
         assert (place / "link").readlink() == Path("a/noise")
 
 
-def test_too_small_a_disk_is_refused(modules, tmp_path, monkeypatch, capsys):
-    _, _, unpack = modules
+def test_too_small_a_disk_is_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "pack.json").write_text(json.dumps({"bytes": 5 << 30, "slices": []}))
     monkeypatch.setattr(
         unpack.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9 << 30, 0, 3 << 30)
@@ -200,9 +188,8 @@ def test_unpacking_refuses_what_is_there(tmp_path):
     assert f"{tmp_path} exists. Name a directory that is not there yet." in result.stderr
 
 
-def test_the_archives_members_are_nobodys(modules, tmp_path):
+def test_the_archives_members_are_nobodys(tmp_path):
     """So that a pack is the same whoever packs."""
-    contents, pack, _ = modules
     pack._archive_python(tmp_path / "python.tar.gz", [contents.Piece("x", Path(__file__))])
     with tarfile.open(tmp_path / "python.tar.gz") as archive:
         (member,) = archive.getmembers()
