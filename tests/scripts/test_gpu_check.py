@@ -69,6 +69,37 @@ def test_a_step_that_fails_says_how_and_the_next_one_runs(checker, capsys):
     assert "no such thing" in capsys.readouterr().err
 
 
+TELLS = """import json, os, pathlib, sys
+told = {"words": sys.argv[1:], "xla": os.environ.get("TF_XLA_FLAGS"),
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+pathlib.Path(sys.argv[2]).write_text(json.dumps(told))
+"""
+
+
+def test_every_step_gets_what_it_needs(checker, tmp_path, monkeypatch):
+    """In order, and what was found so far is in the file."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    whole = checker(TELLS)
+    whole._args.only, whole._args.movielens = [*check.LIMITS], Path("ml")
+    whole.run()
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found == json.loads(json.dumps(whole.found)) and not found["rehearsal"]
+    steps = found["steps"]
+    throughputs = [name for name in steps if name.startswith("throughput")]
+    assert [*steps] == ["device", "equality", *throughputs, "profile", "sok", "auc", "candidates"]
+    assert len(throughputs) == 2 * len(check.MODELS)
+    assert steps["throughput_sim_xla"]["words"][2:] == ["--model", "sim"]
+    assert steps["throughput_sim_xla"]["xla"] == "--tf_xla_auto_jit=2"
+    assert steps["throughput_sim"]["xla"] == ""
+    reference = tmp_path / "reference.npz"
+    assert steps["equality"]["words"][2:] == ["--start", str(reference)]
+    assert steps["equality"]["visible"] is None
+    told = json.loads(reference.read_text())  # of the CPU
+    assert told["words"][0] == "reference" and told["visible"] == ""
+    for step in ("sok", "auc"):
+        assert steps[step]["words"][2:] == ["--folder", str(tmp_path), "--movielens", "ml"]
+
+
 def test_nothing_is_begun_without_time(checker):
     ended = checker(WRITES, seconds=0.0)
     ended._device(ended._clock.seconds(60.0))
