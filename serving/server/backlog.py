@@ -53,7 +53,7 @@ class OverloadedError(Exception):
 
 
 @dataclasses.dataclass
-class _Learned:
+class BatchTimes:
     """What is known of a model: weighted sums over its batches, of n rows and t seconds each."""
 
     weight: float = 0.0
@@ -107,7 +107,7 @@ class Backlog:
         """
         self._most_seconds, self._clock = most_seconds, clock
         self._waiting: collections.Counter[str] = collections.Counter()
-        self._learned: dict[str, _Learned] = collections.defaultdict(_Learned)
+        self._learned: dict[str, BatchTimes] = collections.defaultdict(BatchTimes)
         self._usual: dict[str, float] = {}  # rows of a call
         self._batch: _Batch | None = None
         self._used, self._seen = 0.0, clock()  # the share when it was last written

@@ -28,7 +28,7 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 MOST_BATCH_ROWS = 1024
 TRITON_WAIT_MS = 1000.0
-"""Triton refuses what has waited already; ours foresees it, see `serving.server.backlog`."""
+"""That a batch of Triton's may take; what our own engine takes, `serving.server.backlog` says."""
 TRITON_GRPC, TRITON_CONTROL = 8001, 8002
 OF_ENGINE = {
     "local": ("max_batch_rows", "demo_ui", "demo_dataset"),

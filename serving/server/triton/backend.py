@@ -1,12 +1,15 @@
 """What Triton runs for each model, in a process of its own: a bundle behind its tensors of text.
 
 A call's tensor ``request`` is ``[N, 1]``: texts, each a request in JSON; so is ``answer``. Calls
-that Triton has batched are scored together.
+that Triton has batched (all that waited) are scored together, as far as that is soon done; the
+others are refused.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from lookback.core.errors import UserError
 from lookback.core.faults import cut
 from lookback.core.json_files import load_json
 from lookback.serving.requests import RequestError
+from lookback.serving.scores import Scores
+from lookback.serving.server.backlog import BatchTimes
 from lookback.serving.server.metrics import CACHED, COUNTED, tally
 from lookback.serving.server.models import Models, unknown_variant
 from lookback.serving.server.scorer import CheckedRequests, completed, score_calls
@@ -45,6 +50,7 @@ class TritonPythonModel:
             self._store = HistoryStore.open(source.store.address)
         models = Models(self._store, beyond_window=source.store.beyond_window)
         self._model = models.load(source.name, source.path, source.digest)
+        self._most_seconds, self._times = source.most_seconds, BatchTimes()
         family = triton.MetricFamily
         self._families = {  # metrics are gone with their family
             name: family(name=name, description=text, kind=family.COUNTER)
@@ -76,8 +82,11 @@ class TritonPythonModel:
                     read.append((place, self._requests(call)))
             except Exception as error:
                 answers[place] = self._failed(error)
-        found = score_calls(self._model, [checked for _, checked in read])
-        for (place, checked), scores in zip(read, found, strict=True):
+        taken = self._taken([sum(checked.counts) for _, checked in read])
+        for place, _ in read[taken:]:
+            answers[place] = self._refused()
+        found = self._scores([checked for _, checked in read[:taken]])
+        for (place, checked), scores in zip(read, found, strict=False):
             if isinstance(scores, Exception):
                 answers[place] = self._failed(scores)
                 continue
@@ -91,6 +100,21 @@ class TritonPythonModel:
             for name, (_, attribute) in CACHED.items():
                 self._metrics[name].set(getattr(self._store, attribute))
         return answers
+
+    def _taken(self, rows: Sequence[int]) -> int:
+        """How many of the calls, of so many rows each, are scored: the first in any case."""
+        for number, total in enumerate(itertools.accumulate(rows)):
+            if number and self._times.seconds(total) > self._most_seconds:
+                return number
+        return len(rows)
+
+    def _scores(self, calls: Sequence[CheckedRequests]) -> list[list[Scores] | Exception]:
+        """Scores calls, and learns how long that took."""
+        began = time.perf_counter()
+        found = score_calls(self._model, calls)
+        if rows := sum(count for call in calls for count in call.counts):
+            self._times.add(rows, time.perf_counter() - began)
+        return found
 
     def finalize(self) -> None:
         """Ends."""
@@ -136,6 +160,11 @@ class TritonPythonModel:
             return answer
         output = self._triton.get_output_tensor_by_name(answer, OUTPUT)
         return self._triton.InferenceResponse([output])
+
+    def _refused(self) -> Any:
+        said = f"{self._model.name}: more requests wait than are scored soon. Try again."
+        kind = self._triton.TritonError
+        return self._triton.InferenceResponse(error=kind(said, kind.UNAVAILABLE))
 
     def _failed(self, error: Exception) -> Any:
         kind = self._triton.TritonError

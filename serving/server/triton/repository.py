@@ -28,28 +28,24 @@ input [ {{ name: "{input}" data_type: TYPE_STRING dims: [ 1 ] }} ]
 output [ {{ name: "{output}" data_type: TYPE_STRING dims: [ 1 ] }} ]
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 version_policy {{ latest {{ num_versions: 1 }} }}
-dynamic_batching {{
-  default_queue_policy {{
-    timeout_action: REJECT
-    default_timeout_microseconds: {most_microseconds}
-    max_queue_size: {most_waiting}
-  }}
-}}
+dynamic_batching {{ }}
 """
+"""Without a `default_queue_policy`: with any, Triton hands a model its next batch only when it asks
+for one, and looks for that twice a second (2.51, dynamic_batch_scheduler.cc, `SupportPrefetching`):
+what came while a batch was scored waited for another call, or for half a second. What waits for too
+long, `backend.py` refuses."""
 
 
 @dataclasses.dataclass(frozen=True)
-class QueueLimits:
-    """Of what waits in Triton for one model.
+class BatchLimits:
+    """Of what Triton gives a model at once: all that waits for it.
 
     Attributes:
       most_requests: of a batch, and so of a call.
-      most_waiting: calls that may wait; those beyond are refused.
-      most_seconds: that one may; it is refused then.
+      most_seconds: that scoring a batch may take; calls beyond are refused.
     """
 
     most_requests: int
-    most_waiting: int
     most_seconds: float
 
 
@@ -74,12 +70,14 @@ class VersionSource:
       name: of the model.
       path: of the bundle.
       digest: of its manifest.
+      most_seconds: see `BatchLimits`.
       store: that it reads.
     """
 
     name: str
     path: Path
     digest: str
+    most_seconds: float
     store: StoreSource
 
 
@@ -89,12 +87,12 @@ class ModelRepository:
     Args:
       directory: an empty one.
       installation: of Triton.
-      limits: of each model's queue.
+      limits: of each model's batches.
       store: that models read.
     """
 
     def __init__(
-        self, directory: Path, installation: Installation, limits: QueueLimits, store: StoreSource
+        self, directory: Path, installation: Installation, limits: BatchLimits, store: StoreSource
     ) -> None:
         self.models = directory / "models"
         self.backends = directory / "backends"
@@ -120,6 +118,7 @@ class ModelRepository:
             "name": name,
             "path": str(bundle.resolve()),
             "digest": digest,
+            "most_seconds": self._limits.most_seconds,
             "store": dataclasses.asdict(self._store),
         }
         (directory / BUNDLE_FILE).write_text(json.dumps(content), encoding="utf-8")
@@ -130,8 +129,6 @@ class ModelRepository:
                 input=INPUT,
                 output=OUTPUT,
                 most_requests=self._limits.most_requests,
-                most_waiting=self._limits.most_waiting,
-                most_microseconds=round(1e6 * self._limits.most_seconds),
             )
         )
 
@@ -149,4 +146,5 @@ def source_of(model: Path, version: str) -> VersionSource:
     """
     content = read_json(model / version / BUNDLE_FILE)
     store = StoreSource(**content["store"])
-    return VersionSource(content["name"], Path(content["path"]), content["digest"], store)
+    path, seconds = Path(content["path"]), content["most_seconds"]
+    return VersionSource(content["name"], path, content["digest"], seconds, store)

@@ -15,10 +15,7 @@ from lookback.serving.server.models import StoreReading
 from lookback.serving.server.triton.engine import TritonMetrics, TritonModels, TritonScorer
 from lookback.serving.server.triton.installation import Installation
 from lookback.serving.server.triton.process import Ports, TritonProcess
-from lookback.serving.server.triton.repository import ModelRepository, QueueLimits, StoreSource
-
-_MOST_WAITING = 64
-"""Calls that may wait for one model; those beyond are refused."""
+from lookback.serving.server.triton.repository import BatchLimits, ModelRepository, StoreSource
 
 
 @contextlib.asynccontextmanager
@@ -41,7 +38,7 @@ async def triton_engine(
       reading: of the store, for its addresses.
       store_address: of the same store, which the models read themselves; None: there is none.
       drain_seconds: how long its end waits for calls that are under way.
-      wait_seconds: how long a call may wait for its turn; it is refused then.
+      wait_seconds: how long a call may wait for others of its batch; it is refused then.
 
     Raises:
       UserError: if it is not installed, or does not start.
@@ -55,7 +52,7 @@ async def triton_engine(
     )
     loop = asyncio.get_running_loop()
     with tempfile.TemporaryDirectory(prefix="lookback-triton-") as directory:
-        limits = QueueLimits(MOST_REQUESTS, _MOST_WAITING, wait_seconds)
+        limits = BatchLimits(MOST_REQUESTS, wait_seconds)
         source = StoreSource(store_address, reading.beyond_window)
         repository = ModelRepository(Path(directory), installation, limits, source)
 

@@ -29,8 +29,15 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.serving.commands import PROGRAM
+from lookback.serving.server.backlog import BatchTimes
 from lookback.serving.server.run import ServeOptions
 from lookback.serving.server.triton.installation import Installation
+from lookback.serving.server.triton.repository import (
+    BatchLimits,
+    ModelRepository,
+    StoreSource,
+    source_of,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "0123456789abcdef"
@@ -375,6 +382,37 @@ def test_options_of_the_other_engine_are_refused():
         ServeOptions(bundles=("a",), grpc_port=1)
     with pytest.raises(UserError, match="--max_batch_rows: --engine triton"):
         ServeOptions(bundles=("a",), engine="triton", max_batch_rows=1)
+
+
+def test_a_model_takes_of_what_waits_what_is_soon_scored():
+    from lookback.serving.server.triton.backend import TritonPythonModel
+
+    model = TritonPythonModel()
+    model._most_seconds, model._times = 1.0, BatchTimes()
+    assert model._taken([5] * 40) == 40  # nobody knows yet how long that takes
+    model._times.add(10, 0.5)  # 0.05 s a row
+    assert model._taken([5] * 40) == 4
+    assert model._taken([300, 1]) == 1  # the first in any case
+    assert model._taken([]) == 0
+
+
+def test_triton_is_given_no_queue_policy(tmp_path):
+    """With one it lets what came while a batch was scored wait for half a second."""
+    for name in ("backend", "stub"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "stub" / "stub").touch()
+    installation = Installation(
+        tmp_path / "server", tmp_path, tmp_path / "backend", tmp_path / "stub" / "stub"
+    )
+    limits = BatchLimits(16, 0.25)
+    (tmp_path / "own").mkdir()
+    repository = ModelRepository(tmp_path / "own", installation, limits, StoreSource(None, False))
+    repository.add("sim", 3, tmp_path, "digest")
+    config = (repository.models / "sim" / "config.pbtxt").read_text()
+    assert "max_batch_size: 16" in config and "dynamic_batching { }" in config
+    assert "queue_policy" not in config
+    source = source_of(repository.models / "sim", "3")
+    assert (source.name, source.most_seconds, source.store.address) == ("sim", 0.25, None)
 
 
 @pytest.mark.parametrize(
