@@ -223,7 +223,8 @@ class _Health(Address):
             try:
                 await asyncio.wait_for(self.site.scorer.probe(model), PROBE_SECONDS)
             except Exception as error:  # of TensorFlow, whatever it is
-                _log.exception("%s does not score", model.name)
+                known = isinstance(error, ScoringError | asyncio.TimeoutError)
+                _log.error("%s does not score: %s", model.name, error, exc_info=not known)
                 self.fail(503, f"{model.name} does not score: {type(error).__name__}")
                 return
 

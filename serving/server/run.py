@@ -260,7 +260,11 @@ async def _serve(
             model = await loop.run_in_executor(None, engine.models.load, name, directory, digest)
             print(f"{name}: {model.manifest.model_type}, digest {model.digest}", flush=True)
             if reading.store is not None and model.histories is None:
-                print(f"{name} reads no histories: the store is nothing to it", flush=True)
+                print(
+                    f"{name} reads no histories, so it takes nothing of the store: its requests "
+                    "say themselves whom and what they ask for, and what to leave out",
+                    flush=True,
+                )
             if ending.is_set():
                 return
         local = all(is_local(found) for found in sockets)
