@@ -66,10 +66,16 @@ def history_level(precision: str) -> str | None:
     """
     if _load() is None:
         return None
-    name_of = ctypes.CDLL(str(library())).lookback_level_name
-    name_of.restype = ctypes.c_char_p
-    name: bytes | None = name_of(int(precision == "bfloat16"))
+    name: bytes | None = _level_name()(int(precision == "bfloat16"))
     return None if name is None else name.decode()
+
+
+@functools.cache
+def _level_name() -> Any:
+    """The function of `tiles/levels.cc`; to find the library, all sources are read."""
+    function = ctypes.CDLL(str(library())).lookback_level_name
+    function.restype = ctypes.c_char_p
+    return function
 
 
 @contextlib.contextmanager
