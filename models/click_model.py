@@ -190,8 +190,10 @@ class ClickModel(mm.Model):
     def _fused(self) -> FusedStep | str:
         """The operations for all of the model, or why there are none: decided at each call."""
         heads = list(_tasks(self).values())
-        own = len(heads) == 1 and isinstance(heads[0].default_loss, ClickLoss)
-        if not own or not isinstance(heads[0].to_call, LogitHead):
+        own = type(self) is ClickModel and len(heads) == 1  # a class of its own may call more
+        if not own or not isinstance(heads[0].default_loss, ClickLoss):
+            return ""
+        if not isinstance(heads[0].to_call, LogitHead):
             return ""
         model = self.body.fused(heads[0].to_call, self._head_weight)
         return "" if model is None else fused_step(model)

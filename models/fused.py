@@ -54,6 +54,7 @@ class FusedStep:
 
     Attributes:
       said: which they are, in a line.
+      losses: names of what they compute, in the order of a contract's.
     """
 
     def __init__(self, model: FusedModel, kernels: Any, said: str) -> None:
@@ -64,7 +65,7 @@ class FusedStep:
           kernels: of `history_kernels`.
           said: see `said`.
         """
-        self.said = said
+        self.said, self.losses = said, tuple(model.loss_weights)
         self._model = model
         self._step = getattr(kernels, f"lookback_{model.name}_step")
         self._score = getattr(kernels, f"lookback_{model.name}_score")

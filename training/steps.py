@@ -228,7 +228,8 @@ class Steps:
         fused = self._contract.fused
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            if fused is not None and fused.takes(features):
+            # Losses that the operations do not know are those of the layers.
+            if fused and fused.losses == self._contract.loss_names and fused.takes(features):
                 shares, total = fused.shares(features, labels, totals)
             else:
                 shares = self._shares(batch, counts, totals)

@@ -313,6 +313,16 @@ def test_a_body_that_derives_from_ours_may_differ(make):
     assert (contract_of(other).fused, contract_of(other).fused_said) == (None, "")
 
 
+def test_so_may_a_model_that_does(make):
+    model, _, _ = make("din")
+
+    class Other(ClickModel):
+        """Adds a loss of its own."""
+
+    other = Other(model.body, *model.model_outputs, schema=model.schema)
+    assert (contract_of(other).fused, contract_of(other).fused_said) == (None, "")
+
+
 @fused_only
 def test_what_differs_among_candidates_is_left_to_the_layers_and_logged_once(make, caplog):
     model, features, _ = make("soft sim", candidates=2)
