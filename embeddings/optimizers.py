@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import tensorflow as tf
 
@@ -159,29 +159,41 @@ class TableOptimizer(tf.Module, abc.ABC):
           step: float scalar, the number of this update, from 1.
         """
         kernels = cpu_kernels() if self.operation else None
-        decay = self._learning_rate * self._weight_decay
         for name, gradient in gradients.items():
             table, slots = tables[name], self.slots[name]
             if kernels is not None:
-                getattr(kernels, self.operation)(
-                    table=table.handle,
-                    **{slot: variable.handle for slot, variable in slots.items()},
-                    indices=gradient.indices,
-                    values=gradient.values,
-                    rate=self._rate(step),
-                    decay=decay,
-                    **self._constants(),
-                )
+                self._in_place(kernels, table, slots, gradient, step)
                 continue
             rows, values = sum_duplicates(gradient, table.shape[0])
             weights = tf.gather(table, rows)
             if self._weight_decay:
-                weights -= decay * weights
+                weights -= self._learning_rate * self._weight_decay * weights
             state = {slot: tf.gather(variable, rows) for slot, variable in slots.items()}
             weights, state = self._update(weights, values, state, step)
             table.scatter_update(tf.IndexedSlices(weights, rows))
             for slot, value in state.items():
                 slots[slot].scatter_update(tf.IndexedSlices(value, rows))
+
+    def _in_place(
+        self,
+        kernels: Any,
+        table: tf.Variable,
+        slots: Mapping[str, tf.Variable],
+        gradient: tf.IndexedSlices,
+        step: tf.Tensor,
+        **inputs: tf.Tensor,
+    ) -> None:
+        """`apply` for one table, by our operation; `inputs` are those that it alone has."""
+        getattr(kernels, self.operation)(
+            table=table.handle,
+            **{slot: variable.handle for slot, variable in slots.items()},
+            indices=gradient.indices,
+            values=gradient.values,
+            rate=self._rate(step),
+            decay=self._learning_rate * self._weight_decay,
+            **self._constants(),
+            **inputs,
+        )
 
     def initial_value(self, slot: str) -> float:
         """What the state of a row begins with."""
@@ -376,8 +388,8 @@ class FullAdam(LazyAdam):
     g = 0: its moments decay, and still move it, and weight decay shrinks it. So do
     `torch.optim.Adam` with dense gradients and Apex's FusedAdam, with which NVIDIA's NCF trains.
 
-    A step takes one pass over the table and its state, and the memory of one more table, for the
-    gradient; state and checkpoints are `LazyAdam`'s.
+    A step takes one pass over the table and its state, and by TensorFlow's operations the memory of
+    one more table, for the gradient; state and checkpoints are `LazyAdam`'s.
 
     Args:
       beta_1: decay of the first moment; the paper's default.
@@ -386,6 +398,7 @@ class FullAdam(LazyAdam):
     """
 
     every_row = True
+    operation: ClassVar = "lookback_sparse_full_adam"
 
     def build(self, tables: Mapping[str, tf.Variable], new_slot: NewSlot | None = None) -> None:
         """Creates the state of the given tables; see `TableOptimizer`.
@@ -403,6 +416,9 @@ class FullAdam(LazyAdam):
                 )
         super().build(tables, new_slot)
 
+    def _constants(self) -> dict[str, float]:
+        return {"beta_1": self._beta_1, "beta_2": self._beta_2}
+
     def apply(
         self,
         gradients: Mapping[str, tf.IndexedSlices],
@@ -410,10 +426,15 @@ class FullAdam(LazyAdam):
         step: tf.Tensor,
     ) -> None:
         """Updates all rows of the tables that have a gradient; see `TableOptimizer`."""
+        kernels = cpu_kernels()
+        epsilon = bias_corrected(self._epsilon, self._beta_2, step)
         for name, gradient in gradients.items():
             table, slots = tables[name], self.slots[name]
             if not table.shape[0]:
                 continue  # all rows lie elsewhere; CUDA kernels refuse to start for no weight
+            if kernels is not None:
+                self._in_place(kernels, table, slots, gradient, step, epsilon=epsilon)
+                continue
             dense = tf.math.unsorted_segment_sum(gradient.values, gradient.indices, table.shape[0])
             for variable in (table, slots["m"], slots["v"]):
                 # Whoever gathers or scatters rows makes each dense update of the variable copy it
@@ -429,7 +450,7 @@ class FullAdam(LazyAdam):
                 learning_rate=self._learning_rate,
                 beta_1=self._beta_1,
                 beta_2=self._beta_2,
-                epsilon=bias_corrected(self._epsilon, self._beta_2, step),
+                epsilon=epsilon,
                 step=step,
             )
 

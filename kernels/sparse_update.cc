@@ -58,8 +58,9 @@ constexpr int64_t kMostParts = 16;         // each goes through all ids
 // --- the rules: one row with gradient `g`, weights `w` and up to two slots ---
 
 struct Rule {
-  static constexpr bool kByRow = false;  // whether slots have one value a row
-  float rate = 0;                        // the learning rate of this step
+  static constexpr bool kByRow = false;     // whether slots have one value a row
+  static constexpr bool kEveryRow = false;  // whether rows that no index names change, too
+  float rate = 0;                           // the learning rate of this step
 };
 
 struct Sgd : Rule {
@@ -144,6 +145,27 @@ struct Adam : Rule {  // `rate` has the corrections of both moments in it
   }
 };
 
+// Of all rows; most have no gradient. `epsilon` is this step's, an input.
+struct FullAdam : Rule {
+  static constexpr int kSlots = 2;
+  static constexpr bool kEveryRow = true;
+  float beta_1, beta_2, epsilon = 0;
+  explicit FullAdam(OpKernelConstruction* construction) {
+    OP_REQUIRES_OK(construction, construction->GetAttr("beta_1", &beta_1));
+    OP_REQUIRES_OK(construction, construction->GetAttr("beta_2", &beta_2));
+  }
+
+  INLINE void operator()(const float* g, float* w, float* m, float* v, int width) const {
+    INDEPENDENT
+    for (int i = 0; i < width; ++i) {
+      const float gradient = g == nullptr ? 0 : g[i];
+      m[i] += (gradient - m[i]) * (1 - beta_1);
+      v[i] += (gradient * gradient - v[i]) * (1 - beta_2);
+      w[i] -= m[i] * rate / (__builtin_sqrtf(v[i]) + epsilon);
+    }
+  }
+};
+
 struct Ftrl : Rule {
   static constexpr int kSlots = 2;
   float power, l1, l2, beta;
@@ -190,9 +212,9 @@ struct Tables {
   float decay;          // of a weight, before the update: a share of it
 };
 
-// Rows of the table, and the sum of each one's gradients.
+// Rows of the table, and the sum of each one's gradients (null: none). Of every row, `rows` is null.
 struct Sums {
-  int64_t count;
+  int64_t begin, end;
   const int64_t* rows;
   const float* const* sums;
 };
@@ -238,15 +260,15 @@ INLINE void UpdateRows(const Of& rule, const Tables& tables, const Sums& found) 
   const int width = kWidth ? kWidth : tables.width;
   const int64_t lines = int64_t{width} * (1 + Of::kSlots) / kLine + 1;
   const int64_t ahead = lines < kLinesAhead ? kLinesAhead / lines : 1;  // rows
-  for (int64_t k = 0; k < found.count; ++k) {
-    if (k + ahead < found.count) {
+  for (int64_t k = found.begin; k < found.end; ++k) {
+    if (!Of::kEveryRow && k + ahead < found.end) {
       const int64_t row = found.rows[k + ahead];
       Prefetch(tables.table + row * width, width);
       for (int s = 0; s < Of::kSlots; ++s) {
         Prefetch(tables.slots[s] + row * tables.slot_widths[s], tables.slot_widths[s]);
       }
     }
-    const int64_t row = found.rows[k];
+    const int64_t row = Of::kEveryRow ? k : found.rows[k];
     float* weights = tables.table + row * width;
     if (tables.decay != 0) {
       INDEPENDENT
@@ -272,6 +294,7 @@ UPDATE(Momentum)
 UPDATE(Adagrad)
 UPDATE(RowwiseAdagrad)
 UPDATE(Adam)
+UPDATE(FullAdam)
 UPDATE(Ftrl)
 
 #ifdef __clang__
@@ -280,35 +303,47 @@ UPDATE(Ftrl)
 #pragma GCC pop_options
 #endif
 
-// Updates the rows whose numbers end with the bits `part`.
-template <typename Of, typename Index>
-void UpdatePart(const Of& rule, const Tables& tables, const Index* ids, int64_t count,
-                int64_t rows, int part, int bits) {
-  const Index mask = (Index{1} << bits) - 1;
-  std::vector<int32_t> places(count + 1);
-  int64_t own = 0;
-  for (int64_t i = 0; i < count; ++i) {  // without branches: half would be mispredicted
-    places[own] = static_cast<int32_t>(i);
-    own += (ids[i] & mask) == part;
+// The rows whose numbers end with the bits `part`, and their sums.
+template <typename Index>
+class PartSums {
+ public:
+  PartSums(const Tables& tables, const Index* ids, int64_t count, int64_t rows, int part,
+           int bits) {
+    const Index mask = (Index{1} << bits) - 1;
+    std::vector<int32_t> places(count + 1);
+    int64_t own = 0;
+    for (int64_t i = 0; i < count; ++i) {  // without branches: half would be mispredicted
+      places[own] = static_cast<int32_t>(i);
+      own += (ids[i] & mask) == part;
+    }
+    Numbering<Index> numbering((rows >> bits) + 1, own);
+    std::vector<int32_t> numbers(own);
+    for (int64_t n = 0; n < own; ++n) {
+      if (n + kAhead < own) numbering.Prefetch(ids[places[n + kAhead]] >> bits);
+      const Index id = ids[places[n]];
+      numbers[n] = numbering.Of(id >> bits, rows_.size());
+      if (numbers[n] == static_cast<int64_t>(rows_.size())) rows_.push_back(id);
+    }
+    // As much as may be needed; what is not, is never touched. Rows alone need none.
+    const int64_t repeated = std::min<int64_t>(rows_.size(), own - rows_.size());
+    room_.reset(new float[repeated * tables.width]);
+    sums_.resize(rows_.size(), nullptr);
+    AddUp(tables.values, tables.width, places.data(), numbers.data(), own, room_.get(),
+          sums_.data());
   }
-  Numbering<Index> numbering((rows >> bits) + 1, own);
-  std::vector<int32_t> numbers(own);
-  std::vector<int64_t> found;
-  for (int64_t n = 0; n < own; ++n) {
-    if (n + kAhead < own) numbering.Prefetch(ids[places[n + kAhead]] >> bits);
-    const Index id = ids[places[n]];
-    numbers[n] = numbering.Of(id >> bits, found.size());
-    if (numbers[n] == static_cast<int64_t>(found.size())) found.push_back(id);
-  }
-  // As much as may be needed; what is not, is never touched. Rows alone need none.
-  const int64_t repeated = std::min<int64_t>(found.size(), own - found.size());
-  const std::unique_ptr<float[]> room(new float[repeated * tables.width]);
-  std::vector<const float*> sums(found.size(), nullptr);
-  AddUp(tables.values, tables.width, places.data(), numbers.data(), own, room.get(), sums.data());
-  Update(rule, tables, {static_cast<int64_t>(found.size()), found.data(), sums.data()});
-}
 
-// Inputs: the table, the rule's slots, the gradient's indices and values, the rate, the decay.
+  Sums found() const {
+    return {0, static_cast<int64_t>(rows_.size()), rows_.data(), sums_.data()};
+  }
+
+ private:
+  std::vector<int64_t> rows_;
+  std::vector<const float*> sums_;
+  std::unique_ptr<float[]> room_;
+};
+
+// Inputs: the table, the rule's slots, the gradient's indices and values, the rate, the decay, and
+// the epsilon of a rule that has it as an input.
 template <typename Of, typename Index>
 class SparseUpdate : public OpKernel {
  public:
@@ -353,6 +388,12 @@ class SparseUpdate : public OpKernel {
     OP_REQUIRES_OK(context, CheckIds(ids, count, rows));
     Of rule = rule_;
     rule.rate = rate.flat<float>()(0);
+    if constexpr (Of::kEveryRow) {
+      const Tensor& epsilon = context->input(5 + Of::kSlots);
+      OP_REQUIRES(context, epsilon.NumElements() == 1,
+                  InvalidArgument("Expected an epsilon, one number"));
+      rule.epsilon = epsilon.template flat<float>()(0);
+    }
     Tables tables = {held[0].flat<float>().data()};
     tables.width = width;
     for (int s = 0; s < Of::kSlots; ++s) {
@@ -373,12 +414,24 @@ class SparseUpdate : public OpKernel {
     while ((1 << bits) < std::min<int64_t>({threads->num_threads, kMostParts, floats / kShared})) {
       ++bits;
     }
-    const auto work = [&](int64_t begin, int64_t end) {
+    const int64_t parts = int64_t{1} << bits;
+    std::vector<std::unique_ptr<PartSums<Index>>> sums(Of::kEveryRow ? parts : 0);
+    std::vector<const float*> of_rows(Of::kEveryRow ? rows : 0, nullptr);
+    ForAll(context, parts, 4 * floats / parts + 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
-        UpdatePart(rule, tables, ids, count, rows, part, bits);
+        auto of_part = std::make_unique<PartSums<Index>>(tables, ids, count, rows, part, bits);
+        const Sums found = of_part->found();
+        if (Of::kEveryRow) {
+          for (int64_t k = 0; k < found.end; ++k) of_rows[found.rows[k]] = found.sums[k];
+          sums[part] = std::move(of_part);
+        } else {
+          Update(rule, tables, found);
+        }
       }
-    };
-    ForAll(context, int64_t{1} << bits, 4 * floats + 1, work);
+    });
+    ForAll(context, of_rows.size(), 10 * tables.width, [&](int64_t begin, int64_t end) {
+      Update(rule, tables, {begin, end, nullptr, of_rows.data()});
+    });
   }
 
   Of rule_;
@@ -398,6 +451,7 @@ REGISTER(Momentum)
 REGISTER(Adagrad)
 REGISTER(RowwiseAdagrad)
 REGISTER(Adam)
+REGISTER(FullAdam)
 REGISTER(Ftrl)
 
 }  // namespace
@@ -440,6 +494,14 @@ REGISTER_OP("LookbackSparseAdam")
     .Attr("beta_2: float")
     .Attr("epsilon: float")
     .GRADIENT;
+
+REGISTER_OP("LookbackSparseFullAdam")
+    .Input("table: resource")
+    .Input("m: resource")
+    .Input("v: resource")
+    .Attr("beta_1: float")
+    .Attr("beta_2: float")
+    .GRADIENT.Input("epsilon: float");
 
 REGISTER_OP("LookbackSparseFtrl")
     .Input("table: resource")

@@ -9,7 +9,13 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 
-from lookback.embeddings.optimizers import TABLE_OPTIMIZERS, Adagrad, TableOptimizer
+from lookback.embeddings.optimizers import (
+    TABLE_OPTIMIZERS,
+    Adagrad,
+    FullAdam,
+    TableOptimizer,
+    bias_corrected,
+)
 from lookback.kernels import loader
 
 Array = npt.NDArray[Any]
@@ -17,7 +23,7 @@ Array = npt.NDArray[Any]
 pytestmark = pytest.mark.skipif(
     loader.cpu_kernels() is None, reason="a GPU, or an environment that setup.sh did not make"
 )
-KERNELS = [name for name, kind in TABLE_OPTIMIZERS.items() if not kind.every_row]
+LAZY = [name for name, kind in TABLE_OPTIMIZERS.items() if not kind.every_row]
 RATE = np.float32(0.1)
 
 
@@ -105,7 +111,7 @@ def apply(optimizer: TableOptimizer, table: tf.Variable, ids: Array, values: Arr
         (300, 128, 900, np.int64),
     ],
 )
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", LAZY)
 def test_its_bits_are_those_of_float32(name, rows, width, count, dtype, decay):
     optimizer, table = made(name, rows, width, decay)
     slots = [optimizer.slots["item"][slot] for slot in optimizer.slot_kinds]
@@ -125,7 +131,30 @@ def test_its_bits_are_those_of_float32(name, rows, width, count, dtype, decay):
         np.testing.assert_array_equal(of.numpy(), exact)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("count", [0, 5, 5000])
+@pytest.mark.parametrize(("rows", "width"), [(40, 3), (3000, 16)])
+def test_full_adam_s_bits_are_those_of_float32_in_every_row(rows, width, count):
+    optimizer, table = made("full_adam", rows, width, 0.3)
+    assert isinstance(optimizer, FullAdam)
+    m, v = optimizer.slots["item"].values()
+    random = np.random.default_rng(count)
+    ids = (random.random(count) ** 3 * rows).astype(np.int64)
+    values = random.normal(size=(count, width)).astype(np.float32)
+    gradient = np.zeros([rows, width], np.float32)
+    np.add.at(gradient, ids, values)
+    expected = [variable.numpy() for variable in (table, m, v)]
+    step, one = tf.constant(3.0), np.float32(1)
+    expected[0] -= RATE * np.float32(0.3) * expected[0]
+    expected[1] += (gradient - expected[1]) * (one - np.float32(0.9))
+    expected[2] += (gradient * gradient - expected[2]) * (one - np.float32(0.999))
+    divisor = np.sqrt(expected[2]) + bias_corrected(1e-7, 0.999, step).numpy()
+    expected[0] -= expected[1] * optimizer._rate(step).numpy() / divisor
+    apply(optimizer, table, ids, values)
+    for variable, exact in zip((table, m, v), expected, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), exact)
+
+
+@pytest.mark.parametrize("name", TABLE_OPTIMIZERS)
 def test_it_equals_tensorflow_s_operations(name):
     random = np.random.default_rng(0)
     ids = random.integers(0, 500, 3000)
@@ -146,7 +175,7 @@ def test_it_equals_tensorflow_s_operations(name):
 
 @pytest.mark.parametrize("wrong", [-1, 7, 1 << 30])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", TABLE_OPTIMIZERS)
 def test_a_row_that_is_not_there_is_refused_before_any_changes(name, dtype, wrong):
     optimizer, table = made(name, 7, 4, 0.3)
     held = [table, *optimizer.slots["item"].values()]
