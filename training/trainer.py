@@ -57,6 +57,9 @@ _ABSENT = {
 }
 """Figures that what was evaluated may not have -> why."""
 
+_MANY_ROWS = 1 << 15
+"""Of a batch: SIM's layers keep some 90 kB of a row with 100 events, so 3 GB of these."""
+
 
 class Trainer:
     """Trains, evaluates and scores with one model on one source of batches.
@@ -164,8 +167,17 @@ class Trainer:
     @property
     def said(self) -> list[str]:
         """What there is to tell before the first step, in lines."""
-        fused = contract_of(self._model).fused_said
-        return [*self.started, *([fused] if fused else [])]
+        contract, config = contract_of(self._model), self._config
+        lines = [*self.started, *([contract.fused_said] if contract.fused_said else [])]
+        by_layers = contract.fused_said and contract.fused is None and not cutting_options(config)
+        if config.mode == "train" and by_layers:
+            rows = config.batch_rows // self._world.size
+            if rows > _MANY_ROWS:
+                lines.append(
+                    f"layers keep what they compute of {rows:,} rows at once; --micro_batches N "
+                    "computes a batch in N parts, in the memory of one"
+                )
+        return lines
 
     def train(self, log: RunLogger) -> Outcome:
         """Trains to the configured number of epochs, evaluating and saving on the way.

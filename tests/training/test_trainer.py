@@ -264,6 +264,20 @@ def test_a_loss_that_nobody_waited_for_stops_the_run_before_anything_is_saved(da
     assert all(np.isfinite(last[name]).all() for name in last)
 
 
+def test_a_batch_that_takes_much_memory_is_said_to_come_in_parts(dataset):
+    """Vectors of 4 numbers are not for our operations, so the layers compute the steps."""
+    told = {
+        rows: [line for line in trainer(dataset, **more).said if "--micro_batches N" in line]
+        for rows, more in (
+            (1 << 16, {"global_batch_size": 1 << 16}),
+            (1 << 15, {"global_batch_size": 1 << 15}),
+            (0, {"global_batch_size": 1 << 16, "micro_batches": 4}),
+        )
+    }
+    assert [len(lines) for lines in told.values()] == [1, 0, 0]
+    assert "65,536 rows" in told[1 << 16][0]
+
+
 def test_a_run_whose_steps_are_waited_for_together_is_the_same_run(dataset, tmp_path, request):
     found = []
     for ahead in (False, True):
