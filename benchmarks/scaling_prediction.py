@@ -22,6 +22,7 @@ QUESTION = "How fast would it train on 8 to 1,024 ranks, and does the model of t
 
 _RANKS = (8, 16, 64, 256, 1024)
 _HERE = 0.25  # tolerance (issue 16, part 5)
+_BUSY = 0.5  # load of others
 _WORKER = "lookback.benchmarks.sharding_worker"
 _MISSING = "waiting for the slowest rank, reading data, a network that others use, and messages "
 _HIDING = "that hide behind computation"
@@ -90,10 +91,13 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         "rows": rows,
     }
     if args.measure:
+        load = os.getloadavg()[0]
         found = measured(args)
         figures["here"] = found
         for ranks, one in found.items():
             said = "" if abs(one["error"]) <= _HERE else f" Missing: {one['missing']}."
+            if load > _BUSY:  # more ranks then get more of the cores
+                said = f" The machine was busy (load {load:.1f}): this says nothing. Measure again."
             notes.append(
                 f"Here, {ranks} ranks on 2 cores: predicted {one['predicted']:.3f} s a step, "
                 f"measured {one['measured']:.3f} s ({one['error']:+.0%}; tolerance "
