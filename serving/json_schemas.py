@@ -106,6 +106,23 @@ def stored_schema(request: Schema, user: Schema, user_id: str, of_user: Iterable
     return {"anyOf": [request, named]}
 
 
+def stored_pairs_schema(request: Schema, user: Schema, user_id: str) -> Schema:
+    """A request of pairs, of which a store may know what its user has seen.
+
+    Args:
+      request: in any of its forms.
+      user: of the id that names a user of the store.
+      user_id: the feature by which a request names its user else.
+    """
+
+    def named(form: Schema) -> Schema:
+        properties = {n: v for n, v in form["properties"].items() if n != user_id}
+        needed = [name for name in form["required"] if name != user_id]
+        return {**form, "properties": {**properties, "user": user}, "required": [*needed, "user"]}
+
+    return {**request, "anyOf": [*request["anyOf"], *map(named, request["anyOf"])]}
+
+
 def at_most(most: int | None) -> Schema:
     """The keyword of a list that has a bound; none without one."""
     return {} if most is None else {"maxItems": most}

@@ -15,14 +15,24 @@ from lookback.core.digests import digest_of
 from lookback.core.errors import UserError, shown
 from lookback.serving.bundle import Bundle
 from lookback.serving.columns import CANDIDATES, HISTORY
-from lookback.serving.json_schemas import stored_schema
+from lookback.serving.json_schemas import stored_pairs_schema, stored_schema
 from lookback.serving.layouts.registry import LAYOUTS
-from lookback.serving.manifest import MANIFEST_FILE, HistoriesManifest, Manifest
+from lookback.serving.manifest import (
+    MANIFEST_FILE,
+    HistoriesManifest,
+    InteractionsManifest,
+    Manifest,
+)
 from lookback.serving.requests import Request, RequestEncoder, RequestError
 from lookback.serving.schemas import schemas_of
 from lookback.serving.scores import Scores
 from lookback.serving.server.wire import VARIANT
-from lookback.serving.store.completion import STORED_EVENTS, CompletedRequest, StoredHistories
+from lookback.serving.store.completion import (
+    STORED_EVENTS,
+    CompletedRequest,
+    StoredHistories,
+    StoredSeen,
+)
 from lookback.serving.store.store import HistoryStore
 
 MOST_CANDIDATES = 5000
@@ -32,6 +42,8 @@ MOST_EVENTS = 50_000
 """Of a history that a request may have; models read the newest thousands."""
 
 _WARM_UP_ROWS = (1, 64)
+
+StoreOfBundle = StoredHistories | StoredSeen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Served:
     directory: Path
     digest: str
     manifest: Manifest
-    histories: StoredHistories | None
+    histories: StoreOfBundle | None
 
     @property
     def encoder(self) -> RequestEncoder:
@@ -75,7 +87,11 @@ class Served:
             head = self.histories.store.head
             user = {"type": "integer" if head.kinds[head.user_id] == "integer" else "string"}
             of_user = said["roles"].get("user", ())
-            said["request"] = stored_schema(said["request"], user, head.user_id, of_user)
+            whole = said["request"]
+            if isinstance(self.manifest, InteractionsManifest):
+                said["request"] = stored_pairs_schema(whole, user, head.user_id)
+            else:
+                said["request"] = stored_schema(whole, user, head.user_id, of_user)
             said["answer"]["properties"][STORED_EVENTS] = {"type": ["integer", "null"]}
         return {"name": self.name, "version": str(self.version), "digest": self.digest, **said}
 
@@ -159,9 +175,7 @@ class StoreReading:
     store: HistoryStore | None = None
     beyond_window: bool = False
 
-    def histories(
-        self, directory: Path, manifest: Manifest, encoder: Any
-    ) -> StoredHistories | None:
+    def histories(self, directory: Path, manifest: Manifest, encoder: Any) -> StoreOfBundle | None:
         """The store as a bundle reads it; None if it reads none.
 
         Args:
@@ -172,7 +186,11 @@ class StoreReading:
         Raises:
           UserError: if the store's histories are not of the bundle's vocabularies.
         """
-        if self.store is None or not isinstance(manifest, HistoriesManifest):
+        if self.store is None:
+            return None
+        if isinstance(manifest, InteractionsManifest):
+            return StoredSeen(self.store, manifest, directory)
+        if not isinstance(manifest, HistoriesManifest):
             return None
         return StoredHistories(
             self.store, manifest, directory, encoder, beyond_window=self.beyond_window

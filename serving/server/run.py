@@ -261,8 +261,8 @@ async def _serve(
             print(f"{name}: {model.manifest.model_type}, digest {model.digest}", flush=True)
             if reading.store is not None and model.histories is None:
                 print(
-                    f"{name} reads no histories, so it takes nothing of the store: its requests "
-                    "say themselves whom and what they ask for, and what to leave out",
+                    f"{name} scores rows, of which a store of histories knows nothing: its "
+                    "requests say all that it reads",
                     flush=True,
                 )
             if ending.is_set():

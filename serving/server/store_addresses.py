@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_json
 from lookback.serving.server.address import Bodied, Site, TooLargeError
-from lookback.serving.store.completion import StoredHistories
+from lookback.serving.server.models import StoreOfBundle
 from lookback.serving.store.events import EventError, IdError, raw_value, read_events
 
 MOST_EVENTS = 10_000
@@ -55,7 +55,7 @@ class _Stored(Bodied):
                 "the server with --admin_token_file.",
             )
 
-    def histories(self, name: str, version: str | None) -> StoredHistories | None:
+    def histories(self, name: str, version: str | None) -> StoreOfBundle | None:
         """The store, as a model reads it; without one the answer says so."""
         model = self.named(name, version)
         if model is None:
@@ -145,7 +145,7 @@ class _User(_Stored):
         self.fail(404, f"The store has no user {shown(user)}.")
 
 
-def _id(histories: StoredHistories, word: str) -> Any:
+def _id(histories: StoreOfBundle, word: str) -> Any:
     """The user of an address; raises IdError if that is none."""
     head = histories.store.head
     return raw_value(head, head.user_id, word)

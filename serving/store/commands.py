@@ -19,7 +19,7 @@ from lookback.core.utf8 import decode
 from lookback.formats.verification import DatasetChecks, verify_dataset
 
 if TYPE_CHECKING:
-    from lookback.serving.manifest import HistoriesManifest, Manifest
+    from lookback.serving.manifest import HistoriesManifest, InteractionsManifest, Manifest
     from lookback.serving.store.completion import RawCatalogue
     from lookback.serving.store.events import EventRows
     from lookback.serving.store.store import HistoryStore
@@ -131,7 +131,7 @@ def _load_into(options: LoadOptions, store: StoreOptions, kept: HistoryStore | N
     if options.bundle is None:
         dataset = StoredDataset(options.dataset_dir, category, options.max_events)
     else:
-        manifest = _of_histories(Manifest.read(options.bundle), options.bundle)
+        manifest = _with_store(Manifest.read(options.bundle), options.bundle)
         category = category or manifest.options.get("category_feature")
         dataset = StoredDataset(options.dataset_dir, category, options.max_events)
         require_bundle(dataset.head, store.store, manifest, options.bundle)
@@ -285,6 +285,14 @@ def _named(where: Callable[[int], str]) -> Iterator[None]:
         yield
     except NumberedError as error:
         raise UserError(f"{where(error.index)}: {error.detail}") from error
+
+
+def _with_store(manifest: Manifest, bundle: Path) -> HistoriesManifest | InteractionsManifest:
+    from lookback.serving.manifest import InteractionsManifest
+
+    if isinstance(manifest, InteractionsManifest):
+        return manifest
+    return _of_histories(manifest, bundle)
 
 
 def _of_histories(manifest: Manifest, bundle: Path) -> HistoriesManifest:

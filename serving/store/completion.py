@@ -24,7 +24,8 @@ from lookback.formats.history_columns import TIMESTAMP
 from lookback.formats.stored_histories import USER
 from lookback.serving.columns import CANDIDATES, HISTORY
 from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
-from lookback.serving.manifest import HistoriesManifest
+from lookback.serving.layouts.interactions.requests import EXCLUDE
+from lookback.serving.manifest import HistoriesManifest, InteractionsManifest
 from lookback.serving.requests import Request, RequestError, is_list
 from lookback.serving.store.datasets import require_bundle
 from lookback.serving.store.events import IdError
@@ -168,6 +169,62 @@ class StoredHistories:
             given = self.catalogue.look_up(items, str(self._category)) if is_list(items) else ()
         values: Iterable[Any] = (given or ()) if is_list(given) else ()
         return {value for value in values if value is None or isinstance(value, int | str)}
+
+
+class StoredSeen:
+    """The store, as a bundle over pairs of user and item reads it.
+
+    ``{"user": "A1", "k": 10}`` becomes the request that has the items of the user's history in its
+    `exclude`, unless it says itself what to leave out; with candidates only the user is named.
+
+    Args:
+      store: of all histories.
+      manifest: of the bundle.
+      export_dir: the bundle.
+
+    Attributes:
+      store: as given.
+      catalogue: None: such a bundle knows nothing of items but their ids.
+
+    Raises:
+      UserError: if the store's histories are not of the bundle's vocabularies.
+    """
+
+    catalogue = None
+
+    def __init__(
+        self, store: HistoryStore, manifest: InteractionsManifest, export_dir: Path
+    ) -> None:
+        require_bundle(store.head, store.place, manifest, export_dir)
+        self.store = store
+        (self._user_id,), (self._item_id,) = manifest.user_features, manifest.item_features
+
+    def completed(self, requests: Sequence[Request]) -> list[Request]:
+        """Requests that name their user by the feature; others are as they were.
+
+        Raises:
+          RequestError: naming the request that names two users, or one of another kind.
+          UserError: if the store cannot be read.
+        """
+        return [self._completed(index, request) for index, request in enumerate(requests)]
+
+    def _completed(self, index: int, request: Request) -> Request:
+        if not isinstance(request, Mapping) or USER not in request:
+            return request
+        if self._user_id in request:
+            raise RequestError(index, f"{USER!r} and {self._user_id!r} name two users. Give one.")
+        found = CompletedRequest(request)
+        found[self._user_id] = user = found.pop(USER)
+        try:
+            history = self.store.get(user)
+        except IdError as error:
+            raise RequestError(index, f"{USER}: {error}.") from error
+        if history is not None:
+            found.stored_events = len(history)
+            if CANDIDATES not in found and EXCLUDE not in found:
+                seen = history.newest([self._item_id], len(history))[self._item_id]
+                found[EXCLUDE] = list(dict.fromkeys(seen))
+        return found
 
 
 def _category_of(manifest: HistoriesManifest, store: HistoryStore, export_dir: Path) -> str | None:

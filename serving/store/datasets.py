@@ -30,7 +30,7 @@ from lookback.formats.verification import vocabularies_of
 from lookback.formats.vocabulary import FIRST_KNOWN, OUT_OF_VOCABULARY, id_file, ids_digest
 from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.feature_encoders import FeatureEncoder, HashEncoder, encoder_by
-from lookback.serving.manifest import HistoriesManifest
+from lookback.serving.manifest import HistoriesManifest, InteractionsManifest
 
 _USERS_AT_ONCE = 1024
 """That are decoded together: a million events of users who have a thousand each."""
@@ -218,7 +218,12 @@ def digests_of(directory: Path, features: Sequence[str]) -> dict[str, str]:
     }
 
 
-def require_bundle(head: Head, place: str, manifest: HistoriesManifest, export_dir: Path) -> None:
+def require_bundle(
+    head: Head,
+    place: str,
+    manifest: HistoriesManifest | InteractionsManifest,
+    export_dir: Path,
+) -> None:
     """Checks that a store has what a bundle reads, in the bundle's vocabularies.
 
     Args:
@@ -249,7 +254,9 @@ def require_bundle(head: Head, place: str, manifest: HistoriesManifest, export_d
         )
     names = [name for own in roles.values() for name in own]
     digests = digests_of(export_dir, names)
-    own: Mapping[str, Mapping[str, Any]] = manifest.transforms
+    own: Mapping[str, Mapping[str, Any]] = {}  # pairs are of ids alone
+    if isinstance(manifest, HistoriesManifest):
+        own = manifest.transforms
     for name in names:
         found, expected = head.vocabularies.get(name), digests.get(name)
         if found != expected:

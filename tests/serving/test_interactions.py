@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,10 @@ from lookback.serving.encoding import VocabularyEncoder
 from lookback.serving.export import export_bundle
 from lookback.serving.manifest import Manifest
 from lookback.serving.requests import RequestError
+from lookback.serving.server.models import Models
+from lookback.serving.store.completion import StoredSeen
+from lookback.serving.store.store import HistoryStore
+from tests.serving.json_schema import accepts
 from tests.serving.tabular_data import write_dataset
 from tests.serving.test_serving_cli import run, sample
 
@@ -415,3 +421,79 @@ def test_verify_compares_it_with_training(
     out = capsys.readouterr().out
     assert re.search(r"  \S+ +B\d{3} +item_id +5 +6\n", out)
     assert "logit (of item_id)" in out
+
+
+@pytest.fixture(scope="module")
+def histories(
+    exported: Exported, dataset_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HistoryStore]:
+    store = tmp_path_factory.mktemp("histories") / "store"
+    words = ["load-histories", dataset_dir, "--store", store, "--bundle", exported.directory]
+    assert PROGRAM.main([*map(str, words)]) == 0
+    with contextlib.closing(HistoryStore.open(str(store))) as found:
+        yield found
+
+
+def test_what_a_stored_user_has_is_left_out_of_the_best(
+    exported: Exported, histories: HistoryStore, raw: Any
+) -> None:
+    model = Models(histories).load("neumf", exported.directory)
+    assert model.histories is not None
+    user = "U003"
+    seen = set(raw.events[raw.events["user"] == user]["item"])
+    asked = [
+        {"user": user, "k": 40},
+        {"user": user, "k": 5, "exclude": ["B001"]},
+        {"user": user, "candidates": {"item_id": [*sorted(seen)[:2], "B001"]}},
+        {"user": "new", "k": 3},
+        {"user_id": user, "k": 40},
+    ]
+    completed = model.histories.completed(asked)
+    assert {**completed[0], "exclude": None} == {"user_id": user, "k": 40, "exclude": None}
+    assert set(completed[0]["exclude"]) == seen
+    for place in (1, 2):
+        rest = {name: value for name, value in asked[place].items() if name != "user"}
+        assert completed[place] == {"user_id": user, **rest}
+    assert completed[3] == {"user_id": "new", "k": 3} and completed[4] == asked[4]
+    answers = [
+        model.answer(request, found)
+        for request, found in zip(completed, model.bundle.score(completed), strict=True)
+    ]
+    best, everything = (
+        [one["item_id"] for one in answers[place]["candidates"]] for place in (0, 4)
+    )
+    assert best == [item for item in everything if item not in seen] and set(best) < set(everything)
+    events = int((raw.events["user"] == user).sum())
+    stored = [answer.get("stored_events", "unsaid") for answer in answers]
+    assert stored == [events, events, events, None, "unsaid"]
+    said = model.schema
+    assert all(accepts(said["request"], request) for request in asked)
+    assert all(accepts(said["answer"], answer) for answer in answers)
+    assert not accepts(said["request"], {"user": user, "user_id": user, "k": 4})
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"user": "U003", "user_id": "U004", "k": 3}, "'user' and 'user_id' name two users"),
+        ({"user": 5, "k": 3}, "user: expected the id of a user, a text"),
+    ],
+)
+def test_requests_that_name_no_stored_user_are_refused_by_number(
+    request_: dict[str, Any], said: str, exported: Exported, histories: HistoryStore
+) -> None:
+    seen = StoredSeen(histories, exported.bundle.manifest, exported.directory)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=said) as raised:
+        seen.completed([{"user": "U003", "k": 1}, request_])
+    assert raised.value.index == 1
+
+
+def test_a_store_of_other_ids_is_refused(
+    exported: Exported, histories: HistoryStore, tmp_path: Path
+) -> None:
+    other = {**histories.head.vocabularies, "user_id": "b" * 64}
+    head = dataclasses.replace(histories.head, vocabularies=other)
+    HistoryStore.create(str(tmp_path / "other"), head, [])
+    said = pytest.raises(UserError, match=r"another vocabulary .*ids of user_id")
+    with contextlib.closing(HistoryStore.open(str(tmp_path / "other"))) as others, said:
+        Models(others).load("neumf", exported.directory)
