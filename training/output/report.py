@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lookback.core.files import atomic_file, inside_ours
-from lookback.formats.raw_ids import raw_ids_of
 from lookback.training.evaluation.found import largest
 from lookback.training.outcome import Outcome
 from lookback.training.output.evaluation_plots import (
@@ -113,6 +112,8 @@ def category_names(outcome: Outcome, dataset_dir: Path) -> dict[int, str]:
     found = outcome.attention
     if found is None or found.categories is None or found.category is None:
         return {}
+    from lookback.formats.raw_ids import raw_ids_of  # brings Arrow, for which help need not wait
+
     raw, rows = raw_ids_of(dataset_dir, found.category), largest(found.categories)
     if raw is None:
         return {}

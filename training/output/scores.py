@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookback.core.files import atomic_file, inside_ours
-from lookback.formats.raw_ids import raw_ids_of
 
 
 def write_scores(path: Path, columns: Mapping[str, NDArray], dataset_dir: Path) -> Path:
@@ -31,6 +30,8 @@ def write_scores(path: Path, columns: Mapping[str, NDArray], dataset_dir: Path) 
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    from lookback.formats.raw_ids import raw_ids_of  # brings Arrow, for which help need not wait
 
     labels, logits = columns["label"], columns["logit"]
     table: dict[str, object] = {}
