@@ -128,7 +128,9 @@ class TabularModelConfig:
     @property
     def joint_tables(self) -> bool | None:
         """Whether tables share variables; None leaves it to the embedding backend."""
-        return None if self.embedding_type in (None, DYNAMIC) else JOINT[self.embedding_type]
+        if self.embedding_type is None or self.embedding_type == DYNAMIC:
+            return None
+        return JOINT[self.embedding_type]
 
 
 @dataclasses.dataclass(frozen=True)
