@@ -101,13 +101,15 @@ class Server:
 
     def processes(self) -> dict[str, int]:
         """Triton's server, by that name, and those of models by the models' names."""
-        found = {}
+        found, newest = {}, {}
         for process in psutil.Process(self.process.pid).children(recursive=True):
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
             words = process.cmdline()
-            if words[0].endswith("_stub"):
-                found[Path(words[1]).parents[1].name] = process.pid
+            if words[0].endswith("_stub"):  # of NAME/VERSION/model.py; an older one may be ending
+                version, name = (Path(words[1]).parents[n].name for n in (0, 1))
+                if int(version) > newest.get(name, 0):
+                    found[name], newest[name] = process.pid, int(version)
             elif words[0].endswith("tritonserver"):
                 found["tritonserver"] = process.pid
         return found
