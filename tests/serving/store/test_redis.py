@@ -174,5 +174,9 @@ def append_until_full(histories: HistoryStore) -> list[str]:
 
 
 if __name__ == "__main__":  # python -m tests.serving.store.test_redis DIR 50
-    found = check_kills(RedisServer(Path(sys.argv[1])), int(sys.argv[2]))
+    server = RedisServer(Path(sys.argv[1]))
+    try:
+        found = check_kills(server, int(sys.argv[2]))
+    finally:
+        server.kill()
     print(found, "calls acknowledged, none lost")
