@@ -172,7 +172,7 @@ def test_before_the_first_checkpoint_it_begins_again_and_says_so(monkeypatch, ca
     status, jobs = start(monkeypatch, [GONE, OVER])
     assert (status, [job.ranks for job in jobs]) == (0, [3, 3])
     assert jobs[1].command == ["train"]
-    assert "from the beginning, as no checkpoint was saved" in capsys.readouterr().err
+    assert "as it was started, as no checkpoint has been saved since" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

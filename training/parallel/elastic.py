@@ -121,7 +121,7 @@ def _latest(directory: Path) -> Path | None:
 
 
 def _start_said(size: int, most: int, saved: Path | None) -> str:
-    begin = "from the beginning, as no checkpoint was saved" if saved is None else f"from {saved}"
+    begin = f"from {saved}" if saved else "as it was started, as no checkpoint has been saved since"
     return f"going on with {size} of {most} processes, {begin}"
 
 
