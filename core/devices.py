@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from typing import TYPE_CHECKING, Any
 
 from lookback.core.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import tensorflow as tf
+
+HOST = "CPU:0"
+"""For what no kernel of TensorFlow's does on GPUs: there and back is dearer than there alone."""
 
 
 def cores() -> int:
@@ -38,3 +47,34 @@ def has_gpu() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))
+
+
+def whole_numbers() -> type[np.signedinteger[Any]]:
+    """The type in which ids and the like lie on the device: int64 on GPUs, else int32.
+
+    TensorFlow takes int32 for sizes and shapes: what is given to a graph stays in the host's memory
+    on GPUs, and sums, comparisons and slices of it are made there. A step's windows then cross PCIe
+    again and again (`benchmarks/gpu_placement.py`: 21 MB for 4,096 rows of SIM).
+    """
+    import numpy as np
+
+    return np.int64 if has_gpu() else np.int32
+
+
+def resident(values: npt.NDArray[Any]) -> tf.Tensor:
+    """Data as a constant that graphs find on the device: whole numbers as `whole_numbers`.
+
+    Those of 64 bits stay so anywhere.
+    """
+    import tensorflow as tf
+
+    if values.dtype.kind in "iu" and has_gpu():
+        values = values.astype(whole_numbers())
+    return tf.constant(values)
+
+
+def computable(ids: tf.Tensor) -> tf.Tensor:
+    """Whole numbers in a type with which GPUs compute, where there is one; else as they are."""
+    import tensorflow as tf
+
+    return tf.cast(ids, tf.int64) if has_gpu() else ids

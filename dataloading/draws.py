@@ -7,6 +7,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core import splitmix
+from lookback.core.devices import HOST
 from lookback.formats.vocabulary import FIRST_KNOWN, OUT_OF_VOCABULARY
 from lookback.kernels.loader import cpu_kernels
 
@@ -61,15 +62,16 @@ def shuffled(seed: int, epoch: tf.Tensor | int, index: tf.Tensor, total: int) ->
       index: int64 ``[B]`` below `total`; may be empty.
       total: how many there are.
     """
-    key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    # One more than wanted: the kernel refuses an empty vector (TensorFlow 2.12,
-    # random_index_shuffle_ops.cc), which is what a process without work has.
-    places = tf.random.experimental.index_shuffle(
-        tf.concat([index, tf.zeros([1], tf.int64)], 0),
-        seed=key,
-        max_index=tf.constant(max(total - 1, 0), tf.int64),
-    )
-    return places[:-1]
+    with tf.device(HOST):  # the kernel is for CPUs alone
+        key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+        # One more than wanted: the kernel refuses an empty vector (TensorFlow 2.12,
+        # random_index_shuffle_ops.cc), which is what a process without work has.
+        places = tf.random.experimental.index_shuffle(
+            tf.concat([index, tf.zeros([1], tf.int64)], 0),
+            seed=key,
+            max_index=tf.constant(max(total - 1, 0), tf.int64),
+        )
+        return places[:-1]
 
 
 class Hiding:

@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from lookback.core.devices import HOST
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -32,9 +34,10 @@ class Part:
           batch: size of a batch.
           total: number of samples; batches beyond them are empty.
         """
-        start = tf.minimum(tf.cast(step, tf.int64) * batch, total)
-        begin, end = self.bounds(tf.minimum(tf.constant(batch, tf.int64), total - start))
-        return tf.range(start + begin, start + end)
+        with tf.device(HOST):  # which knows the step, and would wait for the sizes
+            start = tf.minimum(tf.cast(step, tf.int64) * batch, total)
+            begin, end = self.bounds(tf.minimum(tf.constant(batch, tf.int64), total - start))
+            return tf.range(start + begin, start + end)
 
     def cut(self, number: Any, cuts: int) -> Part:
         """Part `number` (an integer or a tensor) of `cuts` of this one."""

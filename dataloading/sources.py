@@ -16,6 +16,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from merlin.schema import Schema
 
+from lookback.core.devices import HOST
 from lookback.dataloading.evaluations import EvaluationPass, LeftOut
 from lookback.dataloading.parts import Part
 
@@ -160,7 +161,9 @@ class NumberedSource(BatchSource):
         """Feeds ``[2]``: the number of the pass over the data, and of the step in it."""
         for step in range(first_step, self.train_steps()):
             passes, index = divmod(step, self._steps)
-            yield tf.constant([epoch * self._repeat_count + passes, index], tf.int64)
+            with tf.device(HOST):  # which reads it, and must not wait for a device to hand it back
+                feed = tf.constant([epoch * self._repeat_count + passes, index], tf.int64)
+            yield feed
 
     def parts_of(self, feed: tf.Tensor) -> Sequence[tf.Tensor]:
         """Feeds ``[3]``: as those of `train_feeds`, and the number of the part."""
@@ -170,7 +173,14 @@ class NumberedSource(BatchSource):
     def eval_feeds(self, split: str) -> Iterator[tf.Tensor]:
         """Feeds []: the number of the step."""
         for step in range(self.eval_steps(split)):
-            yield tf.constant(step, tf.int64)
+            with tf.device(HOST):
+                feed = tf.constant(step, tf.int64)
+            yield feed
+
+    def _of_feed(self, feed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The number of the pass, and of the step, of a training feed: where they are used."""
+        with tf.device(HOST):
+            return feed[0], feed[1]
 
     def _part_of(self, feed: tf.Tensor) -> Part:
         """What a training feed asks for of a batch: this process's part, or a part of that."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from lookback.core.devices import has_gpu
+from lookback.core.devices import computable, has_gpu
 
 
 def distinct(ids: tf.Tensor, rows: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -20,7 +20,8 @@ def distinct(ids: tf.Tensor, rows: int) -> tuple[tf.Tensor, tf.Tensor]:
       rows: of the table.
 
     Returns:
-      The distinct ids ``[U]`` in any order, and the place of each id among them, int32 ``[N]``.
+      The distinct ids ``[U]`` in any order, on GPUs int64, and the place of each id among them,
+      int32 ``[N]``.
     """
 
     def counted() -> tuple[tf.Tensor, tf.Tensor]:
@@ -36,6 +37,7 @@ def distinct(ids: tf.Tensor, rows: int) -> tuple[tf.Tensor, tf.Tensor]:
         return values, position
 
     if has_gpu():
+        ids = computable(ids)
         return found_by_tensorflow()
     found: tuple[tf.Tensor, tf.Tensor] = tf.cond(tf.size(ids) >= rows, counted, found_by_tensorflow)
     return found

@@ -63,7 +63,7 @@ def fused_adam(
     beta_1: float,
     beta_2: float,
     epsilon: float | tf.Tensor,
-    step: tf.Tensor,
+    powers: tuple[tf.Tensor, tf.Tensor],
 ) -> None:
     """One step of Adam of every weight, in one pass: the form of section 2, as `LazyAdam`.
 
@@ -76,14 +76,14 @@ def fused_adam(
       beta_1: decay of the first moment.
       beta_2: decay of the second moment.
       epsilon: "epsilon hat".
-      step: float scalar, the number of this update, from 1.
+      powers: float scalars ``beta_1 ** n`` and ``beta_2 ** n`` of the n-th update, n from 1.
     """
     tf.raw_ops.ResourceApplyAdam(
         var=variable.handle,
         m=m.handle,
         v=v.handle,
-        beta1_power=tf.pow(beta_1, step),
-        beta2_power=tf.pow(beta_2, step),
+        beta1_power=powers[0],
+        beta2_power=powers[1],
         lr=learning_rate,
         beta1=beta_1,
         beta2=beta_2,
@@ -428,6 +428,7 @@ class FullAdam(LazyAdam):
         """Updates all rows of the tables that have a gradient; see `TableOptimizer`."""
         kernels = cpu_kernels()
         epsilon = bias_corrected(self._epsilon, self._beta_2, step)
+        powers = (tf.pow(self._beta_1, step), tf.pow(self._beta_2, step))
         for name, gradient in gradients.items():
             table, slots = tables[name], self.slots[name]
             if not table.shape[0]:
@@ -451,7 +452,7 @@ class FullAdam(LazyAdam):
                 beta_1=self._beta_1,
                 beta_2=self._beta_2,
                 epsilon=epsilon,
-                step=step,
+                powers=powers,
             )
 
 

@@ -12,6 +12,7 @@ from lookback.embeddings.config import LOCAL, Sharding
 from lookback.formats.features import HistoryFeatures, history_name, negatives_name
 from lookback.formats.history_columns import ROLES, TIME_GAP, Role
 from lookback.kernels.history_step import HistoryPart
+from lookback.models.blocks.linear import Dense
 from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.click_body import ClickBody
 from lookback.models.click_model import ClickModel, click_model
@@ -99,7 +100,7 @@ class HistoryBody(ClickBody):
         super().__init__(*args, **kwargs)
         # The context's is shared by targets and events, as its tables are: it means the same.
         self._projections = {
-            role: tf.keras.layers.Dense(self._config.embedding_dim, name=f"{role}_numbers")
+            role: Dense(self._config.embedding_dim, name=f"{role}_numbers")
             for role in ROLES
             if self._features.numbers_of(role)
         }

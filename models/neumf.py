@@ -13,6 +13,7 @@ import tensorflow as tf
 from merlin.schema import Schema
 
 from lookback.core import splitmix
+from lookback.core.devices import computable, whole_numbers
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.types import TableSpec
 from lookback.formats.interaction_features import SAMPLE_KEY, InteractionFeatures
@@ -262,7 +263,7 @@ def build(schema: Schema, config: NeuMFConfig, sharding: Sharding = LOCAL) -> Cl
 
 def _distinct(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Distinct ids ``[N]``, and which of them each of `ids` is, in the shape of `ids`."""
-    values, index = tf.unique(tf.reshape(ids, [-1]))
+    values, index = tf.unique(tf.reshape(computable(ids), [-1]), out_idx=whole_numbers())
     return values, tf.reshape(index, tf.shape(ids))
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 from merlin.schema import Schema
 
+from lookback.core.devices import computable, has_gpu
 from lookback.core.errors import UserError
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.tables import tables_from_schema
@@ -62,10 +63,12 @@ class TabularBody(ClickBody):
           ValueError: if the ids are not one column for each categorical feature.
         """
         names = self._features.categorical
-        ids = _matrix(inputs, CATEGORICAL, len(names))  # [B, M]
+        ids = computable(_matrix(inputs, CATEGORICAL, len(names)))  # [B, M]
         if self._config.hash_indices:
             ids = tf.math.floormod(ids, tf.constant([self._rows], ids.dtype))
-        return dict(zip(names, tf.unstack(ids, axis=1)))
+        # No kernel for GPUs unstacks whole numbers.
+        columns = [ids[:, n] for n in range(len(names))] if has_gpu() else tf.unstack(ids, axis=1)
+        return dict(zip(names, columns))
 
     def vectors(self, inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """The bottom MLP's output ``[B, H]``, then the embeddings, M times ``[B, D]``.

@@ -90,13 +90,18 @@ class FusedAdam(tf.keras.optimizers.Adam):
         )
         self._paper_epsilon = paper_epsilon
 
+    def apply_gradients(self, grads_and_vars: Any, *args: Any, **more: Any) -> tf.Tensor:
+        """As Keras; what depends on the step alone is computed once, and not for each variable."""
+        step = tf.cast(self.iterations + 1, tf.float32)
+        self._powers = (tf.pow(self.beta_1, step), tf.pow(self.beta_2, step))
+        self._epsilon_now = self.epsilon
+        if self._paper_epsilon:
+            self._epsilon_now = bias_corrected(self.epsilon, self.beta_2, step)
+        return super().apply_gradients(grads_and_vars, *args, **more)
+
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
         """Updates one variable."""
         place = self._index_dict[self._var_key(variable)]
-        step = tf.cast(self.iterations + 1, variable.dtype)
-        epsilon = self.epsilon
-        if self._paper_epsilon:
-            epsilon = bias_corrected(epsilon, self.beta_2, step)
         fused_adam(
             variable,
             self._momentums[place],
@@ -105,8 +110,8 @@ class FusedAdam(tf.keras.optimizers.Adam):
             learning_rate=tf.cast(self.learning_rate, variable.dtype),
             beta_1=self.beta_1,
             beta_2=self.beta_2,
-            epsilon=epsilon,
-            step=step,
+            epsilon=self._epsilon_now,
+            powers=self._powers,
         )
 
     def get_config(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.core.arrow_files import open_parquet
+from lookback.core.devices import whole_numbers
 from lookback.core.errors import UserError
 from lookback.core.world import World, agree
 from lookback.dataloading.evaluations import LeftOut
@@ -230,7 +231,7 @@ class Blocks:
     def _bytes(self, histories: Histories) -> int:
         """What histories take in a window: its arrays, and the windows' of users and targets."""
         features = self._reader.checks.features
-        values, times = np.dtype(np.int32).itemsize, _NUMBER * self._config.time_features
+        values, times = np.dtype(whole_numbers()).itemsize, _NUMBER * self._config.time_features
         splits = 0 if self._reader.explicit else len(SPLITS)
         # Offset and number; begin and end of each split's targets, and what `EventTargets` has.
         user = _NUMBER * (2 + 5 * splits) + values * len(features.of("user"))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from lookback.core.devices import resident
 from lookback.dataloading.draws import Key, Without, draw_below
 from lookback.dataloading.histories.resident import Histories, ItemCounts
 from lookback.dataloading.histories.targets import UnknownEvents
@@ -76,7 +77,7 @@ class NegativePool:
             self.count = int(ends[-1]) - self._training_events.count if len(ends) else 0
             return
         known = histories.catalogue[histories.features.item[0]] >= FIRST_KNOWN
-        self.features = {n: tf.constant(v[known]) for n, v in histories.catalogue.items()}
+        self.features = {n: resident(v[known]) for n, v in histories.catalogue.items()}
         self.count = int(known.sum())
         if counts is not None and not self._uniform:
             for purpose, occurrences in (("train", counts.training), ("evaluate", counts.all)):

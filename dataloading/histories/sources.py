@@ -195,8 +195,8 @@ class ResidentSource(NumberedSource):
 
     def train_batch(self, feed: tf.Tensor) -> Batch:
         """The batch of (pass, step), or a part of it."""
-        part = self._part_of(feed)
-        return self._windows.train_batch(self._seed, feed[0], feed[1], self._batch_size, part)
+        part, (passes, step) = self._part_of(feed), self._of_feed(feed)
+        return self._windows.train_batch(self._seed, passes, step, self._batch_size, part)
 
     def eval_batch(self, split: str, feed: tf.Tensor) -> Batch | WeightedBatch:
         """The batch of a step, and where it is ranked, which candidates compete."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from lookback.core.devices import resident
 from lookback.dataloading.draws import Without
 from lookback.dataloading.evaluations import LeftOut
 from lookback.dataloading.histories.impressions import Impressions
@@ -248,11 +249,11 @@ class ImpressionTargets(Targets):
     def __init__(self, impressions: Impressions, times: bool) -> None:
         """Places them on the device, their times if wanted."""
         self.count, self.left_out = len(impressions.users), LeftOut()
-        self.features = {name: tf.constant(v) for name, v in impressions.features.items()}
+        self.features = {name: resident(v) for name, v in impressions.features.items()}
         self.times = tf.constant(impressions.timestamps) if times else None
-        self.labels = tf.constant(impressions.labels)
-        self._users = tf.constant(impressions.users)
-        self._positions = tf.constant(impressions.positions)
+        self.labels = resident(impressions.labels)
+        self._users = resident(impressions.users)
+        self._positions = resident(impressions.positions)
 
     def at(self, numbers: tf.Tensor) -> Located:
         """As the contract says; `place` is the number."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from lookback.core.devices import resident, whole_numbers
 from lookback.core.errors import UserError
 from lookback.dataloading.draws import Hiding, Without, shuffled
 from lookback.dataloading.evaluations import LeftOut
@@ -144,7 +145,7 @@ class WindowBuilder:
         self._features = histories.features
         self._split, self._shard = histories.split, histories.part
         self.explicit, self._only_new = histories.impressions is not None, histories.only_new
-        self._bags = {n: tf.constant(v) for n, v in histories.bags.items()}
+        self._bags = {n: resident(v) for n, v in histories.bags.items()}
         self._numbers: tf.Tensor | None = None
         unknown = self._place(histories)
         self.pool = NegativePool(histories, self._items, unknown, config.negatives, counts)
@@ -198,7 +199,7 @@ class WindowBuilder:
         """Places users, events and targets on the device."""
         self._longest = int(np.diff(histories.offsets).max(initial=0))
         self._offsets = tf.constant(histories.offsets, tf.int64)
-        self._users = {n: tf.constant(v) for n, v in histories.user_features.items()}
+        self._users = {n: resident(v) for n, v in histories.user_features.items()}
         self._items = {n: _events(v) for n, v in histories.item_features.items()}
         others = {n: _events(v) for n, v in histories.event_features.items()}
         self._events = {**self._items, **others}
@@ -506,7 +507,7 @@ class WindowBuilder:
             buckets = time_gap_bucket(now - features[history_name(TIME_GAP)])
             features[history_name(TIME_GAP)] = _where(occupied(position, T), buckets)  # [B, T]
         if targets.labels is None:
-            labels = tf.one_hot(tf.zeros_like(user, tf.int32), candidates)  # [B, C]
+            labels = tf.one_hot(tf.zeros_like(user), candidates)  # [B, C]
         else:
             labels = tf.cast(tf.gather(targets.labels, place), tf.float32)[:, tf.newaxis]  # [B, 1]
         return self.expanded(features), labels
@@ -602,17 +603,18 @@ def time_gap_bucket(seconds: tf.Tensor) -> tf.Tensor:
       seconds: int64 gaps of any shape; negative ones count as 0.
 
     Returns:
-      int32 buckets of the same shape, in ``[1, TIME_GAP_BUCKETS)``.
+      Buckets (`whole_numbers`) of the same shape, in ``[1, TIME_GAP_BUCKETS)``.
     """
     # In whole numbers: compiled, a quotient of logarithms is one bucket off at powers of two.
     powers = tf.constant([1 << power for power in range(TIME_GAP_BUCKETS - 1)], tf.int64)
     later = tf.reshape(tf.maximum(seconds, 0) + 1, [-1])
-    return tf.reshape(tf.searchsorted(powers, later, side="right"), tf.shape(seconds))
+    kind = tf.as_dtype(whole_numbers())
+    return tf.reshape(tf.searchsorted(powers, later, "right", kind), tf.shape(seconds))
 
 
 def _events(values: npt.NDArray[Any]) -> tf.Tensor:
     """Values ``[N]`` of events; where nobody has one, one that no slot takes: a gather needs it."""
-    return tf.constant(values if len(values) else np.zeros(1, values.dtype))
+    return resident(values if len(values) else np.zeros(1, values.dtype))
 
 
 def _where(valid: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

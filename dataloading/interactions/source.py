@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from lookback.core.devices import resident
 from lookback.core.errors import UserError
 from lookback.dataloading.draws import Hiding, Key, draw_below, sample_keys, shuffled
 from lookback.dataloading.evaluations import (
@@ -125,8 +126,8 @@ class InteractionSource(NumberedSource):
             self._known = KnownItems(histories, self._catalogue, training=True)
             self._free = tf.constant(self._known.free, tf.int64)
         self._place_positives(histories)
-        self._user_ids = tf.constant(histories.user_features[self._features.user])
-        self._item_ids = tf.constant(self._catalogue.ids)
+        self._user_ids = resident(histories.user_features[self._features.user])
+        self._item_ids = resident(self._catalogue.ids)
         self._steps = self._positives // self._batch
         if not drop_remainder:
             self._steps = -(-self._positives // self._batch)
@@ -159,8 +160,8 @@ class InteractionSource(NumberedSource):
         unknown, repeated = item < FIRST_KNOWN, np.zeros(len(event), np.bool_)
         bound = repeated if self._known is None else self._known.free[user] < 1
         positive, self._left_out = LeftOut.among(unknown, repeated, bound)
-        self._sample_users = tf.constant(user[positive])
-        self._sample_items = tf.constant(item[positive])
+        self._sample_users = resident(user[positive])
+        self._sample_items = resident(item[positive])
         self._positives = len(positive)
         if not len(event) and histories.new is not None:
             raise UserError(NOTHING_IS_NEW)
@@ -265,8 +266,9 @@ class InteractionSource(NumberedSource):
 
     def _numbers(self, feed: tf.Tensor, part: Part) -> tf.Tensor:
         """Numbers ``[B]`` of the positives in a part of the batch of (pass, step)."""
-        index = part.of_batch(feed[1], self._batch, self._positives)
-        return shuffled(self._seed, feed[0], index, self._positives)
+        passes, step = self._of_feed(feed)
+        index = part.of_batch(step, self._batch, self._positives)
+        return shuffled(self._seed, passes, index, self._positives)
 
     def _draw(self, key: Key, user: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         """Training negatives ``[B, negative_samples]`` of users ``[B]`` (places), as item ids."""
@@ -337,7 +339,7 @@ class InteractionSource(NumberedSource):
         candidates = None
         if not split.endswith(CATALOGUE):
             places = np.concatenate([targets[:, None], self._test_places(split, users)], 1)
-            candidates = tf.constant(self._catalogue.ids[places])
+            candidates = resident(self._catalogue.ids[places])
         return _Ranked(tf.constant(users, tf.int64), tf.constant(targets), candidates, left_out)
 
     def _test_places(self, split: str, users: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -365,7 +367,7 @@ class InteractionSource(NumberedSource):
 
 def _first_of(user: tf.Tensor, candidates: int) -> tf.Tensor:
     """Labels ``[B, C]``: 1 in column 0."""
-    return tf.one_hot(tf.zeros_like(user, tf.int32), candidates)
+    return tf.one_hot(tf.zeros_like(user), candidates)
 
 
 def _samples(option: str, rows: int, candidates: int) -> int:

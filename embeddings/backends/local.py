@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
+from lookback.core.devices import whole_numbers
 from lookback.embeddings.backends.base import Backend, Held
 from lookback.embeddings.ids import inside
 from lookback.embeddings.types import Shard, TableSpec
@@ -61,7 +62,8 @@ class LocalBackend(Backend):
         route = {}
         for name, index in ids.items():
             part = held[name]
-            dtype = tf.int64 if largest[part.variable] > _INT32_MAX else tf.int32
+            small = largest[part.variable] <= _INT32_MAX
+            dtype = whole_numbers() if small else tf.int64
             own = inside(name, self._tables[name].rows, index)
             route[name] = tf.cast(own, dtype) + part.start
         return route

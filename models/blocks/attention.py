@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from lookback.models.blocks.linear import linear
+from lookback.models.blocks.linear import Dense, linear
 
 
 def masked_softmax(scores: tf.Tensor, mask: tf.Tensor, axis: int = -1) -> tf.Tensor:
@@ -52,8 +52,8 @@ class ActivationUnit(tf.keras.layers.Layer):
         """
         super().__init__(**kwargs)
         self._hidden_units = tuple(hidden_units)
-        self._second = tf.keras.layers.Dense(self._hidden_units[1], "sigmoid", name="second")
-        self._score = tf.keras.layers.Dense(1, name="score")
+        self._second = Dense(self._hidden_units[1], "sigmoid", name="second")
+        self._score = Dense(1, name="score")
 
     def build(self, input_shape: Any) -> None:
         """Creates the first layer's weights ``[4H, hidden]`` and bias."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from lookback.models.blocks.linear import linear
+from lookback.models.blocks.linear import Dense, linear
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -32,8 +32,8 @@ class AuxiliaryNet(tf.keras.layers.Layer):
         """
         super().__init__(**kwargs)
         self._dims = tuple(dims)
-        self._hidden = [tf.keras.layers.Dense(width, "sigmoid") for width in self._dims[1:]]
-        self._logit = tf.keras.layers.Dense(1, name="logit")
+        self._hidden = [Dense(width, "sigmoid") for width in self._dims[1:]]
+        self._logit = Dense(1, name="logit")
 
     def build(self, input_shape: Any) -> None:
         """Creates the first layer, split into the state's and the item's part."""

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from lookback.models.blocks.attention import ActivationUnit, masked_softmax
 from lookback.models.blocks.auxiliary import AuxiliaryNet
+from lookback.models.blocks.linear import Dense
 from lookback.models.blocks.mlp import PRELU_SLOPE
 from lookback.models.blocks.recurrent import AUGRU, InterestGRU
 
@@ -39,7 +40,7 @@ class InterestEvolution(tf.keras.layers.Layer):
         self._units = units
         self._aux_mlp_dims = tuple(aux_mlp_dims)
         self._extractor = InterestGRU(units, name="extractor")
-        self._project = tf.keras.layers.Dense(units, name="project")
+        self._project = Dense(units, name="project")
         self._slope = tf.keras.layers.PReLU(
             alpha_initializer=tf.keras.initializers.Constant(PRELU_SLOPE), shared_axes=[1]
         )

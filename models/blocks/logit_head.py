@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from lookback.models.blocks.linear import Dense
 from lookback.models.stored_names import stored_as
 
 
@@ -27,7 +28,7 @@ class LogitHead(tf.keras.layers.Layer):
           **kwargs: of `tf.keras.layers.Layer`.
         """
         super().__init__(**kwargs)
-        self._dense = tf.keras.layers.Dense(
+        self._dense = Dense(
             1,
             kernel_initializer=kernel_initializer,
             bias_initializer=bias_initializer,

@@ -37,8 +37,9 @@ def top_k_mask(scores: tf.Tensor, mask: tf.Tensor, k: int) -> tf.Tensor:
     threshold = best[..., -1:]  # [..., 1]
     above = scores > threshold
     tied = scores == threshold
-    room = k - tf.reduce_sum(tf.cast(above, tf.int32), -1, keepdims=True)
-    first_tied = tied & (tf.cumsum(tf.cast(tied, tf.int32), -1) <= room)
+    # Counted in float32, exact far beyond any history: GPUs add up no int32.
+    room = k - tf.reduce_sum(tf.cast(above, tf.float32), -1, keepdims=True)
+    first_tied = tied & (tf.cumsum(tf.cast(tied, tf.float32), -1) <= room)
     return (above | first_tied) & mask
 
 
@@ -52,7 +53,7 @@ def latest_k_mask(mask: tf.Tensor, k: int) -> tf.Tensor:
     Returns:
       bool ``[..., T]``.
     """
-    newer = tf.cumsum(tf.cast(mask, tf.int32), axis=-1, reverse=True)
+    newer = tf.cumsum(tf.cast(mask, tf.float32), axis=-1, reverse=True)
     return mask & (newer <= k)
 
 

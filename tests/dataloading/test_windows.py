@@ -705,3 +705,25 @@ def test_describe_names_user_and_position(make_histories):
 def test_split_counts():
     assert LeaveLastOut().held_out == 1
     assert LeaveLastOut(validation=1).held_out == 2
+
+
+def test_batches_on_a_gpu_hold_the_same_numbers(make_histories, monkeypatch):
+    """There they are int64 (`core.devices.whole_numbers`), and else nothing differs."""
+    from lookback.core import devices
+
+    histories = make_histories([20, 7, 3, 12, 9])
+    config = WindowConfig(max_seq_length=6, long_seq_length=4, time_features=True)
+
+    def batches():
+        windows = WindowBuilder(histories, config)
+        train = windows.train_batch(SEED, 1, 0, 8)
+        return train, windows.eval_batch("test", SEED, 0, 6, negatives=2)
+
+    here = batches()
+    monkeypatch.setattr(devices, "has_gpu", lambda: True)
+    for (ours, labels), (theirs, same) in zip(here, batches(), strict=True):
+        np.testing.assert_array_equal(labels, same)
+        assert list(ours) == list(theirs)
+        for name, values in ours.items():
+            assert theirs[name].dtype == (tf.int64 if values.dtype.is_integer else values.dtype)
+            np.testing.assert_array_equal(values, theirs[name], err_msg=name)

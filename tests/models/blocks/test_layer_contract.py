@@ -21,6 +21,7 @@ from lookback.models.blocks.click_loss import ClickLoss
 from lookback.models.blocks.dropout import ResumableDropout
 from lookback.models.blocks.evolution import InterestEvolution
 from lookback.models.blocks.interaction import DotInteraction
+from lookback.models.blocks.linear import Dense
 from lookback.models.blocks.logit_head import LogitHead
 from lookback.models.blocks.mlp_relu import ReluMLP
 from lookback.models.blocks.recurrent import AUGRU, InterestGRU
@@ -80,6 +81,7 @@ CASES = {
     ),
     DotInteraction: Case({}, {"a": ("B", D), "b": ("B", D)}, joined, 0),
     ReluMLP: Case({"sizes": (6, 5)}, {"inputs": ("B", D)}, lambda layer, x: layer(x), 0),
+    Dense: Case({"units": 6}, {"inputs": ("B", C, D)}, lambda layer, x: layer(x), 0),
     LogitHead: Case({}, {"inputs": ("B", C, D)}, lambda layer, x: layer(x), 0),
 }
 # The loss and weights among these layers' outputs are float32 under every policy.
