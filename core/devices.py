@@ -58,7 +58,9 @@ def whole_numbers() -> type[np.signedinteger[Any]]:
     """
     import numpy as np
 
-    return np.int64 if has_gpu() else np.int32
+    if has_gpu():
+        return np.int64
+    return np.int32
 
 
 def resident(values: npt.NDArray[Any]) -> tf.Tensor:

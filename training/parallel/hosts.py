@@ -47,7 +47,7 @@ class Hosts:
         self._script = script
         self._rest = rest
         self._empty: list[tuple[float, str | None]] = []
-        self._answer: dict[str, int] | None = None
+        self._answer: Mapping[str | None, int] | None = None
 
     def now(self) -> dict[str | None, int]:
         """Slots by machine, at most as many as there may be processes; None: this machine.
@@ -73,14 +73,13 @@ class Hosts:
 
     def _present(self) -> Mapping[str | None, int]:
         if self._script is not None:
-            found: dict[str | None, int] = dict(self._told(self._script))
-            return found
+            return self._told(self._script)
         if self._hosts is None:
             return {None: self._most}
         reached = reachable(list(self._hosts))
         return {host: slots for host, slots in self._hosts.items() if host in reached}
 
-    def _told(self, script: Path) -> dict[str, int]:
+    def _told(self, script: Path) -> Mapping[str | None, int]:
         """What the script says; what it said last, where it fails now."""
         try:
             said = subprocess.run(
@@ -98,7 +97,8 @@ class Hosts:
                 f"--hosts_script: expected a program that prints HOST:SLOTS lines within "
                 f"{_SECONDS_FOR_AN_ANSWER} s, and {script} failed: {error}."
             ) from error
-        self._answer = dict(map(slot_of, said.split()))
+        entries = map(slot_of, said.split())
+        self._answer = {host: slots for host, slots in entries}  # noqa: C416 (None is a key, too)
         return self._answer
 
 
