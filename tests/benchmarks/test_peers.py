@@ -140,7 +140,8 @@ def test_setup_refuses_what_it_does_not_know() -> None:
     )
     assert done.returncode == 1
     assert (
-        "expected the name of a peer (deepctr_torch fuxictr spark torch); got: jax" in done.stderr
+        "expected the name of a peer (deepctr_torch fuxictr gpu_placement spark torch); "
+        "got: jax" in done.stderr
     )
 
 
