@@ -35,8 +35,8 @@ constexpr int kBlock = 4;  // rows and columns whose products are summed in regi
 #endif
 #endif
 
-// Registers of AVX-512, and of AVX2. Their alignment is their size: templates and `auto` would forget
-// another. `At` reads and writes one wherever it lies.
+// Registers of AVX-512, and of AVX2. Their alignment is their size: templates and `auto` would
+// forget another. `At` reads and writes one wherever it lies.
 typedef float Vector16 __attribute__((vector_size(4 * kLanes)));
 typedef float Vector8 __attribute__((vector_size(4 * kHalf)));
 struct Wide {

@@ -212,7 +212,8 @@ struct Tables {
   float decay;          // of a weight, before the update: a share of it
 };
 
-// Rows of the table, and the sum of each one's gradients (null: none). Of every row, `rows` is null.
+// Rows of the table, and the sum of each one's gradients (null: none). Of every row, `rows` is
+// null.
 struct Sums {
   int64_t begin, end;
   const int64_t* rows;
