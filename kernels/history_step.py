@@ -101,7 +101,8 @@ def _step_gradient(operation: Any, upstream: tf.Tensor, *_: tf.Tensor) -> list[A
       upstream: of `total` [].
     """
     tables, ids, vectors, weights = (operation.get_attr(name) for name in "TIVW")
-    _, of_weights, of_tables, of_vectors = _cut(operation.outputs, 3, weights, tables, vectors)
+    outputs = operation.outputs[3:]
+    of_weights, of_tables, of_vectors = _cut(outputs, weights, tables, vectors)
     # Nobody scales a float32 loss, and the rows' gradients are large enough for a copy to be felt.
     factor = tf.get_static_value(upstream)
     if factor is None or factor != 1:
