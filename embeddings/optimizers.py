@@ -161,7 +161,7 @@ class TableOptimizer(tf.Module, abc.ABC):
         kernels = cpu_kernels() if self.operation else None
         for name, gradient in gradients.items():
             table, slots = tables[name], self.slots[name]
-            if kernels is not None:
+            if kernels is not None and isinstance(table, tf.Variable):  # not a table that grows
                 self._in_place(kernels, table, slots, gradient, step)
                 continue
             rows, values = sum_duplicates(gradient, table.shape[0])

@@ -45,7 +45,7 @@ def test_the_dot_interaction_in_registers_of_avx2(tmp_path):
     flags = ["-O3", "-fPIC", "-shared", "-DLOOKBACK_WITHOUT_AVX512", "-I", str(SOURCES)]
     flags += [*tf.sysconfig.get_compile_flags(), str(SOURCES / "dot_interaction.cc")]
     flags += [*tf.sysconfig.get_link_flags(), "-o", str(library)]
-    subprocess.run([build._find(None), *flags], check=True, capture_output=True)
+    subprocess.run([build.find_compiler(None), *flags], check=True, capture_output=True)
     answer = subprocess.run(
         [sys.executable, "-c", CHECK, str(library)], capture_output=True, text=True, check=False
     )
