@@ -51,6 +51,8 @@ to train on that that dataset did not train on, how many events came that were `
 ``new_ids`` by column."""
 VOCABULARIES = "vocabularies"
 """Key: digests of what the ids of columns stand for."""
+CONTENT_HASH = "content_hash"
+"""Key: of schema and values."""
 FEATURES = "features"
 """Key: the transformations of typed features, see `formats.transforms`."""
 HISTORIES = "lookback-histories"
@@ -115,6 +117,26 @@ def read_histories_info(directory: str | Path) -> dict[str, Any]:
             f"name. {AGAIN}"
         )
     return info
+
+
+def content_of(directory: str | Path, info: Mapping[str, Any]) -> str:
+    """The hash of a dataset's content: what a run that goes on compares.
+
+    Args:
+      directory: of the dataset.
+      info: of its dataset.json.
+
+    Raises:
+      UserError: if nobody wrote it, as of histories that came without a workflow.
+    """
+    found = info.get(CONTENT_HASH)
+    if not isinstance(found, str) or not found:
+        raise UserError(
+            f"{Path(directory) / DATASET_FILE}: expected {CONTENT_HASH!r}, a text that differs "
+            f"from that of other data, found {shown(found)}: a run could not tell whether it goes "
+            f"on with the same data. Add it, or: {AGAIN}"
+        )
+    return found
 
 
 def is_explicit(directory: str | Path) -> bool:

@@ -19,6 +19,7 @@ from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file
 from lookback.dataloading.modes import TRAINS
 from lookback.dataloading.sampling import SamplingOptions, new_events, topk_option
 from lookback.formats.dataset_info import (
+    content_of,
     is_explicit,
     is_histories,
     read_histories_info,
@@ -161,7 +162,7 @@ class HistoriesLayout(Layout):
         shared: dict[str, Any] = {"ranks": ranks} if options.shard_histories else {}
         if options.history_memory is not None:
             shared["history_memory"] = options.history_memory
-        return {"dataset": read_histories_info(directory)["content_hash"], **shared}
+        return {"dataset": content_of(directory, read_histories_info(directory)), **shared}
 
     def unread(self, directory: Path, model: HistoryModelOptions) -> tuple[str, ...]:
         """Those that `model.features` does not name.

@@ -13,7 +13,12 @@ from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, Layout
 from lookback.dataloading.modes import EVALUATES, INFERS, LEARNS, TRAINS
 from lookback.dataloading.sampling import SamplingOptions, new_events, topk_option
-from lookback.formats.dataset_info import is_histories, read_histories_info, training_events
+from lookback.formats.dataset_info import (
+    content_of,
+    is_histories,
+    read_histories_info,
+    training_events,
+)
 from lookback.formats.description import is_materialised
 from lookback.formats.history_columns import NEW
 
@@ -112,4 +117,4 @@ class InteractionsLayout(Layout):
 
     def identity(self, directory: Path, options: InteractionsOptions, ranks: int) -> dict[str, Any]:
         """The content."""
-        return {"dataset": read_histories_info(directory)["content_hash"]}
+        return {"dataset": content_of(directory, read_histories_info(directory))}

@@ -10,7 +10,7 @@ from lookback.core.options import option
 from lookback.core.world import World
 from lookback.dataloading.layout import BatchOptions, ClickOptions, Layout, file_sizes
 from lookback.dataloading.modes import TRAINS
-from lookback.formats.dataset_info import is_tabular, read_tabular_info
+from lookback.formats.dataset_info import content_of, is_tabular, read_tabular_info
 from lookback.formats.description import is_split_binary
 
 if TYPE_CHECKING:
@@ -83,5 +83,5 @@ class TabularLayout(Layout):
     ) -> dict[str, Any]:
         """The content, or of files without a hash their sizes."""
         if is_tabular(directory):
-            return {"dataset": read_tabular_info(directory)["content_hash"]}
+            return {"dataset": content_of(directory, read_tabular_info(directory))}
         return {"dataset": file_sizes(directory, "*/*.bin")}

@@ -13,6 +13,7 @@ from lookback.formats.dataset_info import (
     DATASET_FILE,
     HISTORIES,
     TABULAR,
+    content_of,
     is_tabular,
     read_histories_info,
     read_info,
@@ -122,3 +123,11 @@ def test_datasets_that_do_not_say_how_much_there_is_ask_for_the_batch(tmp_path: 
         write_info(tmp_path, HISTORIES, said)
         with pytest.raises(UserError, match="Give --global_batch_size"):
             training_events(tmp_path)
+
+
+@pytest.mark.parametrize("found", [None, "", 7])
+def test_data_without_a_content_hash_are_refused(tmp_path: Path, found: object) -> None:
+    info = write_info(tmp_path, HISTORIES, SPLIT)
+    with pytest.raises(UserError, match=r"dataset.json: expected 'content_hash', .*found"):
+        content_of(tmp_path, info | {"content_hash": found})
+    assert content_of(tmp_path, info | {"content_hash": "abc"}) == "abc"
