@@ -258,6 +258,42 @@ class Runner:
                 f"(`dask worker {self.elsewhere}`), and run this again."
             )
 
+    def guard_client(self) -> None:
+        """Lets Merlin, which asks the client itself, meet workers that end as `map` meets them."""
+        client: Any = self.client
+        client.run = partial(self._run_on_those_left, client.run)
+        client.compute = partial(self._computed, client.compute)
+
+    def _run_on_those_left(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`Client.run`, for which a worker that ends meanwhile is no fault.
+
+        Merlin clears caches by it before each phase (merlin/dag/executors.py:550), and the
+        scheduler does not know at once that a worker has ended.
+        """
+        found = run(*args, **{**kwargs, "on_error": "return"})
+        for value in found.values():
+            if isinstance(value, Exception) and not isinstance(value, OSError):
+                raise value
+        return {w: value for w, value in found.items() if not isinstance(value, OSError)}
+
+    def _computed(self, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`Client.compute`, which returns when all is done, and does not wait for nobody.
+
+        Raises:
+          UserError: as `_require_workers`.
+        """
+        from distributed import wait
+        from distributed.client import TimeoutError as NotYetError
+        from distributed.client import futures_of
+
+        found = compute(*args, **kwargs)
+        while True:
+            try:
+                wait(futures_of(found), timeout=_SECONDS_BETWEEN_LOOKS)
+                return found
+            except NotYetError:
+                self._require_workers()
+
     def compute(self, tasks: list[Any], *, label: str) -> Iterator[Any]:
         """Yields the results of some Dask delayed values, in order."""
         import dask
@@ -337,7 +373,10 @@ def open_runner(
             client = stack.enter_context(Client(cluster))
             client.run(prepare_worker)
         count = len(client.scheduler_info()["workers"])
-        yield Runner(client, max(count, 1), progress, scheduler)
+        runner = Runner(client, max(count, 1), progress, scheduler)
+        if scheduler is not None:
+            runner.guard_client()
+        yield runner
 
 
 def takes_gpu(device: Device, obstacle: str | None = None) -> bool:

@@ -145,6 +145,6 @@ def test_a_dataset_that_one_machine_lacks_ends_all_before_training(
     assert result.status == 2
     missing = f"{dataset.name} is not a dataset"
     assert f"[1] error: {missing}" in result.stderr
-    assert f"\nerror: rank 1 failed: {missing}" in result.stderr
+    assert f"\nerror: rank 1 failed: {missing}" in f"\n{result.stderr}"
     assert "Traceback" not in result.stderr
     assert result.stderr.endswith("\nrun_model: rank 1 ended with status 2\n")

@@ -239,7 +239,6 @@ def test_a_model_takes_what_was_exported(model: ClickModel, bundle_of: Callable[
             variables[name].assign(rows)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def memory_of(file: Path) -> dict[str, int]:
     """Bytes of this process's map of a file, as the kernel counts them."""
     found, inside = dict.fromkeys(("Rss", "Pss", "Private_Dirty"), 0), False
@@ -283,6 +282,7 @@ def test_processes_share_the_rows_that_they_read(tmp_path: Path) -> None:
     assert both["Pss"] <= 0.51 * alone["Pss"]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_shards_of_ranks_stream_to_the_bytes_of_one_process(
     in_ranks: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
 ) -> None:
