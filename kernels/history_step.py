@@ -33,7 +33,7 @@ def step(
     """Runs a Step, a forward and a backward pass at once.
 
     Args:
-      operation: a Step of `history_kernels`.
+      operation: a Step of `cpu_kernels`.
       parts: by place, those of `PLACES` that the operation takes: of targets ``[B, C]``, of the
         long sequence ``[B, L]``, of the short one and of negatives ``[S, B]``, of users ``[B]``.
       **arguments: the operation's other inputs and attributes.

@@ -44,16 +44,6 @@ def cpu_kernels() -> Any | None:
     return _load()
 
 
-def history_kernels(precision: str = "float32") -> Any | None:
-    """Those of `history_ops.cc`; None, too, where the CPU has not the instructions they need.
-
-    Args:
-      precision: as of `history_level`.
-    """
-    kernels = cpu_kernels()
-    return None if kernels is None or history_level(precision) is None else kernels
-
-
 def history_level(precision: str) -> str | None:
     """The kind of CPU whose code runs the models' steps here.
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from lookback.kernels.history_step import score, step
-from lookback.kernels.loader import history_kernels, history_level
+from lookback.kernels.loader import cpu_kernels, history_level
 
 _LANES = 16  # of the operations: they take parts of a multiple of these numbers
 _DTYPES = ("float32", "bfloat16")
@@ -62,7 +62,7 @@ class FusedStep:
 
         Args:
           model: as its body describes it.
-          kernels: of `history_kernels`.
+          kernels: of `cpu_kernels`.
           said: see `said`.
         """
         self.said, self.losses = said, tuple(model.loss_weights)
@@ -118,7 +118,7 @@ def fused_step(model: FusedModel) -> FusedStep | str:
         return _not_used(f"it computes in {' or '.join(_DTYPES)}, not in {model.dtype}")
     if model.width % _LANES:
         return _not_used(f"it needs --embedding_dim of a multiple of {_LANES}, not {model.width}")
-    kernels = history_kernels()
+    kernels = cpu_kernels()
     if kernels is None:
         return _not_used("our operations are not there, or not wanted, or not for this machine")
     level = history_level(model.dtype)

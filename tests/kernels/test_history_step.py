@@ -19,7 +19,7 @@ from tests.kernels.history_cases import GROUPS, Batch, Case, Result, by_formulas
 Array = npt.NDArray[Any]
 
 pytestmark = pytest.mark.skipif(
-    loader.history_kernels() is None, reason="a GPU, a CPU without AVX2, or nothing built"
+    loader.history_level("float32") is None, reason="a GPU, a CPU without AVX2, or nothing built"
 )
 
 CASES = {
@@ -64,7 +64,7 @@ CASES = {
 
 def step(batch: Batch, precision: str = "float32", **changes: Any) -> Result:
     """The operation's results; rows' gradients summed into tables."""
-    operations = loader.history_kernels(precision)
+    operations = loader.cpu_kernels() if loader.history_level(precision) else None
     assert operations is not None
     function = getattr(operations, f"lookback_{batch.case.model}_step")
     found = function(**{**batch.arguments(True, precision), **changes})
@@ -88,7 +88,7 @@ def step(batch: Batch, precision: str = "float32", **changes: Any) -> Result:
 
 
 def score(batch: Batch, precision: str = "float32") -> Array:
-    operations = loader.history_kernels(precision)
+    operations = loader.cpu_kernels() if loader.history_level(precision) else None
     assert operations is not None
     function = getattr(operations, f"lookback_{batch.case.model}_score")
     logits: Array = function(**batch.arguments(False, precision)).numpy()
@@ -248,7 +248,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_no_level_is_taken_that_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Batch(Case("din"))
     monkeypatch.setenv("LOOKBACK_CPU_LEVEL", "avx,none")
-    assert loader.history_level("float32") is None and loader.history_kernels() is None
+    assert loader.history_level("float32") is None
     operations = loader.cpu_kernels()
     assert operations is not None
     with pytest.raises(tf.errors.UnimplementedError, match="a CPU with AVX2"):

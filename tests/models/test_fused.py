@@ -31,7 +31,8 @@ WIDTHS = {
 EACH = pytest.mark.parametrize("kind", KINDS)
 TYPED = pytest.mark.parametrize("typed", [False, True], ids=["ids", "typed"])
 fused_only = pytest.mark.skipif(
-    loader.history_kernels() is None, reason="a GPU, or a machine or environment without operations"
+    loader.history_level("float32") is None,
+    reason="a GPU, or a machine or environment without operations",
 )
 
 
@@ -295,7 +296,7 @@ def test_layers_compute_where_operations_are_not_wanted(make):
 
 
 def test_a_level_without_products_of_a_type_is_told(make, monkeypatch):
-    monkeypatch.setattr(fused, "history_kernels", object)
+    monkeypatch.setattr(fused, "cpu_kernels", object)
     monkeypatch.setattr(fused, "history_level", lambda dtype: "")
     assert "no products of float32" in contract_of(make("din")[0]).fused_said
 

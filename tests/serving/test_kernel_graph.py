@@ -180,7 +180,7 @@ def test_a_bundle_of_sim_searches_with_our_operation(
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(loader.history_kernels() is None, reason="a CPU without AVX2")
+@pytest.mark.skipif(loader.history_level("float32") is None, reason="a CPU without AVX2")
 @pytest.mark.parametrize("table_dtype", [None, "fp32"])
 @pytest.mark.parametrize(
     ("name", "options"),

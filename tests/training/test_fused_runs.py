@@ -17,7 +17,7 @@ RUN = (
 )
 
 
-@pytest.mark.skipif(loader.history_kernels() is None, reason="no operations of ours here")
+@pytest.mark.skipif(loader.history_level("float32") is None, reason="no operations of ours here")
 def test_with_and_without_operations_of_ours(make_histories, write_dataset, tmp_path, capsys):
     histories = make_histories(lengths=[20, 7, 3, 3, 12, 15, 30], items=40)
     dataset = write_dataset(histories, tmp_path / "dataset")
