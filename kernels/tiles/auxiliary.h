@@ -46,7 +46,7 @@ struct AuxiliaryRun {
 AuxiliaryRun AuxiliaryForward(const Tile& tile, const Auxiliary& net, const float* states,
                               const float* clicks, const float* negatives, const float* valid,
                               int64_t stride) {
-  const int histories = tile.histories, rows = Max(0, tile.step->short_events - 1) * histories;
+  const int histories = tile.histories, rows = Max(0, tile.steps() - 1) * histories;
   Arena* arena = tile.arena;
   AuxiliaryRun run = {rows, states, clicks, negatives, {}, arena->Floats(2 * rows)};
   int columns = net.by_state.forward.columns;
@@ -140,7 +140,7 @@ void AuxiliaryBackward(const Tile& tile, const Auxiliary& net, const AuxiliaryRu
            tile.of(net.by_state));
   Multiply(arena, rows, both, columns, net.by_state.backward, of_states, net.units, kThere);
   // The first step is nobody's next.
-  const int64_t skipped = tile.step->short_events > 0 ? int64_t{histories} * net.events : 0;
+  const int64_t skipped = tile.steps() > 0 ? int64_t{histories} * net.events : 0;
   for (int drawn = 0; drawn < 2; ++drawn) {
     const float* events = (drawn ? run.negatives : run.clicks) + skipped;
     float* of_events = drawn ? of_negatives : of_clicks;

@@ -42,14 +42,15 @@ struct DinRun {
 INLINE void AttendByProducts(const Tile& tile, const Din& net, DinRun* run, float* interest) {
   const int candidates = tile.candidates, histories = tile.histories;
   const int64_t row = net.classifier.inputs;
-  const int padded = static_cast<int>(Up(tile.step->long_events, 16));
-  run->weights = tile.arena->Floats(int64_t{tile.rows()} * padded);
+  const int64_t each = candidates * Up(tile.step->long_events, 16);
+  run->weights = tile.arena->Floats(histories * each);
   for (int i = 0; i < histories; ++i) {
     Scope scope(tile.arena);
-    const LongEvents events = LongOf(tile, tile.first + i);
+    const LongEvents events = LongOf(tile, tile.order[i]);
+    const int padded = events.padded;
     float* exist = tile.arena->Floats(padded);
-    float* weights = run->weights + int64_t{i} * candidates * padded;
-    Existing(tile, tile.first + i, padded, exist);
+    float* weights = run->weights + i * each;
+    Existing(tile, events, exist);
     Product(candidates, padded, net.items,
             {run->targets + int64_t{i} * net.items, int64_t{histories} * net.items, 1},
             events.across, padded, weights, padded, kNothing);
@@ -66,11 +67,12 @@ INLINE void AttendByProductsBack(const Tile& tile, const Din& net, const DinRun&
   const LookbackStep& step = *tile.step;
   const int candidates = tile.candidates, histories = tile.histories, width = step.width;
   const int64_t row = net.classifier.inputs;
-  const int padded = static_cast<int>(Up(step.long_events, 16));
+  const int64_t each = candidates * Up(step.long_events, 16);
   for (int i = 0; i < histories; ++i) {
     Scope scope(tile.arena);
-    const LongEvents events = LongOf(tile, tile.first + i);
-    const float* weights = run.weights + int64_t{i} * candidates * padded;
+    const LongEvents events = LongOf(tile, tile.order[i]);
+    const int padded = events.padded;
+    const float* weights = run.weights + i * each;
     const Strided of = {of_interest + i * row, histories * row, 1};
     float* of_weights = tile.arena->Floats(int64_t{candidates} * padded);
     float* of_scores = tile.arena->Zeros(int64_t{candidates} * padded);
@@ -82,7 +84,7 @@ INLINE void AttendByProductsBack(const Tile& tile, const Din& net, const DinRun&
     float* own = of_targets + int64_t{i} * net.items;
     const int64_t between = int64_t{histories} * net.items;
     for (int p = 0; p < step.long_.count; ++p) {
-      float* to = step.long_.parts[p].gradients + (tile.first + i) * events.count * width;
+      float* to = LongGradients(tile, tile.order[i], events, step.long_.parts[p]);
       Product(events.count, width, candidates, {weights, 1, padded},
               of_interest + i * row + p * width, histories * row, to, width, kNothing);
       if (p >= step.target.count) continue;
@@ -94,20 +96,25 @@ INLINE void AttendByProductsBack(const Tile& tile, const Din& net, const DinRun&
   }
 }
 
+// Of step s of the tile's span, for its row r, in whatever is [B, L].
+INLINE int64_t LongPosition(const Tile& tile, int r, int s) {
+  return tile.history(r) * tile.step->long_events + tile.span.from + s;
+}
+
 // By the activation unit: the tile's histories step by step, as in the evolution of DIEN.
 INLINE void AttendByUnit(const Tile& tile, const Din& net, DinRun* run, float* interest) {
   const LookbackStep& step = *tile.step;
-  const int steps = step.long_events, histories = tile.histories, rows = tile.rows();
+  const int steps = tile.steps(), histories = tile.histories, rows = tile.rows();
   const int64_t stride = Up(rows, 16), row = net.classifier.inputs;
   run->events = tile.arena->Floats(int64_t{steps} * histories * net.events);
   float* valid = tile.arena->Zeros(steps * stride);
   for (int s = 0; s < steps; ++s) {
     for (int i = 0; i < histories; ++i) {
-      Look(step.long_, step.width, (tile.first + i) * steps + s,
+      Look(step.long_, step.width, LongPosition(tile, i, s),
            run->events + (int64_t{s} * histories + i) * net.events);
     }
     for (int r = 0; r < rows; ++r) {
-      valid[s * stride + r] = step.long_mask[tile.history(r) * steps + s] ? 1.0f : 0.0f;
+      valid[s * stride + r] = step.long_mask[LongPosition(tile, r, s)] ? 1.0f : 0.0f;
     }
   }
   run->attention = ActivationForward(tile, net.attention, steps, run->targets, run->events,
@@ -122,7 +129,7 @@ INLINE void AttendByUnit(const Tile& tile, const Din& net, DinRun* run, float* i
 INLINE void AttendByUnitBack(const Tile& tile, const Din& net, const DinRun& run,
                              const float* of_interest, float* of_targets) {
   const LookbackStep& step = *tile.step;
-  const int steps = step.long_events, histories = tile.histories, rows = tile.rows();
+  const int steps = tile.steps(), histories = tile.histories, rows = tile.rows();
   const int events = net.events;
   const int64_t stride = run.attention.stride, row = net.classifier.inputs;
   Scope scope(tile.arena);
@@ -145,9 +152,13 @@ INLINE void AttendByUnitBack(const Tile& tile, const Din& net, const DinRun& run
   for (int64_t j = 0; j < int64_t{rows} * net.items; j += kLanes) {
     Store(of_targets + j, Load(of_targets + j) + Load(of_items + j));
   }
-  for (int s = 0; s < steps; ++s) {
-    for (int i = 0; i < histories; ++i) {
-      PutGradients(step.long_, step.width, (tile.first + i) * steps + s,
+  for (int i = 0; i < histories; ++i) {
+    const int64_t begin = LongPosition(tile, i, 0), end = begin + steps;
+    const int64_t all = tile.history(i) * step.long_events;
+    PutZeros(step.long_, step.width, all, begin - all);
+    PutZeros(step.long_, step.width, end, all + step.long_events - end);
+    for (int s = 0; s < steps; ++s) {
+      PutGradients(step.long_, step.width, begin + s,
                    of_events + (int64_t{s} * histories + i) * events);
     }
   }

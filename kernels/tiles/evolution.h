@@ -54,10 +54,11 @@ struct EvolutionRun {
 INLINE float* ValidSteps(const Tile& tile, int rows) {
   const LookbackStep& step = *tile.step;
   const int64_t stride = Up(rows, 16);
-  float* valid = tile.arena->Zeros(step.short_events * stride);
-  for (int s = 0; s < step.short_events; ++s) {
+  float* valid = tile.arena->Zeros(tile.steps() * stride);
+  for (int s = 0; s < tile.steps(); ++s) {
+    const uint8_t* mask = step.short_mask + (tile.span.from + s) * step.histories;
     for (int r = 0; r < rows; ++r) {
-      valid[s * stride + r] = step.short_mask[s * step.histories + tile.history(r)] ? 1.0f : 0.0f;
+      valid[s * stride + r] = mask[tile.history(r)] ? 1.0f : 0.0f;
     }
   }
   return valid;
@@ -85,7 +86,7 @@ const float* EvolutionOfCandidates(const Tile& tile, const Evolution& net, Evolu
   Multiply(tile.arena, rows, run->targets, items, net.project.forward, run->projected, units,
            kBias, net.project_bias.values);
   Prelu(rows, units, run->projected, net.slope.values, run->items);
-  run->attention = ActivationForward(tile, net.attention, tile.step->short_events, run->items,
+  run->attention = ActivationForward(tile, net.attention, tile.steps(), run->items,
                                      run->states(units), units, run->valid_pairs);
   run->evolved = RecurrentForward(tile, net.evolution, tile.candidates, run->states(units),
                                   run->attention.weights, run->attention.stride);
@@ -97,7 +98,7 @@ const float* EvolutionOfCandidates(const Tile& tile, const Evolution& net, Evolu
 void EvolutionBackward(const Tile& tile, const Evolution& net, const EvolutionRun& run,
                        float* of_final, float* of_targets) {
   const int rows = tile.rows(), units = net.units, items = net.project.forward.rows;
-  const int histories = tile.histories, steps = tile.step->short_events;
+  const int histories = tile.histories, steps = tile.steps();
   const int64_t states = int64_t{steps} * histories;
   Arena* arena = tile.arena;
   Scope scope(arena);

@@ -46,6 +46,17 @@ INLINE int PairedSteps(const LookbackStep& step) {
   return step.activation_unit ? step.long_events / 5 : 1;  // of fewer and narrower tensors
 }
 
+// Of the sequence whose steps a tile goes over; strides from one step and one history to the next.
+struct Mask {
+  const uint8_t* at;
+  int steps;
+  int64_t step, history;
+};
+INLINE Mask MaskOf(const LookbackStep& step) {
+  if (step.model != LOOKBACK_DIN) return {step.short_mask, step.short_events, step.histories, 1};
+  return {step.long_mask, step.long_events, 1, step.long_events};
+}
+
 template <typename Model, typename ModelRun>
 class Net final : public AnyNet {
  public:
@@ -56,6 +67,9 @@ class Net final : public AnyNet {
     histories_ = Max(1, Min(kMostHistories, kPairs / Max(1, PairedSteps(*step)) / candidates));
     if (blocks_ > 1) histories_ = 1;
     tiles_ = (step->histories + histories_ - 1) / histories_;
+    order_ = static_cast<int32_t*>(arena_->Bytes(sizeof(int32_t) * step->histories));
+    const Mask mask = MaskOf(*step);
+    OrderBySpan(arena_, step->histories, mask.at, mask.steps, mask.step, mask.history, order_);
     if (!step->training) {
       chunks_ = tiles_ * blocks_;
       return;
@@ -91,13 +105,21 @@ class Net final : public AnyNet {
 
  private:
   Tile TileOf(Arena* arena, int64_t tile, int block) const {
-    const int64_t first = tile * histories_, left = step_->histories - first;
+    const int64_t first = tile * histories_;
+    const int histories = static_cast<int>(Smallest(step_->histories - first, histories_));
     const int candidate = block * kMostCandidates;
     const int candidates = step_->candidates - candidate;
-    return {step_, arena, nullptr, nullptr, first,
-            static_cast<int>(Smallest(left, histories_)), candidate,
+    const Mask mask = MaskOf(*step_);
+    Span span = {0, 0};
+    for (int i = 0; i < histories; ++i) {
+      const uint8_t* own = mask.at + order_[first + i] * mask.history;
+      span = Together(span, SpanOf(own, mask.steps, mask.step));
+    }
+    return {step_, arena, nullptr, nullptr, order_ + first, histories, span, candidate,
             step_->training ? candidates : Min(kMostCandidates, candidates)};
   }
+  // The shortest histories' tile, the longest's, and so on inwards: equal shares are equal work.
+  int64_t Folded(int64_t t) const { return t % 2 == 0 ? t / 2 : tiles_ - 1 - t / 2; }
   void PutLogits(const Tile& tile, const float* logits) const {
     for (int r = 0; r < tile.rows(); ++r) step_->logits[tile.pair(r)] = logits[r];
   }
@@ -107,8 +129,7 @@ class Net final : public AnyNet {
     double* sums = sums_ + 3 * chunk;
     memset(gradients, 0, sizeof(float) * packer_.gradients());
     sums[0] = sums[1] = sums[2] = 0;
-    const int64_t end = tiles_ * (chunk + 1) / chunks_;
-    for (int64_t t = tiles_ * chunk / chunks_; t < end; ++t) {
+    for (int64_t t = chunk; t < tiles_; t += chunks_) {  // short histories and long ones to each
       Scope scope(arena);
       Tile tile = TileOf(arena, t, 0);
       tile.gradients = gradients;
@@ -125,12 +146,12 @@ class Net final : public AnyNet {
   void Score(Arena* arena, int64_t begin, int64_t end) const {
     for (int64_t piece = begin; piece < end;) {
       Scope scope(arena);
-      const int64_t t = piece / blocks_;
+      const int64_t t = piece / blocks_, tile_of_all = Folded(t);
       ModelRun run = {};
-      OfHistories(TileOf(arena, t, 0), model_, &run);
+      OfHistories(TileOf(arena, tile_of_all, 0), model_, &run);
       for (; piece < end && piece / blocks_ == t; ++piece) {
         Scope block(arena);
-        const Tile tile = TileOf(arena, t, static_cast<int>(piece % blocks_));
+        const Tile tile = TileOf(arena, tile_of_all, static_cast<int>(piece % blocks_));
         Forward(tile, model_, &run);
         PutLogits(tile, LogitsOf(run));
       }
@@ -146,6 +167,7 @@ class Net final : public AnyNet {
   Packer packer_;
   Model model_;
   int histories_, blocks_;  // of a tile; of a history's candidates
+  int32_t* order_;          // of the histories [B]
   int64_t tiles_, chunks_;
   float* gradients_ = nullptr;  // [chunks, gradients]
   double* sums_ = nullptr;      // [chunks, 3]

@@ -3,23 +3,27 @@
 #ifndef LOOKBACK_KERNELS_TILES_LOOKUP_H_
 #define LOOKBACK_KERNELS_TILES_LOOKUP_H_
 
+#include "spans.h"
 #include "weights.h"
 
 namespace lookback {
 namespace {
 
-// T histories and N of their candidates, at work in one thread.
+// T histories and N of their candidates, at work in one thread. S are the steps of its span: the
+// others of the short sequence (of DIN's long one) are padding in all T.
 struct Tile {
   const LookbackStep* step;
   Arena* arena;
   float* gradients;  // the chunk's, of the weights
   double* sums;      // the chunk's, of the losses: head, stage one, auxiliary
-  int64_t first;     // history
-  int histories;     // T
+  const int32_t* order;  // which histories: [T]
+  int histories;         // T
+  Span span;
   int first_candidate, candidates;  // N
 
   int rows() const { return candidates * histories; }
-  int64_t history(int row) const { return first + row % histories; }
+  int64_t history(int row) const { return order[row % histories]; }
+  int steps() const { return span.count(); }
   // Of a row in whatever is [B, C].
   int64_t pair(int row) const {
     return history(row) * step->candidates + first_candidate + row / histories;
@@ -54,6 +58,12 @@ INLINE void PutGradients(const LookbackParts& parts, int width, int64_t position
     from += width;
   }
 }
+// Gradients of padding, of which no sum knows.
+INLINE void PutZeros(const LookbackParts& parts, int width, int64_t position, int64_t count) {
+  for (int p = 0; p < parts.count; ++p) {
+    memset(parts.parts[p].gradients + position * width, 0, sizeof(float) * count * width);
+  }
+}
 
 // Items of the candidates [N T, E].
 float* Targets(const Tile& tile) {
@@ -68,17 +78,18 @@ float* Users(const Tile& tile) {
   const LookbackParts& parts = tile.step->user;
   const int width = tile.step->width, columns = parts.count * width;
   float* to = tile.arena->Floats(tile.histories * columns);
-  for (int i = 0; i < tile.histories; ++i) Look(parts, width, tile.first + i, to + i * columns);
+  for (int i = 0; i < tile.histories; ++i) Look(parts, width, tile.order[i], to + i * columns);
   return to;
 }
 // Events of the short sequence, or negatives: [S T, E'].
 float* Steps(const Tile& tile, const LookbackParts& parts) {
   const int width = tile.step->width, columns = parts.count * width;
-  float* to = tile.arena->Floats(int64_t{tile.step->short_events} * tile.histories * columns);
+  float* to = tile.arena->Floats(int64_t{tile.steps()} * tile.histories * columns);
   float* row = to;
-  for (int s = 0; s < tile.step->short_events; ++s) {
-    const int64_t position = s * tile.step->histories + tile.first;
-    for (int i = 0; i < tile.histories; ++i, row += columns) Look(parts, width, position + i, row);
+  for (int s = tile.span.from; s < tile.span.to; ++s) {
+    for (int i = 0; i < tile.histories; ++i, row += columns) {
+      Look(parts, width, s * tile.step->histories + tile.order[i], row);
+    }
   }
   return to;
 }
@@ -96,7 +107,7 @@ void PutUsers(const Tile& tile, const float* a, int64_t a_row, const float* b, i
   const int width = tile.step->width;
   for (int p = 0; p < parts.count; ++p) {
     for (int i = 0; i < tile.histories; ++i) {
-      float* to = parts.parts[p].gradients + (tile.first + i) * width;
+      float* to = parts.parts[p].gradients + int64_t{tile.order[i]} * width;
       for (int j = 0; j < width; j += kLanes) {
         Vec sum = All(0.0f);
         for (int r = i; r < tile.rows(); r += tile.histories) {
@@ -111,9 +122,15 @@ void PutUsers(const Tile& tile, const float* a, int64_t a_row, const float* b, i
 void PutSteps(const Tile& tile, const LookbackParts& parts, const float* gradients) {
   const int width = tile.step->width, columns = parts.count * width;
   for (int s = 0; s < tile.step->short_events; ++s) {
-    const int64_t position = s * tile.step->histories + tile.first;
-    for (int i = 0; i < tile.histories; ++i, gradients += columns) {
-      PutGradients(parts, width, position + i, gradients);
+    const bool inside = s >= tile.span.from && s < tile.span.to;
+    for (int i = 0; i < tile.histories; ++i) {
+      const int64_t position = s * tile.step->histories + tile.order[i];
+      if (!inside) {
+        PutZeros(parts, width, position, 1);
+        continue;
+      }
+      PutGradients(parts, width, position, gradients);
+      gradients += columns;
     }
   }
 }

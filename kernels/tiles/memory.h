@@ -42,7 +42,7 @@ class Arena {
     return floats;
   }
   void* Bytes(size_t size) {
-    size = Up(size, 64);
+    size = Up(size > 0 ? size : 1, 64);  // never null
     while (now_.used + size > blocks_[now_.block].size) {
       if (now_.used > 0) now_ = {now_.block + 1, 0};
       if (now_.block == kBlocks) {

@@ -88,9 +88,8 @@ void Product(int rows, int columns, int terms, Strided a, const float* b, int64_
                           bias == nullptr ? nullptr : bias + j)
 #ifdef __AVX512F__  // 32 registers: as many sums as leave room for a row of b
   for (int j = 0; j < columns;) {
-    const int left = (columns - j) / kLanes, now = left == 8 ? 4 : left > 7 ? 6 : left;
+    const int left = (columns - j) / kLanes, now = left > 8 ? 6 : left > 6 ? 4 : left;
     switch (now) {
-      case 7: PANELS(3, 7); break;
       case 6: PANELS(4, 6); break;
       case 5: PANELS(5, 5); break;
       case 4: PANELS(6, 4); break;

@@ -40,7 +40,7 @@ struct Recurrence {
 
 Recurrence RecurrentForward(const Tile& tile, const Recurrent& net, int candidates, const float* x,
                             const float* attention, int64_t stride) {
-  const int steps = tile.step->short_events, histories = tile.histories, units = net.units;
+  const int steps = tile.steps(), histories = tile.histories, units = net.units;
   const int rows = candidates * histories, width = 3 * units;
   Arena* arena = tile.arena;
   Recurrence run = {steps, histories, rows, x, attention, stride, nullptr, nullptr, nullptr};

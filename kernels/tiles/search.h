@@ -10,8 +10,10 @@
 namespace lookback {
 namespace {
 
-// The events of one history's long sequence, and the same transposed. Padded to 16 events.
+// The events of one history's long sequence, from its first to its last, and the same transposed.
+// Padded to 16 events.
 struct LongEvents {
+  int64_t first;  // position of the first in whatever is [B, L]
   int count, padded, columns;
   float* rows;    // [padded, E'], zeros at the end
   float* across;  // [E', padded]
@@ -19,12 +21,15 @@ struct LongEvents {
 
 LongEvents LongOf(const Tile& tile, int64_t history) {
   const LookbackParts& parts = tile.step->long_;
-  const int width = tile.step->width, count = tile.step->long_events;
-  const int padded = static_cast<int>(Up(count, 16)), columns = parts.count * width;
+  const int slots = tile.step->long_events, width = tile.step->width;
+  const Span span = SpanOf(tile.step->long_mask + history * slots, slots, 1);
+  const int count = span.count(), padded = static_cast<int>(Up(count, 16));
+  const int columns = parts.count * width;
+  const int64_t first = history * slots + span.from;
   constexpr int kAhead = 8;  // rows on their way from memory
-  LongEvents events = {count, padded, columns, tile.arena->Floats(int64_t{padded} * columns),
+  LongEvents events = {first, count, padded, columns,
+                       tile.arena->Floats(int64_t{padded} * columns),
                        tile.arena->Floats(int64_t{padded} * columns)};
-  const int64_t first = history * count;
   for (int l = 0; l < Min(kAhead, count); ++l) Prefetch(parts, width, first + l);
   for (int l = 0; l < count; ++l) {
     if (l + kAhead < count) Prefetch(parts, width, first + l + kAhead);
@@ -44,11 +49,20 @@ LongEvents LongOf(const Tile& tile, int64_t history) {
 }
 
 // Which events exist, 1 or 0: [padded].
-INLINE void Existing(const Tile& tile, int64_t history, int padded, float* exist) {
-  const int count = tile.step->long_events;
-  for (int l = 0; l < padded; ++l) {
-    exist[l] = l < count && tile.step->long_mask[history * count + l] ? 1.0f : 0.0f;
+INLINE void Existing(const Tile& tile, const LongEvents& events, float* exist) {
+  for (int l = 0; l < events.padded; ++l) {
+    exist[l] = l < events.count && tile.step->long_mask[events.first + l] ? 1.0f : 0.0f;
   }
+}
+
+// Where the gradients of a part go, and zeros to those of the slots that are padding: [count, D].
+INLINE float* LongGradients(const Tile& tile, int64_t history, const LongEvents& events,
+                            const LookbackPart& part) {
+  const int slots = tile.step->long_events, width = tile.step->width;
+  const int64_t begin = history * slots, end = events.first + events.count;
+  memset(part.gradients + begin * width, 0, sizeof(float) * (events.first - begin) * width);
+  memset(part.gradients + end * width, 0, sizeof(float) * (begin + slots - end) * width);
+  return part.gradients + events.first * width;
 }
 
 // The softmax of those scores that are allowed (1, not 0), zero elsewhere: [count].
@@ -121,8 +135,7 @@ struct Sums {
 
 struct Search {
   float* weights;  // [T, 4 N + 1, padded]: of the three sums; room for gradients of the scores
-  int64_t each;    // floats of a history's
-  int padded;
+  int64_t each;    // floats of a history's, whose `padded` is the largest there can be
 };
 
 // The weights of one history's sums. `by_gap` [padded]: what is added to the ESU's scores, or null.
@@ -135,11 +148,11 @@ INLINE void SearchWeights(const Tile& tile, int64_t history, const LongEvents& e
   float *exist = tile.arena->Floats(padded), *allowed = tile.arena->Floats(padded);
   float *marks = tile.arena->Floats(padded), *exact = tile.arena->Floats(padded);
   int32_t* keys = static_cast<int32_t*>(tile.arena->Bytes(sizeof(int32_t) * padded));
-  Existing(tile, history, padded, exist);
+  Existing(tile, events, exist);
   for (int c = 0; c < candidates; ++c) {
     const float *own = scores + c * padded, *may = exist;
     if (step.hard) {
-      const int32_t* categories = step.long_category + history * events.count;
+      const int32_t* categories = step.long_category + events.first;
       const int32_t wanted =
           step.target_category[history * step.candidates + tile.first_candidate + c];
       for (int l = 0; l < padded; ++l) {
@@ -176,12 +189,12 @@ INLINE void SearchWeights(const Tile& tile, int64_t history, const LongEvents& e
 Search SearchForward(const Tile& tile, const Vector* gap, const float* targets, const Sums& sums) {
   const int candidates = tile.candidates, histories = tile.histories, width = tile.step->width;
   const int items = tile.step->target.count * width;
-  const int padded = static_cast<int>(Up(tile.step->long_events, 16));
-  Search run = {nullptr, int64_t{4 * candidates + 1} * padded, padded};
+  Search run = {nullptr, (4 * candidates + 1) * Up(tile.step->long_events, 16)};
   run.weights = tile.arena->Floats(histories * run.each);
   for (int i = 0; i < histories; ++i) {
     Scope scope(tile.arena);
-    const LongEvents events = LongOf(tile, tile.first + i);
+    const LongEvents events = LongOf(tile, tile.order[i]);
+    const int padded = events.padded;
     float* scores = tile.arena->Floats(int64_t{candidates} * padded);
     float* weights = run.weights + i * run.each;
     const Strided own = {targets + int64_t{i} * items, int64_t{histories} * items, 1};
@@ -193,7 +206,7 @@ Search SearchForward(const Tile& tile, const Vector* gap, const float* targets, 
               events.across + int64_t{events.columns - width} * padded, padded, by_gap, padded,
               kNothing);
     }
-    SearchWeights(tile, tile.first + i, events, scores, by_gap, sums.searched != nullptr, weights);
+    SearchWeights(tile, tile.order[i], events, scores, by_gap, sums.searched != nullptr, weights);
     const auto sum = [&](int which, int columns, float* to, int64_t row) {
       Product(candidates, columns, events.count, {weights + which * candidates * padded, padded, 1},
               events.rows, events.columns, to + i * row, histories * row, kNothing);
@@ -235,11 +248,11 @@ void SearchBackward(const Tile& tile, const Vector* gap, const float* targets, c
                     const Sums& of, float* of_targets) {
   const LookbackStep& step = *tile.step;
   const int candidates = tile.candidates, histories = tile.histories, width = step.width;
-  const int items = step.target.count * width, padded = run.padded;
+  const int items = step.target.count * width;
   for (int i = 0; i < histories; ++i) {
     Scope scope(tile.arena);
-    const LongEvents events = LongOf(tile, tile.first + i);
-    const int columns = events.columns, rows = 4 * candidates + 1;
+    const LongEvents events = LongOf(tile, tile.order[i]);
+    const int columns = events.columns, padded = events.padded, rows = 4 * candidates + 1;
     float* weights = run.weights + i * run.each;
     float* of_scores = weights + 3 * int64_t{candidates} * padded;
     ScoresBack(tile, events, i, of, weights, of_scores);
@@ -260,7 +273,7 @@ void SearchBackward(const Tile& tile, const Vector* gap, const float* targets, c
               tile.of(*gap), width, kThere);
     }
     for (int p = 0; p < step.long_.count; ++p) {
-      float* to = step.long_.parts[p].gradients + (tile.first + i) * events.count * width;
+      float* to = LongGradients(tile, tile.order[i], events, step.long_.parts[p]);
       Product(events.count, width, rows - (gap == nullptr), {weights, 1, padded}, terms + p * width,
               columns, to, width, kNothing);
     }

@@ -10,6 +10,7 @@
 //   vector.h              a register of floats and functions of it
 //   products.h            small matrix products; in bfloat16 by products_bf16.h
 //   memory.h, weights.h   what a thread works in; the variables, packed once a step
+//   spans.h               which steps of a history are no padding; histories alike side by side
 //   lookup.h              rows of tables, concatenated, and their gradients
 //   recurrent.h activation_unit.h auxiliary.h search.h mlp.h    blocks: forward, backward
 //   evolution.h, sim.h, dien.h, din.h                           what is made of them
@@ -22,8 +23,9 @@
 // that a step of the histories is broadcast over blocks of T rows. Widths are padded to 16 columns,
 // with zeros in the weights, so that what the padding holds never counts.
 //
-// Bits depend on the batch alone: it is cut into chunks by its size, each chunk sums the gradients
-// of its own tiles in order, and the chunks are added in order, whoever computed them.
+// Bits depend on the batch alone: its tiles go in turn to chunks, as many as its size asks for, each
+// chunk sums the gradients of its own tiles in order, and the chunks are added in order, whoever
+// computed them.
 
 #ifndef LOOKBACK_KERNELS_TILES_TILES_H_
 #define LOOKBACK_KERNELS_TILES_TILES_H_

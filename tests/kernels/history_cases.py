@@ -42,6 +42,7 @@ class Case:
     rate: float | None = None
     rows: int = 30  # of each table
     exist: float = 0.7  # of the events
+    padding: str = ""  # "before" or "after" the events, of another length for each user
     seed: int = 0
 
 
@@ -74,8 +75,8 @@ class Batch:
                     self.vectors.append(self._floats(*shape, c.width))
                 else:
                     self.ids.append(self.random.integers(0, c.rows, shape).astype(np.int32))
-        self.long_mask = self.random.random((c.users, c.long)) < c.exist
-        self.short_mask = self.random.random((c.short, c.users)) < c.exist
+        self.long_mask = self._mask(c.long)
+        self.short_mask = self._mask(c.short).T
         if c.users > 2:
             self.long_mask[1] = self.short_mask[:, 2] = False  # nothing there
         self.target_category = self.random.integers(0, 3, self.shapes["target"]).astype(np.int32)
@@ -89,6 +90,16 @@ class Batch:
             for width in widths:
                 kept = self.random.random((c.users * c.candidates, width)) >= c.rate
                 self.dropout.append((kept / (1 - c.rate)).astype(np.float32))
+
+    def _mask(self, steps: int) -> Array:
+        """Of ``[B, steps]``."""
+        mask: Array = self.random.random((self.case.users, steps)) < self.case.exist
+        padding = self.random.integers(0, steps + 1, (self.case.users, 1))
+        if self.case.padding == "before":
+            mask &= np.arange(steps) >= padding
+        elif self.case.padding == "after":
+            mask &= np.arange(steps) < padding
+        return mask
 
     def _floats(self, *shape: int) -> Array:
         return self.random.normal(size=shape).astype(np.float32) * np.float32(0.5)

@@ -50,7 +50,12 @@ CASES = {
         user_parts=(),
     ),
     "sim, wide": Case("sim", width=32, target_parts=(0,), event_parts=(0, 1), users=18),
+    "sim, short histories": Case("sim", users=70, long=50, short=9, padding="before", exist=1),
+    "sim, hard, time, gaps and padding": Case(
+        "sim", time_features=True, hard=True, event_parts=(0, 1, 2), users=40, padding="after"
+    ),
     "dien": Case("dien"),
+    "dien, short histories": Case("dien", users=40, short=9, padding="after"),
     "dien, one layer, dropout": Case(
         "dien", auxiliary=(7,), stage_two=(12,), rate=0.5, users=33, candidates=1, short=9
     ),
@@ -58,6 +63,8 @@ CASES = {
     "din": Case("din", users=21, event_parts=(0, 1, 2)),
     "din, vectors, dropout": Case("din", event_parts=(0, 1, -1), rate=0.3, user_parts=()),
     "din, unit": Case("din", unit=True, users=11, event_parts=(0, 1, 2)),
+    "din, short histories": Case("din", users=21, padding="before"),
+    "din, unit, short histories": Case("din", unit=True, users=50, long=40, padding="before"),
     "din, unit, many events": Case("din", unit=True, long=130, candidates=3, target_parts=(1,)),
 }
 

@@ -2,6 +2,7 @@
 // and no longer, and memory that was not written holds no numbers. All results must be finite, and
 // the same bits in another order of the pieces and in two threads.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -49,8 +50,8 @@ class Batch {
     step.long_ = Parts(events, shape.users * shape.slots);
     step.short_ = Parts(events, shape.users * shape.steps);
     step.negative = Parts(events, shape.users * shape.steps);
-    step.long_mask = Bytes(shape.users * shape.slots);
-    step.short_mask = Bytes(shape.users * shape.steps);
+    step.long_mask = Mask(shape.slots, 1, shape.slots);
+    step.short_mask = Mask(shape.steps, shape.users, 1);
     if (shape.hard) {
       step.target_category = Ids(pairs);
       step.long_category = Ids(shape.users * shape.slots);
@@ -88,9 +89,17 @@ class Batch {
     for (int i = 0; i < count; ++i) ids_.back()[i] = static_cast<int32_t>(random_() % kRows);
     return ids_.back().get();
   }
-  uint8_t* Bytes(int count) {
-    bytes_.emplace_back(new uint8_t[count]);
-    for (int i = 0; i < count; ++i) bytes_.back()[i] = random_() % 4 != 0;
+  // Each user's steps, from one to the next `stride`: some have gaps, some padding before, after or
+  // alone.
+  uint8_t* Mask(int steps, int stride, int user_stride) {
+    bytes_.emplace_back(new uint8_t[shape_.users * steps]());
+    for (int user = 0; user < shape_.users; ++user) {
+      const int a = random_() % (steps + 1), b = random_() % (steps + 1), kind = random_() % 4;
+      const int from = kind == 0 ? 0 : std::min(a, b), to = kind == 1 ? steps : std::max(a, b);
+      for (int s = from; s < to; ++s) {
+        bytes_.back()[user * user_stride + s * stride] = kind != 2 || random_() % 4 != 0;
+      }
+    }
     return bytes_.back().get();
   }
   float* Result(int count) {
