@@ -21,6 +21,8 @@ QUESTION = "What test AUC do the models reach on MovieLens-100k, over several se
 # on the same protocol): issue A, section F, at batch 4,096, learning rate 0.01, 3 epochs.
 _VARIANTS: dict[str, tuple[str, dict[str, Any], float | None, str]] = {
     "sim": ("sim", {}, 0.818, "0.813, 0.815"),
+    "sim_amp": ("sim", {"amp": True}, None, ""),
+    "sim_layers": ("sim", {"kernels": "none"}, None, ""),  # TensorFlow's operations, not ours
     "sim_hard": ("sim", {"gsu": "hard"}, None, ""),
     "sim_time": ("sim", {"time_features": True}, None, ""),
     "dien": ("dien", {}, 0.811, "0.811"),
