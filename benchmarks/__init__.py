@@ -2,7 +2,8 @@
 
 A benchmark module has `QUESTION` (a string literal, so that listing need not import the module),
 `add_arguments(parser)` and `run(args) -> Report`; `args.quick` asks for an answer within 60 s.
-TensorFlow and the like are imported by `run`, so that `--help` stays fast.
+TensorFlow and the like are imported by `run`, so that `--help` stays fast. `MODES`, if a benchmark
+has it, names the modules that answer in its place where a flag is given.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ BENCHMARKS = {
     "scaling": "lookback.benchmarks.scaling",
     "serving": "lookback.benchmarks.serving",
     "serving_core": "lookback.benchmarks.serving_core",
-    "scaling_prediction": "lookback.benchmarks.scaling_prediction",
     "sharding": "lookback.benchmarks.sharding",
     "sim_inference": "lookback.benchmarks.sim_inference",
     "sim_train": "lookback.benchmarks.sim_train",

@@ -59,7 +59,11 @@ def _run(arguments: list[str]) -> int:
         names = ", ".join(BENCHMARKS)
         raise UserError(f"no benchmark is named {name!r}. Expected one of: {names}.")
     quieten()
-    module = importlib.import_module(BENCHMARKS[name])
+    module, options = importlib.import_module(BENCHMARKS[name]), arguments[1:]
+    for flag, other in getattr(module, "MODES", {}).items():
+        if flag in options:
+            name, module = f"{name} {flag}", importlib.import_module(other)
+            options.remove(flag)
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {name}",
         description=module.QUESTION,
@@ -68,7 +72,7 @@ def _run(arguments: list[str]) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="smaller sizes, done within 60 s")
     module.add_arguments(parser)
-    args = parser.parse_args(arguments[1:])
+    args = parser.parse_args(options)
     # After parsing, so that --help does not wait for NumPy and rich.
     from lookback.benchmarks.harness import machine_info, print_report
 

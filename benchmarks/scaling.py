@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 QUESTION = "How does a training step's cost grow with table rows, history length, batch and ranks?"
 
+MODES = {"--predict": "lookback.benchmarks.scaling_prediction"}
+
 SWEEPS: Mapping[str, tuple[Sequence[int], Sequence[int]]] = {
     "table_rows": ((10**4, 10**5, 10**6, 10**7, 10**8), (10**4, 10**5, 10**6)),
     "lengths": ((50, 100, 200, 500, 1000, 2000), (50, 200, 500)),
@@ -31,6 +33,11 @@ SWEEPS: Mapping[str, tuple[Sequence[int], Sequence[int]]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this benchmark's options."""
+    parser.add_argument(
+        "--predict",
+        action="store_true",
+        help="8 to 1,024 ranks from a model instead, with options of its own: --predict --help",
+    )
     for name, (full, quick) in SWEEPS.items():
         default, fewer = (" ".join(map(str, values)) or "none" for values in (full, quick))
         parser.add_argument(
@@ -87,7 +94,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         title=f"A training step of {args.model_type.upper()}",
         columns=("", "value", "ms a step", "samples/s", "a step, over the first"),
         rows=rows,
-        config={name: value for name, value in vars(args).items() if name != "output"},
+        config={k: v for k, v in vars(args).items() if k not in ("output", "predict")},
         figures=figures,
         ratios=ratios,
         notes=[

@@ -21,6 +21,18 @@ def test_every_benchmark_has_a_question_options_and_run(name):
     assert callable(module.run)
 
 
+def test_another_mode_of_a_benchmark_has_options_of_its_own(capsys):
+    for words, option in (((), "--table_rows"), (("--predict",), "--fabric")):
+        with pytest.raises(SystemExit):
+            main(["scaling", *words, "--help"])
+        assert option in capsys.readouterr().out
+    assert main(["scaling", "--predict", "--no-measure", "--ranks", "8"]) == 0
+    assert '"benchmark": "scaling --predict"' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["scaling", "--predict", "--table_rows", "10", "20"])
+    assert "unrecognized arguments: --table_rows" in capsys.readouterr().err
+
+
 def test_listing_is_instant_and_names_every_benchmark():
     # With imports reported: neither TensorFlow nor NumPy is needed to list.
     result = subprocess.run(
