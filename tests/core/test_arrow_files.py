@@ -6,6 +6,7 @@ pyarrow before 14.0.1 unpickles; the pickle makes a directory, whose absence is 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -190,31 +191,44 @@ def test_tables_of_a_bundle(tmp_path: Path) -> None:
 @pytest.fixture
 def old_pyarrow(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(pa, "__version__", "14.0.0")
-    monkeypatch.setattr(arrow_files, "_forbid_code", arrow_files._forbid_code.__wrapped__)
     return monkeypatch
 
 
+@pytest.fixture
+def first_files() -> ModuleType:
+    """The module as a process has it that has opened nothing yet: pyarrow is looked at once."""
+    spec = importlib.util.find_spec(arrow_files.__name__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_old_pyarrow_opens_nothing_without_the_hotfix(
-    tmp_path: Path, old_pyarrow: pytest.MonkeyPatch
+    tmp_path: Path, old_pyarrow: pytest.MonkeyPatch, first_files: ModuleType
 ) -> None:
     old_pyarrow.setitem(sys.modules, "pyarrow_hotfix", None)
-    for function in (arrow_files.open_parquet, arrow_files.read_parquet, arrow_files.map_arrow):
+    for function in (first_files.open_parquet, first_files.read_parquet, first_files.map_arrow):
         with pytest.raises(UserError, match=r"14\.0\.0 .*14\.0\.1 or newer.*pyarrow_hotfix"):
             function(tmp_path / "is not there")
 
 
-def test_hotfix_comes_first(tmp_path: Path, old_pyarrow: pytest.MonkeyPatch) -> None:
+def test_hotfix_comes_first(
+    tmp_path: Path, old_pyarrow: pytest.MonkeyPatch, first_files: ModuleType
+) -> None:
     pq.write_table(pa.table({"id": [1]}), tmp_path / "a.parquet")
     done: list[str] = []
     hotfix = SimpleNamespace(install=lambda: done.append("hotfix"))
     old_pyarrow.setitem(sys.modules, "pyarrow_hotfix", hotfix)
     old_pyarrow.setattr(pq, "read_table", lambda *_, **__: done.append("read"))
-    arrow_files.read_parquet(tmp_path / "a.parquet")
+    first_files.read_parquet(tmp_path / "a.parquet")
     assert done == ["hotfix", "read"]
 
 
-def test_new_pyarrow_needs_no_hotfix(tmp_path: Path, old_pyarrow: pytest.MonkeyPatch) -> None:
+def test_new_pyarrow_needs_no_hotfix(
+    tmp_path: Path, old_pyarrow: pytest.MonkeyPatch, first_files: ModuleType
+) -> None:
     old_pyarrow.setattr(pa, "__version__", "14.0.1")
     old_pyarrow.setitem(sys.modules, "pyarrow_hotfix", None)
     pq.write_table(pa.table({"id": [1]}), tmp_path / "a.parquet")
-    assert arrow_files.read_parquet(tmp_path / "a.parquet").to_pydict() == {"id": [1]}
+    assert first_files.read_parquet(tmp_path / "a.parquet").to_pydict() == {"id": [1]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from urllib.request import Request, urlopen
@@ -214,10 +215,14 @@ def test_notes_outlive_who_wrote_them(monkeypatch):
     job_store.put("here-1", {})
     job_store.meet(0, 2, seconds=0.2)
     job_store.meet(1, 2, seconds=0.2)
-    server._httpd.shutdown()
-    server._httpd.server_close()
+    server.stop()
+
+
+def test_a_launcher_that_is_gone_is_told_from_a_note_that_is_missing():
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
     with pytest.raises(NoLauncherError):
-        job_store.get("error")
+        JobStore("127.0.0.1", port, "open sesame").get("error")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +253,7 @@ def test_a_machine_whose_name_means_nothing_is_refused(monkeypatch):
         raise distributed.socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(distributed.socket, "gethostbyname", unknown)
-    for name in distributed._SIZE_VARIABLES:
+    for name in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"no address on it \(Name or service.*to /etc/hosts"):
         distributed.start_world()
