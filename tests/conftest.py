@@ -12,6 +12,10 @@ import fcntl
 import functools
 import json
 import os
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +109,29 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return directory
 
     return get
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[tuple[str, str]]:
+    """What stands after `python` to have what follows run in a fork that has TensorFlow.
+
+    Of a program that is started as a user would start it, to import TensorFlow takes most of the
+    time; see tests/distributed/preloaded.py.
+    """
+    program = str(Path(__file__).parent / "distributed" / "preloaded.py")
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listening:
+        path = f"{directory}/socket"
+        listening.bind(path)
+        listening.listen()
+        words = (sys.executable, program, "serve", str(listening.fileno()))
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[listening.fileno()]
+        ) as server:
+            yield program, path
+            try:
+                server.communicate(timeout=20)  # the end of its stdin is its own
+            finally:
+                server.kill()
 
 
 @pytest.fixture(scope="session")

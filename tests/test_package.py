@@ -18,6 +18,8 @@ import pytest
 import tomllib
 
 import lookback
+from lookback.kernels.build import library
+from tests.in_one_process import IN_ONE_PROCESS
 from tests.test_architecture import DOORS, FLOORS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,27 +127,43 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.slow
-def test_from_raw_data_to_scores_in_an_empty_directory(installed: Run) -> None:
-    assert installed("lookback", "--version") == f"lookback {lookback.__version__}\n"
-    built = installed("lookback", "setup-kernels")
-    assert re.fullmatch(r"built .*/venv/lib/lookback_kernels-\w{12}\.so\n", built)
-
-    generate = ("generate", "--dataset", "synthetic", "--preset", "tiny", "--output", "raw")
-    installed("lookback", "workflows", *generate)
-    dataset = ("--dataset", "synthetic", "--input", "raw", "--output", "data")
-    installed("lookback", "workflows", "run", *dataset)
-    plan = installed("lookback", "embeddings", "plan", "--dataset_dir", "data", "--ranks", "2")
-    assert "item_id" in plan
-    installed(
-        *("lookback", "train", "--dataset_dir", "data", "--model_type", "din"),
-        *("--epochs", "1", "--global_batch_size", "4096", "--embedding_dim", "4"),
-        *("--results_dir", "results", "--export_dir", "export"),
+@pytest.fixture
+def compiler(tmp_path: Path) -> Path:
+    """What scripts/setup.sh has compiled: a program that copies it, if its sources are there."""
+    path = tmp_path / "c++"
+    path.write_text(
+        "#!/bin/sh\n"
+        "for word; do\n"
+        '  case $last in -c) [ -f "$word" ] || exit 1 ;; -o) output=$word ;; esac\n'
+        "  last=$word\n"
+        "done\n"
+        f'case $1 in -shared) cp "{library()}" "$output" ;; *) : > "$output" ;; esac\n'
     )
-    bundle = ("--export_dir", "export")
-    requests = ("sample", *bundle, "--dataset_dir", "data", "--users", "2", "--candidates", "3")
-    code = "import pathlib, sys; pathlib.Path('requests.jsonl').write_text(sys.argv[1])"
-    installed("python", "-c", code, installed("lookback", "serving", *requests))
-    scores = installed("lookback", "serving", "score", *bundle, "--requests", "requests.jsonl")
-    answers = [json.loads(line) for line in scores.splitlines()]
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.slow
+def test_from_raw_data_to_scores_in_an_empty_directory(installed: Run, compiler: Path) -> None:
+    assert installed("lookback", "--version") == f"lookback {lookback.__version__}\n"
+    built = installed("lookback", "setup-kernels", "--compiler", str(compiler))
+    assert re.fullmatch(rf"built .*/venv/lib/{re.escape(library().name)}\n", built)
+
+    def in_one_process(*lines: str) -> str:
+        return installed("python", "-c", IN_ONE_PROCESS, json.dumps(lines))
+
+    plan = in_one_process(
+        "workflows generate --dataset synthetic --preset tiny --output raw",
+        "workflows run --dataset synthetic --input raw --output data",
+        "embeddings plan --dataset_dir data --ranks 2",
+    )
+    assert "item_id" in plan
+    scores = in_one_process(
+        "train --dataset_dir data --model_type din --epochs 1 --global_batch_size 4096 "
+        "--embedding_dim 4 --results_dir results --export_dir export",
+        "serving sample --export_dir export --dataset_dir data --users 2 --candidates 3 "
+        "> requests.jsonl",
+        "serving score --export_dir export --requests requests.jsonl",
+    )
+    answers = [json.loads(line) for line in scores.splitlines()[-2:]]
     assert [len(answer["candidates"]) for answer in answers] == [3, 3]

@@ -8,10 +8,8 @@ import importlib.util
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -43,25 +41,6 @@ def launch() -> ModuleType:
 def forked() -> ModuleType:
     """tests/distributed/ranks.py."""
     return _load("ranks")
-
-
-@pytest.fixture(scope="session")
-def preloaded() -> Iterator[tuple[Path, str]]:
-    """What stands before a program's name to run it in a fork: tests/distributed/preloaded.py."""
-    program = HERE / "preloaded.py"
-    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX) as listening:
-        path = f"{directory}/socket"
-        listening.bind(path)
-        listening.listen()
-        words = (sys.executable, program, "serve", str(listening.fileno()))
-        with subprocess.Popen(
-            words, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[listening.fileno()]
-        ) as server:
-            yield program, path
-            try:
-                server.communicate(timeout=20)  # the end of its stdin is its own
-            finally:
-                server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,25 @@ def run_model(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> R
         return started.finish()
 
 
+def start_forked(
+    preloaded: Sequence[str], directory: Path, *arguments: str, **environment: str
+) -> Started:
+    """Starts what scripts/run_model.sh starts; its processes are forks, of preloaded.py."""
+    program, server = preloaded
+    train = directory / "train.py"
+    train.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(program).parent)!r})\nimport preloaded\n"
+        f"sys.exit(preloaded.ask({server!r}, [{str(TRAIN)!r}, *sys.argv[1:]]))\n"
+    )
+    code = (
+        f"import pathlib, sys; sys.path.insert(0, {str(ROOT)!r}); "
+        "from lookback.training.parallel import run_model; "
+        f"run_model.TRAIN = pathlib.Path({str(train)!r}); "
+        "sys.exit(run_model.main(sys.argv[1:], 'run_model'))"
+    )
+    return Started(sys.executable, "-c", code, *arguments, **environment)
+
+
 def run_script(ranks: int, script: Path, *arguments: str | Path) -> Result:
     """Runs another program than train.py on several ranks, by what run_model.sh uses."""
     with start_script(ranks, script, *arguments) as started:

@@ -2,8 +2,9 @@
 
 usage: preloaded.py serve FD                         (a socket that listens; until stdin ends)
        preloaded.py SOCKET SCRIPT [ARGUMENT...]      (like python SCRIPT [ARGUMENT...])
+       preloaded.py SOCKET -m MODULE [ARGUMENT...]   (like python -m MODULE [ARGUMENT...])
 
-The second is the process that launchers and tests see. It passes signals on and ends as the fork
+The last two are the process that launchers and tests see. It passes signals on and ends as the fork
 ends; if it is killed, so is the fork. What a fork shares with others and new processes do not: the
 network namespace of the server, and the order of sets (PYTHONHASHSEED).
 """
@@ -46,8 +47,8 @@ def ask(path: str, words: list[str]) -> int:
     return status
 
 
-def serve(listening: socket.socket) -> str | None:
-    """Forks for everybody who asks; returns None at the end, and in a fork its script."""
+def serve(listening: socket.socket) -> list[str] | None:
+    """Forks for everybody who asks; returns None at the end, and in a fork what it is to run."""
     while True:
         ready, _, _ = select.select([listening, 0], [], [])
         with contextlib.suppress(ChildProcessError):  # no keeper is left
@@ -62,8 +63,8 @@ def serve(listening: socket.socket) -> str | None:
         asking.close()
 
 
-def keep(asking: socket.socket) -> str:
-    """Keeps a fork as long as who asked for it is there; returns in the fork, with its script."""
+def keep(asking: socket.socket) -> list[str]:
+    """Keeps a fork as long as who asked for it is there; returns in the fork, with its words."""
     message, descriptors, _, _ = socket.recv_fds(asking, 1 << 20, 3)
     while not message.endswith(b"\n"):
         message += asking.recv(1 << 20)
@@ -90,8 +91,8 @@ def keep(asking: socket.socket) -> str:
     os._exit(0)
 
 
-def become(asked: dict, descriptors: list[int]) -> str:
-    """Makes this process what was asked for; returns its script."""
+def become(asked: dict, descriptors: list[int]) -> list[str]:
+    """Makes this process what was asked for; returns its words."""
     import numpy as np
 
     os.setsid()
@@ -105,9 +106,17 @@ def become(asked: dict, descriptors: list[int]) -> str:
     os.environ.clear()
     os.environ.update(asked["environment"])
     np.random.seed()  # other numbers than every other fork's
-    sys.argv = asked["words"]
-    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
-    return sys.argv[0]
+    return list(asked["words"])
+
+
+def run(words: list[str]) -> None:
+    """Runs a script or a module as Python does."""
+    if words[0] == "-m":
+        sys.argv, sys.path[0] = words[1:], str(Path.cwd())
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def main() -> int:
@@ -117,9 +126,9 @@ def main() -> int:
     import ranks
 
     ranks.import_ahead()
-    script = serve(socket.socket(fileno=int(sys.argv[2])))
-    if script is not None:
-        runpy.run_path(script, run_name="__main__")
+    words = serve(socket.socket(fileno=int(sys.argv[2])))
+    if words is not None:
+        run(words)
     return 0
 
 
