@@ -270,9 +270,9 @@ BROKEN: dict[str, tuple[str, str]] = {
         f"{SMALL}  label: {{column: c}}\n",
         r"events\.label \(line 7\): it has an effect only with labels: explicit",
     ),
-    "booleans": (
-        f"{SMALL}  label: {{column: c, positive: [yes]}}\nlabels: explicit\n",
-        r"events\.label\.positive \(line 7\): expected text or numbers, received true",
+    "values": (
+        f"{SMALL}  label: {{column: c, positive: [[1]]}}\nlabels: explicit\n",
+        r"events\.label\.positive \(line 7\): expected text, numbers or booleans, received \[1\]",
     ),
     "condition": (
         f"{SMALL}  where: [{{column: c}}]\n",
@@ -489,7 +489,7 @@ def test_the_schema_takes_what_we_take_and_marks_what_it_can() -> None:
             ),
         ),
         *("a list", "no mapping", "unit", "type", "without effect", "clip", "known of items"),
-        *("booleans", "conditions", "fraction", "split"),
+        *("values", "conditions", "fraction", "split"),
     }
     found = {
         name

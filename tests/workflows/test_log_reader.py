@@ -222,6 +222,17 @@ def test_conditions_leave_rows_out_and_are_counted(tmp_path: Path) -> None:
         (["yes", "no", "Yes"], ["yes"], [1, 0, 0]),
         (["5", "4", "4.5"], [4, 5], [1, 1, 0]),
         ([True, False], ["true"], [1, 0]),
+        ([True, False], [True], [1, 0]),
+        ([True, False], [False], [0, 1]),
+        ([True, False], [1], [1, 0]),  # as is the default
+        ([True, False], [0], [0, 1]),
+        ([True, False], [2, 5], [0, 0]),
+        ([1, 0, 2], [True], [1, 0, 0]),
+        ([1.0, 0.0, 3.0], [False], [0, 1, 0]),
+        (["True", "False", "TRUE", "1", "yes"], [1], [1, 0, 1, 1, 0]),
+        (["yes", "No", "on", "true", "y", "1", "0"], [True], [1, 0, 1, 1, 0, 1, 0]),
+        (["yes", "No", "off", "FALSE", "n", "1", "0.0"], [False], [0, 1, 1, 1, 0, 0, 1]),
+        (["yes", "true"], ["true"], [0, 1]),
         ([1.0, 0.0, 3.0], [1], [1, 0, 0]),
     ],
 )

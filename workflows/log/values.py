@@ -11,12 +11,18 @@ from typing import Any
 from lookback.core.errors import UserError, shown
 from lookback.core.options.option import Structure
 
-Word = str | int | float
+Word = str | int | float | bool
+
+_SPELLINGS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
+"""What YAML 1.1 takes for a boolean, in small letters: which of them was written, nobody knows."""
 
 
 @dataclass(frozen=True)
 class Values(Structure):
     """Values of a column, as a list: text is compared as text, a number as a number.
+
+    A boolean is a column's boolean, a word that YAML would take for it, or 1 or 0; and so are 1 and
+    0 a column's true and false.
 
     Attributes:
       words: them.
@@ -32,15 +38,10 @@ class Values(Structure):
         if not isinstance(raw, list | tuple) or not raw:
             raise UserError(f"{source}: expected a list of values ([1, click]), {_received(raw)}.")
         for word in raw:
-            if isinstance(word, bool):
-                raise UserError(
-                    f"{source}: expected text or numbers, received {str(word).lower()}. Put what "
-                    "stands in the files in quotes ('true', 'yes')."
-                )
-            if not isinstance(word, str | int | float) or (
+            if not isinstance(word, str | int | float | bool) or (
                 isinstance(word, float) and not math.isfinite(word)
             ):
-                raise UserError(f"{source}: expected text or numbers, {_received(word)}.")
+                raise UserError(f"{source}: expected text, numbers or booleans, {_received(word)}.")
         return cls(tuple(raw))
 
     def content(self) -> list[Word]:
@@ -50,17 +51,25 @@ class Values(Structure):
     @classmethod
     def schema(cls, definitions: dict[str, Any]) -> dict[str, Any]:
         """See `Structure.schema`."""
-        return {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}
+        words = {"type": ["string", "number", "boolean"]}
+        return {"type": "array", "minItems": 1, "items": words}
 
     def hold(self, text: str) -> bool:
         """Whether a value of a column, as text, is one of them."""
-        if text in self.words:
-            return True
-        numbers = [word for word in self.words if not isinstance(word, str)]
-        try:
-            return bool(numbers) and "_" not in text and float(text) in numbers
-        except ValueError:
-            return False
+        return any(_is(word, text) for word in self.words)
+
+
+def _is(word: Word, text: str) -> bool:
+    """Whether a value of a column, as text, is a word of a description."""
+    if isinstance(word, str):
+        return text == word
+    spellings = _SPELLINGS[bool(word)] if word in (0, 1) else ()
+    if not isinstance(word, bool):
+        spellings = spellings[:1]
+    try:
+        return "_" not in text and float(text) == word
+    except ValueError:
+        return text.lower() in spellings
 
 
 @dataclass(frozen=True)
