@@ -72,6 +72,11 @@ class BatchSource(abc.ABC):
         return True
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What who trains on these batches should be told of them, in a line each."""
+        return ()
+
+    @property
     def id_features(self) -> tuple[str, ...]:
         """The features that say of whom and of what a row is; none where it has no name."""
         return ()

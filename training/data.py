@@ -100,13 +100,18 @@ def model_identity(run: RunConfig, options: dict[str, Any], source: BatchSource)
 
 
 def notes_on_data(
-    run: RunConfig, options: Any, vocabularies: Mapping[str, str], checkpoint: Checkpoint | None
+    run: RunConfig,
+    options: Any,
+    source: BatchSource,
+    vocabularies: Mapping[str, str],
+    checkpoint: Checkpoint | None,
 ) -> list[str]:
-    """What a run cannot know of its data, in a line each.
+    """What a run cannot know of its data, and what its batches lack, in a line each.
 
     Args:
       run: its options.
       options: of the model.
+      source: of its batches.
       vocabularies: what the ids of its data stand for.
       checkpoint: that is loaded, if one is.
 
@@ -118,6 +123,8 @@ def notes_on_data(
         notes.append(f"features: {', '.join(unread)} of the dataset are not read")
     if checkpoint is not None:
         notes.append(compare_vocabularies(run.dataset_dir, vocabularies, checkpoint))
+    if run.mode == "train":
+        notes += source.notes
     return [note for note in notes if note is not None]
 
 

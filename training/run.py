@@ -231,7 +231,7 @@ def run_on(
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, options, world)
     ids = Ids.of(run.dataset_dir, verified=not run.no_verify)
-    notes = notes_on_data(run, options, ids.vocabularies, checkpoint)
+    notes = notes_on_data(run, options, source, ids.vocabularies, checkpoint)
     identity = run_identity(run, data, options, world.size)
     require_same(world, identity)  # each host has its own copy of the data, maybe another one
     entry = MODELS[run.model_type]

@@ -8,12 +8,14 @@ to the histories of a window (docs/decisions/0025).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import tensorflow as tf
 
 from lookback.core.arrow_files import open_parquet
@@ -120,9 +122,22 @@ class Blocks:
         Raises:
           UserError: if it is damaged, or does not belong to the dataset.
         """
-        file, group = self._groups[block]
-        with reading(file), open_parquet(file) as parquet:
-            table = parquet.read_row_group(group, columns=self._reader.columns())
+        (found,) = self._each([block])
+        return found
+
+    def _each(self, blocks: Sequence[int]) -> Iterator[Histories]:
+        """The histories of blocks, one after another; of each run in a file it is opened once."""
+        for file, run in itertools.groupby(blocks, lambda block: self._groups[block][0]):
+            with reading(file):
+                opened = open_parquet(file)
+            with opened as parquet:
+                for block in run:
+                    with reading(file):
+                        group = self._groups[block][1]
+                        table = parquet.read_row_group(group, columns=self._reader.columns())
+                    yield self._checked(block, table)
+
+    def _checked(self, block: int, table: pa.Table) -> Histories:
         found = self._reader.histories(table)
         first, behind = self.users[block : block + 2].tolist()
         if found.num_users != behind - first:
@@ -268,8 +283,7 @@ class Blocks:
         behind = 0
         offsets = np.zeros(sizes["users"] + 1, np.int64)
         place = 0
-        for block in blocks:
-            one = self.read(block)
+        for block, one in zip(blocks, self._each(blocks), strict=True):
             if one.num_events != table.events[block]:
                 raise self.changed(block)
             offsets[place + 1 : place + 1 + one.num_users] = behind + one.offsets[1:]

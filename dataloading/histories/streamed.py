@@ -36,13 +36,20 @@ from lookback.dataloading.sources import Batch, BatchSource, WeightedBatch
 _HOST = "CPU:0"
 _TRAINING = "training"
 """A purpose; the others are splits."""
+_TOGETHER = 4096
+"""Samples that are gathered at a time, those of several small batches: a call costs 4 ms of CPU
+(benchmarks streamed_histories), as much as to gather a thousand samples."""
+_FEWEST_USERS = 0.25
+"""Users of a window for each target of a batch, below which it is said that they are few: with 0.07
+of MovieLens-100k AUC fell, with 0.26 it did not (docs/decisions/0025)."""
 
 
 class Filled(NamedTuple):
-    """A batch in tensors of one size, so that no shape is new to a graph.
+    """A batch in tensors of one size, so that no shape is new to a graph; others may share them.
 
     Attributes:
-      features: ``[M, ...]`` by name; of a training batch M is its targets, all processes' together.
+      features: ``[M, ...]`` by name; of a training batch M is its targets, all processes' together,
+        times the batches that are gathered at a time.
       labels: ``[M, C]``.
       numbers: of the samples, int64 ``[M]``.
       users: numbers of their users, int64 ``[M]``.
@@ -57,8 +64,9 @@ class Filled(NamedTuple):
 
     def cut(self) -> Batch:
         """Features and labels of the rows that count."""
-        begin, end = tf.unstack(self.rows)
-        return {n: v[begin:end] for n, v in self.features.items()}, self.labels[begin:end]
+        with tf.device(_HOST):  # a device that is not the host gets these rows alone
+            begin, end = tf.unstack(self.rows)
+            return {n: v[begin:end] for n, v in self.features.items()}, self.labels[begin:end]
 
 
 class StreamedSource(BatchSource):
@@ -141,6 +149,19 @@ class StreamedSource(BatchSource):
         return Stream(windows, sizes, self._table.samples[split], self._part, shuffle)
 
     @property
+    def notes(self) -> Sequence[str]:
+        """That samples are shuffled among few users, which costs accuracy."""
+        users, sizes = int(self._table.users[-1]), self._table.bytes
+        count = len(windows_of(np.arange(len(sizes)), sizes, self._capacity))
+        if count == 1 or users / count >= _FEWEST_USERS * self._batch:
+            return ()
+        return (
+            f"warning: history_memory: samples are shuffled among some {users // count:,} of "
+            f"{users:,} users at a time, and a batch has {self._batch:,} targets; so few have cost "
+            "accuracy. Give more memory, or a smaller --global_batch_size.",
+        )
+
+    @property
     def id_features(self) -> tuple[str, ...]:
         """The first of users and of items."""
         return self._features.ids
@@ -187,17 +208,17 @@ class StreamedSource(BatchSource):
         """Feeds: batches of this process's samples."""
         streams: dict[int, Stream] = {}
 
-        def build(step: int) -> Filled:
-            passes, index = divmod(step, self._steps)
+        def build(steps: range) -> list[Filled]:
+            passes, index = divmod(steps.start, self._steps)
             number = epoch * self._repeat_count + passes
             if number not in streams:
                 streams.clear()
                 streams[number] = self._stream("train", number)
-            begin = index * self._batch
-            pieces = streams[number].pieces(begin, begin + self._batch)
-            return self._filled(_TRAINING, number, pieces, self._batch)
+            steps = range(index, index + len(steps))
+            return self._filled(_TRAINING, number, streams[number], steps, self._batch)
 
-        return _ahead(build, first_step, self.train_steps())
+        runs = _runs(first_step, self.train_steps(), _at_a_time(self._batch), self._steps)
+        return _ahead(build, runs)
 
     def parts_of(self, feed: Filled) -> Sequence[Filled]:
         """The same tensors, of which other rows count."""
@@ -225,12 +246,11 @@ class StreamedSource(BatchSource):
         """Feeds: batches of this process's samples, in the order of users."""
         stream = self._stream(split, None)
 
-        def build(step: int) -> Filled:
-            begin = step * self._eval_batch
-            pieces = stream.pieces(begin, begin + self._eval_batch)
-            return self._filled(split, 0, pieces, self._eval_batch)
+        def build(steps: range) -> list[Filled]:
+            return self._filled(split, 0, stream, steps, self._eval_batch)
 
-        return _ahead(build, 0, self.eval_steps(split))
+        steps = self.eval_steps(split)
+        return _ahead(build, _runs(0, steps, _at_a_time(self._eval_batch), steps))
 
     def _samples(
         self,
@@ -281,19 +301,23 @@ class StreamedSource(BatchSource):
         return made
 
     def _filled(
-        self, purpose: str, epoch: int, pieces: Iterator[WindowSamples], size: int
-    ) -> Filled:
-        """A batch of pieces; where there are none, of nobody's samples.
+        self, purpose: str, epoch: int, stream: Stream, steps: range, batch: int
+    ) -> list[Filled]:
+        """The batches of steps that follow each other, gathered together.
 
         Args:
           purpose: training, or the split that is evaluated.
           epoch: of training.
-          pieces: of the batch.
-          size: M, of the tensors.
+          stream: of the samples.
+          steps: of the stream's pass, as many as are gathered at a time, or fewer.
+          batch: samples a step.
         """
+        size = batch * _at_a_time(batch)  # M
+        edges = batch * np.arange(steps.start, steps.stop + 1)
+        nothing = np.zeros(0, np.int64)
         with tf.device(_HOST):
-            nothing = np.zeros(0, np.int64)
-            given = list(pieces) or [WindowSamples(NOBODY, None, nothing, nothing)]
+            given = list(stream.pieces(int(edges[0]), int(edges[-1])))
+            given = given or [WindowSamples(NOBODY, None, nothing, nothing, nothing)]
             made = [self._made(purpose, piece, epoch) for piece in given]
             numbers = np.concatenate([piece.numbers for piece in given])
 
@@ -306,8 +330,12 @@ class StreamedSource(BatchSource):
                 return tf.pad(values, [[0, free], *[[0, 0]] * (values.shape.rank - 1)])
 
             features, labels, users = tf.nest.map_structure(filled, *made)
-            rows = tf.constant([0, len(numbers)], tf.int64)
-            return Filled(features, labels, filled(tf.constant(numbers)), users, rows)
+            told = filled(tf.constant(numbers))
+            rows = np.searchsorted(np.concatenate([piece.order for piece in given]), edges)
+            return [
+                Filled(features, labels, told, users, tf.constant(rows[n : n + 2], tf.int64))
+                for n in range(len(steps))
+            ]
 
     def train_batch(self, feed: Filled) -> Batch:
         """The rows of the feed that count."""
@@ -331,12 +359,33 @@ class StreamedSource(BatchSource):
         return {name: column.numpy().tolist() for name, column in columns.items()}
 
 
-def _ahead(build: Callable[[int], Filled], first: int, behind: int) -> Iterator[Filled]:
-    """What `build` makes of numbers from `first` to before `behind`, each while one is used."""
+def _at_a_time(batch: int) -> int:
+    """Batches that are gathered together."""
+    return max(1, _TOGETHER // batch)
+
+
+def _runs(first: int, behind: int, most: int, steps: int) -> list[range]:
+    """Steps from `first` to before `behind`, at most so many together, those of one pass.
+
+    Args:
+      first: likewise.
+      behind: likewise.
+      most: likewise.
+      steps: of a pass.
+    """
+    runs = []
+    while first < behind:
+        end = min(first + most, behind, (first // steps + 1) * steps)
+        runs.append(range(first, end))
+        first = end
+    return runs
+
+
+def _ahead(build: Callable[[range], list[Filled]], runs: Sequence[range]) -> Iterator[Filled]:
+    """What `build` makes of runs of steps, each while the one before is used."""
     with ThreadPoolExecutor(1, "batches") as builder:
-        coming = [builder.submit(build, number) for number in range(first, min(first + 1, behind))]
-        for number in range(first + 1, behind + 1):
-            feed = coming.pop().result()
-            if number < behind:
-                coming.append(builder.submit(build, number))
-            yield feed
+        coming = [builder.submit(build, run) for run in runs[:1]]
+        for number in range(1, len(runs) + 1):
+            feeds = coming.pop().result()
+            coming += [builder.submit(build, run) for run in runs[number : number + 1]]
+            yield from feeds

@@ -53,12 +53,14 @@ class WindowSamples(NamedTuple):
       following: the stretch that comes after it, if one does.
       places: of the samples among those of the stretch, int64 ``[n]``.
       numbers: of the same samples among everybody's, int64 ``[n]``.
+      order: their places in the pass, ascending, int64 ``[n]``.
     """
 
     stretch: Stretch
     following: Stretch | None
     places: Int64
     numbers: Int64
+    order: Int64
 
 
 def capacity_of(sizes: Int64, memory: int, ranks: int = 1) -> int:
@@ -176,7 +178,7 @@ class Stream:
 
     def _piece(self, number: int, places: Int64) -> WindowSamples:
         blocks, own = self._counted[number], self._own[number]
-        sizes = self._samples[blocks]
+        sizes, order = self._samples[blocks], places + self._ends[number]
         if self._shuffle is not None:
             seed, epoch = self._shuffle
             # The first window's order is that of resident histories: where it has all, it is theirs
@@ -186,7 +188,7 @@ class Stream:
         which = np.searchsorted(ends, places, "right")
         if self._shuffle is not None:
             kept = np.isin(blocks[which], own)
-            places, which = places[kept], which[kept]
+            places, which, order = places[kept], which[kept], order[kept]
         inside = places - (ends - sizes)[which]
         block = blocks[which]
         own_sizes = self._samples[own]
@@ -196,6 +198,7 @@ class Stream:
             self._stretches[number + 1] if number + 1 < len(self._stretches) else None,
             begins[np.searchsorted(own, block)] + inside if len(own) else inside,
             self._starts[block] + inside,
+            order,
         )
 
 

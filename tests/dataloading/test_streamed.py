@@ -16,6 +16,7 @@ from merlin.schema import Schema
 from lookback.core.errors import UserError
 from lookback.core.manifests import WHOLLY
 from lookback.core.world import SOLO
+from lookback.dataloading.histories import streamed as streaming
 from lookback.dataloading.histories.blocks import Blocks
 from lookback.dataloading.histories.resident import Histories, HistoriesReader
 from lookback.dataloading.histories.sources import ResidentSource
@@ -259,6 +260,33 @@ def test_feeds_continue_in_the_middle_to_the_bit(directory, first_step):
     )
 
 
+def test_few_users_of_a_window_are_said(directory):
+    """Four windows of 13 users: some 3 at a time."""
+    assert streamed(directory, memory=None, batch_size=24).notes == ()  # 12 targets
+    (note,) = streamed(directory, memory=None, batch_size=64).notes
+    assert "among some 3 of 13 users at a time, and a batch has 32 targets" in note
+    assert streamed(directory, memory=PLENTY, batch_size=64).notes == ()
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_batches_do_not_depend_on_how_many_are_gathered_together(directory, monkeypatch, together):
+    targets = BATCH // 2
+    monkeypatch.setattr(streaming, "_TOGETHER", 1)
+    source = streamed(directory, memory=None, repeat_count=2)
+    feeds = list(source.train_feeds(1, 0))
+    assert {len(feed.numbers) for feed in feeds} == {targets}
+    expected = batches(source), batches(source, "test"), batches(source, first=14)
+    monkeypatch.setattr(streaming, "_TOGETHER", together * targets + 1)
+    source = streamed(directory, memory=None, repeat_count=2)
+    feeds = list(source.train_feeds(1, 0))
+    assert {len(feed.numbers) for feed in feeds} == {together * targets}
+    of_pass = -(-source.train_steps() // 2 // together)
+    assert len({id(feed.labels) for feed in feeds}) == 2 * of_pass  # no run spans two passes
+    found = batches(source), batches(source, "test"), batches(source, first=14)
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_batches_have_the_same_samples_on_any_number_of_ranks(
     written, make_histories, in_ranks, ranks
@@ -274,8 +302,8 @@ def test_batches_have_the_same_samples_on_any_number_of_ranks(
     def work(world):
         blocks = blocks_of(directory)
         source = streamed(directory, memory, world=world, blocks=blocks, **given)
-        read, found = blocks.read, []
-        blocks.read = lambda block: found.append(block) or read(block)
+        joined, found = blocks.joined, []
+        blocks.joined = lambda of, table: found.extend(of) or joined(of, table)
         return by_number(source), by_number(source, "test"), source.eval_steps("test"), found
 
     found = in_ranks(ranks, work)
