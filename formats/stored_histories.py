@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,8 @@ HEAD_FILE = "store.json"
 USER, EVENT_ID = "user", "event_id"
 """Keys of an event beside its time and features: whose it is, and what tells it from others."""
 
-FILE = "file"
+FILE, EARLIER = "file", "earlier"
+"""Beside a head: the file of its records, and the digests of heads that it took the place of."""
 
 _MAGIC = b"LBHR"
 _HEADER = struct.Struct("<4sIIIQqII")
@@ -56,6 +58,13 @@ HEADER_BYTES = _HEADER.size
 """Of a record; no two contents of a user's record have the same."""
 _SUMMED = 12  # the CRC is of what follows it
 NO_FLOOR = -(1 << 63)
+_MOST_EARLIER = 100
+"""Updates that a reader may sleep through."""
+_OF_RECORDS = (
+    *("user_id", "user_features", "item_features", "context_features", "event_features"),
+    *("kinds", "category"),
+)
+"""What two heads must agree in, for records of one to be records of the other."""
 _ORDER, _CATEGORY, _END = "#order", "#category", "#end"  # no feature has such a name
 
 Kind = Literal["integer", "number", "text", "texts"]
@@ -130,6 +139,31 @@ class Head:
         """Categories, and where the places of each end."""
         kind = "text" if self.category is None else self.kinds[self.category]
         return pa.schema([pa.field(_CATEGORY, _TYPES[kind]), pa.field(_END, pa.int32())])
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of what it says."""
+        said = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def differences(self, other: Head) -> dict[str, tuple[Any, Any]]:
+        """What keeps records of one from being records of the other: by name, both values."""
+        both = {name: (getattr(self, name), getattr(other, name)) for name in _OF_RECORDS}
+        return {name: values for name, values in both.items() if values[0] != values[1]}
+
+    def followed(self, after: Head, earlier: Sequence[str]) -> list[str]:
+        """The heads whose readers may go on when another takes this one's place.
+
+        Values are raw, so a record means the same with either; but a hashed one is a text of that
+        hash, which another transformation hashes otherwise.
+
+        Args:
+          after: the other, whose records these have become.
+          earlier: digests of those that this one followed.
+        """
+        if self.differences(after) or self.transforms != after.transforms:
+            return []
+        return [*earlier, *([self.digest] if self != after else [])][-_MOST_EARLIER:]
 
     def to_json(self, **more: Any) -> bytes:
         """The head as text, with what a store adds to it."""

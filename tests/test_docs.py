@@ -23,7 +23,18 @@ from lookback.workflows.log.description import LogFile
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])
-OTHERS = {"docker", "export", "apt-get", "import", "encoder", "python3", "sh", "source", "uv"}
+OTHERS = {
+    "docker",
+    "export",
+    "apt-get",
+    "curl",
+    "import",
+    "encoder",
+    "python3",
+    "sh",
+    "source",
+    "uv",
+}
 """First words of lines in code that are no commands of ours."""
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -15,6 +15,8 @@ A name may be followed by ``/versions/N``, which then must be the one that is se
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import json
 import logging
 import time
@@ -270,15 +272,20 @@ class _Load(_Administered):
         try:
             body = self.body.strip()
             content = load_json(body, "the body") if body else {}
-            path, digest = _where(content)
-            model = await loop.run_in_executor(None, self.site.models.load, name, path, digest)
+            given = _given(content)
+            model = await loop.run_in_executor(
+                None, functools.partial(self.site.models.load, name, **given)
+            )
         except (UserError, OSError) as error:
             metrics.loads.labels(name, "refused").inc()
             self.fail(400, str(error))
             return
         metrics.loads.labels(name, "loaded").inc()
         _log.warning("%s is now %s, version %d", name, model.directory, model.version)
-        self.finish({"name": name, "version": str(model.version), "digest": model.digest})
+        said = {"name": name, "version": str(model.version), "digest": model.digest}
+        if model.renewed is not None:
+            said["histories"] = dataclasses.asdict(model.renewed)
+        self.finish(said)
 
 
 class _Elsewhere(Address):
@@ -288,18 +295,22 @@ class _Elsewhere(Address):
             self.fail(404, "There is no such address. GET /v2 says what this is.")
 
 
-def _where(content: Any) -> tuple[Path | None, str | None]:
-    """The path and the digest that ``{"parameters": {"path": ..., "digest": ...}}`` names."""
+def _given(content: Any) -> dict[str, Any]:
+    """What ``{"parameters": {...}}`` says, as `Models.load` takes it."""
     parameters = content.get("parameters", {}) if isinstance(content, dict) else None
-    if not isinstance(parameters, dict) or set(parameters) - {"path", "digest"}:
+    if not isinstance(parameters, dict) or set(parameters) - {"path", "digest", "dataset_dir"}:
         raise UserError(
-            'Expected {"parameters": {"path": DIR, "digest": SHA256}}, both optional, received '
-            f"{shown(content)}."
+            'Expected {"parameters": {"path": DIR, "digest": SHA256, "dataset_dir": DIR}}, all '
+            f"optional, received {shown(content)}."
         )
-    path, digest = parameters.get("path"), parameters.get("digest")
-    if not isinstance(path, str | None) or not isinstance(digest, str | None):
-        raise UserError(f"path and digest: expected texts, received {shown(parameters)}.")
-    return (None if path is None else Path(path)), digest
+    if not all(isinstance(value, str | None) for value in parameters.values()):
+        raise UserError(f"parameters: expected texts, received {shown(parameters)}.")
+    path, digest, dataset = (parameters.get(name) for name in ("path", "digest", "dataset_dir"))
+    return {
+        "directory": None if path is None else Path(path),
+        "trusted_digest": digest,
+        "dataset_dir": None if dataset is None else Path(dataset),
+    }
 
 
 def _log_request(handler: web.RequestHandler) -> None:

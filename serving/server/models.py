@@ -33,6 +33,8 @@ from lookback.serving.store.completion import (
     StoredHistories,
     StoredSeen,
 )
+from lookback.serving.store.datasets import StoredDataset, require_bundle
+from lookback.serving.store.renewal import Renewed
 from lookback.serving.store.store import HistoryStore
 
 MOST_CANDIDATES = 5000
@@ -57,6 +59,8 @@ class Served:
       digest: of its manifest, by which it can be trusted.
       manifest: of the bundle.
       histories: the store as the bundle reads it; None: requests must have their histories.
+      renewed: what became of the store's events when it was loaded with a newer dataset; None: it
+        was loaded without one.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Served:
     digest: str
     manifest: Manifest
     histories: StoreOfBundle | None
+    renewed: Renewed | None
 
     @property
     def encoder(self) -> RequestEncoder:
@@ -150,17 +155,9 @@ class ServedModel(Served):
             answer[STORED_EVENTS] = request.stored_events
         return answer
 
-    def probe(self, rows: int = 1) -> None:
-        """Scores random rows, as one who wants to know whether that works.
-
-        Raises:
-          UserError: if what comes out is no number.
-        """
-        manifest = self.bundle.manifest
-        inputs = LAYOUTS[manifest.layout].draw(manifest, rows, np.random.default_rng(0))
-        _, probability = self.bundle.predict(inputs)
-        if not np.isfinite(probability).all():
-            raise UserError(f"{self.directory}: the model gives no finite scores. Train it anew.")
+    def probe(self) -> None:
+        """Scores a row; errors as of `probe`."""
+        probe(self.bundle, self.directory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +172,31 @@ class StoreReading:
     store: HistoryStore | None = None
     beyond_window: bool = False
 
+    def renew(self, dataset_dir: Path, directory: Path, manifest: Manifest) -> Renewed:
+        """Has the store go on with a newer dataset's histories, which a bundle then reads.
+
+        Args:
+          dataset_dir: that the bundle was trained on.
+          directory: of the bundle.
+          manifest: of the bundle.
+
+        Raises:
+          OSError: if the disk is full.
+          UserError: if there is no store to write to, or the dataset is not of the bundle's
+            vocabularies, or not of the store's events; nothing has changed.
+        """
+        if self.store is None or not self.store.writes:
+            what = "without --store" if self.store is None else "with --store_read_only"
+            raise UserError(
+                f"dataset_dir: this server was started {what}. Renew the store with `lookback "
+                "serving load-histories --keep`, then load the bundle."
+            )
+        if not isinstance(manifest, HistoriesManifest | InteractionsManifest):
+            raise UserError(f"dataset_dir: {directory} scores rows, which need no store.")
+        dataset = StoredDataset(dataset_dir, self.store.head.category, self.store.head.max_events)
+        require_bundle(dataset.head, str(dataset_dir), manifest, directory)
+        return self.store.renew(dataset.head, dataset.users(), dataset.as_known)
+
     def histories(self, directory: Path, manifest: Manifest, encoder: Any) -> StoreOfBundle | None:
         """The store as a bundle reads it; None if it reads none.
 
@@ -188,6 +210,7 @@ class StoreReading:
         """
         if self.store is None:
             return None
+        self.store.refresh()
         if isinstance(manifest, InteractionsManifest):
             return StoredSeen(self.store, manifest, directory)
         if not isinstance(manifest, HistoriesManifest):
@@ -217,7 +240,11 @@ class Models:
         return dict(self._served)
 
     def load(
-        self, name: str, directory: Path | None = None, trusted_digest: str | None = None
+        self,
+        name: str,
+        directory: Path | None = None,
+        trusted_digest: str | None = None,
+        dataset_dir: Path | None = None,
     ) -> ServedModel:
         """Loads a bundle, has it score, and only then puts it in the place of that name's last.
 
@@ -225,13 +252,22 @@ class Models:
           name: in addresses.
           directory: of the bundle; None: where that name's last came from.
           trusted_digest: SHA-256 that its manifest must have; None: any.
+          dataset_dir: that it was trained on, whose histories take the place of the store's, see
+            `HistoryStore.renew`; the models that are served read them meanwhile. None: the store
+            has the bundle's vocabularies already.
 
         Raises:
+          OSError: if the store's disk is full.
           UserError: if it cannot be loaded; what was served is served on.
         """
         with self._loading:  # one at a time: each takes memory
             version, directory = next_version(self._served.get(name), name, directory)
             bundle = Bundle.load(directory, trusted_digest)
+            for rows in _WARM_UP_ROWS:
+                probe(bundle, directory, rows)
+            renewed = None
+            if dataset_dir is not None:
+                renewed = self._reading.renew(dataset_dir, directory, bundle.manifest)
             model = ServedModel(
                 name=name,
                 version=version,
@@ -239,12 +275,29 @@ class Models:
                 digest=digest_of(directory / MANIFEST_FILE),
                 manifest=bundle.manifest,
                 histories=self._reading.histories(directory, bundle.manifest, bundle.encoder),
+                renewed=renewed,
                 bundle=bundle,
             )
-            for rows in _WARM_UP_ROWS:
-                model.probe(rows)
             self._served[name] = model
             return model
+
+
+def probe(bundle: Bundle, directory: Path, rows: int = 1) -> None:
+    """Scores random rows, as one who wants to know whether that works.
+
+    Args:
+      bundle: that scores.
+      directory: of it, for the error.
+      rows: that it scores.
+
+    Raises:
+      UserError: if what comes out is no number.
+    """
+    manifest = bundle.manifest
+    inputs = LAYOUTS[manifest.layout].draw(manifest, rows, np.random.default_rng(0))
+    _, probability = bundle.predict(inputs)
+    if not np.isfinite(probability).all():
+        raise UserError(f"{directory}: the model gives no finite scores. Train it anew.")
 
 
 def next_version(before: Served | None, name: str, directory: Path | None) -> tuple[int, Path]:

@@ -19,7 +19,7 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,14 @@ from lookback.core.faults import naming
 from lookback.core.files import atomic_directory, atomic_file, held, inside_ours, sync
 from lookback.core.outputs import FULL
 from lookback.core.paths import refuse_address
-from lookback.formats.stored_histories import FILE, HEAD_FILE, HEADER_BYTES, STORE, Head
+from lookback.formats.stored_histories import (
+    EARLIER,
+    FILE,
+    HEAD_FILE,
+    HEADER_BYTES,
+    STORE,
+    Head,
+)
 from lookback.serving.store.records import Change, RecordKeeper
 
 _MAP_BYTES = 1 << 40
@@ -66,7 +73,7 @@ class LmdbRecords(RecordKeeper):
         self._env: Any = None
         self._seen: tuple[int, int] | None = None
         refuse_address(directory, _OPTION)
-        self.head, self._file = _read_head(directory)
+        self.head, self._file, self._earlier = _read_head(directory)
         with contextlib.ExitStack() as claim:
             if writes:
                 claim.enter_context(held(directory, _OPTION))
@@ -89,7 +96,7 @@ class LmdbRecords(RecordKeeper):
         """
         with contextlib.ExitStack() as stack:
             if overwrite and (directory / HEAD_FILE).exists():
-                _, file = _read_head(directory)
+                _, file, _ = _read_head(directory)
                 stack.enter_context(held(directory, _OPTION))
                 _sweep(directory, file)
             new = stack.enter_context(atomic_directory(directory, STORE, overwrite=overwrite))
@@ -128,8 +135,13 @@ class LmdbRecords(RecordKeeper):
         """Replaces the file of the head."""
         self._require_writes()
         with self._changing, self._opening:
-            self._write_head(head, self._file)
-            self.head, self._seen = head, None
+            earlier = self.head.followed(head, self._earlier)
+            self._write_head(head, self._file, earlier)
+            self.head, self._earlier, self._seen = head, earlier, None
+
+    def refresh(self) -> None:
+        """Of its file."""
+        self._current()
 
     def keys(self) -> Iterator[bytes]:
         """In the order of their bytes."""
@@ -154,7 +166,7 @@ class LmdbRecords(RecordKeeper):
                     every = ((bytes(k), bytes(v)) for k, v in transaction.cursor())
                     kept = (record for record in every if record[0] not in left_out)
                     _write_file(self._directory / new, kept)
-                self._write_head(self.head, new)
+                self._write_head(self.head, new, self._earlier)
             finally:
                 self._current()
                 _sweep(self._directory, self._file)
@@ -164,10 +176,10 @@ class LmdbRecords(RecordKeeper):
         self._env.close()
         self._claim.close()
 
-    def _write_head(self, head: Head, file: str) -> None:
+    def _write_head(self, head: Head, file: str, earlier: Sequence[str]) -> None:
         path = self._directory / HEAD_FILE
         with atomic_file(path, replaces=inside_ours) as temporary:
-            temporary.write_bytes(head.to_json(**{FILE: file}))
+            temporary.write_bytes(head.to_json(**{FILE: file, EARLIER: earlier}))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -188,8 +200,8 @@ class LmdbRecords(RecordKeeper):
         if self._env is not None and seen == self._seen:
             return self._env
         with self._opening:
-            head, file = _read_head(self._directory)
-            if head != self.head:
+            head, file, earlier = _read_head(self._directory)
+            if self.head.digest not in (head.digest, *earlier):
                 raise UserError(
                     f"{self.place} has become a store of other histories since it was opened. "
                     "Start again what reads it."
@@ -197,7 +209,7 @@ class LmdbRecords(RecordKeeper):
             if self._env is None or file != self._file:
                 # Who still reads the old one keeps it until then.
                 self._env, self._file = _open(self._directory / file, self._writes), file
-            self._seen = seen
+            self.head, self._earlier, self._seen = head, earlier, seen
             return self._env
 
     def _require_writes(self) -> None:
@@ -205,8 +217,8 @@ class LmdbRecords(RecordKeeper):
             raise ValueError(f"{self.place} was opened for reading")
 
 
-def _read_head(directory: Path) -> tuple[Head, str]:
-    """The head, and the name of the file of records."""
+def _read_head(directory: Path) -> tuple[Head, str, list[str]]:
+    """The head, the name of the file of records, and digests of heads that this one followed."""
     path = directory / HEAD_FILE
     if not path.is_file():
         raise UserError(
@@ -215,7 +227,7 @@ def _read_head(directory: Path) -> tuple[Head, str]:
         )
     with reading(path):
         head, content = Head.from_json(path.read_bytes(), str(path))
-    return head, str(content[FILE])
+    return head, str(content[FILE]), list(content.get(EARLIER, ()))
 
 
 def _open(path: Path, writes: bool) -> Any:

@@ -15,7 +15,8 @@ class RecordKeeper(abc.ABC):
     """Bytes by key, as one head says.
 
     Attributes:
-      head: of the store.
+      head: of the store, when it was last looked at. Where a newer dataset's has taken its place
+        (`adopt`), whoever has the store open goes on with that one.
       place: its address, for people.
     """
 
@@ -46,6 +47,14 @@ class RecordKeeper(abc.ABC):
         Raises:
           OSError: if the disk is full, or fails; nothing has changed.
           UserError: if the store cannot be written to.
+        """
+
+    @abc.abstractmethod
+    def refresh(self) -> None:
+        """Looks at the head now.
+
+        Raises:
+          UserError: if the store has become one of other histories.
         """
 
     @abc.abstractmethod

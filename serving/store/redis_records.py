@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lookback.core.errors import UserError, shown
-from lookback.formats.stored_histories import HEADER_BYTES, Head
+from lookback.formats.stored_histories import EARLIER, HEADER_BYTES, Head
 from lookback.serving.store.records import Change, RecordKeeper
 
 SCHEME = "redis://"
@@ -64,8 +64,7 @@ class RedisRecords(RecordKeeper):
                     f"--store {self.place}: there is no history store in this database. Make one "
                     f"with `lookback serving load-histories DATASET --store {self.place}`."
                 )
-            self._tail: bytes = text[-_TAIL:]
-            self.head, _ = Head.from_json(text, self.place)
+            self.head, self._earlier, self._tail = self._parsed(text)
             if writes:
                 _require_durable(self._client, self.place)
 
@@ -133,15 +132,15 @@ class RedisRecords(RecordKeeper):
         raise UserError(f"{self.place}: others change the same users all the time. Try again.")
 
     def adopt(self, head: Head) -> None:
-        """Replaces the head; whoever has the store open is told to start again."""
+        """Replaces the head."""
         import redis
 
         if not self._writes:
             raise ValueError(f"{self.place} was opened for reading")
-        text = head.to_json()
         with _in_words(self.place), self._client.pipeline() as pipe:
             pipe.watch(HEAD_KEY)
             self._require_same(pipe.getrange(HEAD_KEY, -_TAIL, -1))
+            text = head.to_json(**{EARLIER: self.head.followed(head, self._earlier)})
             pipe.multi()
             pipe.set(HEAD_KEY, text)
             try:
@@ -151,7 +150,12 @@ class RedisRecords(RecordKeeper):
                     f"{self.place}: somebody else has replaced the store meanwhile. Look at it, "
                     "and try again."
                 ) from error
-        self.head, self._tail = head, text[-_TAIL:]
+        self.head, self._earlier, self._tail = self._parsed(text)
+
+    def refresh(self) -> None:
+        """Of its key."""
+        with _in_words(self.place):
+            self._require_same(self._client.getrange(HEAD_KEY, -_TAIL, -1))
 
     def keys(self) -> Iterator[bytes]:
         """As the server comes across them; each once."""
@@ -198,16 +202,29 @@ class RedisRecords(RecordKeeper):
             pipe.getrange(HEAD_KEY, -_TAIL, -1)
             pipe.execute_command(*command)
             tail, found = pipe.execute()
-        self._require_same(tail)
+            self._require_same(tail)
         value: bytes | None = found
         return value
 
     def _require_same(self, tail: bytes) -> None:
-        if tail != self._tail:
-            raise UserError(
-                f"{self.place} has become a store of other histories since it was opened. Start "
-                "again what reads it."
-            )
+        """Goes on with a newer dataset's head, and with no other."""
+        if tail == self._tail:
+            return
+        text = self._client.get(HEAD_KEY)
+        if text is not None:
+            head, earlier, tail = self._parsed(text)
+            if self.head.digest in (head.digest, *earlier):
+                self.head, self._earlier, self._tail = head, earlier, tail
+                return
+        raise UserError(
+            f"{self.place} has become a store of other histories since it was opened. Start "
+            "again what reads it."
+        )
+
+    def _parsed(self, text: bytes) -> tuple[Head, list[str], bytes]:
+        """The head, digests of heads that it followed, and the text's end."""
+        head, content = Head.from_json(text, self.place)
+        return head, list(content.get(EARLIER, ())), text[-_TAIL:]
 
     def _written(self) -> None:
         """Waits until the server writes no file anew."""

@@ -22,12 +22,6 @@ from lookback.serving.store.merging import Appended, merged
 AsKnown = Callable[[pa.Array], Sequence[Any]]
 """From raw ids of items to what a dataset has in their place: all unknown ones are one."""
 
-_SAME = (
-    *("user_id", "user_features", "item_features", "context_features", "event_features"),
-    *("kinds", "category"),
-)
-"""What two heads must agree in, for records of one to be records of the other."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Renewed:
@@ -56,14 +50,12 @@ def require_alike(before: Head, after: Head, place: str) -> None:
     Raises:
       UserError: naming what differs.
     """
-    for name in _SAME:
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            raise UserError(
-                f"--keep: expected a dataset whose events are as those of the store {place}; its "
-                f"{name} are {old} there and {new} in the dataset. Load the histories anew "
-                "(--overwrite) and append what came since from your log."
-            )
+    for name, (old, new) in before.differences(after).items():
+        raise UserError(
+            f"--keep: expected a dataset whose events are as those of the store {place}; its "
+            f"{name} are {old} there and {new} in the dataset. Load the histories anew "
+            "(--overwrite) and append what came since from your log."
+        )
 
 
 def renewed(

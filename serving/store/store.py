@@ -84,7 +84,6 @@ class HistoryStore:
       writes: whether they may change.
 
     Attributes:
-      head: what they have.
       place: the store's address, for people.
       writes: as given.
       hits: histories that were still decoded when they were asked for.
@@ -93,7 +92,7 @@ class HistoryStore:
 
     def __init__(self, records: RecordKeeper, *, writes: bool = False) -> None:
         self._records, self.writes = records, writes
-        self.head, self.place = records.head, records.place
+        self.place = records.place
         self._cache: collections.OrderedDict[bytes, tuple[bytes, History]]
         self._cache = collections.OrderedDict()
         self._cached_events = 0
@@ -114,6 +113,15 @@ class HistoryStore:
         if address.startswith(SCHEME):
             return cls(RedisRecords(address, writes=writes), writes=writes)
         return cls(LmdbRecords(Path(address), writes=writes), writes=writes)
+
+    @property
+    def head(self) -> Head:
+        """What the histories have; as `RecordKeeper.head`."""
+        return self._records.head
+
+    def refresh(self) -> None:
+        """As `RecordKeeper.refresh`."""
+        self._records.refresh()
 
     @staticmethod
     def create(
@@ -221,7 +229,6 @@ class HistoryStore:
         while keys := list(itertools.islice(every, _USERS_AT_ONCE)):
             total += self._renew(head, {key: (key.decode(), None) for key in keys}, as_known)
         self._records.adopt(head)
-        self.head = head
         return total
 
     def _renew(

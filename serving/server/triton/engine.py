@@ -69,14 +69,20 @@ class TritonModels:
         return dict(self._served)
 
     def load(
-        self, name: str, directory: Path | None = None, trusted_digest: str | None = None
+        self,
+        name: str,
+        directory: Path | None = None,
+        trusted_digest: str | None = None,
+        dataset_dir: Path | None = None,
     ) -> Served:
         """Has Triton load a bundle; as `serving.server.models.Models.load`."""
         with self._loading:
             version, directory = next_version(self._served.get(name), name, directory)
             manifest = Manifest.read(directory, trusted_digest)
             digest = digest_of(directory / MANIFEST_FILE)
-            histories = None
+            histories = renewed = None
+            if dataset_dir is not None:
+                renewed = self._reading.renew(dataset_dir, directory, manifest)
             if self._reading.store is not None:
                 encoder = LAYOUTS[manifest.layout].load_encoder(directory, manifest)
                 histories = self._reading.histories(directory, manifest, encoder)
@@ -90,7 +96,9 @@ class TritonModels:
                 raise UserError(f"{directory}: Triton cannot load it: {said}") from error
             if name in self._served:
                 self._repository.remove(name, self._served[name].version)
-            self._served[name] = Served(name, version, directory, digest, manifest, histories)
+            self._served[name] = Served(
+                name, version, directory, digest, manifest, histories, renewed
+            )
             return self._served[name]
 
     def heal(self, names: Sequence[str]) -> None:

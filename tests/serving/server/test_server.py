@@ -164,7 +164,7 @@ def test_schemas_read_no_vocabularies_again(server, bundle, monkeypatch):
     monkeypatch.setattr(HistoryRequestLayout, "load_encoder", counted)
     said = server.call("GET", "/v2/models/sim/schema").json
     assert read == []
-    elsewhere = Served("sim", 1, bundle, own.digest, own.manifest, None)  # as of Triton
+    elsewhere = Served("sim", 1, bundle, own.digest, own.manifest, None, None)  # as of Triton
     assert elsewhere.schema == elsewhere.schema == said
     assert len(read) == 1
 

@@ -25,6 +25,8 @@ from tests.serving.store.plain import COLUMNS, HEAD, drawn
 NEWER = dataclasses.replace(
     HEAD, vocabularies={"item_id": "b" * 64}, dataset={"name": "test", "content_hash": "sha256:1"}
 )
+THIRD = dataclasses.replace(NEWER, vocabularies={"item_id": "c" * 64})
+HASHED = dataclasses.replace(NEWER, transforms={"device": {"kind": "hash", "buckets": 5}})
 UNKNOWN = -9
 """What the newer dataset has in the place of items below 0: its vocabulary left them out."""
 
@@ -177,19 +179,40 @@ def test_a_dataset_of_other_events_is_refused(
         assert store.head == HEAD
 
 
-def test_who_reads_is_told_of_the_new_head(address: str) -> None:
-    Case(0).make(address)
+def test_who_reads_goes_on_with_the_new_head(address: str) -> None:
+    case = Case(0)
+    case.make(address)
     with opened(address, writes=False) as reader:
         assert reader.get("u2") is not None
-        writer = renewing(address)
-        writer.communicate()
-        assert writer.returncode == 0
+        done(renewing(address, "NEWER"))
+        reader.refresh()
+        assert reader.head == NEWER
+        case.check(reader)
+        done(renewing(address, "compact", "THIRD", "compact"))  # meanwhile it sleeps
+        case.check(reader)
+        assert reader.head == THIRD
+        HistoryStore.create(address, NEWER, [], overwrite=True)  # has not followed any
+        for read in (reader.refresh, lambda: reader.get("u2")):
+            with pytest.raises(UserError, match="become a store of other histories"):
+                read()
+
+
+def test_where_values_are_transformed_otherwise_readers_have_to_start_again(address: str) -> None:
+    """A text that stands for a hash stands for another one there."""
+    Case(0).make(address)
+    with opened(address, writes=False) as reader:
+        done(renewing(address, "HASHED"))
         with pytest.raises(UserError, match="become a store of other histories"):
             reader.get("u2")
 
 
-def renewing(address: str) -> subprocess.Popen[bytes]:
-    """A process that renews, a user at a time, and says each."""
+def done(writer: subprocess.Popen[bytes]) -> None:
+    writer.communicate()
+    assert writer.returncode == 0
+
+
+def renewing(address: str, *steps: str) -> subprocess.Popen[bytes]:
+    """A process that renews, a user at a time, and says each; or compacts in between."""
     program = (
         "import sys, time\n"
         "from lookback.serving.store import store as module\n"
@@ -202,17 +225,21 @@ def renewing(address: str) -> subprocess.Popen[bytes]:
         "        yield one\n"
         "        time.sleep(0.002)\n"
         "with test.opened(sys.argv[1]) as store:\n"
-        "    store.renew(test.NEWER, users(), test.as_known)\n"
+        "    for step in sys.argv[2:]:\n"
+        "        if step == 'compact':\n"
+        "            store.compact()\n"
+        "        else:\n"
+        "            store.renew(getattr(test, step), users(), test.as_known)\n"
     )
     root = Path(__file__).resolve().parents[3]
     return subprocess.Popen(
-        [sys.executable, "-c", program, address], stdout=subprocess.PIPE, cwd=root
+        [sys.executable, "-c", program, address, *steps], stdout=subprocess.PIPE, cwd=root
     )
 
 
 def killed_while_renewing(address: str, rng: random.Random) -> None:
     """Kills such a process at a random moment."""
-    writer = renewing(address)
+    writer = renewing(address, "NEWER")
     assert writer.stdout is not None
     for _ in range(rng.randrange(1, 28)):
         assert writer.stdout.readline().startswith(b"u")

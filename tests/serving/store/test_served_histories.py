@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
@@ -300,12 +302,23 @@ def test_commands_append_show_delete_and_compact(
     assert code == 0 and "bytes before" in out
 
 
-def test_after_an_update_what_was_appended_stays(
-    dataset_dir: Path, raw: Any, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from lookback.serving.store.datasets import digests_of
+class Newer(NamedTuple):
+    """A dataset that has gone on, and events of its users that came to a store meanwhile.
+
+    Attributes:
+      dataset: with the first two of `sent`, and an event that never went to the store.
+      sent: by their ids a, b, c and d.
+    """
+
+    dataset: Path
+    sent: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def newer(dataset_dir: Path, raw: Any, tmp_path_factory: pytest.TempPathFactory) -> Newer:
     from lookback.workflows.update import update_dataset
 
+    place = tmp_path_factory.mktemp("newer")
     later = int(raw.events["time"].max()) + 1000
     sent = [
         {"user": "U001", "event_id": "a", "timestamp": later, "item_id": "B003"},
@@ -314,25 +327,31 @@ def test_after_an_update_what_was_appended_stays(
         {"user": "online", "event_id": "d", "timestamp": later, "item_id": "B005"},
     ]
     of_items = {**raw.categories, "B900": "cat 1 ü"}
-    lines = tmp_path / "events.jsonl"
-    every = [{**event, "category_id": of_items[event["item_id"]]} for event in sent]
-    lines.write_text("\n".join(json.dumps(event) for event in every))
-    assert run(capsys, "append", "--store", store, "--events", lines)[0] == 0
-    # The log has the first two as well, and an event that never went to the store.
-    (tmp_path / "raw").mkdir()
+    (place / "raw").mkdir()
     log = [("U001", "B003", later), ("U001", "B900", later + 1), ("U002", "B900", later + 5)]
     names = ("reviewerID", "asin", "unixReviewTime")
-    (tmp_path / "raw" / "reviews_Test.json").write_text(
+    (place / "raw" / "reviews_Test.json").write_text(
         "".join(json.dumps(dict(zip(names, event, strict=True))) + "\n" for event in log)
     )
-    (tmp_path / "raw" / "meta_Test.json").write_text(
+    (place / "raw" / "meta_Test.json").write_text(
         json.dumps({"asin": "B900", "categories": [["All", "cat 1 ü"]]}) + "\n"
     )
-    newer = tmp_path / "newer"
-    update_dataset(dataset_dir, tmp_path / "raw", newer, workers=0)
+    update_dataset(dataset_dir, place / "raw", place / "dataset", workers=0)
+    every = [{**event, "category_id": of_items[event["item_id"]]} for event in sent]
+    return Newer(place / "dataset", every)
+
+
+def test_after_an_update_what_was_appended_stays(
+    newer: Newer, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lookback.serving.store.datasets import digests_of
+
+    lines = tmp_path / "events.jsonl"
+    lines.write_text("\n".join(json.dumps(event) for event in newer.sent))
+    assert run(capsys, "append", "--store", store, "--events", lines)[0] == 0
     with opened(store) as histories:
         before = {u: len(histories.get(u) or ()) for u in histories.users()}
-    load = ("load-histories", newer, "--store", store)
+    load = ("load-histories", newer.dataset, "--store", store)
     assert run(capsys, *load)[0] == 2  # there is a store
     assert "expected one of them" in run(capsys, *load, "--keep", "--overwrite")[2]
     for _ in range(2):  # once more changes nothing
@@ -341,7 +360,7 @@ def test_after_an_update_what_was_appended_stays(
         assert "4 events that had been appended were kept, 2 of which the dataset has, too" in out
     with opened(store) as histories:
         assert histories.head.vocabularies == digests_of(
-            newer, ["user_id", "item_id", "category_id"]
+            newer.dataset, ["user_id", "item_id", "category_id"]
         )
         after = {u: len(histories.get(u) or ()) for u in histories.users()}
         assert after == {**before, "U002": before["U002"] + 1}
@@ -350,6 +369,109 @@ def test_after_an_update_what_was_appended_stays(
         history = found.as_json()["history"]
         assert history["event_id"][-4:] == [None, "a", "b", "c"]
         assert history["item_id"][-3:] == ["B003", "B900", "B004"]
+
+
+@pytest.fixture(scope="module")
+def newer_bundle(newer: Newer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of its vocabularies, with the weights of a seed."""
+    import tensorflow as tf
+
+    from lookback.formats.schema import read_schema
+    from lookback.models import MODELS, SIMConfig
+    from lookback.serving.export import export_bundle
+
+    tf.keras.utils.set_random_seed(3)
+    config = SIMConfig(max_seq_length=12, long_seq_length=8, embedding_dim=4)
+    model = MODELS["sim"](read_schema(newer.dataset), config)
+    names = ("item_id", "category_id")
+    model(
+        {
+            "user_id": tf.ones([2], tf.int32),
+            **{name: tf.ones([2, 1], tf.int32) for name in names},
+            **{f"{name}_history": tf.ones([2, 12], tf.int32) for name in names},
+        }
+    )
+    return export_bundle(model, newer.dataset, tmp_path_factory.mktemp("newer") / "bundle")
+
+
+def test_a_bundle_and_its_histories_are_exchanged_together_under_load(
+    server: Running, newer: Newer, newer_bundle: Path, sim_bundle: Path
+) -> None:
+    admin = {"Authorization": f"Bearer {TOKEN}"}
+    load = "/v2/repository/models/sim/load"
+    old = server.models.served["sim"]
+    assert server.call("POST", "/v2/models/sim/events", newer.sent, **admin).json["added"] == 4
+    ask = {"user": "U001", "candidates": {"item_id": CANDIDATES}}
+    stop, appended = threading.Event(), []
+
+    def asking() -> set[int]:
+        found = set()
+        while not stop.is_set():
+            answer = server.score(ask)
+            assert answer.status == 200, answer.error
+            found.add(answer.json["stored_events"])
+        return found
+
+    def appending() -> None:
+        while not stop.is_set():
+            event = {"user": "meanwhile", "event_id": str(len(appended)), "item_id": "B001"}
+            event["timestamp"] = 1_600_000_000 + len(appended)
+            answer = server.call("POST", "/v2/models/sim/events", event, **admin)
+            assert answer.json == {"added": 1, "repeated": 0, "too_old": 0}, answer.body
+            appended.append(event)
+
+    said = {"parameters": {"path": str(newer_bundle)}}
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(asking), pool.submit(asking), pool.submit(appending)]
+        try:
+            answer = server.call("POST", load, said, **admin)  # the store is of the older one's
+            assert answer.status == 400 and "another vocabulary" in answer.error
+            said["parameters"]["dataset_dir"] = str(newer.dataset)
+            # A bundle of another dataset leaves the store as it was.
+            wrong = {"parameters": {**said["parameters"], "path": str(sim_bundle)}}
+            answer = server.call("POST", load, wrong, **admin)
+            assert answer.status == 400 and "another vocabulary" in answer.error
+            assert server.models.served["sim"] is old
+            answer = server.call("POST", load, said, **admin)
+            assert answer.status == 200, answer.error
+            assert answer.json["version"] == "2"
+            kept = answer.json["histories"]
+            assert kept["found"] == 2 and kept["kept"] >= 4 and kept["too_old"] == 0
+        finally:
+            stop.set()
+        counts = asked[0].result() | asked[1].result()
+        asked[2].result()
+    assert len(counts) == 1  # of U001 all of that was there before
+    assert len(appended) > 0
+    assert server.score({**ask, "user": "meanwhile"}).json["stored_events"] == len(appended)
+    # What was served before goes on, as for another name of it, until it is loaded again.
+    (request,) = old.histories.completed([ask])
+    assert len(request["history"]["item_id"]) == 12
+    assert (
+        server.call("POST", load, {"parameters": {"path": str(sim_bundle)}}, **admin).status == 400
+    )
+    new = server.models.served["sim"]
+    assert server.score(ask).json["candidates"] == [
+        {
+            **row,
+            "logit": pytest.approx(row["logit"]),
+            "probability": pytest.approx(row["probability"]),
+        }
+        for row in new.answer(request, new.score([request], [8])[0])["candidates"]
+    ]
+
+
+def test_only_who_writes_the_store_renews_it(
+    newer: Newer, newer_bundle: Path, sim_bundle: Path, histories: HistoryStore
+) -> None:
+    from lookback.serving.server.models import Models
+
+    for models, said in (
+        (Models(), "without --store"),
+        (Models(histories), "--store_read_only.*load-histories --keep"),
+    ):
+        with pytest.raises(UserError, match=said):
+            models.load("sim", newer_bundle, dataset_dir=newer.dataset)
 
 
 def test_parquet_appends_in_bulk(
