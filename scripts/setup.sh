@@ -72,8 +72,8 @@ location() { printf '%s <- %s\n' "$root" "$(readlink "$venv/bin/python")"; }
 
 # What .venv was made from.
 environment_key() {
-  sha256sum requirements/{dev,triton,horovod,tools,build}.txt kernels/{*.cc,*.h,build.py} \
-    scripts/{setup.sh,check_environment.py} | sha256sum | cut -d ' ' -f 1
+  sha256sum requirements/{dev,triton,horovod,tools,build}.txt kernels/{,tiles/}{*.cc,*.h} \
+    kernels/build.py scripts/{setup.sh,check_environment.py} | sha256sum | cut -d ' ' -f 1
 }
 
 ready() {

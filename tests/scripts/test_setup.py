@@ -169,7 +169,7 @@ def test_warm_run_is_quick_and_quiet() -> None:
 @needs_stamp
 @pytest.mark.parametrize(
     "change",
-    ["lock", "stamp", "interpreter", "horovod", "kernels", "link", "command", "place"],
+    ["lock", "stamp", "interpreter", "horovod", "kernels", "tiles", "link", "command", "place"],
 )
 def test_an_environment_that_is_not_as_stamped_is_not_taken(checkout: Path, change: str) -> None:
     venv = fake_environment(checkout)
@@ -186,6 +186,9 @@ def test_an_environment_that_is_not_as_stamped_is_not_taken(checkout: Path, chan
         next(venv.rglob("mpi_lib*.so")).unlink()
     elif change == "kernels":
         next(venv.glob("lib/lookback_kernels-*.so")).unlink()
+    elif change == "tiles":  # what is built of them has another name
+        with (checkout / "kernels" / "tiles" / "mlp.h").open("a") as source:
+            source.write("// changed\n")
     elif change == "link":
         (venv / "src" / "lookback").unlink()
     elif change == "command":
