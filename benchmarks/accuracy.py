@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 QUESTION = "What test AUC do the models reach on MovieLens-100k, over several seeds?"
 
 # Variant -> (model_type, options of the model, the project's target for the mean, NVIDIA's recipe
-# on the same protocol): issue A, section F, at batch 4,096, learning rate 0.01, 3 epochs.
+# on the same protocol), at batch 4,096, learning rate 0.01, 3 epochs.
 _VARIANTS: dict[str, tuple[str, dict[str, Any], float | None, str]] = {
     "sim": ("sim", {}, 0.818, "0.813, 0.815"),
     "sim_amp": ("sim", {"amp": True}, None, ""),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 QUESTION = "What AUC do models reach on items that they have never seen, by --oov_rate?"
 
 SETTINGS: dict[str, Any] = {"global_batch_size": 1024, "lr": 0.003, "epochs": 4}
-"""Options of the runs: issue A's second protocol."""
+"""Options of the runs: the second protocol of `benchmarks.accuracy`."""
 
 _GENRES = slice(5, 24)  # columns of u.item
 _RECIPE = Path(__file__).parents[1] / "workflows" / "recipes" / "movielens-100k.yaml"

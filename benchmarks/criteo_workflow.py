@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 QUESTION = "How fast does the Criteo workflow transform raw rows, how large does it grow, vs Spark?"
 
-_TARGET_RATIO = 1.5  # rows/s over Spark's (issue C)
+_TARGET_RATIO = 1.5  # rows/s over Spark's: the project's target
 _ROWS, _QUICK_ROWS = 20_000_000, 500_000
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, help=f"default {_ROWS:,} (quick {_QUICK_ROWS:,})")
     parser.add_argument("--days", type=int, help="raw files (default 24; quick 4)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the table sizes of T15")
-    parser.add_argument("--frequency_threshold", type=int, default=15, help="seed 004's T")
+    parser.add_argument("--frequency_threshold", type=int, default=15, help="NVIDIA's T")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each, in turn")
     parser.add_argument("--spark_memory", default="8g", help="of Spark's Java heap")
     parser.add_argument("--no_spark", action="store_true", help="measure ours alone")

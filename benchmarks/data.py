@@ -109,7 +109,7 @@ def generate_histories(
       users: rows.
       items: size of the catalogue that items are drawn from (Amazon Books: 1,209,081).
       categories: each item has one of them (Amazon Books: 2,330).
-      min_length: of a history (the seed's filter).
+      min_length: of a history (NVIDIA's filter).
       mean_length: of a history. NVIDIA's 12 M samples of 105,925 users, two a training event, make
         58 events a user.
       seed: of everything.
@@ -237,7 +237,7 @@ def resident_interactions(
       users: U.
       items: I, each of which is in the catalogue.
       events: N, about.
-      min_length: of a history (the seed's filter).
+      min_length: of a history (NVIDIA's filter).
       seed: of everything.
     """
     from lookback.dataloading.histories.resident import Histories
@@ -321,7 +321,7 @@ def materialise(
     Args:
       histories: to write the samples of.
       directory: to write; left alone if it is there already.
-      max_seq_length: of the histories (the seed's `max_sequence_length`).
+      max_seq_length: of the histories (NVIDIA's `max_sequence_length`).
       max_rows: stop after the user with whom train reaches so many rows.
       compression: of the parquet files; snappy is cudf's default, hence NVIDIA's.
       seed: of the negatives.

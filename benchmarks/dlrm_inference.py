@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 QUESTION = "How many samples a second does DLRM score, and what is a batch's latency?"
 
-_LATENCY_SIZES = (1, 64, 4096)  # seed 004's inference_benchmark_batch_sizes
+_LATENCY_SIZES = (1, 64, 4096)  # NVIDIA's inference_benchmark_batch_sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

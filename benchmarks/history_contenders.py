@@ -43,7 +43,7 @@ from lookback.models.click_model import ClickModel
 from lookback.models.config import HistoryModelConfig
 from lookback.training.optimizers import Optimizer
 
-LEARNING_RATE = 0.01  # seed 000's default
+LEARNING_RATE = 0.01  # NVIDIA's default
 PEERS = {"fuxictr": "fuxictr_histories", "deepctr": "deepctr_histories"}
 _BATCHES = 8  # prepared batches that all but our training step cycle through
 _NAMES: Mapping[type[HistoryModelConfig], str] = {

@@ -26,7 +26,7 @@ QUESTION = "How many training samples a second does each data layout give, and a
 LAYOUTS = ("histories", "materialised", "merlin")
 TABULAR = "tabular"
 
-# The project's targets on 2 cores (issue A, section C).
+# The project's targets on 2 cores.
 _TARGET_WINDOWS = 150_000
 _TARGET_MATERIALISED = 120_000
 _TARGET_BYTES_RATIO = 20

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lookback.benchmarks.harness import BenchmarkReport, Timing
     from lookback.formats.tabular_rows import TabularData
 
-_TARGET = 1_000_000  # rows a second on 2 cores (issue C, section Loader)
+_TARGET = 1_000_000  # rows a second on 2 cores: the project's target
 _NUMBERS = 13
 _ROWS_AT_ONCE = 2**17
 _ROWS_A_FILE = 2**20

@@ -153,7 +153,7 @@ class Contenders:
         return self._flat(self._source.eval_batch("test", feed)[:2] for feed in feeds)
 
     def random_pairs(self, size: int) -> Pairs:
-        """Pairs drawn uniformly, as those of seed 003's `inference.py`."""
+        """Pairs drawn uniformly, as those of NVIDIA's `inference.py`."""
         rng, rows = np.random.default_rng(0), table_rows(self._schema)
         shape = (_BATCHES, size)
         users = rng.integers(0, rows[self._features.user], shape, np.int32)

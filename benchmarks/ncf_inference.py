@@ -21,8 +21,8 @@ LABELS = {
     "ours_pairs_amp": "NeuMF, flat pairs, --amp",
     "torch": "PyTorch",
 }
-_TARGET = 5.0  # times PyTorch (issue M, section 4)
-_LATENCY_SIZES = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)  # seed 003's table
+_TARGET = 5.0  # times PyTorch: the project's target (benchmarks/README.md)
+_LATENCY_SIZES = (1024, 4096, 16_384, 65_536, 262_144, 1_048_576)  # NVIDIA's table
 _QUICK_SIZES = _LATENCY_SIZES[:3]
 _WARMUP = 5  # calls before those that are timed, as of `benchmarks.harness.latencies`
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
 def _latency(
     args: argparse.Namespace, contenders: Contenders
 ) -> dict[str, tuple[str, dict[str, float]]]:
-    """Lines and figures of single batches of pairs drawn at random, as in seed 003's table."""
+    """Lines and figures of single batches of pairs drawn at random, as in NVIDIA's table."""
     from lookback.benchmarks.harness import latencies, latency_figures, latency_note
 
     found = {}

@@ -22,7 +22,7 @@ LABELS = {
     "ours_lazy": "NeuMF, fp32, lazy_adam",
     "torch": "PyTorch",
 }
-_TARGET = 7.0  # times PyTorch (issue M, section 4)
+_TARGET = 7.0  # times PyTorch: the project's target (benchmarks/README.md)
 _STEPS = 3  # of a measurement of memory; the first allocates what later ones use again
 
 # Arguments of `Contenders.train`.

@@ -1,6 +1,6 @@
 """What NVIDIA measured of its own programs on 1, 8 and 16 GPUs, beside what the model says.
 
-Throughputs are those of its READMEs (seeds 001 to 004), for one global batch on any number of GPUs.
+Throughputs are those of its READMEs, for one global batch on any number of GPUs.
 Of each program one number is fitted to one row on several GPUs: the seconds of a step that do not
 shrink. All other rows are predicted, from it and the throughput of one GPU.
 """
@@ -60,7 +60,7 @@ class PublishedProgram:
     """A program of NVIDIA's.
 
     Attributes:
-      name: and the seed.
+      name: and its framework.
       batch: rows of the global batch.
       messages: seconds that its messages take: of (ranks, bytes of a number, fabric).
       rows: those of its README; the first is the one that is fitted.
@@ -101,7 +101,7 @@ class PublishedProgram:
 
 
 TOLERANCE = 0.30
-"""Of issue 16, part 5."""
+"""Share of what was measured, by which a prediction may be off: the project's target."""
 
 
 def _sim(ranks: int, wire: int, fabric: Fabric) -> float:
@@ -126,7 +126,7 @@ def _ncf(ranks: int, wire: int, fabric: Fabric) -> float:
 
 PUBLISHED = (
     PublishedProgram(
-        "SIM, TensorFlow (001)",
+        "SIM, TensorFlow",
         131_072,
         _sim,
         (
@@ -145,7 +145,7 @@ PUBLISHED = (
         ),
     ),
     PublishedProgram(
-        "DLRM, TensorFlow (002)",
+        "DLRM, TensorFlow",
         _DLRM_BATCH,
         _dlrm,
         (
@@ -161,7 +161,7 @@ PUBLISHED = (
         {"DGX-2": "what is uneven beside the messages: 26 whole tables on 16 GPUs"},
     ),
     PublishedProgram(
-        "NCF, PyTorch (003)",
+        "NCF, PyTorch",
         1_048_576,
         _ncf,
         (
@@ -174,7 +174,7 @@ PUBLISHED = (
         ),
     ),
     PublishedProgram(
-        "DLRM, PyTorch (004)",
+        "DLRM, PyTorch",
         _DLRM_BATCH,
         _dlrm,
         (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 QUESTION = "What does sharding cost: samples/s on 1, 2 and 4 ranks, bytes, weak scaling?"
 
 _WORKER = "lookback.benchmarks.sharding_worker"
-_TARGET = 0.85  # weak-scaling efficiency (issue B, section E)
+_TARGET = 0.85  # weak-scaling efficiency: the project's target (benchmarks/README.md)
 _WARMUP_STEPS = 4
 
 
@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch_per_rank",
         type=int,
-        help="rows of a rank's part in weak scaling (default 32768, which on four ranks is seed "
-        "000's batch; quick 2048)",
+        help="rows of a rank's part in weak scaling (default 32768, which on four ranks is the "
+        "batch of NVIDIA's SIM; quick 2048)",
     )
     parser.add_argument("--ranks", type=int, nargs="+", help="default 1 2 4; quick 1 2")
     parser.add_argument(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 QUESTION = "How close to the best possible AUC does SIM come on synthetic data, and to baselines?"
 
-_TARGET_GAP = 0.03  # below the generator's oracle (issue A, section F)
+_TARGET_GAP = 0.03  # below the generator's oracle: the project's target
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from lookback.core.options import SET, UNSET
 from lookback.core.options.needs import Condition
 
 EVALUATION_MODES = ("evaluate", "test")
-"""Two names of one mode: those of seed 000 and of seed 004."""
+"""Two names of one mode: those of NVIDIA's SIM and of its DLRM for PyTorch."""
 INFERENCE = ("inference", "inference_benchmark")
 
 TRAINS: Condition = {"mode": ("train",)}

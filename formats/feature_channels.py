@@ -1,6 +1,6 @@
-"""What a model uses features as: the channels of a specification, for the models of the seeds.
+"""What a model uses features as: the channels of a specification, for NVIDIA's models.
 
-SIM, DIN and DIEN (seeds 000, 001): samples of histories
+SIM, DIN and DIEN: samples of histories
 
     user_features, target_item_features, positive_history, negative_history, label
 
@@ -8,7 +8,7 @@ The three channels of items have as many features, in the same order; features o
 share a table, so their cardinality is the same. Ids lie in 1 to the cardinality, 0 pads histories
 on the left, and ``dimensions`` is what they are padded to.
 
-DLRM and DCNv2 (seeds 002, 004): rows of numbers and ids
+DLRM and DCNv2: rows of numbers and ids
 
     categorical, numerical, label
 

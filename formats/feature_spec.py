@@ -1,6 +1,6 @@
 """``feature_spec.yaml``: which files hold which features of a dataset, and what is done with them.
 
-NVIDIA's recipes describe their data so (seeds 000 and 001, "BYO dataset")::
+NVIDIA's recipes describe their data so ("BYO dataset" in its READMEs)::
 
     DIR/
       feature_spec.yaml   feature_spec:  dtype of each feature; cardinality of ids; dimensions of

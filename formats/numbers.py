@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-LOG_OFFSET = 2.0  # seed 004: "Adding 2 to all the numerical features"
+LOG_OFFSET = 2.0  # NVIDIA's DLRM: "Adding 2 to all the numerical features"
 
 
 def shifted_log(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

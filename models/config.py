@@ -19,7 +19,7 @@ def _widths(default: tuple[int, ...], help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class HistoryModelConfig:
-    """Options that every model over histories has; defaults are seed 000's.
+    """Options that every model over histories has; defaults are those of NVIDIA's SIM.
 
     Attributes:
       layout: what the model reads.
@@ -89,7 +89,7 @@ class HistoryModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SIMConfig(HistoryModelConfig):
-    """Options of SIM; defaults are seed 000's."""
+    """Options of SIM; defaults are those of NVIDIA's SIM."""
 
     auxiliary_negatives: ClassVar[bool] = True
 
@@ -126,7 +126,7 @@ class SIMConfig(HistoryModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DINConfig(HistoryModelConfig):
-    """Options of DIN; defaults are seed 000's."""
+    """Options of DIN; defaults are those of NVIDIA's SIM."""
 
     interaction: Literal["dot", "activation_unit"] = option(
         "dot", help="how an event is scored against the candidate"
@@ -135,7 +135,7 @@ class DINConfig(HistoryModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DIENConfig(HistoryModelConfig):
-    """Options of DIEN; defaults are seed 000's. It reads the short history only."""
+    """Options of DIEN; defaults are those of NVIDIA's SIM. It reads the short history only."""
 
     auxiliary_negatives: ClassVar[bool] = True
 

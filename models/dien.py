@@ -1,7 +1,7 @@
 """DIEN: a GRU extracts interests from recent history, attention lets them evolve to the candidate.
 
-Zhou et al. 2019, "Deep Interest Evolution Network for Click-Through Rate Prediction"; seed 000 for
-defaults.
+Zhou et al. 2019, "Deep Interest Evolution Network for Click-Through Rate Prediction"; NVIDIA's code
+for defaults.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """DIN: attention of the candidate over the whole history.
 
-Zhou et al. 2018, "Deep Interest Network for Click-Through Rate Prediction"; seed 000 for defaults.
+Zhou et al. 2018, "Deep Interest Network for Click-Through Rate Prediction"; NVIDIA's code for
+defaults.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from lookback.models.stored_names import stored_as
 class DINBody(HistoryBody):
     """``MLP([e_a, sum_j softmax(score(e_a, e_j))_j e_j, e_user])`` over all history slots.
 
-    Scores are normalised by a softmax over valid events, as in seed 000, where section 4.3 of the
-    paper leaves them as they are. With time features, the values include the time gap's embedding.
+    Scores are normalised by a softmax over valid events, as in NVIDIA's code, where section 4.3 of
+    the paper leaves them as they are. With time features, the values include the time gap's
+    embedding.
     """
 
     config_class = DINConfig

@@ -1,6 +1,6 @@
 """NeuMF: matrix factorisation beside an MLP, over pairs of user and item.
 
-He et al. 2017, "Neural Collaborative Filtering"; seed 003 for defaults and for the dropout.
+He et al. 2017, "Neural Collaborative Filtering"; NVIDIA's NCF for defaults and for the dropout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lookback.models.neumf_config import NeuMFConfig
 from lookback.models.stored_names import stored_as
 
 INIT_STDDEV = 0.01
-"""Of embeddings, as in the paper and in seed 003; here uniform with this standard deviation."""
+"""Of embeddings, as in the paper and in NVIDIA's NCF; here uniform with this standard deviation."""
 
 
 class SplitMLP(tf.keras.layers.Layer):
@@ -257,7 +257,7 @@ def build(schema: Schema, config: NeuMFConfig, sharding: Sharding = LOCAL) -> Cl
     """
     features = InteractionFeatures.from_schema(schema)
     body = NeuMFBody(features, tables(schema, config), config, sharding)
-    # LeCun uniform, as seed 003's last layer: variance 1 / inputs.
+    # LeCun uniform, as NVIDIA's last layer: variance 1 / inputs.
     return click_model(body, features.sample_schema(schema), LogitHead("lecun_uniform"))
 
 

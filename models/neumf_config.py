@@ -13,7 +13,7 @@ from lookback.core.options import check_options, option
 
 @dataclasses.dataclass(frozen=True)
 class NeuMFConfig:
-    """Options of NeuMF; names and defaults are seed 003's.
+    """Options of NeuMF; names and defaults are those of NVIDIA's NCF.
 
     Attributes:
       layout: what the model reads: users and items of a dataset of histories, one pair a row.

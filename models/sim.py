@@ -1,7 +1,7 @@
 """SIM: search a long history for what matters to the candidate, then look at it closely.
 
 Pi et al. 2020, "Search-based User Interest Modeling with Lifelong Sequential Behavior Data for
-Click-Through Rate Prediction"; seed 000 for defaults.
+Click-Through Rate Prediction"; NVIDIA's SIM for defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lookback.models.history_tables import history_tables
 from lookback.models.stored_names import stored_as
 
 STAGE_WEIGHT = 0.5
-"""Share of each stage's cross entropy in the loss (section 3.3 of the paper; seed 000's code)."""
+"""Share of each stage's cross entropy in the loss (section 3.3 of the paper; NVIDIA's code)."""
 
 
 class _Found(NamedTuple):
@@ -65,8 +65,8 @@ class SIMBody(HistoryBody):
       short sequence; representation = MLP([attention, mean, e_a, DIEN, e_user]).
 
     Loss: (cross entropy of stage one + cross entropy of stage two) / 2 + auxiliary loss (section
-    3.3 of the paper; weights 1 as in seed 000). With time features, an event is its embedding and
-    that of its time gap, and the ESU's scores gain a learned term of the gap (section 3.2.2).
+    3.3 of the paper; weights 1 as in NVIDIA's code). With time features, an event is its embedding
+    and that of its time gap, and the ESU's scores gain a learned term of the gap (section 3.2.2).
 
     Different from NVIDIA's recipe: the mean divides by the number of events found, not by one
     more; padding weighs nothing, where there it is a zero vector.

@@ -13,7 +13,7 @@ categories=(
   Musical_Instruments Office_Products Patio_Lawn_and_Garden Pet_Supplies Sports_and_Outdoors
   Tools_and_Home_Improvement Toys_and_Games Video_Games
 )
-# The address of NVIDIA's scripts/download_amazon_books_2014.sh (seed 000).
+# The address of NVIDIA's scripts/download_amazon_books_2014.sh.
 base_url=${LOOKBACK_AMAZON_URL:-http://snap.stanford.edu/data/amazon/productGraph/categoryFiles}
 
 usage() {

@@ -5,8 +5,8 @@
 #        scripts/test.sh --all                  everything, as CI does
 #        scripts/test.sh [--all] ARGUMENTS      of pytest, e.g. tests/workflows -k amazon
 #
-# Where a test is named, it runs, slow or not. All four checks run even if one fails; the exit status
-# is that of the last that failed.
+# Where a test is named, it runs, slow or not. All four checks run even if one fails; the exit
+# status is that of the last that failed.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

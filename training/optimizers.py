@@ -144,10 +144,10 @@ Gradients = Sequence["tf.Tensor | tf.IndexedSlices | None"]
 class Optimizer(tf.Module):
     """Applies a named optimizer to a built model.
 
-    `adam` and `lazy_adam` are one here: dense variables get Adam, tables its lazy form (seed 000's
-    `adam` decays the moments of every row in every step, which costs a pass over the whole table).
-    `full_adam` takes that pass, and is the Adam of seed 003 to the letter. Its epsilon is the
-    paper's, that of the others Keras', with which their seeds train. A table whose spec names an
+    `adam` and `lazy_adam` are one here: dense variables get Adam, tables its lazy form (in NVIDIA's
+    SIM `adam` decays the moments of every row in every step, a pass over the whole table).
+    `full_adam` takes that pass, and is the Adam of NVIDIA's NCF to the letter. Its epsilon is the
+    paper's, that of the others Keras', with which NVIDIA's SIM trains. A table whose spec names an
     optimizer gets that one, with its defaults.
 
     Attributes:

@@ -19,7 +19,7 @@ class LossScale(tf.Module):
     """Scales a loss so that fp16 gradients do not underflow (Micikevicius et al. 2018).
 
     A step whose gradients are not finite is skipped. A dynamic scale halves then, and doubles
-    after `growth_steps` good ones; a static one stays (seeds 002 and 004). Keras'
+    after `growth_steps` good ones; a static one stays (as in NVIDIA's DLRM). Keras'
     LossScaleOptimizer does the same for one optimizer; here two (dense and tables) must agree on
     skipping.
     """

@@ -11,7 +11,7 @@ from lookback.training.config import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up to a base rate, and polynomial decay from it (seed 004).
+    """Linear warm-up to a base rate, and polynomial decay from it, as in NVIDIA's DLRM for PyTorch.
 
     With t the number of the update, from 1, W `warmup_steps`, S `decay_start_step` and D
     `decay_steps`:

@@ -4,7 +4,7 @@
 
 Each run is a process of its own, ``RESULTS_DIR/<side>/seed-<seed>``, with its log and report. What
 they found is summed up in ``seeds.json`` and drawn in ``seeds.png``. Two sides are compared by the
-two-sample Kolmogorov-Smirnov test, as in the stability chapters of seeds 000 and 001 (full and
+two-sample Kolmogorov-Smirnov test, as in the stability chapters of NVIDIA's SIM (full and
 mixed precision): a small p-value says that the figures of one side are distributed otherwise than
 those of the other. With few seeds it takes a large difference to show: of five and five no p-value
 is below 0.0079.

@@ -426,7 +426,7 @@ class PlainSIM(PlainModel):
     Args:
       user_features: table rows of each user feature, by name.
       item_features: table rows of each item feature, by name.
-      embedding_dim: D; seed 001 parameter `embedding_dim`.
+      embedding_dim: D; the parameter `embedding_dim` of NVIDIA's SIM.
       long_seq_length: L.
       k: events that stage one hands to stage two (SIM paper, section 4.2, and NVIDIA's recipe).
       stage_one_mlp_dims: hidden units of the stage-one classifier.

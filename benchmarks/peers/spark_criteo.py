@@ -1,4 +1,4 @@
-"""Criteo's raw files to parquet in PySpark, as the seeds do it; runs in the peer `spark`.
+"""Criteo's raw files to parquet in PySpark, as NVIDIA's DLRM does it; runs in the peer `spark`.
 
 The transformation is that of `python -m workflows run --dataset criteo`: missing values 0, numbers
 ``ln(max(x + 2, 1))``, values with fewer than T occurrences id 0, the others 1, 2, ... by falling

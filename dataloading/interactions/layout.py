@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InteractionsOptions(SamplingOptions):
-    """Options that only models of users and items have; names and defaults are seed 003's."""
+    """Options that only models of users and items have; names and defaults are NVIDIA's."""
 
     test_negatives: int = option(
         100,

@@ -92,7 +92,7 @@ class InteractionSource(NumberedSource):
           negative_samples: for each positive of training.
           exact_negatives: draw none that the user has met in training; users who have met every
             item there are not trained on. Without it negatives are drawn from the whole catalogue,
-            and a few are positives (seed 003's approximation).
+            and a few are positives (the approximation of NVIDIA's NCF).
           repeatable: the same training negatives in every epoch instead of fresh ones.
           oov_rate: share of users and items that training hides, see `Hiding`.
           test_negatives: for each held-out item; distinct, and none that the user has met.

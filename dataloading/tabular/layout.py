@@ -1,4 +1,4 @@
-"""The layout "tabular": rows of numbers and ids with one label, in our format or in seed 002's."""
+"""The layout "tabular": rows of numbers and ids with one label, in our format or in NVIDIA's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TabularLayoutOptions(ClickOptions):
-    """Options that only models over rows have; names and defaults are seeds 002's and 004's."""
+    """Options that only models over rows have; names and defaults are NVIDIA's."""
 
     dataset_subset: float | None = option(
         None,

@@ -58,10 +58,10 @@ class TabularSource(BatchSource):
           batch_size: rows of a training batch, all processes together.
           eval_batch_size: of evaluation; None: as in training.
           shuffle: off: rows come in file order, the same in every epoch.
-          subset: train on this first fraction of the rows (seed 004's dataset_subset); None: all.
+          subset: train on this first fraction of the rows (NVIDIA's dataset_subset); None: all.
           drop_remainder: leave out a last training batch that is not full.
           repeat_count: passes over the training set in one epoch, each with its own order.
-          prefetch_train: batches to hold ready in training (default: seed 000's); None leaves it
+          prefetch_train: batches to hold ready in training (default: NVIDIA's); None leaves it
             to the reader.
           prefetch_test: the same in evaluation.
           part: this process's, of each batch.

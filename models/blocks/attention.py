@@ -35,7 +35,7 @@ class ActivationUnit(tf.keras.layers.Layer):
 
     ``score = w . f2(W2 f1(W1 [i, s, i - s, i * s]))`` with i the candidate, s the step and f the
     sigmoid (Zhou et al. 2018, "Deep Interest Network", figure 2; difference and product in place
-    of the outer product as in its authors' code and seed 000).
+    of the outer product as in its authors' code and NVIDIA's).
 
     The first layer is never applied to the concatenation. Split by rows into W_i, W_s, W_d, W_p it
     is ``i (W_i + W_d) + s (W_s - W_d) + (i * s) W_p``: the candidate's part is computed once a

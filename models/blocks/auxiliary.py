@@ -16,7 +16,7 @@ class AuxiliaryNet(tf.keras.layers.Layer):
 
     ``L = mean over valid t of -log p(h_t, e_{t+1}) - log(1 - p(h_t, n_{t+1}))`` with h the GRU's
     states, e the clicked and n the sampled items, and p an MLP with sigmoids on ``[h, e]`` (the
-    authors' and seed 000's code; the paper writes an inner product).
+    authors' and NVIDIA's code; the paper writes an inner product).
 
     Different from NVIDIA's recipe: the mean is over valid steps only, not over padding, and it
     works on logits, so nothing needs nudging away from 0. The half of the first layer that
@@ -27,7 +27,7 @@ class AuxiliaryNet(tf.keras.layers.Layer):
         """Creates the net.
 
         Args:
-          dims: widths of the hidden layers (seed 000's `aux_mlp_dims`).
+          dims: widths of the hidden layers (NVIDIA's `aux_mlp_dims`).
           **kwargs: of `tf.keras.layers.Layer`.
         """
         super().__init__(**kwargs)

@@ -1,4 +1,4 @@
-"""The classification MLP of seed 000: dense layers with PReLU, optional dropout before the head."""
+"""The classification MLP of NVIDIA's SIM: dense layers with PReLU, dropout before the head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 from lookback.models.blocks.dropout import ResumableDropout
 
 PRELU_SLOPE = 0.1
-"""Initial slope of PReLU for negative inputs, one per unit (seed 000's code)."""
+"""Initial slope of PReLU for negative inputs, one per unit (NVIDIA's code)."""
 
 
 def prelu_mlp(dims: Sequence[int], dropout_rate: float | None, name: str) -> mm.SequentialBlock:

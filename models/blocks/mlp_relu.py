@@ -13,7 +13,7 @@ import tensorflow as tf
 class ReluMLP(tf.keras.layers.Layer):
     """``relu(x W + b)`` for each width, from Glorot-normal weights and ``N(0, 1 / width)`` biases.
 
-    The initial weights are those of Naumov et al. 2019's code and of seeds 002 and 004.
+    The initial weights are those of Naumov et al. 2019's code and of NVIDIA's.
 
     `mm.MLPBlock` would compute the same. It is not used because TensorFlow's gradient of the
     bias is slow beside the products (`relu_dense`), and its layers cannot be built without

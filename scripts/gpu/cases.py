@@ -1,4 +1,4 @@
-"""The models as the GPU check runs them: at the seeds' batch sizes and cardinalities, or tiny."""
+"""The models as the GPU check runs them: at NVIDIA's batch sizes and cardinalities, or tiny."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Sizes:
     tables: tuple[int, ...] = ()
 
 
-# Seed 001 (Amazon Books, cumulative batch 131,072), seed 004 (small: frequency threshold 15, batch
-# 32,768), seed 003 (ML-20m, batch 1,048,576).
+# NVIDIA's SIM (Amazon Books, cumulative batch 131,072), DLRM for PyTorch (small: frequency
+# threshold 15, batch 32,768) and NCF (ML-20m, batch 1,048,576).
 _HISTORIES = Sizes(131_072, 105_925, 1_209_081)
 _ROWS = Sizes(32_768, tables=ROWS["t15"])
 _PAIRS = Sizes(1_048_576, 138_493, 26_744, 20_000_000)
@@ -93,7 +93,7 @@ class Case:
         Args:
           name: key of MODELS.
           sizes: of the data.
-          optimizer: None: the seeds'.
+          optimizer: None: NVIDIA's.
         """
         schema, self.source = _source(name, sizes)
         # Without dropout, which devices draw differently.

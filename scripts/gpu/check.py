@@ -47,9 +47,9 @@ MODELS = ("sim", "dlrm", "neumf", "dien", "din", "dcnv2")
 XLA = "--tf_xla_auto_jit=2"
 XLA_ON_CPU = " --tf_xla_cpu_global_jit"
 
-# Rows a second of one A100: seeds 001 (SIM), 004 (DLRM small, batch 32k) and 003 (NCF). `fp16` is
-# their AMP.
-SEEDS = {
+# Rows a second of one A100, from NVIDIA's READMEs: SIM, DLRM for PyTorch (small, batch 32k), NCF.
+# `fp16` is their AMP.
+PUBLISHED = {
     ("sim", "train_tf32", False): 381_211,
     ("sim", "train_tf32", True): 462_013,
     ("sim", "train_fp16", False): 484_361,
@@ -63,7 +63,7 @@ SEEDS = {
     ("neumf", "infer_tf32", False): 60_320_000,
     ("neumf", "infer_fp16", False): 90_670_000,
 }
-# Twice an A100 of the seeds, or more.
+# Twice NVIDIA's A100, or more.
 TARGETS = {
     ("sim", "train_tf32", False): 577_000,
     ("sim", "train_fp16", True): 1_100_000,
@@ -215,7 +215,7 @@ class Checker:
 
 
 def table(found: Mapping[str, Any]) -> Iterator[str]:
-    """The throughputs, beside the seeds' and the targets, and the card's limits.
+    """The throughputs, beside NVIDIA's and the targets, and the card's limits.
 
     Args:
       found: what the file holds.
@@ -239,7 +239,7 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
                 memory, busy = value.get("peak_memory_bytes"), value.get("gpu_busy_fraction")
                 yield (
                     f"{model:<8}{what:<12}{'on' if xla else 'off':<5}{value['rows_per_s']:>14,.0f}"
-                    f"{_number(SEEDS.get(key)):>14}{_number(TARGETS.get(key)):>14}"
+                    f"{_number(PUBLISHED.get(key)):>14}{_number(TARGETS.get(key)):>14}"
                     f"{'' if busy is None else f'{busy:.0%}':>7}"
                     f"{'' if memory is None else f'{memory / 1e9:.1f}':>7}"
                 )

@@ -106,7 +106,7 @@ def test_is_a_merlin_model_of_the_documented_options(built, name):
 
 @EACH
 def test_default_options_are_the_seeds(name):
-    """Seed 000's table; k is 50 in its code. What the seed has not is off."""
+    """The table of NVIDIA's README; k is 50 in its code. What it has not is off."""
     expected = {
         "embedding_dim": 16,
         "max_seq_length": 100,

@@ -1,4 +1,4 @@
-"""The specifications that stand in the seeds, and ones that are wrong; their rows beside pandas."""
+"""The specifications of NVIDIA's READMEs, and ones that are wrong; their rows beside pandas."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ channel_spec:
   label_ch: 
     - label
 """  # noqa: W291, W293
-"""Seeds 000 and 001: the data set of an abstract model."""
+"""NVIDIA's SIM: the data set of an abstract model."""
 
 AMAZON = """
 channel_spec:
@@ -144,7 +144,7 @@ source_spec:
     - train.tfrecord
     type: tfrecord
 """
-"""Seed 001: the original Amazon data set."""
+"""NVIDIA's SIM: the original Amazon data set."""
 
 FRAME = pd.DataFrame(
     {

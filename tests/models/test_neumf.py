@@ -67,7 +67,7 @@ def place_of(weight):
 
 
 def formula(w, config, users, items, masks=None):
-    """Logits of pairs ``[N]``: section 3.4 of the paper, seed 003's dropout by given masks."""
+    """Logits of pairs ``[N]``: section 3.4 of the paper, NVIDIA's dropout by given masks."""
     parts = []
     if config.has_mf:
         parts.append(w["user_id/mf"][users] * w["item_id/mf"][items])

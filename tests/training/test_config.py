@@ -46,8 +46,8 @@ SEED_ABSENT = {
     *("feature_spec", "disable_cache", "prebatch_train_size", "prebatch_test_size"),
     *("train_dataset_size", "affinity", "num_parallel_calls"),
 }
-# Of seeds 002 and 004 (and the command line that 002 describes), beside those that are fields here
-# or of the models' own configs.
+# Of NVIDIA's DLRM for TensorFlow 2 (and the command line that its README describes) and PyTorch,
+# beside those that are fields here or of the models' own configs.
 DLRM_ABSENT = {
     *("base_device", "cpu", "batch_size", "test_batch_size", "learning_rate"),
     *("dataset", "dataset_path", "dataset_type", "num_numerical_features", "log_path"),
@@ -64,7 +64,7 @@ DLRM_FIELDS = {
     *("mode", "optimizer", "save_checkpoint_path", "seed", "shuffle_batch_order", "test_after"),
     *("test_freq", "warmup_factor", "warmup_steps", "xla"),
 }
-# Of seed 003 (its `data` is --dataset_dir), likewise.
+# Of NVIDIA's NCF (its `data` is --dataset_dir), likewise.
 NCF_ABSENT = {"data", "checkpoint_dir", "local_rank", "batch_size", "learning_rate", "log_path"}
 NCF_FIELDS = {
     *("epochs", "valid_batch_size", "negative_samples", "topk", "seed", "threshold", "beta1"),

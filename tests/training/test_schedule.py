@@ -1,4 +1,4 @@
-"""The learning rate against seed 004's description, computed number by number."""
+"""The learning rate against NVIDIA's description, computed number by number."""
 
 from __future__ import annotations
 

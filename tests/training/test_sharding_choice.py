@@ -129,7 +129,7 @@ def test_tables_may_be_placed_by_hand(run):
 
 
 def test_the_planner_is_the_one_asked_for(run):
-    """By the seed's heuristic whole tables go to ranks in turn, rank 0 among them."""
+    """By NVIDIA's heuristic whole tables go to ranks in turn, rank 0 among them."""
     options = {"planner": "largest_first", "strategies": ("table_wise",)}
     tables = tuple(TableSpec(f"t{n}", rows=1000 - n, dim=16) for n in range(4))
     sharding, _ = choose_sharding(run(**options), tables, world_of(4))
