@@ -92,7 +92,7 @@ class Measured:
         self._client, self._args, self._place = client, args, place
         self.rows: list[list[object]] = []
         self.figures: dict[str, dict[str, float]] = {}
-        self.notes = [f"Targets, of issue L (history 1,000, 256 candidates, 2 cores): {_TARGETS}."]
+        self.notes = [f"Targets (history 1,000, 256 candidates, 2 cores): {_TARGETS}."]
         self._logits: Mapping[str, float] | None = None
 
     def ask(

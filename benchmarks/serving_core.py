@@ -32,7 +32,7 @@ BASELINE = "26ee95b"
 
 _ROOT = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).resolve().parent / "serving_core_worker.py"
-_TARGETS = "p99 15 ms, 20 x naive, 4 x before (issue L; history 1,000, 256 candidates, 2 cores)"
+_TARGETS = "p99 15 ms, 20 x naive, 4 x before (history 1,000, 256 candidates, 2 cores)"
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 _SAME = 2e-5  # of logits: float32 sums of 1,000 events in other orders
 

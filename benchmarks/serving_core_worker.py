@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 _DIFFERENT = 16  # requests that take turns, so that not all lookups hit rows in the caches
-_SHORT = 10  # slots of the short history, as seed 000 has
+_SHORT = 10  # slots of the short history, as NVIDIA's SIM has
 _SEED = 7
 
 

@@ -27,7 +27,7 @@ _Read = TypeVar("_Read")
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """The tables to place. Defaults are those of seed 000."""
+    """The tables to place. Defaults are those of NVIDIA's SIM."""
 
     scope: ClassVar[str] = "tables"
     dataset_dir: Path | None = option(
@@ -96,7 +96,7 @@ class Ranks:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A training step. Defaults are those of seed 000."""
+    """A training step. Defaults are those of NVIDIA's SIM."""
 
     scope: ClassVar[str] = "a training step"
     global_batch_size: int = option(
@@ -126,7 +126,7 @@ class PlacementOptions:
     planner: str = option(
         "cost",
         help="cost: the shortest step; largest_first: whole tables, from the largest on, where "
-        "most memory is free (seed 004)",
+        "most memory is free (NVIDIA's heuristic)",
         choices=tuple(PLANNERS),
     )
     strategies: tuple[str, ...] | None = option(
@@ -140,7 +140,8 @@ class PlacementOptions:
     )
     reserve_first_rank: bool = option(
         False,
-        help="largest_first: no tables on rank 0, to leave it to a bottom MLP, as seed 004 does",
+        help="largest_first: no tables on rank 0, to leave it to a bottom MLP, as NVIDIA's "
+        "heuristic does",
     )
     output: Path | None = option(None, help="write the plan there, as YAML")
 

@@ -39,7 +39,7 @@ def plan_tables(
         "column_wise:0,2", or a Placement.
       wire_bytes: bytes of a number of a vector on the wire: 4, or 2 for bfloat16 and float16.
       reserve_first_rank: whether "largest_first" leaves rank 0, if there are others, to the bottom
-        MLP, as seed 004 does. No matter to "cost".
+        MLP, as NVIDIA's DLRM for PyTorch does. No matter to "cost".
 
     Raises:
       UserError: if the tables do not fit, with numbers and fixes, or an argument is not valid.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 LIST_LENGTH = 100.0
 """Ids in a row of a list column whose schema sets no bound: the default of --max_seq_length, long
-and short history of seed 000 together."""
+and short history of NVIDIA's SIM together."""
 
 
 def tables_from_schema(schema: Schema, dim: int) -> tuple[list[TableSpec], dict[str, str]]:

@@ -43,7 +43,7 @@ class TableSpec:
       rows: number of rows, the reserved ids (padding, null, out-of-vocabulary) included.
       dim: length of a row (D).
       init_scale: rows start uniform in ``[-init_scale, init_scale]``. None means
-        ``sqrt(1 / rows)``, the initialiser of NVIDIA's SIM and DLRM (seed 004; Naumov et al.
+        ``sqrt(1 / rows)``, the initialiser of NVIDIA's SIM and DLRM (Naumov et al.
         2019).
       optimizer: a key of OPTIMIZER_STATE; None means the run's.
       hotness: mean number of ids that each feature of the table has in a row of the batch.

@@ -1,7 +1,7 @@
 """DCNv2: explicit crosses of all features by low-rank matrices, with an MLP behind or beside them.
 
 Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
-Learning to Rank Systems"; seed 002's code for defaults.
+Learning to Rank Systems"; NVIDIA's code for defaults.
 """
 
 from __future__ import annotations

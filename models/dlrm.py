@@ -1,7 +1,7 @@
 """DLRM: numbers through an MLP, ids through embeddings, all pairs multiplied, another MLP.
 
 Naumov et al. 2019, "Deep Learning Recommendation Model for Personalization and Recommendation
-Systems"; seeds 002 and 004 for defaults.
+Systems"; NVIDIA's DLRM for defaults.
 """
 
 from __future__ import annotations

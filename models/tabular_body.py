@@ -148,7 +148,7 @@ def tabular_tables(schema: Schema, config: TabularModelConfig) -> list[TableSpec
 
     Returns:
       One spec a domain, cut to `max_table_size` rows. Each feature looks up one id a row, and rows
-      start uniform in ``±sqrt(1 / rows)`` (`TableSpec.scale`), as in the seeds.
+      start uniform in ``±sqrt(1 / rows)`` (`TableSpec.scale`), as in NVIDIA's DLRM.
     """
     return _tables(schema, config)[0]
 

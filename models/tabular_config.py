@@ -1,6 +1,6 @@
 """What all models over tabular rows can be told. Pure Python, so that command lines answer fast.
 
-Of the options in seeds 002 and 004, `interaction_op cuda_dot` has no counterpart here: it is `dot`,
+Of the options of NVIDIA's DLRM, `interaction_op cuda_dot` has no counterpart here: it is `dot`,
 as there is no kernel to choose.
 """
 
@@ -20,7 +20,7 @@ _NVIDIA: Mapping[str, Any] = {
     "decay_start_step": 48_000,
     "decay_steps": 24_000,
 }
-"""What the seeds' DLRM and DCNv2 have in common (their code's defaults, for Criteo's 4 billion
+"""What NVIDIA's DLRM and DCNv2 have in common (their code's defaults, for Criteo's 4 billion
 rows)."""
 
 JOINT: Mapping[str, bool] = {
@@ -30,7 +30,7 @@ JOINT: Mapping[str, bool] = {
     "separate": False,
     "multi_table": False,
 }
-"""Spellings of `embedding_type` -> whether tables share variables. Seed 004's joint types differ in
+"""Spellings of `embedding_type` -> whether tables share variables. NVIDIA's joint types differ in
 their kernels, and in whether the gradient is sparse, which here it always is."""
 
 
@@ -40,7 +40,7 @@ DYNAMIC = "dynamic"
 
 @dataclasses.dataclass(frozen=True)
 class TabularModelConfig:
-    """Options that every model over rows of numbers and ids has; defaults are the seeds'.
+    """Options that every model over rows of numbers and ids has; defaults are NVIDIA's.
 
     Attributes:
       layout: of the datasets that these models read.
@@ -135,7 +135,7 @@ class TabularModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DLRMConfig(TabularModelConfig):
-    """Options of DLRM; defaults are those of seeds 002 and 004."""
+    """Options of DLRM; defaults are those of NVIDIA's."""
 
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "nvidia": {**_NVIDIA, "optimizer": "sgd", "lr": 24.0, "warmup_steps": 8_000}
@@ -158,7 +158,7 @@ class DLRMConfig(TabularModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DCNv2Config(TabularModelConfig):
-    """Options of DCNv2; defaults are those of seed 002's code."""
+    """Options of DCNv2; defaults are those of NVIDIA's code for TensorFlow 2."""
 
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "nvidia": {**_NVIDIA, "optimizer": "adam", "lr": 1e-4, "warmup_steps": 100}

@@ -364,6 +364,18 @@ def test_no_file_names_a_registry_or_a_path_of_this_machine() -> None:
     assert not wrong
 
 
+def test_sources_are_named_so_that_a_stranger_can_look_them_up() -> None:
+    """Not by the numbers that the project's members have for documents and tasks."""
+    numbers = re.compile(r"\bseeds? 0\d\d\b|\bissue ([A-Z]|\d+)\b", re.IGNORECASE)
+    wrong = [
+        f"{_relative(path)}:{number} says {found[0]}"
+        for path in _project_files()
+        for number, line in enumerate(path.read_bytes().decode(errors="ignore").splitlines(), 1)
+        if (found := numbers.search(line))
+    ]
+    assert not wrong
+
+
 def test_readme_names_only_files_that_exist() -> None:
     top = "|".join((*PACKAGES, "scripts", "tests", "docs", "requirements"))
     named = re.findall(rf"\b((?:{top})/[\w./-]+\.(?:py|sh|txt|in|md|yaml))", _readme())

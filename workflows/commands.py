@@ -158,7 +158,7 @@ class FeatureSpecExportOptions:
 
 @dataclass(frozen=True)
 class PrebatchOptions:
-    """How records are batched; names are seed 000's."""
+    """How records are batched; names are those of NVIDIA's SIM."""
 
     scope = "what to write"
 

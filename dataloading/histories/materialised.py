@@ -1,6 +1,6 @@
 """Materialised samples ("bring your own dataset"): parquet rows with padded or ragged lists.
 
-Reads what seed 001 describes as option 1 of "BYO dataset"::
+Reads what NVIDIA's SIM describes as option 1 of "BYO dataset"::
 
     DATASET/
       metadata.json   {"cardinalities": [{"name": "uid", "value": 105925}, {"name": "item", ...}]}
@@ -62,7 +62,7 @@ class MaterialisedDataset:
 
     Args:
       path: the directory with metadata.json, train/ and test/.
-      user_features: U, how many columns after the label are user features (seed 001's
+      user_features: U, how many columns after the label are user features (NVIDIA's
         `number_of_user_features`, 1 for Amazon Books: the user id).
       max_seq_length: T, history slots of a batch. Longer lists keep their newest T entries,
         shorter ones are padded with 0 on the left.

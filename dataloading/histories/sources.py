@@ -247,7 +247,7 @@ class MaterialisedSource(BatchSource):
           drop_remainder: leave out a last training batch that is not full.
           repeat_count: passes over the training set in one epoch, each with its own order.
           auxiliary_negatives: read the negative histories in training.
-          prefetch_train: batches to read ahead in training (default: seed 000's); None leaves it
+          prefetch_train: batches to read ahead in training (default: NVIDIA's); None leaves it
             to the reader.
           prefetch_test: the same in evaluation.
           part: this process's, of each batch.

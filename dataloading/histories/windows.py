@@ -75,7 +75,7 @@ class WindowConfig:
       time_features: add log-bucketed gaps between event and target.
       repeatable: the same negatives in every epoch instead of fresh ones.
       oov_rate: share of (sample, id) whose id training hides, see `Hiding`.
-      min_history: shortest history that training targets have (seed 000's default).
+      min_history: shortest history that training targets have (NVIDIA's default).
     """
 
     max_seq_length: int = 100

@@ -1,4 +1,4 @@
-"""The placement heuristic of NVIDIA's DLRM for PyTorch (seed 004)."""
+"""The placement heuristic of NVIDIA's DLRM for PyTorch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lookback.embeddings.types import Placement, ShardingPlan
 class LargestFirst(Planner):
     """Whole tables, from the largest on, each on the rank with most free memory.
 
-    As seed 004 tells it ("Embedding table placement and load balancing"): the bottom MLP has rank 0
-    to itself; no other rank gets more than ``ceil(tables / ranks left)`` tables, which balances
-    what is exchanged. Tables that an override places otherwise are placed before the others.
+    As its README tells it ("Embedding table placement and load balancing"): the bottom MLP has
+    rank 0 to itself; no other rank gets more than ``ceil(tables / ranks left)`` tables, which
+    balances what is exchanged. Tables that an override places otherwise are placed first.
     """
 
     strategies = ("table_wise",)

@@ -218,7 +218,7 @@ def test_a_compiled_batch_equals_an_eager_one(make_histories):
     assert compiled.experimental_get_tracing_count() == 1
 
 
-# --- the split rule (seed 001) ---
+# --- the split rule of NVIDIA's SIM ---
 
 
 def test_a_user_of_20_has_18_training_samples(make_histories):

@@ -231,7 +231,7 @@ def test_impossible_workloads_are_refused(change, text):
         dataclasses.replace(WORKLOAD, **change)
 
 
-# --- the heuristic of seed 004 ---
+# --- the heuristic of NVIDIA's DLRM for PyTorch ---
 
 
 def sized(*rows, dim=1):

@@ -99,7 +99,7 @@ def test_tables_of_the_schema(kind):
     model = make_model(kind)
     for spec in specs:
         values = model.body.embeddings.table_variables[spec.name].numpy()
-        assert np.abs(values).max() <= spec.rows**-0.5  # the seeds' initial rows
+        assert np.abs(values).max() <= spec.rows**-0.5  # NVIDIA's initial rows
 
 
 def test_columns_of_one_domain_share_a_table():

@@ -1,4 +1,4 @@
-"""Options of DLRM and DCNv2: the seeds' defaults, and what is refused."""
+"""Options of DLRM and DCNv2: NVIDIA's defaults, and what is refused."""
 
 from __future__ import annotations
 

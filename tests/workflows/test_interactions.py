@@ -60,7 +60,7 @@ def _codes(values: pd.Series) -> pd.Series:
 def _oracle(
     events: pd.DataFrame, minimum: int = 20, duplicates: str = "keep", held_out: int = 2
 ) -> pd.DataFrame:
-    """The histories by plain pandas, in the seed's order of things: filter, sort, drop."""
+    """The histories by plain pandas, in NVIDIA's order of things: filter, sort, drop."""
     if duplicates != "all":
         events = events.drop_duplicates(COLUMNS)
     events = events[events.groupby("user_id")["item_id"].transform("size") >= minimum]

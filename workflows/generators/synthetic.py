@@ -167,7 +167,7 @@ PRESETS: dict[str, SyntheticConfig] = {
         users=2_000, items=3_000, categories=50, events=120_000, max_events=200
     ),
     "1m": SyntheticConfig(),
-    # Amazon Books 2014 as seeds 000 and 001 have it: users with at least 20 reviews, their items
+    # Amazon Books 2014 as NVIDIA's SIM has it: users with at least 20 reviews, their items
     # and categories, 12 M samples.
     "amazon_books": SyntheticConfig(
         users=105_925, items=1_209_081, categories=2_330, events=12_200_000, max_events=2_000

@@ -49,7 +49,7 @@ BLOCK_ROWS = 65_536
 """Rows that share a random stream: part of the format, for another value gives other bytes."""
 
 ORACLE = "oracle.json"
-_SMALLEST_TABLE = 4  # that scaling leaves; the seeds' smallest has four rows, too
+_SMALLEST_TABLE = 4  # that scaling leaves; NVIDIA's smallest has four rows, too
 _GZIP_LEVEL = 3
 
 Floats = npt.NDArray[np.float64]

@@ -21,7 +21,7 @@ from lookback.workflows.histories.gather import PART, Selection, Ties, TypedSele
 from lookback.workflows.histories.rules import EventRules, LeaveLast, UserSplit
 from lookback.workflows.options import WHERE, Device, TimedOptions
 
-MIN_INTERACTIONS = 20  # seed 001: `--shortest_sequence_for_user` 20
+MIN_INTERACTIONS = 20  # NVIDIA's SIM: `--shortest_sequence_for_user` 20
 
 RESERVED = (
     names.USER_ID,

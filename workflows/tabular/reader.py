@@ -12,7 +12,7 @@ from lookback.core.limits import MOST_BYTES
 from lookback.core.options import check_options, option
 from lookback.workflows.options import DatasetOptions
 
-FREQUENCY_THRESHOLD = 15  # seed 004: "categorical values that exist fewer than 15 times"
+FREQUENCY_THRESHOLD = 15  # NVIDIA's DLRM: "categorical values that exist fewer than 15 times"
 BLOCK_BYTES = 64 << 20
 """About 250,000 lines of Criteo's width: a shuffle of some breadth, and four row groups."""
 
