@@ -24,6 +24,7 @@ from lookback.core.outputs import (
     check_content,
     check_directory,
     check_file,
+    check_outside,
     in_words,
     write_record,
 )
@@ -192,7 +193,7 @@ def require_writable(directory: Path, option: str) -> None:
 
 
 @contextlib.contextmanager
-def held(directory: Path, option: str) -> Iterator[None]:
+def held(directory: Path, option: str, inputs: Iterable[Path] = ()) -> Iterator[None]:
     """Keeps a directory that can be written to this process, as long as the block or it lives.
 
     It is created if need be, and removed again if nothing has come into it.
@@ -200,10 +201,12 @@ def held(directory: Path, option: str) -> Iterator[None]:
     Args:
       directory: where a run will write.
       option: of the command line that names it.
+      inputs: files and directories that are read, in which nothing may come to be.
 
     Raises:
       UserError: if it cannot be written to, or another process holds it.
     """
+    check_outside(directory, inputs)
     made = not os.path.lexists(directory)
     require_writable(directory, option)
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -224,7 +224,7 @@ def _check_place(path: Path, inputs: Iterable[Path]) -> None:
         )
     check_apart(path, inputs)
     real = Path(os.path.realpath(path))
-    above = next(place for place in real.parents if os.path.lexists(place))
+    above = next((place for place in real.parents if os.path.lexists(place)), real)
     if not above.is_dir():
         raise UserError(
             f"{path} cannot be written: {above} is not a directory. Choose another place."
@@ -242,18 +242,52 @@ def check_apart(path: Path, inputs: Iterable[Path]) -> None:
       UserError: naming the input, or the address.
     """
     inputs = tuple(inputs)
+    check_outside(path, inputs)
+    real, *_ = _lineage(path)
+    for given in inputs:
+        _, *above = _lineage(given)
+        if any(_same(real, place) for place in above):
+            raise _overlap(path, f"has the input {given} in it")
+
+
+def check_outside(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuses what is an input or lies in one, as `check_apart`; it may have one in it.
+
+    Args:
+      path: that is to be written to, where nothing else is replaced or removed.
+      inputs: that are read.
+
+    Raises:
+      UserError: naming the input, or the address.
+    """
+    inputs = tuple(inputs)
     for named in (path, *inputs):
         refuse_address(named)
-    real = Path(os.path.realpath(path))
+    real, *above = _lineage(path)
     for given in inputs:
-        source = Path(os.path.realpath(given))
-        for overlap, words in (
-            (real == source, "is the input itself"),
-            (source in real.parents, f"lies in the input {given}"),
-            (real in source.parents, f"has the input {given} in it"),
-        ):
-            if overlap:
-                raise UserError(f"The output {path} {words}. Choose one apart from the inputs.")
+        source, *_ = _lineage(given)
+        if _same(real, source):
+            raise _overlap(path, "is the input itself")
+        if any(_same(source, place) for place in above):
+            raise _overlap(path, f"lies in the input {given}")
+
+
+def _overlap(path: Path, words: str) -> UserError:
+    return UserError(f"The output {path} {words}. Choose one apart from the inputs.")
+
+
+def _lineage(path: Path) -> list[Path]:
+    """What a path leads to, and the directories above it."""
+    real = Path(os.path.realpath(path))
+    return [real, *real.parents]
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two names are of one place: a bind mount has another name, and no link tells it."""
+    try:
+        return one == other or one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
 
 
 def _is_folder(path: Path) -> bool:

@@ -21,6 +21,12 @@ def refuse_address(path: str | os.PathLike[str], source: str | None = None) -> N
       UserError: with what to do instead.
     """
     text = os.fspath(path)
+    if text.startswith("~"):  # which libraries below us take for a home, and we would not
+        raise UserError(
+            f"{source or text}: expected a path, received {shown(text)}: shells write out `~` at "
+            f"the start of a word alone (--output ~/data, not --output=~/data). Write the path "
+            "out; a name that begins so is ./~..."
+        )
     if _ADDRESS.match(text):
         raise UserError(
             f"{source or text}: expected a path of this machine, received the address "

@@ -188,7 +188,7 @@ def hold_outputs(
         if getattr(run, name) is not None:
             places.setdefault(os.path.realpath(getattr(run, name)), name)
     for name in () if run.dry_run else places.values():
-        stack.enter_context(held(getattr(run, name), name))
+        stack.enter_context(held(getattr(run, name), name, [run.dataset_dir]))
     if run.results_dir is not None:
         check_results(run.results_dir, run.log_filename)
     if run.save_checkpoint_path is not None:

@@ -467,6 +467,8 @@ def _local_cluster(workers: int, directory: str, gpu: bool) -> Any:
     options: dict[str, Any] = {
         "local_directory": directory,
         "dashboard_address": "127.0.0.1:0",  # any free port; without one it insists on 8787
+        # Without an address, workers serve their state to every network, page or no page.
+        "worker_dashboard_address": "127.0.0.1:0",
     }
     if gpu:
         from dask_cuda import LocalCUDACluster

@@ -15,8 +15,10 @@ from lookback.core.digests import reading
 from lookback.core.errors import UserError
 from lookback.core.limits import MOST_WIDTH
 from lookback.core.options import Command, CommandLine, option
+from lookback.core.outputs import check_apart
 from lookback.core.utf8 import decode
 from lookback.formats.verification import DatasetChecks, verify_dataset
+from lookback.serving.store.redis_records import SCHEME
 
 if TYPE_CHECKING:
     from lookback.serving.manifest import HistoriesManifest, InteractionsManifest, Manifest
@@ -110,6 +112,9 @@ class DeleteOptions:
 
 
 def _load(options: LoadOptions, store: StoreOptions, checks: DatasetChecks) -> None:
+    if not store.store.startswith(SCHEME):
+        read = (options.dataset_dir, options.bundle)
+        check_apart(Path(store.store), filter(None, read))
     note = checks.begin(options.dataset_dir)
     if note is not None:
         print(note, file=sys.stderr)

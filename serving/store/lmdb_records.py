@@ -233,12 +233,13 @@ def _read_head(directory: Path) -> tuple[Head, str, list[str]]:
 def _open(path: Path, writes: bool) -> Any:
     if not path.is_file():  # lmdb would make an empty one
         raise UserError(f"{path} is missing, which the store needs. Load the histories again.")
+    _require_bytes(path, 1)  # likewise of one that is empty
     with _in_words(path.parent), naming(_lock_of(path)):
         # LMDB maps this file, and a page that the disk then has no room for is the end of the
         # process (SIGBUS).
         with _lock_of(path).open("ab") as lock:
             os.posix_fallocate(lock.fileno(), 0, _LOCK_BYTES)
-        return lmdb.open(
+        env = lmdb.open(
             str(path),
             subdir=False,
             create=False,
@@ -246,6 +247,22 @@ def _open(path: Path, writes: bool) -> Any:
             map_size=_MAP_BYTES,
             max_readers=_READERS,
             readahead=False,  # users are read at random
+        )
+        # Likewise a page that is not in the file: LMDB believes what its first pages say of it.
+        try:
+            _require_bytes(path, (env.info()["last_pgno"] + 1) * env.stat()["psize"])
+        except UserError:
+            env.close()
+            raise
+        return env
+
+
+def _require_bytes(path: Path, needed: int) -> None:
+    """Refuses a file that is shorter than it was."""
+    if (there := path.stat().st_size) < needed:
+        raise UserError(
+            f"{path} is cut off: it has {there:,} of {needed:,} or more bytes. Copy it again, or "
+            "load the histories again."
         )
 
 
@@ -292,7 +309,12 @@ def _in_words(directory: Path) -> Iterator[None]:
         raise UserError(
             f"{directory}: {_READERS} threads read the store, and no more can. End some of them."
         ) from error
-    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+    except (
+        lmdb.CorruptedError,
+        lmdb.InvalidError,
+        lmdb.PageNotFoundError,
+        lmdb.VersionMismatchError,
+    ) as error:
         raise UserError(
             f"{directory} is damaged ({error}). Copy it again, or load the histories again."
         ) from error

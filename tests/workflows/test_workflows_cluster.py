@@ -88,6 +88,11 @@ def test_cluster_keeps_the_order_and_its_bounds() -> None:
 
     with open_runner(2) as runner:
         assert runner.workers == 2
+        # Nobody reaches the workers from elsewhere.
+        processes = psutil.Process().children(recursive=True)
+        sockets = [found for process in processes for found in process.net_connections("inet")]
+        listening = {found.laddr.ip for found in sockets if found.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
         results = runner.map(_square, items(), label="x", carries_data=True)
         first = next(results)
         assert first[0] == 0 and first[1] != os.getpid()

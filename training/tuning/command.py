@@ -72,7 +72,7 @@ def main(argv: Sequence[str], prog: str = "lookback tune", start: Start = run_pr
     require_data(options.layout, run.dataset_dir, run.model_type)
     with contextlib.ExitStack() as stack:
         directory = run.results_dir or stack.enter_context(new_results("tune"))
-        stack.enter_context(held(directory, "results_dir"))
+        stack.enter_context(held(directory, "results_dir", [run.dataset_dir]))
         stack.enter_context(_ends_with_children())
         if tune.metric.startswith("test_"):
             print(f"warning: {tune.metric} chooses by the test split, which then is no measure")

@@ -288,6 +288,51 @@ def test_a_full_disk_refuses_to_open_rather_than_crash(small_disk: Path) -> None
         assert len(histories.get("a") or ()) == 3
 
 
+@pytest.fixture
+def damaged(tmp_path: Path) -> Iterator[tuple[Path, list[Any]]]:
+    """The file of a store's records, which a test may damage, and the users' histories."""
+    store = tmp_path / "store"
+    make(str(store), [(f"user{n}", record_of(60 * n)) for n in range(1, 7)])
+    (file,) = store.glob("*.mdb")
+    yield file, histories_in(store)
+
+
+def histories_in(store: Path) -> list[Any]:
+    with opened(str(store), writes=False) as histories:
+        return [histories.get(f"user{n}").as_json() for n in range(1, 7)]
+
+
+def test_a_file_that_is_cut_off_is_refused(damaged: tuple[Path, list[Any]]) -> None:
+    """LMDB maps it, and a page that is not there is the end of the process."""
+    file, before = damaged
+    whole = file.read_bytes()
+    assert len(whole) > 50_000
+    for size in (0, 1, 4096, 9000, len(whole) // 2, len(whole) - 4096, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        for writes in (False, True):
+            with pytest.raises(UserError, match=r"is (cut off|damaged).* load the histories again"):
+                HistoryStore.open(str(file.parent), writes=writes)
+    file.write_bytes(whole)
+    assert histories_in(file.parent) == before
+
+
+def test_flipped_bytes_of_records_are_refused_or_without_effect(
+    damaged: tuple[Path, list[Any]],
+) -> None:
+    file, before = damaged
+    whole, rng, refused = file.read_bytes(), random.Random(3), 0
+    for _ in range(50):
+        changed = bytearray(whole)
+        changed[rng.randrange(len(whole))] ^= rng.randrange(1, 256)
+        file.write_bytes(changed)
+        try:
+            assert histories_in(file.parent) == before
+        except UserError as error:
+            assert str(file.parent) in str(error)
+            refused += 1
+    assert refused > 9
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
