@@ -12,7 +12,9 @@ batches of records on all cores.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,8 @@ from lookback.formats.tabular_rows import Array
 
 _SAMPLES_AT_ONCE = 4096  # of two times two lists of 100: 13 MB
 _AHEAD = 2  # batches that are parsed while one is worked on
+_LENGTH = struct.Struct("<Q")  # a record begins with that of its data
+_AROUND = 12, 4  # bytes before a record's data (its length and a checksum), and behind it
 
 
 class ParsedLists(NamedTuple):
@@ -57,6 +61,7 @@ def read_tfrecord(
       UserError: if the file cannot be read, or a record has not what it should, by the record's
         number (from 0 on).
     """
+    _check_lengths(file)
     features = {
         name: tf.io.RaggedFeature(
             tf.float32 if kind.kind == "f" else tf.int64, row_splits_dtype=tf.int64
@@ -131,6 +136,33 @@ def write_tfrecord(
                 writer.write(example.SerializeToString())
             count += rows
     return count
+
+
+def _check_lengths(file: Path) -> None:
+    """Refuses a file that does not end where its last record does.
+
+    TensorFlow dies of a record longer than memory, and takes a length that is cut off for the end
+    of the file (2.12, record_reader.cc).
+
+    Raises:
+      UserError: naming the record.
+    """
+    try:
+        size = file.stat().st_size
+        if not size:
+            return  # nothing can be mapped
+        with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+            end = record = 0
+            while end < size:
+                left = size - end - sum(_AROUND)
+                (length,) = _LENGTH.unpack_from(data, end) if left >= 0 else (0,)
+                if length > left:
+                    said = f"{length:,} bytes of data, and {max(left, 0):,} are left in the file"
+                    raise _unreadable(file, said, record)
+                end += length + sum(_AROUND)
+                record += 1
+    except OSError as error:
+        raise _unreadable(file, error, 0) from error
 
 
 def _samples_in_first(file: Path, single: Mapping[str, tf.io.RaggedFeature]) -> int | None:

@@ -143,6 +143,8 @@ def unverified(directory: Path, *, no_verify: bool = False) -> str | None:
       no_verify: whether the user wants no digest compared.
     """
     manifest, said = _manifest_of(directory)
+    if not manifest.exists():
+        return None  # who reads it says so
     if FILES not in said:
         return (
             f"warning: {manifest} has no digests of the dataset's files (an earlier version or "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import os
+import struct
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -231,7 +233,17 @@ def test_records_that_are_no_such_samples(tmp_path: Path) -> None:
         assert not (tmp_path / "data").exists()
 
     file.write_bytes(whole[:-3])
-    refused(r"part_1.tfrecord, record 0 or after it: .*whole")
+    refused(r"part_1.tfrecord, record 12 or after it: .*whole")
+    size = len(whole) // 13  # records, all of one size
+    assert whole[:8] == struct.pack("<Q", size - 16)
+    file.write_bytes(whole[: 4 * size + 3])  # a length that is cut off: to TensorFlow, the end
+    refused(r"part_1.tfrecord, record 4 or after it: .*0 are left")
+    # A length that no memory has, with the checksum that it should have: TensorFlow dies of it.
+    huge = bytes.fromhex("0000000000000040") + bytes.fromhex("7f85f000")
+    file.write_bytes(whole[:size] + huge + whole[size + 12 :])
+    refused(r"record 1 or after it: '4,611,686,018,427,387,904 bytes of data, and")
+    file.write_bytes(gzip.compress(whole))
+    refused(r"record 0 or after it: .*not compressed")
     file.write_bytes(whole[:100] + b"\xff" + whole[101:])
     refused(r"part_1.tfrecord, record 0 or after")
     import tensorflow as tf

@@ -229,7 +229,7 @@ def test_conditions_leave_rows_out_and_are_counted(tmp_path: Path) -> None:
         ([True, False], [2, 5], [0, 0]),
         ([1, 0, 2], [True], [1, 0, 0]),
         ([1.0, 0.0, 3.0], [False], [0, 1, 0]),
-        (["True", "False", "TRUE", "1", "yes"], [1], [1, 0, 1, 1, 0]),
+        (["True", "False", "TRUE", "1", "yes", "2"], [1], [1, 0, 1, 1, 1, 0]),
         (["yes", "No", "on", "true", "y", "1", "0"], [True], [1, 0, 1, 1, 0, 1, 0]),
         (["yes", "No", "off", "FALSE", "n", "1", "0.0"], [False], [0, 1, 1, 1, 0, 0, 1]),
         (["yes", "true"], ["true"], [0, 1]),

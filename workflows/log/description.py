@@ -525,15 +525,17 @@ def format_of(name: str) -> FileFormat | None:
 
 
 def _wrong_names(features: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
-    for name in features:
+    for name, feature in features.items():
+        column = feature.column or name
         if not NAME.fullmatch(name) or name.endswith(ENDINGS_OF_BATCHES):
             wrong = (
                 "a name has up to 64 letters, digits and underscores, a letter first, and no "
-                f"{' or '.join(ENDINGS_OF_BATCHES)} at its end. Rename it, and say column: {name}."
+                f"{' or '.join(ENDINGS_OF_BATCHES)} at its end. Rename it, and say column: "
+                f"{column}."
             )
             yield ("features", name), wrong
         elif name in RESERVED:
-            yield ("features", name), f"the name is taken. Rename it, and say column: {name}."
+            yield ("features", name), f"the name is taken. Rename it, and say column: {column}."
 
 
 def _seconds(text: str) -> int | None:

@@ -13,16 +13,15 @@ from lookback.core.options.option import Structure
 
 Word = str | int | float | bool
 
-_SPELLINGS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
-"""What YAML 1.1 takes for a boolean, in small letters: which of them was written, nobody knows."""
+_SPELLINGS = (("false", "no", "off"), ("true", "yes", "on"))
+"""What YAML takes for 0 and for 1, in small letters: which of them was written, nobody knows."""
 
 
 @dataclass(frozen=True)
 class Values(Structure):
     """Values of a column, as a list: text is compared as text, a number as a number.
 
-    A boolean is a column's boolean, a word that YAML would take for it, or 1 or 0; and so are 1 and
-    0 a column's true and false.
+    True and 1 are alike, false and 0: a column's booleans, numbers, and words that YAML takes so.
 
     Attributes:
       words: them.
@@ -63,13 +62,10 @@ def _is(word: Word, text: str) -> bool:
     """Whether a value of a column, as text, is a word of a description."""
     if isinstance(word, str):
         return text == word
-    spellings = _SPELLINGS[bool(word)] if word in (0, 1) else ()
-    if not isinstance(word, bool):
-        spellings = spellings[:1]
     try:
         return "_" not in text and float(text) == word
     except ValueError:
-        return text.lower() in spellings
+        return word in (0, 1) and text.lower() in _SPELLINGS[int(word)]
 
 
 @dataclass(frozen=True)
