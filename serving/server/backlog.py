@@ -4,12 +4,20 @@ How long a batch takes is learned of the batches, model by model: t seconds of n
 a + b n, and a and b are those of the least squares over the batches, of which each weighs `_KEPT`
 of the one after it. (Of batches that all have as many rows, a is 0.)
 
-Who says how long one may wait is obeyed. Else what arrives is taken if it, and what waits in its
-batch already, will be answered in twice the time that it takes alone, or `_SOON`, whichever is
-longer: so a server that is asked for three times what it can do answers whom it takes nearly as
-fast as ever, and batches grow as far as that allows. Where it was idle in the last moments, it may
-take up to `_PATIENCE` more: at a share u of them in which something was scored, 1 - u times that.
-A burst is no overload, and who is idle half of the time should refuse nobody for arriving second.
+Who says how long one may wait is obeyed. Else it depends on how many clients, which are open
+connections, have called within the last second.
+
+Up to `MOST_CLIENTS` wait for each other, however long that takes: each waits for the answer before
+it calls again, so no more than that can pile up, and who was refused would come again at once.
+
+Of more than that, what arrives is taken if it, and what waits in its batch already, will be
+answered in less than twice the time that a call takes when nobody else calls; and what waits is
+refused when its turn comes too late for that after all. So a server that is asked for three times
+what it can do answers whom it takes nearly as fast as ever. That time is learned of calls during
+which no other came, while less was asked for than can be done: in an overload batches take longer,
+as what is refused takes its share of the cores.
+Where less is asked for than can be done, chance brings some together: at a share u of what can be
+done, a call may take 1 - u times `_PATIENCE` longer.
 
 A batch that takes longer than it should is taken to need as long again as it is overdue: so nothing
 piles up behind one that hangs.
@@ -21,16 +29,21 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 _KEPT = 0.9
 """What earlier batches still weigh when there is another: ten of them make the figures."""
-_SOON = 0.02
-"""Seconds in which nobody minds to be answered."""
+MOST_CLIENTS = 24
+"""That are no crowd, however fast they call: sixteen, and some that come and go."""
+_CLIENT_SECONDS = 1.0
+"""Without a call, after which a client counts no more."""
+_TIMES = 1.75
+"""As long as a call's batch takes alone, its answer may take by what is foretold: twice as long is
+promised, and some of it is for what nobody foretells, and for reading and writing."""
 _PATIENCE = 0.05
 """Seconds; of random arrivals at half of what the server can do 2 % are refused (10 % without)."""
-_MOMENTS = 0.05
-"""Seconds after which two thirds of what was are forgotten: an overload is seen as fast."""
+_MOMENTS = 0.2
+"""Seconds after which two thirds of what was asked for are forgotten."""
 _SPREAD = 0.1
 """Least deviation of the batches' rows, relative to their mean, for a and b to be told apart."""
 
@@ -108,10 +121,13 @@ class Backlog:
         self._most_seconds, self._clock = most_seconds, clock
         self._waiting: collections.Counter[str] = collections.Counter()
         self._learned: dict[str, BatchTimes] = collections.defaultdict(BatchTimes)
+        self._alone: dict[str, BatchTimes] = collections.defaultdict(BatchTimes)
         self._usual: dict[str, float] = {}  # rows of a call
         self._batch: _Batch | None = None
-        self._used, self._seen = 0.0, clock()  # the share when it was last written
-        self._first = 0.0  # when what waits began to
+        self._is_alone = False  # nobody has come since that batch began
+        self._clients: collections.OrderedDict[Hashable, float] = collections.OrderedDict()
+        self._asked, self._seen = 0.0, clock()  # share of what can be done, when it was written
+        self._first = self._ended = 0.0  # when what waits began to, and the last batch's end
 
     @property
     def rows(self) -> int:
@@ -125,59 +141,105 @@ class Backlog:
             self._learned[name].seconds(rows) for name, rows in self._waiting.items() if rows
         )
 
-    def require_room(self, name: str, rows: float | None = None) -> None:
-        """Refuses a call, if it has to; what comes first, behind one call, is always taken.
+    def arrive(self, name: str, client: Hashable) -> None:
+        """A call comes, and is refused if it has to be; what it asks for nobody knows yet.
 
         Args:
           name: of the model.
-          rows: that it asks for; None: as many as calls of that model mostly do.
+          client: who calls.
 
         Raises:
           OverloadedError: if it would wait for too long.
         """
-        if not self.rows and (self._batch is None or self._batch.calls == 1):
-            return
-        if self._most_seconds is not None:
-            too_long = self.rows > 0 and self.seconds > self._most_seconds
-        else:
-            own = self._usual.get(name, 0.0) if rows is None else rows
-            learned, waiting = self._learned[name], self._waiting[name]
-            # It is in one batch with what waits of its model.
-            batch = learned.seconds(waiting + own) - (learned.seconds(waiting) if waiting else 0)
-            limit = max(_SOON, 2 * learned.seconds(own)) + _PATIENCE * (1 - self._busy())
-            # What waits already has waited, and waits for it, too.
-            waited = self._clock() - self._first if self.rows else 0.0
-            too_long = waited + self.seconds + batch > limit
-        if too_long:
-            raise OverloadedError(self.seconds)
+        now, usual = self._clock(), self._usual.get(name, 0.0)
+        self._is_alone = False
+        self._asked = self._share() + self._learned[name].seconds(usual) / _MOMENTS
+        self._seen = now
+        self._clients[client] = now
+        self._clients.move_to_end(client)
+        self._require_room(name, usual)
 
-    def add(self, name: str, rows: int) -> None:
-        """Has a call wait; errors as of `require_room`."""
-        self.require_room(name, rows)
+    def leave(self, client: Hashable) -> None:
+        """A client has gone."""
+        self._clients.pop(client, None)
+
+    def add(self, name: str, rows: int) -> float:
+        """Has a call that came wait; gives the moment. Errors as of `arrive`."""
+        self._is_alone = False
+        self._require_room(name, rows)
         if not self.rows:
             self._first = self._clock()
         self._waiting[name] += rows
         usual = self._usual.get(name, float(rows))
         self._usual[name] = _KEPT * usual + (1 - _KEPT) * rows
+        return self._clock()
+
+    def drop(self, name: str, rows: int, since: float) -> bool:
+        """Whether what has waited for a batch would be answered too late; then it waits no more."""
+        if since >= self._ended:  # nothing was in its way
+            return False
+        late = self._clock() - since + self._learned[name].seconds(rows)
+        if (
+            self._most_seconds is not None
+            or not self._is_crowded
+            or late <= self._limit(name, rows)
+        ):
+            return False
+        self._waiting[name] -= rows
+        return True
 
     def begin(self, name: str, rows: int, calls: int = 1) -> None:
         """Makes some of what waits a batch."""
         self._waiting[name] -= rows
-        self._used, self._seen = self._busy(), self._clock()
-        self._first = self._seen  # what is left waits for the next batch from now on
-        self._batch = _Batch(name, rows, calls, self._seen)
+        now = self._clock()
+        self._first = now  # what is left waits for the next batch from now on
+        self._batch = _Batch(name, rows, calls, now)
+        self._is_alone = calls == 1 and not self.rows
 
     def end(self) -> None:
         """Ends the batch, and learns of it."""
         assert self._batch is not None, "end() follows begin()"
-        self._used, self._seen = self._busy(), self._clock()
-        batch, self._batch = self._batch, None
-        self._learned[batch.name].add(batch.rows, self._seen - batch.began)
+        batch, self._batch, self._ended = self._batch, None, self._clock()
+        seconds = self._ended - batch.began
+        self._learned[batch.name].add(batch.rows, seconds)
+        if self._is_alone and self._share() < 1:
+            self._alone[batch.name].add(batch.rows, seconds)
 
-    def _busy(self) -> float:
-        """The share of the last moments in which something was scored."""
-        share = 0.0 if self._batch is None else 1.0
-        return share + (self._used - share) * math.exp((self._seen - self._clock()) / _MOMENTS)
+    def _require_room(self, name: str, rows: float) -> None:
+        """Refuses a call of so many rows, if it has to; errors as of `arrive`."""
+        if self._batch is None and not self.rows:
+            return
+        if self._most_seconds is not None:
+            # What comes first is taken, however long the batch before it takes.
+            too_long = self.rows > 0 and self.seconds > self._most_seconds
+        elif not self._is_crowded:
+            return
+        else:
+            learned, waiting = self._learned[name], self._waiting[name]
+            # It is in one batch with what waits of its model.
+            batch = learned.seconds(waiting + rows) - (learned.seconds(waiting) if waiting else 0)
+            # What waits already has waited, and waits for it, too.
+            waited = self._clock() - self._first if self.rows else 0.0
+            too_long = waited + self.seconds + batch > self._limit(name, rows)
+        if too_long:
+            raise OverloadedError(self.seconds)
+
+    def _limit(self, name: str, rows: float) -> float:
+        """Seconds in which a call is to be answered."""
+        alone = self._alone[name] if self._alone[name].n else self._learned[name]
+        return _TIMES * alone.seconds(rows) + _PATIENCE * max(0.0, 1 - self._share())
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether more clients call than may wait for each other."""
+        oldest = self._clock() - _CLIENT_SECONDS
+        while self._clients and next(iter(self._clients.values())) < oldest:
+            self._clients.popitem(last=False)
+        return len(self._clients) > MOST_CLIENTS
+
+    def _share(self) -> float:
+        """What was asked for in the last moments, as a share of what can be done."""
+        return self._asked * math.exp((self._seen - self._clock()) / _MOMENTS)
 
     @property
     def _left(self) -> float:

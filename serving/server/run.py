@@ -75,7 +75,8 @@ class ServeOptions:
     max_wait_ms: float | None = option(
         None,
         help="how long a request may have to wait for its turn, refused with 503 where it would be "
-        "longer; none: so long that it is answered in twice its own time, of triton 1,000",
+        "longer; none: so long that it is answered in twice its own time where more than 24 "
+        "clients call, of triton 1,000",
         unit="ms",
         above=0,
     )
@@ -245,10 +246,8 @@ async def _serve(
     sockets: Sequence[socket.socket],
     reading: StoreReading,
 ) -> None:
-    from tornado.httpserver import HTTPServer
-
     from lookback.serving.server.address import MOST_READ, Site
-    from lookback.serving.server.app import application
+    from lookback.serving.server.app import ScoringServer
 
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -271,8 +270,9 @@ async def _serve(
         names = LOCAL_NAMES if local else None
         site = Site(engine.models, engine.scorer, engine.metrics, token, names)
         users = await loop.run_in_executor(None, _demo_users, options, engine.models, reading.store)
-        server = HTTPServer(
-            application(site, users),
+        server = ScoringServer(
+            site,
+            users,
             max_body_size=MOST_READ,
             body_timeout=60,
             idle_connection_timeout=300,

@@ -11,14 +11,14 @@ import asyncio
 import collections
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from lookback.core.errors import UserError
 from lookback.serving.requests import Request, RequestError
 from lookback.serving.scores import Scores
-from lookback.serving.server.backlog import Backlog
+from lookback.serving.server.backlog import Backlog, OverloadedError
 from lookback.serving.server.metrics import Metrics, tally
 from lookback.serving.server.models import Served, ServedModel
 
@@ -58,6 +58,7 @@ class _Call:
     model: ServedModel
     checked: CheckedRequests
     done: asyncio.Future[list[Scores]]
+    since: float
 
     @property
     def rows(self) -> int:
@@ -81,9 +82,13 @@ class Scorer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._task = asyncio.get_running_loop().create_task(self._work())
 
-    def require_room(self, model: Served) -> None:
+    def arrive(self, model: Served, client: Hashable) -> None:
         """Refuses what arrives, if it has to, before it is read; errors as of `Backlog`."""
-        self._backlog.require_room(model.name)
+        self._backlog.arrive(model.name, client)
+
+    def leave(self, client: Hashable) -> None:
+        """A client has gone."""
+        self._backlog.leave(client)
 
     async def score(self, model: ServedModel, requests: Sequence[Request]) -> list[Scores]:
         """Scores a call's requests, in a batch with those of others.
@@ -96,8 +101,8 @@ class Scorer:
         if not requests:
             return []
         checked = CheckedRequests.of(model, requests)
-        call = _Call(model, checked, asyncio.get_running_loop().create_future())
-        self._backlog.add(model.name, call.rows)
+        since = self._backlog.add(model.name, sum(checked.counts))
+        call = _Call(model, checked, asyncio.get_running_loop().create_future(), since)
         self._metrics.waiting.set(self._backlog.rows)
         self._waiting.append(call)
         self._arrived.set()
@@ -134,6 +139,8 @@ class Scorer:
         while True:
             await self._arrived.wait()
             calls = self._next()
+            if not calls:
+                continue
             try:
                 results = await loop.run_in_executor(
                     self._thread, score_calls, calls[0].model, [call.checked for call in calls]
@@ -149,8 +156,22 @@ class Scorer:
                 else:
                     call.done.set_result(result)
 
+    def _drop(self) -> None:
+        """Refuses what waits and would be answered too late."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for call in waiting:
+            if not self._backlog.drop(call.model.name, call.rows, call.since):
+                self._waiting.append(call)
+            elif not call.done.done():
+                call.done.set_exception(OverloadedError())
+
     def _next(self) -> list[_Call]:
         """Takes the calls of the next batch: of one model, in the order in which they came."""
+        self._drop()
+        if not self._waiting:
+            self._arrived.clear()
+            return []
         first = self._waiting.popleft()
         calls, rows, others = [first], first.rows, []
         while self._waiting and rows < self._most_rows:

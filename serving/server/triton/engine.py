@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +144,13 @@ class TritonScorer:
         self._models = models
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
-    def require_room(self, model: Served) -> None:
-        """Refuses nothing: Triton does, by its own queue."""
-        del model
+    def arrive(self, model: Served, client: Hashable) -> None:
+        """Refuses nothing: the model does."""
+        del model, client
+
+    def leave(self, client: Hashable) -> None:
+        """A client has gone, of whom nothing is kept."""
+        del client
 
     async def answers(self, model: Served, requests: Sequence[Any]) -> list[dict[str, Any]]:
         """As `serving.server.scorer.Scorer.answers`."""

@@ -45,11 +45,10 @@ class Running:
         assert started.wait(10)
 
     async def _run(self, rows: int, wait_seconds: float, started: threading.Event) -> None:
-        from tornado.httpserver import HTTPServer
         from tornado.netutil import bind_sockets
 
         from lookback.serving.server.address import MOST_READ, Site
-        from lookback.serving.server.app import application
+        from lookback.serving.server.app import ScoringServer
         from lookback.serving.server.backlog import Backlog
         from lookback.serving.server.metrics import Metrics
         from lookback.serving.server.scorer import Scorer
@@ -57,7 +56,7 @@ class Running:
         metrics = Metrics()
         scorer = Scorer(rows, Backlog(wait_seconds), metrics)
         self.site = Site(self.models, scorer, metrics, TOKEN, LOCAL_NAMES)
-        server = HTTPServer(application(self.site, self._users), max_body_size=MOST_READ)
+        server = ScoringServer(self.site, self._users, max_body_size=MOST_READ)
         sockets = bind_sockets(0, "127.0.0.1")
         self.port = sockets[0].getsockname()[1]
         server.add_sockets(sockets)
