@@ -14,6 +14,7 @@ from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.histories.splits import LeaveLastOut
 from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig, time_gap_bucket
 from lookback.dataloading.parts import Part
+from lookback.formats.vocabulary import OUT_OF_VOCABULARY
 
 SEED = 11
 ITEM_FEATURES = ("item_id", "category_id")
@@ -58,14 +59,12 @@ def negative_pool(histories, distribution, *, training):
     """What negatives are drawn from: the catalogue, all events, or those that are not held out."""
     if distribution == "uniform":
         return histories.catalogue
-    if not training:
-        return histories.item_features
+    left_out = histories.split.held_out if training else 0
     kept = [
         event
         for user in range(histories.num_users)
-        for event in range(
-            histories.offsets[user], histories.offsets[user + 1] - histories.split.held_out
-        )
+        for event in range(histories.offsets[user], histories.offsets[user + 1] - left_out)
+        if histories.item_features["item_id"][event] != OUT_OF_VOCABULARY
     ]
     return {name: values[kept] for name, values in histories.item_features.items()}
 
@@ -98,7 +97,10 @@ def reference(histories, config, samples, key, candidates, auxiliary, pool=None)
             for s in range(S):
                 if history[b, T - S + s]:
                     index = draw(seed, f"{purpose}/auxiliary", epoch, number, s, rows)
-                    negatives[b, s] = pool[name][index]
+                    event = histories.offsets[user] + position - S + s
+                    known = histories.item_features["item_id"][event] != OUT_OF_VOCABULARY
+                    # Between an unknown event and itself there is nothing to learn.
+                    negatives[b, s] = pool[name][index] if known else values[event]
         features |= {name: targets, f"{name}_history": history}
         if auxiliary:
             features[f"{name}_negatives"] = negatives
@@ -156,11 +158,23 @@ def test_the_twin_is_splitmix64():
     assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
+def histories_of(make_histories, validation, unknown):
+    """Histories; each user's first item, which is no target, may be in no vocabulary."""
+    histories = make_histories(validation=validation)
+    if unknown:
+        histories.item_features["item_id"][histories.offsets[:-1]] = OUT_OF_VOCABULARY
+    return histories
+
+
 @pytest.mark.parametrize("negatives", ["popularity", "uniform"])
 @pytest.mark.parametrize("validation", [0, 1])
-@pytest.mark.parametrize("slots", [1, 5, 30], ids=["T=1", "T=5", "T=30"])
-def test_every_training_sample_equals_the_reference(make_histories, negatives, validation, slots):
-    histories = make_histories(validation=validation)
+@pytest.mark.parametrize(
+    ("slots", "unknown"), [(1, False), (5, True), (30, False)], ids=["T=1", "T=5", "T=30"]
+)
+def test_every_training_sample_equals_the_reference(
+    make_histories, negatives, validation, slots, unknown
+):
+    histories = histories_of(make_histories, validation, unknown)
     config = WindowConfig(
         max_seq_length=slots,
         long_seq_length=slots // 2,
@@ -178,9 +192,11 @@ def test_every_training_sample_equals_the_reference(make_histories, negatives, v
 
 
 @pytest.mark.parametrize(("split", "validation"), [("test", 0), ("test", 1), ("validation", 1)])
-@pytest.mark.parametrize("negatives", [1, 4])
-def test_every_held_out_sample_equals_the_reference(make_histories, split, validation, negatives):
-    histories = make_histories(validation=validation)
+@pytest.mark.parametrize(("negatives", "unknown"), [(1, False), (4, False), (4, True)])
+def test_every_held_out_sample_equals_the_reference(
+    make_histories, split, validation, negatives, unknown
+):
+    histories = histories_of(make_histories, validation, unknown)
     config = small(time_features=True)
     builder = WindowBuilder(histories, config)
     targets = held_out_targets(histories, from_last=1 if split == "test" else 2)
