@@ -32,13 +32,14 @@ def main() -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     repository, runs, *server = sys.argv[1:]
     sys.path.insert(0, repository)
-    if server:
-        import ranks as forked
+    import ranks
 
-        ((size, port),) = forked.ports(server).items()
-        forked.join(forked.fork(size), size, port)
+    if server:
+        ((size, port),) = ranks.ports(server).items()
+        ranks.join(ranks.fork(size), size, port)
     from lookback import cli
 
+    ranks.leave_plots_blank()
     *first, last = json.loads(Path(runs).read_text())
     for words in first:
         cli.train(prepared(words))

@@ -49,6 +49,13 @@ def import_ahead() -> None:
     del horovod, lookback, merlin, tf
 
 
+def leave_plots_blank() -> None:
+    """Leaves the drawing out of reports, as tests/conftest.py does in its process."""
+    from lookback.training.output import report
+
+    report.rendered = lambda figure: b"\x89PNG, not drawn"
+
+
 def fork(ranks: int) -> int:
     """Returns in each of `ranks` new processes, with its rank.
 

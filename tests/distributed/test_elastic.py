@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -166,6 +167,27 @@ def test_after_a_loss_the_others_go_on_from_the_last_checkpoint(monkeypatch, cap
     said = capsys.readouterr().err
     assert "the place of rank 1 is left empty for 60 s" in said
     assert "going on with 2 of 3 processes, from step-10" in said
+    assert "more processes can be had: those that ran have saved, and all start again" in said
+
+
+def test_a_place_that_is_free_again_is_seen_while_the_others_run(monkeypatch):
+    now, jobs, seen = [0.0], [], []
+    for module in (elastic, hosts):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def run(job, recall):
+        jobs.append(job.ranks)
+        if len(jobs) == 1:
+            return JobEnd(*KILLED, told=False, recalled=False)
+        for seconds in (0, 30, 31):
+            now[0] += seconds
+            seen.append(recall())
+        return JobEnd(*OVER, told=False, recalled=False)
+
+    monkeypatch.setattr(elastic, "run_to_end", run)
+    spare = elastic.Elasticity([2, 3], Path(SAVED), Hosts(3), patience=0)
+    assert elastic.run_elastic(Job(["train"], 3), spare) == 0
+    assert (jobs, seen) == ([3, 2], [False, False, True])
 
 
 def test_before_the_first_checkpoint_it_begins_again_and_says_so(monkeypatch, capsys):

@@ -113,10 +113,10 @@ def refused() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(launch, forked, dataset, refused, running_eagerly, tmp_path_factory) -> Runs:
+def runs(launch, forked, preloaded, dataset, refused, running_eagerly, tmp_path_factory) -> Runs:
     """Runs on 1, 2, 3 and again 1 ranks, each of which continues some that came before.
 
-    Two are launched as users do it; three are forked, and one is this process, which takes less.
+    Two are launched as users do it, three are not, but all are forks; one is this process.
     One run of DIN and one of DLRM have graphs on one and on two ranks; a dozen steps of the others
     are no reason for any. In graphs, NeuMF is the same to the bit in test_failures.py.
     """
@@ -141,7 +141,7 @@ def runs(launch, forked, dataset, refused, running_eagerly, tmp_path_factory) ->
         return str(launch.ROOT), str(file)
 
     alone([runs.words("one", "--epochs", 2, saves=True), runs.dlrm("dlrm-one")])
-    two = launch.start_script(2, MANY_RUNS, *written(of_two_ranks(runs)))
+    two = launch.start_script(2, *preloaded, MANY_RUNS, *written(of_two_ranks(runs)))
     refused["result"] = execute(two, status=2)
     continued = ("--load_checkpoint_path", runs.saved("two", 1), "--epochs", 2)
     words = written([["eagerly", *runs.words("two-three", *continued, saves=True)]])
