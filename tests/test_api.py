@@ -126,7 +126,7 @@ def test_a_dataset_says_what_it_holds(dataset, capsys):
     assert "history length" in capsys.readouterr().out
     with pytest.raises(UserError, match="trusted_dataset_digest"):
         lookback.load_dataset(dataset, trusted_digest="0" * 64)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"workflow is not a dataset: there is no dataset\.json"):
         lookback.load_dataset(dataset / "workflow")
 
 

@@ -127,7 +127,7 @@ def test_tables_are_known_before_the_model_is_built(schema, name):
     config = config_of(name)
     tables = MODELS[name].tables(schema, config)
     assert tuple(tables) == MODELS[name](schema, config).body.embeddings.tables
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"takes a .*Config, received a HistoryModelConfig"):
         MODELS[name].tables(schema, HistoryModelConfig())
 
 

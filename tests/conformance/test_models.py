@@ -442,6 +442,7 @@ def test_a_loaded_model_predicts_the_same(fitted, name):
     np.testing.assert_allclose(loaded(serving(one)), model(serving(one)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @EACH
 def test_a_loaded_model_trains_on(fitted, name):
     _, batch, labels, _, loaded = fitted(name)

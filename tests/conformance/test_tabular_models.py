@@ -149,7 +149,7 @@ def test_tables_are_known_before_the_model_is_built(name):
         assert tuple(tables) == MODELS[name](SCHEMA, config).body.embeddings.tables
         most = changes.get("max_table_size", 1000)
         assert {t.name: t.rows for t in tables} == {n: min(r, most) for n, r in ROWS.items()}
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"takes a .*Config, received a HistoryModelConfig"):
         MODELS[name].tables(SCHEMA, HistoryModelConfig())
 
 

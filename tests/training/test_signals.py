@@ -78,7 +78,7 @@ def test_other_threads_are_refused():
     errors = []
 
     def run() -> None:
-        with pytest.raises(ValueError), catch_termination():
+        with pytest.raises(ValueError, match="main thread"), catch_termination():
             pass
         errors.append("refused")
 

@@ -141,9 +141,9 @@ def test_options_stand_beside_and_the_command_line_wins(tmp_path: Path) -> None:
     path.write_text(f"{ROWS}output: out\ndataset: log\n")
     with pytest.raises(UserError, match="this log is of dataset tabular_log, received"):
         parse(["--config", str(path)], OF_RAW_DATA)
-    for text, dataset in ((ROWS, "log"), (SMALL, "tabular_log")):
+    for text, dataset, missing in ((ROWS, "log", "item"), (SMALL, "tabular_log", "label")):
         path.write_text(f"{text}output: out\n")
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=rf"events\.{missing}: expected this key"):
             parse(["--config", str(path), "--dataset", dataset], OF_RAW_DATA)
     path.write_text("dataset: movielens\ninput: there\noutput: out\n")  # lines of options
     assert parse(["--config", str(path)], OF_RAW_DATA)[0].dataset == "movielens"

@@ -91,9 +91,13 @@ def test_wrong_shapes_and_no_rows(tmp_path: Path) -> None:
 
 
 def test_metadata_of_something_else_is_refused(tmp_path: Path) -> None:
-    for text in ("[]", "{}", '{"format": "lookback-histories", "format_version": 1}'):
+    for text, said in (
+        ("[]", "a JSON object, found a list"),
+        ("{}", "version 1, found None"),
+        ('{"format": "lookback-histories", "format_version": 1}', "found 'lookback-histories'"),
+    ):
         (tmp_path / "dataset.json").write_text(text)
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=said):
             read_tabular_info(tmp_path)
         assert not is_tabular(tmp_path)
 
