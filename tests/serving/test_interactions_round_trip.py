@@ -38,6 +38,7 @@ def write_dataset(directory: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eagerly")
 def test_scores_of_raw_ids_equal_the_trained_model_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.serving.tabular_data import raw_rows, requests_of, write_dataset
 from tests.serving.test_round_trip import FRESH, run, write_lines
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("eagerly")]
 
 OPTIONS = (
     *("--model_type", "dlrm", "--epochs", "1", "--global_batch_size", "64", "--seed", "1"),
