@@ -183,6 +183,43 @@ def test_trials_that_fail_are_told(space, tmp_path, capsys):
         main([*words[:2], *more], start=value)
 
 
+def test_choices_are_numbers_and_flags_too(space, tmp_path):
+    text = space.read_text().replace("{low: 1e-4, high: 1e-1, log: true}", "{choices: [0.1, 1e-5]}")
+    space.write_text(text.replace("optimizer: {choices: [adam, sgd]}", "amp: {choices: [no, yes]}"))
+    seen = set()
+
+    def note(run, options):
+        seen.add((run.lr, run.amp))
+        return 0.5
+
+    main(
+        ["--config", str(space), "--results_dir", str(tmp_path / "a"), "--trials", "12"],
+        start=scores(note),
+    )
+    assert {lr for lr, _ in seen} == {0.1, 1e-5} and {amp for _, amp in seen} == {True, False}
+    assert {row["amp"] for row in trials_in(tmp_path / "a")} == {"true", "false"}
+
+
+def test_figures_that_are_no_numbers_are_trials_that_failed(space, tmp_path):
+    words = ["--config", str(space), "--results_dir", str(tmp_path / "a")]
+    values = iter([0.25, float("nan"), 0.5])
+    main(words, start=scores(lambda run, options: next(values)))
+    assert [row["state"] for row in trials_in(tmp_path / "a")] == ["complete", "fail", "complete"]
+    nothing = scores(lambda run, options: float("inf"))
+    with pytest.raises(UserError, match=r"no trial of .* came to its end"):
+        main([*words[:2], "--results_dir", str(tmp_path / "b")], start=nothing)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no database" * 500])
+def test_a_damaged_study_is_named(space, tmp_path, damage):
+    words = ["--config", str(space), "--results_dir", str(tmp_path / "a")]
+    main(words, start=scores(lambda run, options: 0.5))
+    study = tmp_path / "a" / "tune.db"
+    study.write_bytes(damage or study.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"expected .*tune\.db to be a search's database, but"):
+        main([*words, "--trials", "4"], start=scores(lambda run, options: 0.5))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -217,6 +254,11 @@ def test_trials_that_fail_are_told(space, tmp_path, capsys):
         ("epochs: 1", "seeds: 3", "seeds: trials would write over each other"),
         ("optimizer: {choices: [adam, sgd]}", "k: {low: 1, high: 2}", "k.* is an option of sim"),
         ("trials: 3", "trials: 0", "trials in .*expected an integer, 1 or more"),
+        ("[adam, sgd]", "[adam, [sgd]]", r"optimizer\.choices \(line 13\): expected a list of nu"),
+        ("[adam, sgd]", "adam", r"optimizer\.choices \(line 13\): expected a list of numbers"),
+        ("step: 0.25", "step: 0.6", r"step \(line 12\): expected at most 0\.5, .* received 0\.6"),
+        ("optimizer: {choices: [adam, sgd]}", "amp: {choices: [true, 1]}", r"\[true, false\]"),
+        ("epochs: 1", "dry_run: true", "dry_run: trials would write over each other, or be no"),
     ],
 )
 def test_broken_spaces_are_refused_with_path_and_line(space, tmp_path, old, new, message):

@@ -26,7 +26,7 @@ from lookback.training.output.results import new_results
 from lookback.training.parallel.horovod_world import launched_size
 from lookback.training.run import command_line as train_line
 from lookback.training.tuning.search import Base, Search, TuneOptions, require_optuna
-from lookback.training.tuning.space import NOT_IN_TRIALS, options_of_file
+from lookback.training.tuning.space import NOT_IN_TRIALS, given, options_of_file
 
 
 def command_line() -> CommandLine:
@@ -102,7 +102,7 @@ def _base(argv: Sequence[str], tune: TuneOptions, run: RunConfig) -> Base:
     for name, values in corners.items():
         for value in values:
             chosen = {n: others[0] for n, others in corners.items()} | {name: value}
-            parse([*of_content, *words, *words_of(chosen)], line)
+            parse([*of_content, *words, *words_of(given(chosen, kinds))], line)
     _ = tune.goal  # which may be refused
     return Base(content, words, run.seed or 0, run.log_filename, kinds)
 

@@ -26,12 +26,12 @@ import yaml
 from lookback.core.errors import UserError
 from lookback.core.files import atomic_file, inside_ours
 from lookback.core.limits import MOST_STEPS
-from lookback.core.options import option
+from lookback.core.options import option, words_of
 from lookback.core.yaml_files import StrictDumper, read_yaml
 from lookback.training.children import TERMINAL_FILE, Start, last_words, run_process, summary_in
 from lookback.training.evaluation.names import metric_of
 from lookback.training.output.logging import read_log
-from lookback.training.tuning.space import Dimension, Space
+from lookback.training.tuning.space import Dimension, Space, given
 
 if TYPE_CHECKING:
     import optuna
@@ -42,6 +42,7 @@ _NAME = "tune"
 _SEARCH, _STATUS = "search", "status"  # of the study: what it is; of a trial: how its run ended
 _FIRST_TRIALS = 5  # that are not ended early: a median of fewer says little
 _SECONDS_BETWEEN_LOOKS = 2.0
+_SAID = 200  # characters of a database's error
 _SHARE_OF_LOOKING = 0.05  # of the time, that reading a trial's log may take
 
 
@@ -157,6 +158,7 @@ class Search:
 
     def _open(self) -> optuna.Study:
         import optuna
+        from sqlalchemy.exc import SQLAlchemyError
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path = self._directory / STUDY_FILE
@@ -166,13 +168,19 @@ class Search:
                 f"results_dir: expected a new directory or one of an earlier search, received "
                 f"{self._directory}, which holds {sorted(inside)[0]}. Choose another."
             )
-        study = optuna.create_study(
-            storage=f"sqlite:///{path.resolve()}",
-            study_name=_NAME,
-            load_if_exists=True,
-            direction=self._tune.goal,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=_FIRST_TRIALS),
-        )
+        try:
+            study = optuna.create_study(
+                storage=f"sqlite:///{path.resolve()}",
+                study_name=_NAME,
+                load_if_exists=True,
+                direction=self._tune.goal,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=_FIRST_TRIALS),
+            )
+        except (SQLAlchemyError, RuntimeError, optuna.exceptions.OptunaError) as error:
+            raise UserError(
+                f"results_dir: expected {path} to be a search's database, but "
+                f"{' '.join(str(error).split())[:_SAID]}. Choose another directory, or remove it."
+            ) from error
         # Another seed for each process that goes on, or it would propose the same again.
         study.sampler = optuna.samplers.TPESampler(seed=self._base.seed + len(study.trials))
         self._require_same(study)
@@ -235,14 +243,19 @@ class Search:
             trial.set_user_attr(_STATUS, status)
             self._study.tell(trial, state=TrialState.FAIL)
             return self._failed(said, directory, status)
-        value = summary_in(log).get(self._tune.metric)
-        if value is None:
-            names = [n for n, v in summary_in(log).items() if isinstance(v, int | float)]
+        summary = summary_in(log)
+        if self._tune.metric not in summary:
+            names = [n for n, v in summary.items() if isinstance(v, int | float)]
             self._study.tell(trial, state=TrialState.FAIL)
             raise UserError(
                 f"metric: expected a figure of the run's summary ({', '.join(names)}), received "
                 f"{self._tune.metric}."
             )
+        value = summary[self._tune.metric]
+        if value is None:  # no number, such as where all rows have one label
+            trial.set_user_attr(_STATUS, f"no {self._tune.metric}")
+            self._study.tell(trial, state=TrialState.FAIL)
+            return f"{said}: {self._tune.metric} is no number, see {directory}"
         self._study.tell(trial, float(value))
         best = self._study.best_trial
         return (
@@ -257,7 +270,7 @@ class Search:
 
     def _words(self, params: Mapping[str, Any], directory: Path) -> list[str]:
         """The command line of a trial."""
-        chosen = [f"--{name}={value}" for name, value in params.items()]
+        chosen = words_of(given(params, self._base.kinds))
         seed = [] if "seed" in params else ["--seed", str(self._base.seed)]
         base = ["--config", str(self._directory / BASE_FILE), *self._base.words]
         return [*base, *seed, *chosen, "--results_dir", str(directory)]
@@ -329,7 +342,7 @@ def _distribution(dimension: Dimension, kind: type) -> optuna.distributions.Base
     )
 
     if dimension.choices is not None:
-        return CategoricalDistribution(dimension.choices)
+        return CategoricalDistribution(dimension.choices.words)
     assert dimension.low is not None and dimension.high is not None
     low, high, step = dimension.low, dimension.high, dimension.step
     if kind is int:

@@ -19,19 +19,56 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lookback.core.errors import UserError
+from lookback.core.errors import UserError, shown
 from lookback.core.options import CommandLine, ConfigFile, Option, option
 from lookback.core.options.nested import Nested, Problems, dotted, read_nested, unknown_key
+from lookback.core.options.option import Structure
 from lookback.core.yaml_files import Place, yaml_lines
 
 SPACE = "space"
-NOT_IN_TRIALS = ("save_checkpoint_path", "load_checkpoint_path", "export_dir", "seeds", "benchmark")
+NOT_IN_TRIALS = (
+    *("save_checkpoint_path", "load_checkpoint_path", "export_dir"),
+    *("seeds", "benchmark", "dry_run"),
+)
 """Options with which trials would write over each other, or be no single runs."""
 _NOT_SEARCHED = (
     *NOT_IN_TRIALS,
     *("dataset_dir", "results_dir", "log_filename", "mode", "compare", "tracker"),
 )
 """Options that say where things are, or what a run is."""
+_TRUE, _FALSE = "true", "false"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices(Structure):
+    """Values of an option, as a list.
+
+    Attributes:
+      words: them, as on a command line; of a flag, true and false.
+    """
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def read(cls, raw: object, source: str) -> Choices:
+        """See `Structure.read`."""
+        if isinstance(raw, cls):
+            return raw
+        if not (isinstance(raw, list) and all(isinstance(v, str | int | float) for v in raw)):
+            raise UserError(
+                f"{source}: expected a list of numbers, text, or true and false ([8, 16]; of an "
+                f'option with several values ["200,80", "100,40"]), received {shown(raw)}.'
+            )
+        return cls(tuple(str(v).lower() if isinstance(v, bool) else str(v) for v in raw))
+
+    def content(self) -> list[str]:
+        """See `Structure.content`."""
+        return list(self.words)
+
+    @classmethod
+    def schema(cls, definitions: dict[str, Any]) -> dict[str, Any]:
+        """See `Structure.schema`."""
+        return {"type": "array", "items": {"type": ["string", "number", "boolean"]}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,9 +79,7 @@ class Dimension(Nested):
     high: float | None = option(None, help="the largest number")
     log: bool = option(False, help="search the number's logarithm")
     step: float | None = option(None, help="between the numbers; none: any", above=0)
-    choices: tuple[str, ...] | None = option(
-        None, help="values, as on a command line", nonempty=True
-    )
+    choices: Choices | None = option(None, help="values, as on a command line")
 
     def contradictions(self) -> Iterator[tuple[Place, str]]:
         """See `Nested.contradictions`."""
@@ -52,7 +87,7 @@ class Dimension(Nested):
         if self.choices is not None:
             if bounds != (None, None) or self.log or self.step is not None:
                 yield ("choices",), "expected choices alone, or low and high. Remove one of them."
-            elif len(set(self.choices)) < max(2, len(self.choices)):
+            elif len(set(self.choices.words)) < max(2, len(self.choices.words)):
                 yield ("choices",), "expected two values or more, each once."
         elif self.low is None or self.high is None:
             yield (), "expected low and high, or choices."
@@ -60,6 +95,9 @@ class Dimension(Nested):
             yield ("high",), f"expected more than low ({self.low:g}), received {self.high:g}."
         elif self.log and (self.low <= 0 or self.step is not None):
             yield ("log",), "expected with low above 0, and without step."
+        elif self.step is not None and self.step > self.high - self.low:
+            most = f"{self.high - self.low:g}"
+            yield ("step",), f"expected at most {most}, from low to high; received {self.step:g}."
 
     def corners(self, kind: type) -> list[str]:
         """Values within which all others are, as on a command line.
@@ -68,7 +106,7 @@ class Dimension(Nested):
           kind: of the option.
         """
         if self.choices is not None:
-            return list(self.choices)
+            return list(self.choices.words)
         return [str(kind(bound)) for bound in (self.low, self.high) if bound is not None]
 
 
@@ -82,6 +120,16 @@ class Space(Nested):
         """See `Nested.contradictions`."""
         if not self.space:
             yield (SPACE,), "expected one option or more to search, received none."
+
+
+def given(params: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Values out of a space by option, as `core.options.words_of` takes them.
+
+    Args:
+      params: the values.
+      kinds: the type of each option.
+    """
+    return {n: v == _TRUE if kinds[n] is bool else v for n, v in params.items()}
 
 
 def options_of_file(file: ConfigFile, train: CommandLine) -> Mapping[str, Any]:
@@ -132,7 +180,12 @@ def _check_dimension(found: Option, dimension: Dimension, problems: Problems, pl
         if bound is not None and found.kind is int and bound != int(bound):
             problems.add((*place, key), f"expected a whole number, received {bound:g}.")
             return
-    for value in dimension.corners(found.kind):
+    corners = dimension.corners(found.kind)
+    if found.kind is bool:
+        if set(corners) != {_TRUE, _FALSE}:
+            problems.add((*place, "choices"), f"expected [true, false], received {corners}.")
+        return
+    for value in corners:
         try:
             found.read(value, dotted(place))
         except UserError as error:
