@@ -186,6 +186,16 @@ def test_a_bundle_of_sim_searches_with_our_operation(
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_a_bundle_scores_with_the_graph_that_was_chosen(
+    sim_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"logit": tf.constant([[3.0]]), "probability": tf.constant([[0.5]])}
+    monkeypatch.setattr("lookback.serving.bundle.scoring_of", lambda *_: lambda inputs: chosen)
+    bundle = Bundle.load(sim_bundle)
+    inputs = LAYOUTS[bundle.manifest.layout].draw(bundle.manifest, 1, np.random.default_rng(4))
+    assert [found.tolist() for found in bundle.predict(inputs)] == [[[3.0]], [[0.5]]]
+
+
 @pytest.mark.skipif(loader.history_level("float32") is None, reason="a CPU without AVX2")
 @pytest.mark.parametrize("table_dtype", [None, "fp32"])
 @pytest.mark.parametrize(
