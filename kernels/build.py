@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import os
 import shutil
@@ -55,8 +56,7 @@ def library() -> Path:
     import tensorflow as tf
 
     digest = hashlib.sha256(tf.__version__.encode())
-    for source in _sources("*.h", "*.cc", "tiles/*.h", "tiles/*.cc"):
-        digest.update(source.read_bytes())
+    digest.update(_digest_of_sources())
     return Path(sys.prefix) / "lib" / f"lookback_kernels-{digest.hexdigest()[:12]}.so"
 
 
@@ -169,6 +169,14 @@ def _run(command: list[str]) -> None:
             f"{_reason(result.stderr)}. Choose another C++ compiler with --compiler, or "
             "go without: models then use TensorFlow's operations, more slowly."
         )
+
+
+@functools.cache
+def _digest_of_sources() -> bytes:
+    digest = hashlib.sha256()
+    for source in _sources("*.h", "*.cc", "tiles/*.h", "tiles/*.cc"):
+        digest.update(source.read_bytes())
+    return digest.digest()
 
 
 def _sources(*patterns: str) -> list[Path]:

@@ -1,4 +1,4 @@
-// What the operations share: registers, versions for each kind of CPU, threads.
+// What the operations share: TensorFlow's names, registers, versions for each kind of CPU, threads.
 
 #ifndef LOOKBACK_KERNELS_CPU_H_
 #define LOOKBACK_KERNELS_CPU_H_
@@ -24,6 +24,16 @@
 #define INLINE inline __attribute__((always_inline))
 
 namespace lookback {
+
+using tensorflow::OpInputList;
+using tensorflow::OpKernel;
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::OpOutputList;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::TensorShapeUtils;
+using tensorflow::errors::InvalidArgument;
 
 // 16 floats, wherever they lie, for AVX-512. GCC keeps what is wider than a CPU's registers in
 // memory: with AVX2, sums in two halves take a fifth to a fiftieth of the time (measured).

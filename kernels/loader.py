@@ -62,7 +62,7 @@ def history_level(precision: str) -> str | None:
 
 @functools.cache
 def _level_name() -> Any:
-    """The function of `tiles/levels.cc`; to find the library, all sources are read."""
+    """The function of `tiles/levels.cc`."""
     function = ctypes.CDLL(str(library())).lookback_level_name
     function.restype = ctypes.c_char_p
     return function

@@ -17,13 +17,6 @@
 namespace lookback {
 namespace {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShapeUtils;
-using tensorflow::errors::InvalidArgument;
-
 struct Mask {
   int first;  // of the words that are this layer's
   int keep;   // of the 256 values of a byte, those that keep a unit; 0: a bit a unit, half of them

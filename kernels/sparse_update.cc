@@ -32,14 +32,6 @@
 namespace lookback {
 namespace {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::TensorShapeUtils;
-using tensorflow::errors::InvalidArgument;
-
 constexpr int kMostSlots = 2;
 constexpr int kLine = 64 / sizeof(float);  // floats of a line of the caches
 constexpr int64_t kLinesAhead = 64;        // so many are asked for before they are needed

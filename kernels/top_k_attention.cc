@@ -21,13 +21,6 @@
 namespace lookback {
 namespace {
 
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::errors::InvalidArgument;
-
 constexpr int kTogether = 4;  // candidates whose scores are computed together
 constexpr int kBlock = 64;    // candidates of a user that are one thread's: it transposes for them
 constexpr int kFew = 3;       // times k: so many scores are set apart before the search is over

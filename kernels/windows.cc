@@ -17,16 +17,6 @@
 namespace lookback {
 namespace {
 
-using tensorflow::OpInputList;
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::OpOutputList;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
-using tensorflow::TensorShapeUtils;
-using tensorflow::errors::InvalidArgument;
-
 class Windows : public OpKernel {
  public:
   explicit Windows(OpKernelConstruction* construction) : OpKernel(construction) {
