@@ -60,6 +60,14 @@ class SlurmOptions:
     )
     dry_run: bool = option(False, help="print the batch script and the processes, submit nothing")
 
+    def __post_init__(self) -> None:
+        for name in ("time", "partition", "account", "job_name"):
+            value = getattr(self, name)
+            if value is not None and value.split() != [value]:  # it stands in a line of #SBATCH
+                raise UserError(
+                    f"--{name}: expected a word without spaces and line breaks, received {value!r}."
+                )
+
     @property
     def processes(self) -> int:
         """All of them."""

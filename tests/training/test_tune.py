@@ -233,6 +233,13 @@ def test_a_damaged_study_is_named(space, tmp_path, damage):
             "log: yes, step: 0.1",
             r"space\.lr\.log \(line 11\): expected with low above 0",
         ),
+        (
+            "step: 0.25",
+            "step: 1e-300",
+            r"rate\.step \(line 12\): expected .* no more than 2\^53 steps",
+        ),
+        ("step: 0.25", "step: 0.75", r"rate\.step \(line 12\): .*received 0\.75"),
+        ("[adam, sgd]", "[0.5, true]", r"space\.optimizer \(line 13\): .*received '0\.5'"),
         ("lr: {", "lrr: {", r"space\.lrr \(line 11\): there is no such key\. Did you mean 'lr'"),
         (
             "high: 0.75",

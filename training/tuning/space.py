@@ -37,6 +37,8 @@ _NOT_SEARCHED = (
 )
 """Options that say where things are, or what a run is."""
 _TRUE, _FALSE = "true", "false"
+_MOST_STEPS = 2.0**53
+"""In a range: the numbers between which doubles tell no more apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +97,13 @@ class Dimension(Nested):
             yield ("high",), f"expected more than low ({self.low:g}), received {self.high:g}."
         elif self.log and (self.low <= 0 or self.step is not None):
             yield ("log",), "expected with low above 0, and without step."
-        elif self.step is not None and self.step > self.high - self.low:
+        elif self.step is not None and not 1 <= (self.high - self.low) / self.step <= _MOST_STEPS:
             most = f"{self.high - self.low:g}"
-            yield ("step",), f"expected at most {most}, from low to high; received {self.step:g}."
+            yield (
+                ("step",),
+                f"expected at most {most}, from low to high, and no more than 2^53 steps; received "
+                f"{self.step:g}.",
+            )
 
     def corners(self, kind: type) -> list[str]:
         """Values within which all others are, as on a command line.
