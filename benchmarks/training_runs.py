@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from lookback.benchmarks.comparison import precision
 from lookback.core.options import from_values
 from lookback.dataloading.layout import LayoutOptions
+from lookback.kernels.loader import portable
 from lookback.models import MODELS
 from lookback.serving.export import export_bundle
 from lookback.training.config import RunConfig
@@ -38,12 +41,17 @@ def train_and_evaluate(
     # Each run has graphs and layer counters of its own.
     tf.keras.backend.clear_session()
     source = open_source(run, data, options)
-    model = MODELS[run.model_type](source.schema, options)
-    trainer = Trainer(model, source, run, model_identity={}, run_identity={}, goals=data.goals)
-    with tempfile.TemporaryDirectory() as directory, RunLogger(directory, enabled=False) as log:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(precision(run.amp))
+        if run.kernels == "none":
+            stack.enter_context(portable())
+        model = MODELS[run.model_type](source.schema, options)
+        trainer = Trainer(model, source, run, model_identity={}, run_identity={}, goals=data.goals)
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        log = stack.enter_context(RunLogger(directory, enabled=False))
         summary = trainer.train(log).summary
-    if export_dir is not None:
-        export_bundle(model, run.dataset_dir, export_dir)
+        if export_dir is not None:
+            export_bundle(model, run.dataset_dir, export_dir)
     return {n.removeprefix("test_"): value for n, value in summary.items() if n.startswith("test_")}
 
 

@@ -16,16 +16,8 @@
 namespace lookback {
 namespace {
 
-using tensorflow::OpInputList;
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::OpOutputList;
 using tensorflow::Status;
-using tensorflow::Tensor;
-using tensorflow::TensorShape;
 using tensorflow::Var;
-using tensorflow::errors::InvalidArgument;
 
 // Whose parts there are, in the order in which the operations take them.
 constexpr std::array<const char*, 5> kGroups = {"target", "long", "short", "negative", "user"};
