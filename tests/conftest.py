@@ -132,7 +132,7 @@ def preloaded() -> Iterator[tuple[str, str]]:
         ) as server:
             yield program, path
             try:
-                server.communicate(timeout=20)  # the end of its stdin is its own
+                server.communicate(timeout=120)  # the end of its stdin is its own
             finally:
                 server.kill()
 

@@ -166,19 +166,21 @@ def test_a_disk_that_is_full_in_training_is_told_in_a_sentence(
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_a_second_run_in_the_same_place_is_refused_at_once(dataset, tmp_path):
-    def train(results: str, saved: str) -> subprocess.Popen[str]:
+def test_ctrl_c_saves_and_a_second_run_in_the_same_place_is_refused_at_once(
+    dataset, preloaded, tmp_path
+):
+    def train(results: str, saved: str, *before: str) -> subprocess.Popen[str]:
         words = ["--dataset_dir", str(dataset), *DIN, "--epochs", "100000", "--eval_every", "0"]
         words += ["--results_dir", results, "--save_checkpoint_path", saved]
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *words],
+            [sys.executable, *before, str(ROOT / "train.py"), *words],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    with train("run", "saved") as first:
+    with train("run", "saved", *preloaded) as first:
         while not (tmp_path / "run" / "log.json").exists():
             assert first.poll() is None
             time.sleep(0.02)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from lookback.core.errors import UserError
 from lookback.core.sizes import parse_size
 from lookback.training.rehearsal import Rehearsal
 
+ROOT = Path(__file__).resolve().parents[2]
 DIN = (
     "--model_type",
     "din",
@@ -74,8 +76,9 @@ def test_times_add_up():
     assert "logs and a report alone" in found.lines()[-1]
 
 
-TRAIN = """
+TRAIN = f"""
 import sys
+sys.path.insert(0, {str(ROOT)!r})
 from lookback import cli
 from lookback.core.processes import resident_peak
 cli.train(sys.argv[2:])
@@ -83,12 +86,14 @@ open(sys.argv[1], "w").write(str(resident_peak()))
 """
 
 
-def peak_of(words: list[str], place: Path) -> tuple[int, str]:
+def peak_of(preloaded: tuple[str, str], words: list[str], place: Path) -> tuple[int, str]:
     """The most memory that training in a process of its own had, in bytes, and what it said.
 
     The process tells it: what the kernel tells its parent (`wait4`) begins with the parent's own.
     """
-    command = [sys.executable, "-c", TRAIN, str(place), *words]
+    program = place.with_suffix(".py")
+    program.write_text(TRAIN)
+    command = [sys.executable, *preloaded, str(program), str(place), *words]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return int(place.read_text()), ended.stdout
@@ -97,14 +102,14 @@ def peak_of(words: list[str], place: Path) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [4, 512])
 def test_memory_is_that_of_the_run(
-    width: int, make_histories: Callable, write_dataset: Callable, tmp_path: Path
+    width: int, make_histories: Callable, write_dataset: Callable, preloaded: Any, tmp_path: Path
 ):
     """Within 30 %, where tables and moments take next to nothing and where they take 600 MB."""
     histories = make_histories(lengths=[9] * 40, items=100_000, validation=1)
     directory = write_dataset(histories, tmp_path / "dataset")
     words = ["--dataset_dir", str(directory), *DIN, "--embedding_dim", str(width)]
     words += ["--global_batch_size", "16", "--epochs", "1", "--results_dir", str(tmp_path / "r")]
-    _, lines = peak_of([*words, "--dry_run"], tmp_path / "dry")
+    _, lines = peak_of(preloaded, [*words, "--dry_run"], tmp_path / "dry")
     (said,) = re.findall(r"memory  ([\d.,]+ \w+) at", lines)
-    taken, _ = peak_of(words, tmp_path / "run")
+    taken, _ = peak_of(preloaded, words, tmp_path / "run")
     assert parse_size(said, "memory") == pytest.approx(taken, rel=0.3)
