@@ -170,12 +170,12 @@ def test_bad_requests_are_refused_with_a_sentence(server: Running, good: dict[st
 
 
 @pytest.mark.slow
-def test_thousands_of_bad_requests_take_no_memory(server: Running, good: dict[str, Any]) -> None:
+def test_ten_thousand_bad_requests_take_no_memory(server: Running, good: dict[str, Any]) -> None:
     fuzz(server, good, seed=1, count=1000)
     before = psutil.Process().memory_info().rss
-    statuses = fuzz(server, good, seed=2, count=3000)
-    assert statuses[400] > 1600
-    assert psutil.Process().memory_info().rss - before < 24 << 20
+    statuses = fuzz(server, good, seed=2, count=9000)
+    assert statuses[400] > 5000
+    assert psutil.Process().memory_info().rss - before < 64 << 20
 
 
 @pytest.mark.parametrize(
