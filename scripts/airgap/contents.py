@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from lookback.core.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 STDLIB = "lib/python3.11"
 PACKAGES = f"{STDLIB}/site-packages"
@@ -73,27 +75,35 @@ class Piece(NamedTuple):
     link: str | None = None
 
 
-class PackError(Exception):
-    """What whoever packs can put right."""
-
-
 def interpreter(environment: Path) -> Iterator[Piece]:
     """The Python that an environment was made from: itself, its library, what starts it.
 
     Args:
       environment: a virtual environment of Python 3.11.
+
+    Raises:
+      UserError: if it is none.
     """
     asked = "import os, sys, sysconfig; print(os.path.realpath(sys.executable)); "
     asked += "print(sysconfig.get_path('stdlib')); print(sys.version_info[:2])"
     python = environment / "bin" / "python"
     if not python.exists():
-        raise PackError(f"{environment} has no Python: {python} is not there")
+        raise UserError(
+            f"--environment: {environment} has no Python: {python} is not there. Run "
+            "scripts/setup.sh (with --gpu, scripts/gpu/build.sh), or name another."
+        )
     answer = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False)
     if answer.returncode:
-        raise PackError(f"{environment} has no Python that runs: {answer.stderr.strip()}")
+        raise UserError(
+            f"--environment: {environment} has no Python that runs: {answer.stderr.strip()}. Make "
+            "it anew, or name another."
+        )
     program, library, version = answer.stdout.splitlines()
     if version != "(3, 11)":
-        raise PackError(f"expected an environment of Python 3.11, {environment} has {version}")
+        raise UserError(
+            f"--environment: expected one of Python 3.11, received {environment}, which has "
+            f"{version}. Name another."
+        )
     yield Piece(".venv/bin/python3.11", Path(program))
     yield Piece(".venv/bin/python", text=PYTHON)
     yield Piece(".venv/bin/python3", link="python")
@@ -119,7 +129,10 @@ def packages(environment: Path, names: Iterable[str]) -> Iterator[Piece]:
 
     Args:
       environment: where they are installed.
-      names: of distributions; each must be there.
+      names: of distributions.
+
+    Raises:
+      UserError: if one of them is not installed.
     """
     place = environment / PACKAGES
     found = {}
@@ -127,7 +140,7 @@ def packages(environment: Path, names: Iterable[str]) -> Iterator[Piece]:
         found[_normalised(distribution.metadata["Name"])] = distribution
     for name in names:
         if _normalised(name) not in found:
-            raise PackError(
+            raise UserError(
                 f"{place} has no {name}, which is locked. Run scripts/setup.sh, then again."
             )
         for entry in found[_normalised(name)].files or ():
@@ -142,7 +155,11 @@ def packages(environment: Path, names: Iterable[str]) -> Iterator[Piece]:
 
 
 def ours(environment: Path) -> Iterator[Piece]:
-    """Files of the checkout, the link that makes it the package, our operations."""
+    """Files of the checkout, the link that makes it the package, our operations.
+
+    Raises:
+      UserError: if it is no checkout of git.
+    """
     # What git knows, and new sources, which others may need; not whatever else lies around.
     new = ["--others", "--exclude-standard", "--", *SOURCES]
     for path in (*_listed("--cached"), *_listed(*new)):
@@ -162,7 +179,10 @@ def _listed(*which: str) -> Iterator[str]:
         ["git", "-C", ROOT, "ls-files", "-z", *which], capture_output=True, text=True, check=False
     )
     if listed.returncode:
-        raise PackError(f"git does not know {ROOT}, and a pack holds what it knows: clone it")
+        raise UserError(
+            f"{ROOT} is no checkout of git, and a pack holds the files that git knows. Pack from a "
+            "clone."
+        )
     yield from filter(None, listed.stdout.split("\0"))
 
 

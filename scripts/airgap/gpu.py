@@ -7,7 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from lookback.scripts.airgap.contents import PACKAGES, PackError, Piece, locked, packages
+from lookback.core.errors import UserError
+from lookback.scripts.airgap.contents import PACKAGES, Piece, locked, packages
 from lookback.scripts.gpu.cut_fatbins import cut
 
 # TensorFlow 2.12 takes a GPU only if it can open all of these. What it calls:
@@ -39,11 +40,11 @@ def architecture_of(name: str) -> int:
     """The number in a name such as sm_90.
 
     Raises:
-      PackError: if it is none.
+      UserError: if it is none.
     """
     match = re.fullmatch(r"sm_(\d{2,3})", name)
     if match is None:
-        raise PackError(f"--gpu: expected an architecture such as sm_90, received {name!r}")
+        raise UserError(f"--gpu: expected an architecture such as sm_90, received {name!r}.")
     return int(match[1])
 
 
@@ -62,13 +63,22 @@ def gpu_packages(environment: Path, architecture: int, scratch: Path) -> Iterato
 
 
 def cuda(environment: Path, architecture: int, scratch: Path) -> Iterator[Piece]:
-    """CUDA's libraries, stand-ins for those that nothing calls, and XLA's compiler."""
+    """CUDA's libraries, stand-ins for those that nothing calls, and XLA's compiler.
+
+    Args:
+      environment: of `scripts/gpu/build.sh`.
+      architecture: such as 90.
+      scratch: as of `gpu_packages`.
+
+    Raises:
+      UserError: naming what the environment lacks.
+    """
     nvidia = environment / PACKAGES / "nvidia"
     for name in LIBRARIES:
         found = sorted(nvidia.glob(f"*/lib/{name}"))
         if not found:
-            raise PackError(
-                f"{nvidia} has no {name}: make the environment with scripts/gpu/build.sh"
+            raise UserError(
+                f"{nvidia} has no {name}. Make the environment with scripts/gpu/build.sh."
             )
         yield _cut(Piece(f".venv/lib/{name}", found[0]), architecture, scratch)
     for name in STAND_INS:
@@ -79,7 +89,10 @@ def cuda(environment: Path, architecture: int, scratch: Path) -> Iterator[Piece]
     for name in COMPILER:
         source = nvidia / "cuda_nvcc" / name
         if not source.is_file():
-            raise PackError(f"{source} is not there, and XLA needs it: see scripts/gpu/build.sh")
+            raise UserError(
+                f"{source} is not there, and XLA needs it. Make the environment with "
+                "scripts/gpu/build.sh."
+            )
         yield Piece(f"{CUDA_DIRECTORY}/{name}", source)
 
 

@@ -9,7 +9,6 @@ itself comes first and in gzip, which every target has.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import lzma
@@ -25,12 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lookback import __version__
+from lookback.core.digests import digest_of
 from lookback.core.errors import UserError
 from lookback.core.faults import guarded
 from lookback.core.sizes import format_size, parse_size
 from lookback.scripts.airgap.contents import (
     ROOT,
-    PackError,
     Piece,
     interpreter,
     locked,
@@ -68,11 +68,8 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         made = Path(scratch, "pack")
         made.mkdir()
-        try:
-            python, rest = _pieces(environment, options.gpu, Path(scratch))
-            facts = _pack(made, python, rest, options.gpu, slice_size, options.compression)
-        except PackError as error:
-            raise UserError(f"{error}.") from error
+        python, rest = _pieces(environment, options.gpu, Path(scratch))
+        facts = _pack(made, python, rest, options.gpu, slice_size, options.compression)
         if output.exists():
             output.rmdir()
         made.rename(output)
@@ -81,7 +78,7 @@ def main(arguments: list[str]) -> None:
     print(
         f"{output}: {slices} slices and Python, {format_size(size)} ({format_size(facts['bytes'])} "
         f"unpacked), in {time.monotonic() - started:.0f} s\n"
-        f"sha256 of its SHA256SUMS: {_digest(output / 'SHA256SUMS')}\n"
+        f"sha256 of its SHA256SUMS: {digest_of(output / 'SHA256SUMS')}\n"
         f"on the target: sh {output.name}/unpack.sh TARGET"
     )
 
@@ -135,7 +132,7 @@ def _pack(
     streams = _slices(made, rest, slice_size, level)
     facts: dict[str, Any] = {
         "format": 1,
-        "lookback": _version(),
+        "lookback": __version__,
         "gpu": gpu,
         "glibc": platform.libc_ver()[1],
         "bytes": _unpacked(python) + _unpacked(rest),
@@ -146,7 +143,7 @@ def _pack(
     for name in GIVEN:
         shutil.copy(Path(__file__).parent / name, made / name)
     names = sorted(path.name for path in made.iterdir())
-    sums = "".join(f"{_digest(made / name)}  {name}\n" for name in names)
+    sums = "".join(f"{digest_of(made / name)}  {name}\n" for name in names)
     (made / "SHA256SUMS").write_text(sums)
     return facts
 
@@ -239,20 +236,6 @@ def _add(archive: tarfile.TarFile, piece: Piece) -> None:
 
 def _unpacked(pieces: Iterable[Piece]) -> int:
     return sum(piece.source.stat().st_size for piece in pieces if piece.source is not None)
-
-
-def _version() -> str:
-    from lookback import __version__
-
-    return __version__
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import subprocess
 
 import pytest
 
+from lookback.core.errors import UserError
 from lookback.scripts.airgap import gpu
-from lookback.scripts.airgap.contents import PACKAGES, PackError, Piece
+from lookback.scripts.airgap.contents import PACKAGES, Piece
 from lookback.scripts.gpu.cut_fatbins import MAGIC, cut
 
 PTX, ELF = 1, 2
@@ -121,9 +122,9 @@ def test_cudas_libraries_are_cut_and_the_others_stood_in_for(environment, tmp_pa
 def test_what_is_missing_is_named(environment, tmp_path):
     (lost,) = environment.rglob("libnccl.so.2")
     lost.unlink()
-    with pytest.raises(PackError, match=r"has no libnccl\.so\.2"):
+    with pytest.raises(UserError, match=r"has no libnccl\.so\.2"):
         list(gpu.cuda(environment, 90, tmp_path))
-    with pytest.raises(PackError, match="sm_90, received 'h100'"):
+    with pytest.raises(UserError, match="sm_90, received 'h100'"):
         gpu.architecture_of("h100")
     assert gpu.architecture_of("sm_90") == 90
 
