@@ -5,7 +5,7 @@
 # usage: scripts/gpu_check.sh --output FILE.json [--movielens DIR] [--seconds N] [--only STEP,...]
 #        scripts/gpu_check.sh --rehearse --output FILE.json     every step, tiny, on this CPU
 #
-# Steps: device, equality, throughput, profile, sok, auc, candidates. Uses this checkout's .venv;
+# Steps: device, equality, throughput, profile, sok, auc. Uses this checkout's .venv;
 # without one (in the container), the python3 in PATH. benchmarks/gpu.md has the targets.
 set -euo pipefail
 

@@ -87,7 +87,7 @@ def test_every_step_gets_what_it_needs(checker, tmp_path, monkeypatch):
     assert found == json.loads(json.dumps(whole.found)) and not found["rehearsal"]
     steps = found["steps"]
     throughputs = [name for name in steps if name.startswith("throughput")]
-    assert [*steps] == ["device", "equality", *throughputs, "profile", "sok", "auc", "candidates"]
+    assert [*steps] == ["device", "equality", *throughputs, "profile", "sok", "auc"]
     assert len(throughputs) == 2 * len(check.MODELS)
     assert steps["throughput_sim_xla"]["words"][2:] == ["--model", "sim"]
     assert steps["throughput_sim_xla"]["xla"] == "--tf_xla_auto_jit=2"
@@ -103,12 +103,12 @@ def test_every_step_gets_what_it_needs(checker, tmp_path, monkeypatch):
 
 def test_nothing_is_begun_without_time(checker):
     ended = checker(WRITES, seconds=0.0)
-    ended._device(ended._clock.seconds(60.0))
+    ended._step("device", ended._clock.seconds(60.0), [])
     assert ended.found["steps"]["device"]["status"] == "no time was left for it"
 
 
 def test_the_steps_fit_into_eight_minutes():
-    assert sum(check.LIMITS.values()) <= 8 * 60 + 1  # the last one takes no time
+    assert sum(check.LIMITS.values()) <= check.SECONDS == 8 * 60
 
 
 def test_models_with_targets_come_first(checker):
@@ -167,9 +167,6 @@ def test_a_rehearsal_takes_every_step(tmp_path, preloaded, monkeypatch):
     steps = found["steps"]
     throughputs = {"throughput_sim", "throughput_sim_xla"}
     assert set(steps) == set(check.LIMITS) - {"throughput"} | throughputs
-    assert {s["status"] for s in steps.values()} == {
-        "done",
-        "skipped: there are no CUDA operations of our own",
-    }
+    assert {s["status"] for s in steps.values()} == {"done"}
     assert all(steps["equality"][model]["equal"] for model in check.MODELS)
     assert steps["sok"]["same_after_reload"] and steps["sok"]["backend"] == "horovod"
