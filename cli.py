@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 from lookback import __version__
 from lookback.core.caches import provide_caches
 from lookback.core.doctor import Check, DoctorOptions, examine
-from lookback.core.imports import deferred
+from lookback.core.imports import deferred, expect_no_pytorch
 from lookback.core.options import (
     Command,
     CommandLine,
@@ -62,7 +61,7 @@ def workflows(arguments: Sequence[str], prog: str) -> int:
 
     forgo_tensorflow()
     provide_caches()
-    _expect_no_pytorch()
+    expect_no_pytorch()
     return _inside_workflows().main(arguments, prog)
 
 
@@ -76,13 +75,8 @@ def embeddings(arguments: Sequence[str], prog: str) -> int:
 
 def serving(arguments: Sequence[str], prog: str) -> int:
     """Scores requests with an exported model: see `serving.commands`."""
-    _expect_no_pytorch()
+    expect_no_pytorch()
     return _inside_serving().main(arguments, prog)
-
-
-def _expect_no_pytorch() -> None:
-    """Merlin warns on import that it found neither PyTorch nor Triton, which nobody asked for."""
-    warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,8 @@ import logging
 import os
 import warnings
 
+from lookback.core.imports import expect_no_pytorch
+
 BENCHMARKS = {
     "accuracy": "lookback.benchmarks.accuracy",
     "cold_start": "lookback.benchmarks.cold_start",
@@ -47,5 +49,5 @@ def quieten() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    for message in (".*dtype mappings did not load", "Initializing an NVTabular Dataset in CPU"):
-        warnings.filterwarnings("ignore", message=message)
+    expect_no_pytorch()
+    warnings.filterwarnings("ignore", message="Initializing an NVTabular Dataset in CPU")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,11 @@ def hidden(*packages: str) -> Iterator[None]:
     finally:
         for name in names:
             del sys.modules[name]
+
+
+def expect_no_pytorch() -> None:
+    """Lets Merlin be imported without its warnings that PyTorch and Triton are not there."""
+    warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
 
 
 def import_tensorflow() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lookback.core.errors import UserError
+from lookback.core.imports import expect_no_pytorch
 from lookback.core.paths import refuse_address
 from lookback.formats.dataset_info import AGAIN
 
@@ -52,8 +53,7 @@ def write_schema(schema: Schema, directory: str | os.PathLike[str]) -> None:
 
 def _metadata() -> type[TensorflowMetadata]:
     with warnings.catch_warnings():
-        # Merlin regrets aloud that PyTorch and Triton are not there.
-        warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
+        expect_no_pytorch()
         from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
     return TensorflowMetadata

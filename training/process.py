@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 
 from lookback.core.caches import provide_caches
 from lookback.core.errors import UserError
-from lookback.core.imports import import_merlin_alone
+from lookback.core.imports import expect_no_pytorch, import_merlin_alone
 from lookback.core.world import SOLO, World
 from lookback.training.config import RunConfig
 
@@ -24,8 +23,7 @@ def prepare_environment(config: RunConfig) -> None:
     """
     provide_caches()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; not which CPU instructions exist
-    # Merlin warns on import that it found neither PyTorch nor Triton, which nobody asked for.
-    warnings.filterwarnings("ignore", message=".*dtype mappings did not load.*")
+    expect_no_pytorch()
     if config.xla and "tensorflow" in sys.modules:
         raise UserError(
             "xla: expected in a process that has not imported TensorFlow, which reads of it then, "
