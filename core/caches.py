@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lookback.core.errors import UserError
 
-_CHECKOUT = Path(__file__).resolve().parent
+_CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def provide_caches(checkout: Path = _CHECKOUT) -> None:
