@@ -122,8 +122,8 @@ def to_yaml(*configs: Any, comments: Sequence[str] = ()) -> str:
                 default_flow_style=True,
                 width=10**6,
             )
-            # A scalar's document ends in a line of dots.
-            lines.append(f"{name}: {value.removesuffix('...' + chr(10)).strip()}")
+            scalar = value.removesuffix("...\n")  # the end of a scalar's document
+            lines.append(f"{name}: {scalar.strip()}")
     return "\n".join(lines) + "\n"
 
 
