@@ -60,15 +60,14 @@ def export_table(
 
 def _raw_ids(table: StoredTable, dataset_dir: Path, output: Path) -> RawIds:
     """What the rows of a table stand for."""
-    from lookback.formats.raw_ids import features_with_raw_ids, raw_ids_of
+    from lookback.formats.raw_ids import feature_of, features_with_raw_ids, raw_ids_of
 
     if output.suffix != ".parquet":
         raise UserError(
             f"--dataset_dir: expected with an --output that ends in .parquet, which has room for "
             f"ids, received {output.name!r}."
         )
-    # Models with several tables of one feature name them FEATURE/PART.
-    feature = table.name.partition("/")[0]
+    feature = feature_of(table.name)
     raw_ids = raw_ids_of(dataset_dir, feature)
     if raw_ids is None:
         known = ", ".join(features_with_raw_ids(dataset_dir)) or "none"

@@ -55,6 +55,11 @@ class RawIds:
         return names.take(pa.array(places, mask=places >= len(self.special)))
 
 
+def feature_of(table: str) -> str:
+    """The feature whose ids number the rows of a table: models with several call them NAME/PART."""
+    return table.partition("/")[0]
+
+
 def raw_ids_of(directory: Path, feature: str) -> RawIds | None:
     """The raw values of a feature; None if the directory has no vocabulary of it.
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lookback.checkpoints.raw_ids import raw_id_tensors, raw_ids_in
 from lookback.checkpoints.store import Checkpoint
 from lookback.formats.dataset_info import FEATURES, VOCABULARIES, WORKFLOW_DIRECTORY
-from lookback.formats.raw_ids import RawIds, keys_of
+from lookback.formats.raw_ids import RawIds, feature_of, keys_of
 from lookback.formats.verification import features_of, verify_dataset, vocabularies_of
 
 COLUMNS = "columns"
@@ -80,8 +80,3 @@ def _verified(verify: Callable[[Path], None], directory: Path, feature: str) -> 
 def _verify(directory: Path) -> None:
     if (directory / WORKFLOW_DIRECTORY).is_dir():
         verify_dataset(directory, parts={WORKFLOW_DIRECTORY})
-
-
-def feature_of(table: str) -> str:
-    """The feature whose ids number the rows of a table: models with several call them NAME/PART."""
-    return table.partition("/")[0]

@@ -24,9 +24,9 @@ from lookback.checkpoints.manifest import listed
 from lookback.checkpoints.store import Checkpoint, TensorSpec
 from lookback.core.errors import UserError
 from lookback.formats.history_columns import TIME_GAP
-from lookback.formats.raw_ids import RawIds
+from lookback.formats.raw_ids import RawIds, feature_of
 from lookback.formats.transforms import BAG, OF, TYPE, Buckets, Hashed, Number
-from lookback.training.ids import COLUMNS, Ids, feature_of
+from lookback.training.ids import COLUMNS, Ids
 from lookback.training.state import State, TensorShard, model_states
 
 Int64 = npt.NDArray[np.int64]
