@@ -352,11 +352,6 @@ def materialise(
     return directory
 
 
-def bytes_of(directory: Path) -> int:
-    """Size of all files in a directory and below."""
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-
-
 def zipf(rng: np.random.Generator, size: int, count: int, exponent: float = 1.0) -> Array:
     """Draws `count` numbers below `size`; number r has weight ``(r + 1) ** -exponent``, shuffled.
 

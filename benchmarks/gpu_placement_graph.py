@@ -209,9 +209,8 @@ def _outputs(operation: tf.Operation) -> tuple[str, ...]:
 
 def _memories(operation: tf.Operation, dtypes: list[tf.DType], which: str) -> tuple[str, ...]:
     kind = operation.type
-    if kind in _NESTED:
-        return tuple(HOST if d in (tf.int32, tf.resource) else DEVICE for d in dtypes)
-    if kind == "Placeholder":  # an argument of a function: int32 stays on the host (function.cc)
+    # Arguments and results of a function: int32 stays on the host (function.cc).
+    if kind in _NESTED or kind == "Placeholder":
         return tuple(HOST if d in (tf.int32, tf.resource) else DEVICE for d in dtypes)
     kernel = gpu_kernel(operation)
     if kernel is None:

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     """
     from lookback.benchmarks.bounded import run_bounded
     from lookback.benchmarks.harness import BenchmarkReport
+    from lookback.benchmarks.peers.usage import directory_bytes
 
     events = int(parse_size(args.events, "--events")) // (_QUICK if args.quick else 1)
     limit = int(parse_size(args.limit, "--limit"))
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         began = time.perf_counter()
         ended = run_bounded("workflows", ["run"], options, limit)
         seconds = time.perf_counter() - began
-        written = sum(file.stat().st_size for file in dataset.rglob("*") if file.is_file())
+        written = directory_bytes(dataset)
     foretold = [line.split(maxsplit=1) for line in told.splitlines() if line.startswith("  ")]
     return BenchmarkReport(
         title=f"{events:,} raw events in one process",

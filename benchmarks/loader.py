@@ -154,14 +154,14 @@ def _bytes_per_sample(
     directory: Path, histories: Histories, copies: Mapping[str, Path]
 ) -> dict[str, float]:
     """Bytes on disk of a training sample in each form."""
-    from lookback.benchmarks.data import bytes_of
+    from lookback.benchmarks.peers.usage import directory_bytes
     from lookback.dataloading.histories.materialised import MaterialisedDataset
 
     # Both forms hold a positive and a negative for each training target.
-    sizes = {"histories": bytes_of(directory) / (2 * _training_targets(histories))}
+    sizes = {"histories": directory_bytes(directory) / (2 * _training_targets(histories))}
     for codec, copy in copies.items():
         dataset = MaterialisedDataset(copy, user_features=len(histories.features.user))
-        sizes[f"materialised_{codec}"] = bytes_of(copy / "train") / dataset.num_rows("train")
+        sizes[f"materialised_{codec}"] = directory_bytes(copy / "train") / dataset.num_rows("train")
     return sizes
 
 

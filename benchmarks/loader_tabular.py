@@ -128,15 +128,15 @@ def _merlin(file: Path, batch_size: int) -> Callable[[], int]:
 def _report(
     args: argparse.Namespace, directory: Path, dataset: TabularData, timings: dict[str, Timing]
 ) -> BenchmarkReport:
-    from lookback.benchmarks.data import bytes_of
     from lookback.benchmarks.harness import BenchmarkReport
+    from lookback.benchmarks.peers.usage import directory_bytes
 
     labels = {
         "tabular": "tabular, in file order",
         "tabular_shuffled": "tabular, shuffled",
         "merlin": "one file, merlin-dataloader",
     }
-    size = bytes_of(directory / "train") / dataset.num_rows("train")
+    size = directory_bytes(directory / "train") / dataset.num_rows("train")
     baseline = timings.get("merlin")
     rows, ratios = [], {}
     for name, timing in timings.items():

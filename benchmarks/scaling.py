@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=int, nargs="*", help=f"none: {default}; quick {fewer}", metavar="N"
         )
-    parser.add_argument("--model_type", choices=("sim", "dien", "din"), default="sim", help=" ")
+    parser.add_argument(
+        "--model_type", choices=("sim", "dien", "din"), default="sim", help="of all but --ranks"
+    )
     parser.add_argument(
         "--batch_size", type=int, default=1024, help="rows of a step by table rows and length"
     )
@@ -113,11 +115,11 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
 def measured(args: argparse.Namespace) -> tuple[dict[str, Sweep], list[str]]:
     """The sweeps that are asked for, by name, and what contradicts the laws of their growth."""
     from lookback.benchmarks import scaling_measures as measures
-    from lookback.benchmarks.scaling_sweep import grows, grows_faster
+    from lookback.benchmarks.scaling_sweep import growth_faults, superlinear_growth_faults
 
     known: dict[str, tuple[Callable[..., Sweep], Callable[..., list[str]] | None]] = {
-        "table_rows": (measures.by_table_rows, grows),
-        "lengths": (measures.by_history_length, grows_faster),
+        "table_rows": (measures.by_table_rows, growth_faults),
+        "lengths": (measures.by_history_length, superlinear_growth_faults),
         "batches": (measures.by_batch, None),
         "ranks": (measures.by_ranks, None),
     }

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 QUESTION = "How fast would it train on 8 to 1,024 ranks, and does the model of that hold?"
 
 _RANKS = (8, 16, 64, 256, 1024)
-_HERE = 0.25  # share by which a prediction for this machine may be off: the project's target
-_BUSY = 0.5  # load of others
+_TOLERANCE_HERE = 0.25  # share by which a prediction may be off here: the project's target
+_BUSY = 0.5  # load average from which on a measurement says nothing
 _WORKER = "lookback.benchmarks.sharding_worker"
-_MISSING = "waiting for the slowest rank, reading data, a network that others use, and messages "
-_HIDING = "that hide behind computation"
+_NOT_IN_THE_MODEL = (
+    "waiting for the slowest rank, reading data, a network that others use, and messages that hide "
+    "behind computation"
+)
+_COLUMNS = (
+    *("fabric", "ranks", "weak", "weak_efficiency", "weak_longest"),
+    *("strong", "strong_efficiency", "strong_longest"),
+)
+"""Of `predictions`, in the order of the table."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,15 +102,15 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         found = measured(args)
         figures["here"] = found
         for ranks, one in found.items():
-            said = "" if abs(one["error"]) <= _HERE else f" Missing: {one['missing']}."
+            said = "" if abs(one["error"]) <= _TOLERANCE_HERE else f" Missing: {one['missing']}."
             if load > _BUSY:  # more ranks then get more of the cores
                 said = f" The machine was busy (load {load:.1f}): this says nothing. Measure again."
             notes.append(
                 f"Here, {ranks} ranks on 2 cores: predicted {one['predicted']:.3f} s a step, "
                 f"measured {one['measured']:.3f} s ({one['error']:+.0%}; tolerance "
-                f"{_HERE:.0%}).{said}"
+                f"{_TOLERANCE_HERE:.0%}).{said}"
             )
-    notes.append(f"Not in the model: {_MISSING}{_HIDING}.")
+    notes.append(f"Not in the model: {_NOT_IN_THE_MODEL}.")
     return BenchmarkReport(
         title="Predicted: SIM's tables by rows, dense parts data-parallel",
         columns=[
@@ -122,12 +129,6 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         ratios={"published_median_error": float(np.median(np.abs(errors)))},
         notes=notes,
     )
-
-
-_COLUMNS = (
-    *("fabric", "ranks", "weak", "weak_efficiency", "weak_longest"),
-    *("strong", "strong_efficiency", "strong_longest"),
-)
 
 
 def predictions(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ class Sweep:
         return ratio * self.samples[larger] / self.samples[smaller]
 
 
-def grows(sweep: Sweep, tolerance: float) -> list[str]:
+def growth_faults(sweep: Sweep, tolerance: float) -> list[str]:
     """What contradicts that a step takes the same time whatever the value is.
 
     Args:
@@ -65,8 +65,8 @@ def grows(sweep: Sweep, tolerance: float) -> list[str]:
     ]
 
 
-def grows_faster(sweep: Sweep, tolerance: float) -> list[str]:
-    """What contradicts that a step takes at most linearly longer; arguments as of `grows`."""
+def superlinear_growth_faults(sweep: Sweep, tolerance: float) -> list[str]:
+    """What contradicts that a step takes at most linearly longer; as `growth_faults`."""
     wrong = []
     for smaller, larger in _pairs(sweep.values):
         ratio, linear = sweep.growth(smaller, larger), larger / smaller

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from lookback.benchmarks import data
-from lookback.benchmarks.data import bytes_of, cached, generate_histories, materialise, zipf
+from lookback.benchmarks.data import cached, generate_histories, materialise, zipf
 from lookback.core.arrow_files import read_parquet
 from lookback.dataloading.histories.materialised import MaterialisedDataset
 from lookback.dataloading.histories.resident import Histories
@@ -148,10 +146,3 @@ def test_cached_paths_depend_on_the_options(tmp_path):
     assert one == cached("kind", {"a": 1}, tmp_path)
     assert one != cached("kind", {"a": 2}, tmp_path)
     assert one.parent == tmp_path and not one.exists()
-
-
-def test_bytes_of_counts_files_below(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "f").write_bytes(b"12345")
-    (tmp_path / "g").write_text(json.dumps([]))
-    assert bytes_of(tmp_path) == 7

@@ -277,3 +277,10 @@ def test_peers_of_histories_train_and_score(name: str, model: str, tmp_path: Pat
     with Peer(name, model=model, **options) as peer:
         assert peer.call("train", 2)[0] == 64  # it refuses a loss that is no number
         assert peer.call("infer", 3)[0] == 96
+
+
+def test_a_directory_is_as_large_as_the_files_below(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "f").write_bytes(b"12345")
+    (tmp_path / "g").write_text("[]")
+    assert directory_bytes(tmp_path) == 7

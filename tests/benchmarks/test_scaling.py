@@ -14,7 +14,12 @@ from lookback.benchmarks.data import equal_histories
 from lookback.benchmarks.harness import BenchmarkReport, Timing
 from lookback.benchmarks.scaling_measures import fit_memory
 from lookback.benchmarks.scaling_plots import write_plots
-from lookback.benchmarks.scaling_sweep import Sweep, exponent, grows, grows_faster
+from lookback.benchmarks.scaling_sweep import (
+    Sweep,
+    exponent,
+    growth_faults,
+    superlinear_growth_faults,
+)
 from lookback.core.errors import UserError
 
 
@@ -31,8 +36,8 @@ def test_a_step_that_takes_as_long():
     flat = sweep({10: 2.0, 100: 2.0, 1000: 2.1})
     assert flat.seconds(1000) == pytest.approx(2.1)
     assert flat.growth(10, 1000) == pytest.approx(1.05)
-    assert grows(flat, 0.1) == []
-    (wrong,) = grows(sweep({10: 2.0, 100: 2.0, 1000: 3.0}), 0.1)
+    assert growth_faults(flat, 0.1) == []
+    (wrong,) = growth_faults(sweep({10: 2.0, 100: 2.0, 1000: 3.0}), 0.1)
     assert wrong == (
         "a step takes 1.50 times as long at 1,000 table rows as at 10, and should take as long "
         "(tolerance 10%)"
@@ -42,12 +47,12 @@ def test_a_step_that_takes_as_long():
 
 def test_a_step_that_grows_linearly():
     linear = sweep({10: 1.0, 20: 2.0, 40: 4.0})
-    assert grows_faster(linear, 0.1) == []
+    assert superlinear_growth_faults(linear, 0.1) == []
     assert exponent(linear) == pytest.approx(1.0)
-    assert len(grows(linear, 0.1)) == 2
+    assert len(growth_faults(linear, 0.1)) == 2
     square = sweep({10: 1.0, 20: 4.0, 40: 16.0})
     assert exponent(square) == pytest.approx(2.0)
-    assert [wrong.split(",")[0] for wrong in grows_faster(square, 0.1)] == [
+    assert [wrong.split(",")[0] for wrong in superlinear_growth_faults(square, 0.1)] == [
         "a step takes 4.00 times as long at 20 table rows as at 10",
         "a step takes 4.00 times as long at 40 table rows as at 20",
         "a step takes 16.00 times as long at 40 table rows as at 10",
