@@ -49,7 +49,7 @@ def load_dataset(path: str | Path, trusted_digest: str | None = None) -> Dataset
       trusted_digest: SHA-256 that its dataset.json must have; None: any.
 
     Returns:
-      What it holds. Nothing of it is in memory yet.
+      The dataset; nothing is read into memory yet.
 
     Raises:
       UserError: if it is no such dataset, another one than is trusted, or damaged.
@@ -95,7 +95,7 @@ class Dataset:
 
     @property
     def features(self) -> dict[str, int | None]:
-        """The features by name: of categories how many ids there are, None of numbers."""
+        """The features by name, each with its number of ids; None for a numerical feature."""
         from merlin.schema import Tags
 
         from lookback.formats.features import table_rows

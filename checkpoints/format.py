@@ -336,7 +336,7 @@ class Checkpoint(Mapping[str, NDArray]):
                     )
 
     def shares(self, ranks: int, names: Iterable[str]) -> list[list[tuple[str, Piece]]]:
-        """All pieces dealt out over ranks: the largest first, each to who has least."""
+        """All pieces dealt out over ranks: the largest first, to the rank with the least so far."""
         shares: list[list[tuple[str, Piece]]] = [[] for _ in range(ranks)]
         loads = [0] * ranks
         pieces = [(name, piece) for name in names for piece in self.pieces[name]]

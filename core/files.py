@@ -1,6 +1,6 @@
 """Atomic writes: a file or directory is either whole under its name, or not there.
 
-What may be written where, `core.outputs` says; nothing here replaces or removes what it forbids.
+`core.outputs` says what may be written where; nothing here replaces or removes what it forbids.
 """
 
 from __future__ import annotations

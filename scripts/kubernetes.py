@@ -6,7 +6,7 @@ usage: scripts/kubernetes.py --image IMAGE --nodes N [--dry_run] [options] -- [o
 Each pod has a launcher, and these find each other through a headless service: no operator and no
 ssh. A network policy keeps others from reaching the pods (where the cluster's network knows
 policies). The dataset and the directories for results lie on a volume claim that all pods mount
-(ReadWriteMany). If a pod fails, the job does; give it anew with --load_checkpoint_path to go on.
+(ReadWriteMany). If a pod fails, so does the job: submit it again with --load_checkpoint_path.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Names are those of NVIDIA's SIM for TensorFlow 2 (its README's parameter tables and its `main.py`),
 and of its DLRM for TensorFlow 2 and PyTorch, wherever the meaning survives. So are defaults, except
-those that belong to its data: they are the `recipes` of the models' configs. What became of the
-other options, `training.removed` says. Where those tables write a sentinel (-1, 0, "") for
+those that belong to its data: they are the `recipes` of the models' configs. `training.removed`
+says what became of the other options. Where those tables write a sentinel (-1, 0, "") for
 "absent", the value here is None, and the sentinel is still read. Options of a model (embedding_dim,
 dropout_rate, ...) are the fields of that model's own config dataclass, those of the layout in which
 it reads data (negatives, dataset_subset, ...) those of the layout's (`dataloading.layout`);

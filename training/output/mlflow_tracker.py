@@ -1,7 +1,7 @@
 """MLflow: options and metrics of a run, sent where `MLFLOW_TRACKING_URI` says.
 
-It decorates the run: what fails on the way costs a line, once. That it is not there at all is an
-error only of who asked for it by `--tracker mlflow`. mlflow is an extra; nothing else imports it.
+A run does not depend on it: a failure on the way costs a warning, once. That mlflow is missing is
+an error only with `--tracker mlflow`. It is an extra; nothing else imports it.
 """
 
 from __future__ import annotations

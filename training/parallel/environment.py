@@ -1,4 +1,4 @@
-"""What the processes of a job get of the environment of who starts them: what they read, no more.
+"""The environment variables that a job's processes get from whoever starts them: what they read.
 
 Passwords and keys of other programs lie in it, too, and would reach every machine of the job.
 """
