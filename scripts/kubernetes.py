@@ -15,7 +15,6 @@ import base64
 import dataclasses
 import re
 import secrets
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,10 +24,10 @@ import yaml
 from lookback.core.errors import UserError
 from lookback.core.faults import guarded
 from lookback.core.limits import MOST_PARTS, MOST_THREADS
-from lookback.core.options import CommandLine, help_text, option, parse_known
+from lookback.core.options import option
+from lookback.scripts.scheduling import SECONDS_TO_SAVE, hand_over, read_scheduling
 from lookback.training.parallel.run_model import checked
 
-SECONDS_TO_SAVE = 120
 INDEX = "$(JOB_COMPLETION_INDEX)"  # which Kubernetes puts in
 SECRET_KEY = "secret"
 
@@ -144,17 +143,10 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
       UserError: for what the user can put right.
     """
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    if "--help" in arguments[:end] or "-h" in arguments[:end]:
-        line = CommandLine((KubernetesOptions,))
-        print(help_text(line, None, "scripts/kubernetes.py", __doc__), end="")
+    given = read_scheduling(arguments, KubernetesOptions, "scripts/kubernetes.py", __doc__)
+    if given is None:
         return 0
-    asked, unknown = parse_known(arguments[:end], KubernetesOptions)
-    if unknown:
-        raise UserError(
-            f"{unknown[0]}: no option of scripts/kubernetes.py. Those of the run follow after --."
-        )
-    run = list(arguments[end + 1 :])
+    asked, run = given
     lines = checked(arguments_of(asked, "0", run))
     objects = manifest(asked, run, secrets.token_hex(32))
     text = yaml.safe_dump_all(objects, sort_keys=False)
@@ -162,14 +154,7 @@ def main(arguments: Sequence[str]) -> int:
         print(text)
         print("\n".join(f"# {line}" for line in lines))
         return 0
-    try:
-        apply = ["kubectl", "create", "-f", "-"]
-        return subprocess.run(apply, input=text, text=True, check=False).returncode
-    except FileNotFoundError as error:
-        raise UserError(
-            "kubectl is not here: expected a machine that reaches the cluster. --dry_run prints "
-            "the manifest, for another one."
-        ) from error
+    return hand_over(["kubectl", "create", "-f", "-"], text, "a machine that reaches the cluster")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +18,11 @@ from pathlib import Path
 from lookback.core.errors import UserError
 from lookback.core.faults import guarded
 from lookback.core.limits import MOST_PARTS, MOST_THREADS
-from lookback.core.options import CommandLine, help_text, option, parse_known
+from lookback.core.options import option
+from lookback.scripts.scheduling import SECONDS_TO_SAVE, hand_over, read_scheduling
 from lookback.training.parallel.run_model import checked
 
 RUN_MODEL = Path(__file__).resolve().parent / "run_model.sh"
-SECONDS_TO_SAVE = 120
 
 BATCH = """#!/usr/bin/env bash
 {settings}
@@ -115,16 +114,10 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
       UserError: for what the user can put right.
     """
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    if "--help" in arguments[:end] or "-h" in arguments[:end]:
-        print(help_text(CommandLine((SlurmOptions,)), None, "scripts/slurm.py", __doc__), end="")
+    given = read_scheduling(arguments, SlurmOptions, "scripts/slurm.py", __doc__)
+    if given is None:
         return 0
-    slurm, unknown = parse_known(arguments[:end], SlurmOptions)
-    if unknown:
-        raise UserError(
-            f"{unknown[0]}: no option of scripts/slurm.py. Those of the run follow after --."
-        )
-    run = list(arguments[end + 1 :])
+    slurm, run = given
     one = ["--np", str(slurm.processes), "--nodes", str(slurm.nodes), "--node", "0"]
     lines = checked([*one, "--store", f"FIRST_MACHINE:{slurm.port}", *run])
     script = batch_script(slurm, run)
@@ -132,13 +125,7 @@ def main(arguments: Sequence[str]) -> int:
         print(script)
         print("\n".join(f"# {line}" for line in lines))
         return 0
-    try:
-        return subprocess.run(["sbatch"], input=script, text=True, check=False).returncode
-    except FileNotFoundError as error:
-        raise UserError(
-            "sbatch is not here: expected a machine that submits to Slurm. --dry_run prints the "
-            "script, for another one."
-        ) from error
+    return hand_over(["sbatch"], script, "a machine that submits to Slurm")
 
 
 if __name__ == "__main__":

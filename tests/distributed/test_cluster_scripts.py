@@ -72,8 +72,7 @@ def test_a_dry_run_of_slurm_prints_what_it_submits(slurm, capsys, monkeypatch):
     ]
     submitted = {}
     monkeypatch.setattr(
-        slurm.subprocess,
-        "run",
+        "lookback.scripts.scheduling.subprocess.run",
         lambda command, **how: submitted.update(how, command=command) or _ended(),
     )
     slurm.main([*asked, "--", *RUN])
