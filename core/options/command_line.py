@@ -97,7 +97,7 @@ def parse_known(argv: Sequence[str], config: type) -> tuple[Any, list[str]]:
     options = options_of(config)
     written, rest = _read_argv(argv, options, config=False)
     values = {name: options[name].read(raw, options[name].written) for name, raw in written.items()}
-    return config(**_filled(values, options)), rest
+    return config(**_filled(values, options, config=False)), rest
 
 
 def to_yaml(*configs: Any, comments: Sequence[str] = ()) -> str:
@@ -241,12 +241,14 @@ def _values(
     return _filled(values, options)
 
 
-def _filled(values: dict[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
-    """The values with the defaults of those that were not given."""
+def _filled(
+    values: dict[str, Any], options: Mapping[str, Option], *, config: bool = True
+) -> dict[str, Any]:
+    """The values with the defaults of those that were not given; `config` as of `missing`."""
     for name, option in options.items():
         if name not in values:
             if option.required:
-                raise option.missing()
+                raise option.missing(config=config)
             values[name] = option.default
     return values
 

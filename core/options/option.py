@@ -289,11 +289,15 @@ class Option:
                     f"{_shortened(element)}."
                 )
 
-    def missing(self) -> UserError:
-        """The error where no value of a required option is given."""
+    def missing(self, *, config: bool = True) -> UserError:
+        """The error where no value of a required option is given.
+
+        Args:
+          config: whether the command has `--config`, in which it could be given.
+        """
+        where = "on the command line or in --config" if config else "on the command line"
         return UserError(
-            f"{self.written} is required: {self.help or self.expected}. "
-            "Give it on the command line or in --config."
+            f"{self.written} is required: {self.help or self.expected}. Give it {where}."
         )
 
     def write(self, value: Any) -> Any:

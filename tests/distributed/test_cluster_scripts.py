@@ -92,6 +92,8 @@ def test_mistakes_are_found_before_anything_waits_in_a_queue(slurm, kubernetes):
     for value in ("a\n#SBATCH --wrap=x", "a b", ""):
         with pytest.raises(UserError, match="--partition: expected a word without spaces"):
             slurm.main(["--nodes", "2", "--partition", value, "--dry_run", "--", *RUN])
+    with pytest.raises(UserError, match=r"--nodes is required: .* Give it on the command line\.$"):
+        slurm.main(["--", *RUN])
     with pytest.raises(UserError, match="--name: expected a DNS label"):
         kubernetes.main(["--image", "i", "--nodes", "2", "--name", "A_b", "--dry_run", "--", *RUN])
 
