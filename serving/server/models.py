@@ -33,9 +33,9 @@ from lookback.serving.store.completion import (
     StoredHistories,
     StoredSeen,
 )
-from lookback.serving.store.datasets import StoredDataset, require_bundle
 from lookback.serving.store.renewal import Renewed
 from lookback.serving.store.store import HistoryStore
+from lookback.serving.store.vocabularies import require_bundle
 
 MOST_CANDIDATES = 5000
 """That a request may name; the whole catalogue, where a model is asked for its best, is no list."""
@@ -193,6 +193,8 @@ class StoreReading:
             )
         if not isinstance(manifest, HistoriesManifest | InteractionsManifest):
             raise UserError(f"dataset_dir: {directory} scores rows, which need no store.")
+        from lookback.serving.store.datasets import StoredDataset  # Merlin, for this alone
+
         dataset = StoredDataset(dataset_dir, self.store.head.category, self.store.head.max_events)
         require_bundle(dataset.head, str(dataset_dir), manifest, directory)
         return self.store.renew(dataset.head, dataset.users(), dataset.as_known)

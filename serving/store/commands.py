@@ -129,8 +129,9 @@ def _load(options: LoadOptions, store: StoreOptions, checks: DatasetChecks) -> N
 def _load_into(options: LoadOptions, store: StoreOptions, kept: HistoryStore | None) -> None:
     """Loads histories into a store that is there, or else makes one."""
     from lookback.serving.manifest import Manifest
-    from lookback.serving.store.datasets import StoredDataset, require_bundle
+    from lookback.serving.store.datasets import StoredDataset
     from lookback.serving.store.store import HistoryStore
+    from lookback.serving.store.vocabularies import require_bundle
 
     category = options.category_feature or (None if kept is None else kept.head.category)
     if options.bundle is None:
@@ -315,7 +316,7 @@ def _catalogue(histories: HistoryStore, bundle: Path) -> RawCatalogue:
     from lookback.serving.layouts.registry import LAYOUTS
     from lookback.serving.manifest import Manifest
     from lookback.serving.store.completion import RawCatalogue
-    from lookback.serving.store.datasets import require_bundle
+    from lookback.serving.store.vocabularies import require_bundle
 
     manifest = _of_histories(Manifest.read(bundle), bundle)
     require_bundle(histories.head, histories.place, manifest, bundle)

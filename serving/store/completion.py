@@ -27,9 +27,9 @@ from lookback.serving.layouts.histories.requests import HistoryRequestEncoder
 from lookback.serving.layouts.interactions.requests import EXCLUDE
 from lookback.serving.manifest import HistoriesManifest, InteractionsManifest
 from lookback.serving.requests import Request, RequestError, is_list
-from lookback.serving.store.datasets import require_bundle
 from lookback.serving.store.events import IdError
 from lookback.serving.store.store import History, HistoryStore
+from lookback.serving.store.vocabularies import require_bundle
 
 STORED_EVENTS = "stored_events"
 """Key of an answer: how many events the store has of the user."""

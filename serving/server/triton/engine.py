@@ -1,8 +1,9 @@
 """Triton as an engine of `serving.server.app`: it loads, is asked, watched and healed.
 
-A model's process may die while its server lives and says of the model that it is ready. So each
-model is asked to score something once a second; one that cannot is loaded anew, and where that does
-not help, or the server itself has ended, all is started again.
+A model's process may die while its server lives and says of the model that it is ready. So the
+system tells us of processes that end, and each model is asked to score something once a second; one
+that cannot is loaded anew, and where that does not help, or the server itself has ended, all is
+started again.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +205,32 @@ class TritonScorer:
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(_WATCH_SECONDS)
             models = list(self._models.served.values())
-            found = await asyncio.gather(*map(self.probe, models), return_exceptions=True)
-            failed = [m.name for m, e in zip(models, found, strict=True) if e is not None]
+            if await _one_ends(self._models.process.stubs(), _WATCH_SECONDS):
+                running = set(self._models.process.stubs().values())  # an exchanged one's, too
+                failed = [model.name for model in models if model.name not in running]
+            else:
+                found = await asyncio.gather(*map(self.probe, models), return_exceptions=True)
+                failed = [m.name for m, e in zip(models, found, strict=True) if e is not None]
             if failed or not self._models.process.alive:
                 await loop.run_in_executor(None, self._models.heal, failed)
+
+
+async def _one_ends(processes: Iterable[int], seconds: float) -> bool:
+    """Waits until one of some processes ends; False: none did in so many seconds."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            try:
+                file = os.pidfd_open(process)
+            except ProcessLookupError:
+                return True
+            stack.callback(os.close, file)
+            loop.add_reader(file, ended.set)
+            stack.callback(loop.remove_reader, file)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(ended.wait(), seconds)
+    return ended.is_set()
 
 
 class TritonMetrics(Metrics):

@@ -97,6 +97,18 @@ class TritonProcess:
         """Whether the server itself runs; models may be dead all the same."""
         return self._process.poll() is None
 
+    def stubs(self) -> dict[int, str]:
+        """The processes of its models that run, and whose each is; two of one that is exchanged."""
+        found = {}
+        for path in Path(f"/proc/{self._process.pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # of a thread that has ended
+                for pid in map(int, path.read_text().split()):
+                    # The program, then models/NAME/VERSION/model.py; nothing of one that has ended.
+                    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                    if words[0].endswith(b"_stub"):
+                        found[pid] = Path(words[1].decode()).parts[-3]
+        return found
+
     def wait(self) -> None:
         """Waits until it listens.
 

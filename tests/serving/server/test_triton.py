@@ -5,6 +5,7 @@ One server for all tests: to start it and to load a bundle takes most of the tim
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import importlib.util
@@ -31,6 +32,7 @@ from lookback.core.errors import UserError
 from lookback.serving.commands import PROGRAM
 from lookback.serving.server.backlog import BatchTimes
 from lookback.serving.server.run import ServeOptions
+from lookback.serving.server.triton.engine import _one_ends
 from lookback.serving.server.triton.installation import Installation
 from lookback.serving.server.triton.repository import (
     BatchLimits,
@@ -377,6 +379,33 @@ def test_sigterm_answers_what_is_under_way(server, requests, expected):
         alike(answer.result(60), expected * 50)
     assert server.process.wait(60) == 0
     assert not list(Path("/dev/shm").glob(f"{own}*"))
+
+
+def test_the_end_of_a_process_is_noticed_at_once():
+    async def ends() -> bool:
+        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        asyncio.get_running_loop().call_later(0.1, process.kill)
+        try:
+            return await _one_ends([os.getpid(), process.pid], 60)
+        finally:
+            process.communicate()
+
+    assert asyncio.run(ends())
+    assert not asyncio.run(_one_ends([os.getpid()], 0.05))
+    assert asyncio.run(_one_ends([2**22 + 1], 60))  # beyond all numbers of processes: it has ended
+
+
+def test_a_model_s_process_starts_without_merlin(sim_bundle):
+    """Its schemas bring Dask along: a second of the six in which a dead model is loaded anew."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import lookback.serving.server.triton.backend\n"
+        "from lookback.serving.server.models import Models\n"
+        "Models().load('sim', Path(sys.argv[1]))\n"
+        "assert not {'merlin', 'dask'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(sim_bundle)], cwd=ROOT, check=True)
 
 
 def test_options_of_the_other_engine_are_refused():

@@ -344,7 +344,7 @@ def newer(dataset_dir: Path, raw: Any, tmp_path_factory: pytest.TempPathFactory)
 def test_after_an_update_what_was_appended_stays(
     newer: Newer, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lookback.serving.store.datasets import digests_of
+    from lookback.serving.store.vocabularies import digests_of
 
     lines = tmp_path / "events.jsonl"
     lines.write_text("\n".join(json.dumps(event) for event in newer.sent))

@@ -18,8 +18,9 @@ from lookback.formats.vocabulary import id_file
 from lookback.serving.layouts.registry import LAYOUTS
 from lookback.serving.manifest import HistoriesManifest
 from lookback.serving.store.completion import StoredHistories
-from lookback.serving.store.datasets import StoredDataset, require_bundle
+from lookback.serving.store.datasets import StoredDataset
 from lookback.serving.store.store import HistoryStore
+from lookback.serving.store.vocabularies import require_bundle
 from tests.serving import typed_data
 
 SLOTS, LONG = 6, 2
