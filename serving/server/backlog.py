@@ -15,9 +15,8 @@ answered in less than twice the time that a call takes when nobody else calls; a
 refused when its turn comes too late for that after all. So a server that is asked for three times
 what it can do answers whom it takes nearly as fast as ever. That time is learned of calls during
 which no other came, while less was asked for than can be done: in an overload batches take longer,
-as what is refused takes its share of the cores.
-Where less is asked for than can be done, chance brings some together: at a share u of what can be
-done, a call may take 1 - u times `_PATIENCE` longer.
+as what is refused takes its share of the cores. Where less is asked for, chance still brings some
+together: at a share u of what can be done, a call may take 1 - u times `_PATIENCE` longer.
 
 A batch that takes longer than it should is taken to need as long again as it is overdue: so nothing
 piles up behind one that hangs.
@@ -157,6 +156,7 @@ class Backlog:
         self._seen = now
         self._clients[client] = now
         self._clients.move_to_end(client)
+        self._forget_clients()
         self._require_room(name, usual)
 
     def leave(self, client: Hashable) -> None:
@@ -176,14 +176,10 @@ class Backlog:
 
     def drop(self, name: str, rows: int, since: float) -> bool:
         """Whether what has waited for a batch would be answered too late; then it waits no more."""
-        if since >= self._ended:  # nothing was in its way
-            return False
+        if self._most_seconds is not None or not self._is_crowded or since >= self._ended:
+            return False  # of the last, nothing was in its way
         late = self._clock() - since + self._learned[name].seconds(rows)
-        if (
-            self._most_seconds is not None
-            or not self._is_crowded
-            or late <= self._limit(name, rows)
-        ):
+        if late <= self._limit(name, rows):
             return False
         self._waiting[name] -= rows
         return True
@@ -232,10 +228,14 @@ class Backlog:
     @property
     def _is_crowded(self) -> bool:
         """Whether more clients call than may wait for each other."""
+        self._forget_clients()
+        return len(self._clients) > MOST_CLIENTS
+
+    def _forget_clients(self) -> None:
+        """Those that call no more."""
         oldest = self._clock() - _CLIENT_SECONDS
         while self._clients and next(iter(self._clients.values())) < oldest:
             self._clients.popitem(last=False)
-        return len(self._clients) > MOST_CLIENTS
 
     def _share(self) -> float:
         """What was asked for in the last moments, as a share of what can be done."""

@@ -34,7 +34,7 @@ class Running:
     """A server in a thread of this process."""
 
     def __init__(
-        self, models: Any, rows: int = 1024, wait_seconds: float = 10.0, users: Any = None
+        self, models: Any, rows: int = 1024, wait_seconds: float | None = 10.0, users: Any = None
     ) -> None:
         self.models, self._users = models, users
         started = threading.Event()
@@ -44,7 +44,7 @@ class Running:
         self._thread.start()
         assert started.wait(10)
 
-    async def _run(self, rows: int, wait_seconds: float, started: threading.Event) -> None:
+    async def _run(self, rows: int, wait_seconds: float | None, started: threading.Event) -> None:
         from tornado.netutil import bind_sockets
 
         from lookback.serving.server.address import MOST_READ, Site

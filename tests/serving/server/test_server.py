@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import shutil
@@ -24,6 +25,7 @@ from lookback.core.errors import UserError
 from lookback.serving.commands import PROGRAM
 from lookback.serving.requests import RequestError
 from lookback.serving.scores import Scores
+from lookback.serving.server.backlog import MOST_CLIENTS
 from lookback.serving.server.run import named_bundles
 from tests.serving.json_schema import accepts
 from tests.serving.server.running import TOKEN, Running
@@ -328,6 +330,35 @@ def test_what_would_wait_too_long_is_refused_at_once():
     assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
     assert len(refused) + sum(answer.status == 200 for answer in answers) == 30
     assert 20 <= len(refused) < 30
+
+
+def test_sixteen_clients_are_served_and_of_a_crowd_what_is_soon_answered():
+    model = Slow(0.02)
+    running = Running(Holding(model), rows=4, wait_seconds=None)
+
+    def client(calls: int) -> list[int]:
+        """The statuses of calls of one connection, each as soon as the one before is answered."""
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+        statuses = []
+        with contextlib.closing(connection):
+            for number in range(calls):
+                connection.request("POST", "/v2/models/slow/score", json.dumps(number))
+                answer = connection.getresponse()
+                answer.read()
+                statuses.append(answer.status)
+        return statuses
+
+    def clients(count: int) -> set[int]:
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            found = list(pool.map(client, [10] * count))
+        return {status for statuses in found for status in statuses}
+
+    try:
+        for _ in range(2):  # connections that have ended are no clients any more
+            assert clients(16) == {200}
+        assert clients(MOST_CLIENTS + 16) == {200, 503}
+    finally:
+        running.close()
 
 
 def test_bundles_are_exchanged_under_load_and_bad_ones_refused(
