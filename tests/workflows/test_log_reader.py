@@ -215,6 +215,20 @@ def test_conditions_leave_rows_out_and_are_counted(tmp_path: Path) -> None:
     assert parquet.counts == counts and parquet.table.equals(csv.table)
 
 
+def test_nested_dictionaries_of_several_row_groups(tmp_path: Path) -> None:
+    """Arrow makes no batch of them that spans row groups, as ours did."""
+    log = _log(250)
+    device = pa.array(log["device"]).dictionary_encode()
+    context = pa.StructArray.from_arrays([device, pa.array(log["dwell"])], ["device", "dwell"])
+    table = pa.table({**{n: pa.array(log[n]) for n in ("who", "what", "ts")}, "context": context})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=40)
+    features = {n: {**FEATURES[n], "column": f"context.{n}"} for n in ("device", "dwell")}
+    (parsed,) = _parsed(_reader({"files": ["a.parquet"], "features": features}), tmp_path)
+    assert not parsed.reasons
+    assert parsed.table["item_id"].to_pylist() == log["what"].tolist()
+    assert parsed.table["device"].to_pylist() == log["device"].tolist()
+
+
 @pytest.mark.parametrize(
     ("values", "positive", "expected"),
     [

@@ -94,14 +94,34 @@ def row_blocks(
     Raises:
       UserError: if the file is damaged.
     """
-    start = 0
+    start, held = 0, list[pa.Table]()
+    for table in _tables(path, wanted, rows_at_a_time):
+        if sum(map(len, held)) + len(table) > rows_at_a_time:
+            yield _block(path, wanted, start, held)
+            start, held = start + sum(map(len, held)), []
+        held.append(table)
+    if held:
+        yield _block(path, wanted, start, held)
+
+
+def _block(path: Path, wanted: Wanted, start: int, tables: list[pa.Table]) -> RowBlock:
+    rows = pa.concat_tables(tables)
+    return RowBlock(path, start, start + len(rows), start == 0, wanted=wanted, rows=rows)
+
+
+def _tables(path: Path, wanted: Wanted, most: int) -> Iterator[pa.Table]:
+    """The wanted columns of a file, at most so many rows at a time, and those of one row group.
+
+    Of several row groups Arrow makes no batch where a dictionary is nested ("Nested data
+    conversions not implemented for chunked array outputs").
+    """
+    names = list(wanted.names)
     try:
         file = _open(path)
-        for batch in file.iter_batches(rows_at_a_time, columns=list(wanted.names)):
-            found = pa.Table.from_batches([batch])
-            rows = pa.table([column_at(found, name) for name in wanted.names], list(wanted.names))
-            yield RowBlock(path, start, start + len(rows), start == 0, wanted=wanted, rows=rows)
-            start += len(rows)
+        for group in range(file.num_row_groups):
+            for batch in file.iter_batches(most, row_groups=[group], columns=names):
+                found = pa.Table.from_batches([batch])
+                yield pa.table([column_at(found, name) for name in names], names)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from error
 
