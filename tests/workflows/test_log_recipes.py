@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from collections.abc import Callable
@@ -307,6 +308,38 @@ def test_lastfm_1k(tmp_path: Path) -> None:
         "age": [None],
         "country": ["Japan"],
     }
+
+
+@pytest.mark.parametrize("dressed", ["mark", "carriage returns", "no last line end"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *(test_amazon_2018, test_amazon_2023, test_movielens_1m, test_movielens_32m, test_taobao),
+        *(test_kuairand, test_yelp, test_steam, test_lastfm_1k),
+    ],
+)
+def test_files_that_other_programs_saved_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Callable[[Path], None], dressed: str
+) -> None:
+    """The tests above, of the same lines as editors and copies leave them."""
+    plain, written = Path.write_bytes, []
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        packed = path.suffix == ".gz"
+        text = gzip.decompress(content) if packed else content
+        if dressed == "mark":
+            text = codecs.BOM_UTF8 + text
+        elif dressed == "carriage returns":
+            text = text.replace(b"\n", b"\r\n")
+        else:
+            text = text.removesuffix(b"\n")
+        written.append(path)
+        return plain(path, gzip.compress(text) if packed else text)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(Path, "write_text", lambda path, text: write_bytes(path, text.encode()))
+    recipe(tmp_path)
+    assert written
 
 
 def _rows_of(recipe: str, directory: Path) -> tuple[Path, pd.DataFrame]:
