@@ -122,7 +122,7 @@ def compare(
 
     def chosen(name: str) -> bool:
         first = name.partition("/")[0]
-        asked = first not in _UNREAD if parts is None else first in parts
+        asked = first not in _UNREAD if parts is None else first in parts or name in parts
         return asked and first not in unread
 
     present = [name for name in visible_files(directory) if "/" in name and chosen(name)]

@@ -80,6 +80,8 @@ def verify_workflow(directory: str | Path, trusted: str | None = None) -> str | 
     if trusted is not None and place != Path(directory):
         require_trusted(Path(directory), trusted)
         verify_dataset(Path(directory), parts=(WORKFLOW_DIRECTORY,))
+    elif place != Path(directory):  # another workflow may be whole, and not that of the dataset
+        verify_dataset(Path(directory), parts=(f"{WORKFLOW_DIRECTORY}/{OPTIONS_FILE}",))
     elif trusted is not None:
         read_trusted(place / OPTIONS_FILE, trusted, TRUSTED)
     saved = _read_options(directory)

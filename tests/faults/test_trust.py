@@ -136,8 +136,9 @@ def test_transform_opens_the_workflow_that_is_trusted(
     (other / "workflow/options.json").write_bytes(options + b"\n")
     command = ("transform", "--workflow", other, "--input", base / "raw", "--output",
                tmp_path / "no", "--workers", 0)  # fmt: skip
-    status, _, err = run(*command, "--trusted_dataset_digest", trusted[rows])
-    assert status == 2 and "workflow/options.json has" in err
+    for trust in ((), ("--trusted_dataset_digest", trusted[rows])):
+        status, _, err = run(*command, *trust)
+        assert status == 2 and "workflow/options.json has" in err
 
 
 def test_a_transform_with_a_damaged_vocabulary_is_refused(

@@ -175,7 +175,7 @@ def test_rows_without_their_vocabularies_are_refused(rows: Path, tmp_path: Path)
     def refused(found: str) -> None:
         text = rf"(?s)cat_1\.arrow does not hold the known values.*{found}.*fit"
         with pytest.raises(UserError, match=text):
-            transform_dataset(rows, rows.parent / "raw", tmp_path / "out", workers=0)
+            transform_dataset(rows / "workflow", rows.parent / "raw", tmp_path / "out", workers=0)
         assert not list(tmp_path.glob("out*"))
 
     shutil.copyfile(rows / "schema.pbtxt", path)
