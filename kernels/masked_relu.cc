@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bfloat16.h"
 #include "cpu.h"
 #include "splitmix.h"
 #include "tensorflow/core/framework/op.h"
@@ -37,10 +38,22 @@ INLINE void Keep(uint64_t word, const Mask& mask, Integers* kept) {
   }
 }
 
-// One sample. What is no number stays so, as in TensorFlow.
-INLINE void MaskSample(const float* x, const float* bias, int width, uint64_t key,
-                       const Mask& mask, float* to) {
+// kHalf units of which some stay. What is no number stays so, as in TensorFlow; in bfloat16 the sum
+// is rounded, as there.
+template <typename T>
+INLINE void MaskUnits(const T* x, const T* bias, const Integers& kept, T* to) {
   const Half zero = {};
+  Half sum, added;
+  Get(x, &sum);
+  Get(bias, &added);
+  sum += added;
+  Put((sum < 0 ? zero : sum) * __builtin_convertvector(-kept, Half), to);
+}
+
+// One sample.
+template <typename T>
+INLINE void MaskSample(const T* x, const T* bias, int width, uint64_t key, const Mask& mask,
+                       T* to) {
   const int units_a_word = mask.keep == 0 ? 64 : 8;
   for (int begin = 0, number = mask.first; begin < width; begin += units_a_word, ++number) {
     uint64_t word = Mix(key + kWeyl * number);
@@ -49,27 +62,34 @@ INLINE void MaskSample(const float* x, const float* bias, int width, uint64_t ke
       Integers kept;
       Keep(word, mask, &kept);
       if (i + kHalf <= end) {
-        const Half sum = LoadHalf(x + i) + LoadHalf(bias + i);
-        StoreHalf(to + i) = (sum < 0 ? zero : sum) * __builtin_convertvector(-kept, Half);
-      } else {
-        for (int j = i; j < end; ++j) {
-          const float sum = x[j] + bias[j];
-          to[j] = (sum < 0 ? 0 : sum) * -kept[j - i];
-        }
+        MaskUnits(x + i, bias + i, kept, to + i);
+        continue;
       }
+      T rest[3][kHalf] = {};
+      const size_t bytes = (end - i) * sizeof(T);
+      std::memcpy(static_cast<void*>(rest[0]), x + i, bytes);
+      std::memcpy(static_cast<void*>(rest[1]), bias + i, bytes);
+      MaskUnits(rest[0], rest[1], kept, rest[2]);
+      std::memcpy(static_cast<void*>(to + i), rest[2], bytes);
     }
   }
 }
 
-// Samples `begin` to `end`; each `together` of them have a bias of their own.
-FOR_EACH_CPU void MaskSamples(const float* x, const float* bias, const int64_t* keys, int width,
-                              int64_t together, const Mask& mask, int64_t begin, int64_t end,
-                              float* to) {
-  for (int64_t n = begin; n < end; ++n) {
-    MaskSample(x + n * width, bias + n / together * width, width, keys[n], mask, to + n * width);
+// Samples `begin` to `end`; each `together` of them have a bias of their own. A function for each
+// type, since a template has no versions for kinds of CPUs.
+#define MASK(T)                                                                                   \
+  FOR_EACH_CPU void MaskSamples(const T* x, const T* bias, const int64_t* keys, int width,        \
+                                int64_t together, const Mask& mask, int64_t begin, int64_t end,   \
+                                T* to) {                                                          \
+    for (int64_t n = begin; n < end; ++n) {                                                       \
+      MaskSample(x + n * width, bias + n / together * width, width, keys[n], mask,                \
+                 to + n * width);                                                                 \
+    }                                                                                             \
   }
-}
+MASK(float)
+MASK(bfloat16)
 
+template <typename T>
 class MaskedRelu : public OpKernel {
  public:
   explicit MaskedRelu(OpKernelConstruction* construction) : OpKernel(construction) {
@@ -93,9 +113,9 @@ class MaskedRelu : public OpKernel {
     OP_REQUIRES_OK(context,
                    context->forward_input_or_allocate_output({0}, 0, x.shape(), &output));
     const int64_t width = x.dim_size(1), together = samples / std::max<int64_t>(1, biases);
-    const float *from = x.flat<float>().data(), *added = bias.flat<float>().data();
+    const T *from = x.flat<T>().data(), *added = bias.flat<T>().data();
     const auto of_keys = keys.flat<tensorflow::int64>();
-    float* to = output->flat<float>().data();
+    T* to = output->flat<T>().data();
     ForAll(context, samples, 2 * width + 20, [&](int64_t begin, int64_t end) {
       MaskSamples(from, added, reinterpret_cast<const int64_t*>(of_keys.data()), width, together,
                   mask_, begin, end, to);
@@ -106,16 +126,22 @@ class MaskedRelu : public OpKernel {
   Mask mask_;
 };
 
-REGISTER_KERNEL_BUILDER(Name("LookbackMaskedRelu").Device(tensorflow::DEVICE_CPU), MaskedRelu);
+REGISTER_KERNEL_BUILDER(
+    Name("LookbackMaskedRelu").Device(tensorflow::DEVICE_CPU).TypeConstraint<float>("T"),
+    MaskedRelu<float>);
+REGISTER_KERNEL_BUILDER(
+    Name("LookbackMaskedRelu").Device(tensorflow::DEVICE_CPU).TypeConstraint<bfloat16>("T"),
+    MaskedRelu<bfloat16>);
 
 }  // namespace
 }  // namespace lookback
 
 REGISTER_OP("LookbackMaskedRelu")
-    .Input("x: float")
-    .Input("bias: float")
+    .Input("x: T")
+    .Input("bias: T")
     .Input("keys: int64")
-    .Output("output: float")
+    .Output("output: T")
+    .Attr("T: {float, bfloat16} = DT_FLOAT")
     .Attr("first_word: int >= 0")
     .Attr("keep: int >= 0")
     .SetShapeFn([](tensorflow::shape_inference::InferenceContext* context) {

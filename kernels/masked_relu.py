@@ -70,14 +70,14 @@ def masked_relu(inputs: tf.Tensor, bias: tf.Tensor, mask: DropoutMask) -> tf.Ten
     """``relu(x + b) * mask``, by our kernel where it can be used; not differentiable.
 
     Args:
-      inputs: ``[N, D]``, of any float type; the kernel takes float32.
+      inputs: ``[N, D]``, of any float type; the kernel takes float32 and bfloat16.
       bias: ``[M, D]``, N a multiple of M: the first N / M samples have the first, and so on.
       mask: of N samples and D units.
 
     Returns:
       ``[N, D]``.
     """
-    kernels = cpu_kernels() if inputs.dtype == tf.float32 else None
+    kernels = cpu_kernels() if inputs.dtype in (tf.float32, tf.bfloat16) else None
     if kernels is not None:
         keep = kept_fraction(mask.rate)
         return kernels.lookback_masked_relu(

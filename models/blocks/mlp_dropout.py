@@ -7,6 +7,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from lookback.kernels.masked_relu import DropoutMask, masked_relu
+from lookback.models.blocks.mlp_relu import relu_dense_gradients
 
 
 def dropout_masks(keys: tf.Tensor, widths: list[int], rate: float) -> list[DropoutMask]:
@@ -78,18 +79,9 @@ def masked_relu_dense(
     def layer(
         inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
+        # What is positive was positive and kept.
         outputs = masked_relu(tf.matmul(inputs, kernel), tf.expand_dims(bias, 0), mask)
-
-        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            active = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)  # [N, E]
-            ones = tf.ones([1, tf.shape(active)[0]], active.dtype)
-            return (
-                tf.matmul(active, kernel, transpose_b=True),
-                tf.matmul(inputs, active, transpose_a=True),
-                tf.reshape(tf.matmul(ones, active), [-1]),
-            )
-
-        return outputs, gradient
+        return outputs, lambda upstream: relu_dense_gradients(inputs, kernel, outputs, upstream)
 
     result: tf.Tensor = layer(inputs, kernel, bias)
     return result

@@ -8,6 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from lookback.kernels.relu_grad import relu_bias_gradient
+
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
 class ReluMLP(tf.keras.layers.Layer):
@@ -78,8 +80,6 @@ def relu_dense(
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]]:
     """``relu(x W + b)``; grappler makes one fused product of it.
 
-    Measured here on ``[4096, 1024]``: the product by ones takes 0.4 of the time of BiasAddGrad.
-
     Args:
       inputs: ``[B, D]``.
       kernel: ``[D, E]``.
@@ -89,15 +89,26 @@ def relu_dense(
       ``[B, E]``.
     """
     outputs = tf.nn.relu(tf.nn.bias_add(tf.matmul(inputs, kernel), bias))
+    return outputs, lambda upstream: relu_dense_gradients(inputs, kernel, outputs, upstream)
 
-    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # Not a product by the sign: ReluGrad works in place, which made a step 3 % faster.
-        active = tf.raw_ops.ReluGrad(gradients=upstream, features=outputs)  # [B, E]
-        ones = tf.ones([1, tf.shape(active)[0]], active.dtype)
-        return (
-            tf.matmul(active, kernel, transpose_b=True),
-            tf.matmul(inputs, active, transpose_a=True),
-            tf.reshape(tf.matmul(ones, active), [-1]),
-        )
 
-    return outputs, gradient
+def relu_dense_gradients(
+    inputs: tf.Tensor, kernel: tf.Tensor, outputs: tf.Tensor, upstream: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The gradients of `relu_dense`, or of a layer that hides units, too: of outputs above 0.
+
+    Args:
+      inputs: ``[B, D]``.
+      kernel: ``[D, E]``.
+      outputs: ``[B, E]``.
+      upstream: their gradient ``[B, E]``.
+
+    Returns:
+      Those of the inputs, the kernel and the bias.
+    """
+    active, of_bias = relu_bias_gradient(upstream, outputs)  # [B, E], [E]
+    return (
+        tf.matmul(active, kernel, transpose_b=True),
+        tf.matmul(inputs, active, transpose_a=True),
+        of_bias,
+    )

@@ -69,13 +69,18 @@ def test_what_is_no_number_stays_so_and_infinity_below_is_0():
 
 
 @needs_kernels
-def test_half_precision_is_tensorflow_s():
-    x = tf.cast(tf.random.stateless_normal([6, 16], [0, 1]), tf.bfloat16)
-    mask = DropoutMask(tf.range(6, dtype=tf.int64), 16, 0.5)
-    found = masked_relu(x, tf.zeros([1, 16], tf.bfloat16), mask)
+@pytest.mark.parametrize("rate", [0.5, 0.25])
+@pytest.mark.parametrize("width", [16, 77])
+def test_half_precision_is_tensorflow_s(width, rate):
+    """Sums are rounded to bfloat16."""
+    x = tf.cast(tf.random.stateless_normal([6, width], [0, 1]), tf.bfloat16)
+    bias = tf.cast(tf.random.stateless_normal([2, width], [0, 2]), tf.bfloat16)
+    mask = DropoutMask(tf.range(6, dtype=tf.int64), width, rate)
+    found = masked_relu(tf.identity(x), bias, mask)
+    with loader.portable():
+        expected = masked_relu(x, bias, mask)
     assert found.dtype == tf.bfloat16
-    expected = tf.nn.relu(tf.cast(x, tf.float32)) * mask.drawn()
-    np.testing.assert_array_equal(tf.cast(found, tf.float32), expected)
+    np.testing.assert_array_equal(tf.cast(found, tf.float32), tf.cast(expected, tf.float32))
 
 
 @needs_kernels
