@@ -2,14 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from lookback.kernels.loader import cpu_kernels
 
-_LANES = 16  # of dot_interaction.cc: it takes vectors of a multiple of these
+_LANES = 16  # of dot_interaction.h: it takes vectors of a multiple of these
+
+
+def reads_rows(width: int, dtype: str) -> bool:
+    """Whether `lookup_interaction` can be used here.
+
+    Args:
+      width: of the vectors (D).
+      dtype: of the result.
+    """
+    fits = width % _LANES == 0 and dtype in ("float32", "bfloat16")
+    return fits and cpu_kernels() is not None
+
+
+def lookup_interaction(
+    first: tf.Tensor, tables: Sequence[tf.Variable], ids: Sequence[tf.Tensor], dtype: str
+) -> tf.Tensor:
+    """`dot_interaction` of vectors that but for the first are rows, read where tables have them.
+
+    Args:
+      first: ``[B, D]``.
+      tables: float32 variables ``[rows, D]``; one may come several times.
+      ids: ints ``[B]``, rows of each.
+      dtype: of the result, and of the first vectors' gradient. Products are in float32.
+
+    Returns:
+      ``[B, D + M (M + 1) / 2]`` for M tables.
+    """
+    wide = any(index.dtype == tf.int64 for index in ids)
+    rows = [tf.cast(index, tf.int64) if wide else index for index in ids]
+    handles = [table.handle for table in tables]
+    for table in tables:  # tapes are told that it is read, which a handle does not
+        table.sparse_read(tf.zeros([0], tf.int32))
+    kernels: Any = cpu_kernels()
+    return kernels.lookback_lookup_interaction(
+        first=tf.cast(first, dtype), tables=handles, ids=rows
+    )
+
+
+@tf.RegisterGradient("LookbackLookupInteraction")
+def _lookup_gradient(operation: Any, upstream: tf.Tensor) -> list[Any]:
+    """The gradients of the first vectors, and of the rows in the order in which they were read."""
+    tables = operation.get_attr("M")
+    first, *rest = operation.inputs
+    handles, ids = rest[:tables], rest[tables:]
+    kernels: Any = cpu_kernels()
+    of_first, of_rows = kernels.lookback_lookup_interaction_grad(
+        upstream=upstream, first=first, tables=handles, ids=ids
+    )
+    slices = [
+        tf.IndexedSlices(values, index, tf.raw_ops.VariableShape(input=handle))
+        for values, index, handle in zip(of_rows, ids, handles)
+    ]
+    return [of_first, *slices, *[None] * tables]
 
 
 def dot_interaction(vectors: list[tf.Tensor], dtype: str) -> tf.Tensor:

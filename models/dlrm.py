@@ -50,7 +50,12 @@ class DLRMBody(TabularBody):
         """
         if self._interaction is None:
             return self._top(self.joined_vectors(inputs))
-        return self._top(self._interaction(self.vectors(inputs)))
+        ids = self.lookups(inputs)
+        found = self.embeddings.sources(ids)
+        # Of a collection's tables, all can be read where they are, or none.
+        vectors = [x for x in found.values() if not isinstance(x, tf.Variable)]
+        rows = [(x, ids[name]) for name, x in found.items() if isinstance(x, tf.Variable)]
+        return self._top(self._interaction([self.bottom(inputs), *vectors], rows))
 
 
 tables = tabular_tables

@@ -70,10 +70,8 @@ class TabularBody(ClickBody):
         columns = [ids[:, n] for n in range(len(names))] if has_gpu() else tf.unstack(ids, axis=1)
         return dict(zip(names, columns))
 
-    def vectors(self, inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        """The bottom MLP's output ``[B, H]``, then the embeddings, M times ``[B, D]``.
-
-        The embeddings in float32, as tables are; arguments and errors as of `lookups`.
+    def bottom(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """The bottom MLP's output ``[B, H]``; arguments and errors as of `lookups`.
 
         Of rows without numbers the MLP reads a constant 1. So it learns one vector for all rows,
         and what is multiplied with that are linear terms of the embeddings.
@@ -81,17 +79,17 @@ class TabularBody(ClickBody):
         numbers = _matrix(inputs, NUMERICAL, len(self._features.numerical))  # [B, N]
         if not self._features.numerical:
             numbers = tf.ones([tf.shape(numbers)[0], 1], numbers.dtype)
-        bottom = self._bottom(numbers)
-        embedded = self.embeddings(self.lookups(inputs))
-        return [bottom, *embedded.values()]
+        return self._bottom(numbers)
 
     def joined_vectors(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """All `vectors`, one after another, in the compute dtype: ``[B, H + M D]``."""
-        return tf.concat([tf.cast(v, self.compute_dtype) for v in self.vectors(inputs)], 1)
+        """`bottom`, then the embeddings, in the compute dtype: ``[B, H + M D]``."""
+        embedded = self.embeddings(self.lookups(inputs))
+        vectors = [self.bottom(inputs), *embedded.values()]
+        return tf.concat([tf.cast(vector, self.compute_dtype) for vector in vectors], 1)
 
     @property
     def vectors_width(self) -> int:
-        """Width of all `vectors`, one after another."""
+        """Width of `joined_vectors`."""
         embedded = len(self._features.categorical) * self._config.embedding_dim
         return self._config.bottom_mlp_sizes[-1] + embedded
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from lookback.kernels.dot_interaction import dot_interaction
+from lookback.kernels.dot_interaction import dot_interaction, lookup_interaction, reads_rows
 
 
 @tf.keras.utils.register_keras_serializable(package="lookback")
@@ -22,16 +23,23 @@ class DotInteraction(tf.keras.layers.Layer):
         """Creates the layer; it casts its inputs itself, to the precision it multiplies in."""
         super().__init__(autocast=False, **kwargs)
 
-    def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
+    def call(
+        self, inputs: list[tf.Tensor], lookups: Sequence[tuple[tf.Variable, tf.Tensor]] = ()
+    ) -> tf.Tensor:
         """Multiplies all pairs.
 
         Args:
           inputs: F vectors ``[B, D]`` of each sample, in any float types.
+          lookups: of M more, which come behind them, the table ``[rows, D]`` and ids ``[B]``.
 
         Returns:
-          ``[B, D + F (F - 1) / 2]`` in the compute dtype.
+          ``[B, D + (F + M) (F + M - 1) / 2]`` in the compute dtype.
         """
-        return dot_interaction(inputs, self.compute_dtype)
+        if len(inputs) == 1 and lookups and reads_rows(inputs[0].shape[1], self.compute_dtype):
+            tables, ids = zip(*lookups)
+            return lookup_interaction(inputs[0], tables, ids, self.compute_dtype)
+        rows = [tf.gather(table, index) for table, index in lookups]
+        return dot_interaction([*inputs, *rows], self.compute_dtype)
 
     def compute_output_shape(self, input_shape: list[tf.TensorShape]) -> tf.TensorShape:
         """``[B, D + F (F - 1) / 2]``."""

@@ -8,12 +8,14 @@ import tensorflow as tf
 
 from lookback.benchmarks.baselines.dlrm import PlainDLRM
 from lookback.formats.tabular_schema import tabular_schema
+from lookback.kernels import loader
 from lookback.models import dlrm
 from lookback.models.click_model import contract_of
 from lookback.models.tabular_config import DLRMConfig
 
-N, ROWS, D = 3, {"cat_0": 7, "cat_1": 5, "cat_2": 9}, 4
-BOTTOM, TOP = (6, D), (8, 5, 1)
+N, ROWS = 3, {"cat_0": 7, "cat_1": 5, "cat_2": 9}
+D, WIDE = 4, 16  # our kernel reads rows of a multiple of 16
+TOP = (8, 5, 1)
 
 
 def make_batch(rows, seed=0):
@@ -28,13 +30,14 @@ def tensors(features):
     return {name: tf.constant(value) for name, value in features.items()}
 
 
-@pytest.fixture(params=["dot", "cat"])
+@pytest.fixture(params=[("dot", D), ("dot", WIDE), ("cat", D)], ids=str)
 def model(request, formulas):
+    interaction, width = request.param
     config = DLRMConfig(
-        embedding_dim=D,
-        bottom_mlp_sizes=BOTTOM,
+        embedding_dim=width,
+        bottom_mlp_sizes=(6, width),
         top_mlp_sizes=TOP,
-        interaction_op=request.param,
+        interaction_op=interaction,
     )
     built = dlrm.build(tabular_schema(N, ROWS), config)
     built(tensors(make_batch(2)[0]))
@@ -113,11 +116,12 @@ def test_gradients_are_numpys_slopes(model, formulas):
                 assert found[index] == pytest.approx(sum(slopes), rel=1e-3, abs=2e-5), role
 
 
-@pytest.mark.parametrize("model", ["dot"], indirect=True)
+@pytest.mark.parametrize("model", [("dot", D), ("dot", WIDE)], indirect=True, ids=str)
 @pytest.mark.parametrize("rows", [1, 33])
 def test_equals_the_plain_version(model, formulas, rows):
+    width = model.body.get_config()["config"]["embedding_dim"]
     plain = PlainDLRM(
-        list(ROWS.values()), embedding_dim=D, bottom_mlp_sizes=BOTTOM, top_mlp_sizes=TOP
+        list(ROWS.values()), embedding_dim=width, bottom_mlp_sizes=(6, width), top_mlp_sizes=TOP
     )
     features, labels = make_batch(rows, seed=3)
     features, labels = tensors(features), tf.constant(labels)
@@ -142,3 +146,22 @@ def test_equals_the_plain_version(model, formulas, rows):
         np.testing.assert_allclose(
             tf.convert_to_tensor(found), wanted, rtol=2e-5, atol=1e-6, err_msg=variable.name
         )
+
+
+@pytest.mark.skipif(
+    loader.cpu_kernels() is None, reason="a GPU, or an environment that setup.sh did not make"
+)
+@pytest.mark.parametrize("model", [("dot", WIDE)], indirect=True, ids=str)
+def test_rows_are_read_where_tables_have_them(model):
+    features = tensors(make_batch(3)[0])
+
+    def operations():
+        traced = tf.function(lambda inputs: model(inputs), autograph=False)
+        graph = traced.get_concrete_function(features).graph
+        return {operation.type for operation in graph.get_operations()}
+
+    assert "LookbackLookupInteraction" in operations()
+    with loader.portable() as found:
+        portable = operations()
+    assert found.asked
+    assert not any(name.startswith("Lookback") for name in portable)

@@ -75,6 +75,73 @@ def test_the_kernel_refuses_what_it_would_read_beyond():
         )
 
 
+def looked_up(layer, first, tables, ids, upstream):
+    """The layer's output, and gradients of the first vectors and of each table."""
+    variables = list({id(table): table for table in tables}.values())
+    with tf.GradientTape() as tape:
+        tape.watch(first)
+        output = layer([first], list(zip(tables, ids, strict=True)))
+        total = tf.reduce_sum(tf.cast(output, tf.float32) * upstream)
+    gradients = tape.gradient(total, [first, *variables])
+    return [tf.cast(tf.convert_to_tensor(x), tf.float32).numpy() for x in (output, *gradients)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
+@pytest.mark.parametrize("width", [3, 16, 48])
+def test_rows_that_are_looked_up_are_those_of_numpy(way, dtype, width):
+    """Two tables, the first of which has two features; rows that repeat."""
+    random = np.random.default_rng(width)
+    tables = [tf.Variable(random.normal(size=(rows, width)).astype(np.float32)) for rows in (5, 9)]
+    tables.append(tables[0])
+    ids = [random.integers(0, table.shape[0], 7) for table in tables]
+    first = random.normal(size=(7, width)).astype(np.float32)
+    upstream = random.normal(size=(7, width + 6)).astype(np.float32)
+    with way():
+        given = [tf.constant(index, dtype) for index in ids]
+        found = looked_up(DotInteraction(), tf.constant(first), tables, given, upstream)
+    vectors = [first, *(table.numpy()[index] for table, index in zip(tables, ids, strict=True))]
+    np.testing.assert_allclose(found[0], pairs(*vectors), rtol=1e-4, atol=1e-4)
+    of_vectors = [np.zeros([7, width]) for _ in vectors]
+    of_vectors[0] += upstream[:, :width]
+    numbers = [(i, j) for i in range(4) for j in range(i)]
+    for (i, j), of_pair in zip(numbers, upstream[:, width:].T, strict=True):
+        of_vectors[i] += of_pair[:, np.newaxis] * vectors[j]
+        of_vectors[j] += of_pair[:, np.newaxis] * vectors[i]
+    expected = [of_vectors[0], *(np.zeros(table.shape) for table in tables[:2])]
+    for place, index, of_rows in zip((1, 2, 1), ids, of_vectors[1:], strict=True):
+        np.add.at(expected[place], index, of_rows)
+    for gradient, of_numpy in zip(found[1:], expected, strict=True):
+        np.testing.assert_allclose(gradient, of_numpy, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_in_half_precision_rows_are_multiplied_in_float32():
+    layer = DotInteraction(dtype=tf.keras.mixed_precision.Policy("mixed_bfloat16"))
+    tables = [tf.Variable(tf.random.stateless_normal([5, 16], [0, n])) for n in range(2)]
+    ids = [tf.constant([0, 4, 4]), tf.constant([3, 1, 0])]
+    first = tf.cast(tf.random.stateless_normal([3, 16], [0, 9]), tf.bfloat16)
+    # Of numbers that bfloat16 has, so that it does not round them on the way.
+    upstream = tf.round(tf.random.stateless_normal([3, 19], [0, 8]) * 8) / 8
+    found = looked_up(layer, first, tables, ids, upstream)
+    exact = looked_up(DotInteraction(), tf.cast(first, tf.float32), tables, ids, upstream)
+    for half, of_float, rounded in zip(found, exact, (True, True, False, False), strict=True):
+        expected = tf.cast(tf.cast(of_float, tf.bfloat16), tf.float32) if rounded else of_float
+        np.testing.assert_array_equal(half, expected)
+
+
+@needs_kernels
+def test_the_kernel_refuses_lookups_that_do_not_fit():
+    layer, table = DotInteraction(), tf.Variable(tf.ones([5, 16]))
+    for ids, text in (([0, 5], r"indices\[1\] = 5 is not in \[0, 5\)"), ([0], r"ids \[2\]")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=text):
+            layer([tf.ones([2, 16])], [(table, tf.constant(ids))])
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"tables \[rows, 32\]"):
+        layer([tf.ones([2, 32])], [(table, tf.constant([0, 1]))])
+    empty = layer([tf.ones([0, 16])], [(table, tf.zeros([0], tf.int32))])
+    assert empty.shape == [0, 17]
+
+
 @needs_kernels
 def test_portable_graphs_have_operations_of_tensorflow_alone():
     layer, inputs = DotInteraction(), [tf.TensorSpec([None, 16])] * 3

@@ -230,9 +230,12 @@ def test_a_bundle_of_histories_scores_with_one_operation(
     assert not any(o.startswith("Lookback") for o in operations(portable.signatures[SIGNATURE]))
 
 
-@pytest.mark.parametrize("table_dtype", [None, "fp32"])
+@pytest.mark.parametrize(
+    ("table_dtype", "operation"),
+    [(None, "LookbackLookupInteraction"), ("fp32", "LookbackDotInteraction")],
+)
 def test_a_bundle_of_dlrm_multiplies_with_our_operation(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, table_dtype: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, table_dtype: str | None, operation: str
 ) -> None:
     dataset = tabular_data.write_dataset(tmp_path / "dataset")
     model = tabular_data.small_model(dataset, embedding_dim=16, bottom_mlp_sizes=(6, 16))
@@ -240,7 +243,7 @@ def test_a_bundle_of_dlrm_multiplies_with_our_operation(
     with caplog.at_level(logging.INFO):
         bundle = Bundle.load(tmp_path / "export")
     assert OURS in caplog.text
-    assert "LookbackDotInteraction" in written(tmp_path / "export")
+    assert operation in written(tmp_path / "export")
     inputs = tabular_data.rows_to_test(dataset)
     expected = model({name: tf.constant(values) for name, values in inputs.items()})
     np.testing.assert_allclose(bundle.predict(inputs)[0], expected, rtol=1e-5, atol=1e-6)
