@@ -3,64 +3,21 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "cpu.h"
+#include "tables.h"
 #include "tensorflow/core/framework/op_kernel.h"
-#include "tensorflow/core/framework/resource_mgr.h"
-#include "tensorflow/core/framework/resource_var.h"
 #include "tiles/tiles.h"
 
 namespace lookback {
 namespace {
 
 using tensorflow::Status;
-using tensorflow::Var;
 
 // Whose parts there are, in the order in which the operations take them.
 constexpr std::array<const char*, 5> kGroups = {"target", "long", "short", "negative", "user"};
-
-// The table variables, locked for reading: nobody updates a row of them meanwhile.
-class Tables {
- public:
-  Status Lock(OpKernelContext* context) {
-    OpInputList handles;
-    TF_RETURN_IF_ERROR(context->input_list("tables", &handles));
-    std::vector<Var*> in_order;
-    for (const Tensor& handle : handles) {
-      tensorflow::core::RefCountPtr<Var> variable;
-      TF_RETURN_IF_ERROR(tensorflow::LookupResource(
-          context, handle.scalar<tensorflow::ResourceHandle>()(), &variable));
-      in_order.push_back(variable.get());
-      variables_.push_back(std::move(variable));
-    }
-    // In one order everywhere: who waits for one lock never holds one that comes after it.
-    std::sort(in_order.begin(), in_order.end());
-    for (size_t i = 0; i < in_order.size(); ++i) {
-      if (i > 0 && in_order[i] == in_order[i - 1]) {
-        return InvalidArgument("Expected tables that differ, received one twice");
-      }
-      locks_.push_back(std::make_unique<tensorflow::tf_shared_lock>(*in_order[i]->mu()));
-    }
-    for (const auto& variable : variables_) {
-      const Tensor& table = *variable->tensor();
-      if (!table.IsInitialized() || table.dtype() != tensorflow::DT_FLOAT || table.dims() != 2) {
-        return InvalidArgument("Expected tables of float32 [rows, D], received ",
-                               table.DebugString());
-      }
-    }
-    return tensorflow::OkStatus();
-  }
-
-  int size() const { return variables_.size(); }
-  const Tensor& operator[](int i) const { return *variables_[i]->tensor(); }
-
- private:
-  std::vector<tensorflow::core::RefCountPtr<Var>> variables_;  // outlive the locks
-  std::vector<std::unique_ptr<tensorflow::tf_shared_lock>> locks_;
-};
 
 // Refuses ids that are no rows of their table.
 Status CheckIds(const char* group, int part, const Tensor& ids, int64_t rows) {
@@ -148,7 +105,7 @@ class HistoryOp : public OpKernel {
  private:
   struct Batch {
     LookbackStep step;
-    Tables tables;
+    LockedTables tables;
     std::vector<LookbackPart> parts[kGroups.size()];
     std::vector<LookbackWeight> weights;
     float *total, *sums;

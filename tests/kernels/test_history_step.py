@@ -240,7 +240,6 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"user_parts": [3]}, "user part 0"),
         ({"negative_parts": [0]}, "negatives of as many parts"),
         ({"long_parts": [0]}, "events of at least 2 parts"),
-        ({"tables": [batch.tables[0].handle] * 3}, "received one twice"),
         ({"dropout": [np.ones((10, 24), np.float32)]}, "dropout of none or 2 MLPs"),
         ({"dropout": [np.ones((10, 24), np.float32)] * 2}, "dropout of 18 columns"),
         ({"stage_two_layers": 9}, "Expected stage_two_layers up to 8, received 9"),
