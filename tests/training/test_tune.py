@@ -193,7 +193,7 @@ def test_choices_are_numbers_and_flags_too(space, tmp_path):
         return 0.5
 
     main(
-        ["--config", str(space), "--results_dir", str(tmp_path / "a"), "--trials", "12"],
+        ["--config", str(space), "--results_dir", str(tmp_path / "a"), "--trials", "6"],
         start=scores(note),
     )
     assert {lr for lr, _ in seen} == {0.1, 1e-5} and {amp for _, amp in seen} == {True, False}
