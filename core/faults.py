@@ -12,8 +12,10 @@ import contextvars
 import errno
 import os
 import platform
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -35,6 +37,7 @@ MOST_CHARACTERS = 2000
 """Of a message."""
 
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, as if the system had ended the process
+_MOMENT = 0.01  # seconds
 _FIRST_LINE = 300  # characters of a fault's own message
 _NO_MEMORY = (
     "memory ran out ({what}). Lower what is held at once: batch sizes, lengths of histories and "
@@ -92,7 +95,8 @@ def guarded(work: Callable[[], int | None]) -> int:
     context = contextvars.copy_context()
     context.run(REPORTS.set, None)
     try:
-        status = context.run(work)
+        with _interrupts_that_count():
+            status = context.run(work)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("error: interrupted; no output is half written", file=sys.stderr)
@@ -104,6 +108,29 @@ def guarded(work: Callable[[], int | None]) -> int:
         _close_output()
         return _report(error, context.get(REPORTS))
     return status or 0
+
+
+@contextlib.contextmanager
+def _interrupts_that_count() -> Iterator[None]:
+    """Within it, Ctrl-C is not lost where Python ignores exceptions: in destructors, in callbacks.
+
+    Python would print the `KeyboardInterrupt` and go on. It comes once more, a moment later.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            # Here it would be ignored again, so it comes from another thread.
+            again = (threading.main_thread().ident, signal.SIGINT)
+            threading.Timer(_MOMENT, signal.pthread_kill, again).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def sentence(error: BaseException) -> str | None:

@@ -194,7 +194,7 @@ class Trainer:
             try:
                 outcome = self._train(store, log, termination)
             except TerminatedError:
-                self._leave(store, log)
+                self._save_and_leave(store, log)
                 raise SystemExit(termination.status) from None
         seconds = time.perf_counter() - began
         return dataclasses.replace(outcome, summary={**outcome.summary, "time_to_train": seconds})
@@ -213,7 +213,7 @@ class Trainer:
         )
         figures: dict[str, Any] = {}
         evaluation: Outcome | None = None
-        judged = self._judge_again(store, milestones, log, termination)
+        resumed = self._validate_resumed(store, milestones, log, termination)
         finished = milestones.out_of_steps(self.position) or self._exhausted
         self._losses = LossTrend() if not self.position.total_steps else None
         while self.position.epoch < self._config.epochs and not finished:
@@ -227,8 +227,8 @@ class Trainer:
             finished = milestones.out_of_steps(self.position)
             ended = self.position.step == 0
             if evaluation is None and ended and milestones.evaluation_is_due(self.position):
-                evaluation = self._look(log, termination)
-                self._judge(evaluation, store)
+                evaluation = self._validate(log, termination)
+                self._keep_best(evaluation, store)
             if evaluation is not None:
                 figures |= evaluation.summary
                 finished = finished or milestones.reached(evaluation.summary) or self._exhausted
@@ -237,7 +237,7 @@ class Trainer:
                 figures |= evaluation.summary
             log.epoch(done, figures)
         if evaluation is None:  # a finished run, resumed, had no epoch
-            evaluation = self._evaluate_last(judged, store, log, termination)
+            evaluation = self._evaluate_last(resumed, store, log, termination)
         summary = {**figures, **evaluation.summary}
         if self._best is not None and self._best.step is not None:
             summary["best_step"] = self._best.step
@@ -246,7 +246,7 @@ class Trainer:
         )
         return dataclasses.replace(evaluation, summary=summary, warnings=warnings)
 
-    def _look(self, log: RunLogger, termination: TerminationRequest | None) -> Outcome | None:
+    def _validate(self, log: RunLogger, termination: TerminationRequest | None) -> Outcome | None:
         """Evaluates what is watched on the way; None if nothing is."""
         watched = () if self.splits.watched is None else (self.splits.watched,)
         if not watched and not self._config.eval_train:
@@ -258,7 +258,7 @@ class Trainer:
         """Whether training ends as nothing better was found for long."""
         return self._best is not None and self._best.exhausted
 
-    def _judge(self, evaluation: Outcome | None, store: CheckpointStore | None) -> None:
+    def _keep_best(self, evaluation: Outcome | None, store: CheckpointStore | None) -> None:
         """Keeps the checkpoint of the best evaluation so far."""
         if self._best is None or evaluation is None:
             return
@@ -267,7 +267,7 @@ class Trainer:
                 self._save(store)
             store.keep_best(self.position.total_steps)
 
-    def _judge_again(
+    def _validate_resumed(
         self,
         store: CheckpointStore | None,
         milestones: Milestones,
@@ -282,22 +282,22 @@ class Trainer:
         due = milestones.test_is_due if within else milestones.evaluation_is_due
         if not step or best.knows(step) or not due(self.position):
             return None
-        evaluation = self._look(log, termination)
-        self._judge(evaluation, store)
+        evaluation = self._validate(log, termination)
+        self._keep_best(evaluation, store)
         return evaluation
 
     def _evaluate_last(
         self,
-        looked: Outcome | None,
+        validation: Outcome | None,
         store: CheckpointStore | None,
         log: RunLogger,
         termination: TerminationRequest,
     ) -> Outcome:
         """Evaluates what was not yet, at the end of training: what will be exported."""
         best = self._best
-        if looked is None and best is not None:
-            looked = self._look(log, termination)
-            self._judge(looked, store)
+        if validation is None and best is not None:
+            validation = self._validate(log, termination)
+            self._keep_best(validation, store)
         if best is not None and (best.exhausted or self._config.export_best):
             ended = "early stopping: " if best.exhausted else ""
             log.message(f"{ended}the best {best}")
@@ -308,16 +308,16 @@ class Trainer:
                 log.message(f"warning: {said}; the last checkpoint counts")
             elif best.step != self.position.total_steps:
                 self._contents.take_model(store.load(store.best))
-                looked = None
-        if looked is None:
+                validation = None
+        if validation is None:
             return self.evaluate(log, termination)
         found = self.evaluate(log, termination, self.splits.last, and_train=False)
-        summary = {**looked.summary, **found.summary}
+        summary = {**validation.summary, **found.summary}
         return dataclasses.replace(
             found,
             summary=summary,
-            curves={**looked.curves, **found.curves},
-            strata={**looked.strata, **found.strata},
+            curves={**validation.curves, **found.curves},
+            strata={**validation.strata, **found.strata},
         )
 
     def _train_epoch(
@@ -346,16 +346,16 @@ class Trainer:
             evaluation = None
             after = self.position.after_a_step
             saves = store is not None and every is not None and after.total_steps % every == 0
-            looks, ends = milestones.test_is_due(after), milestones.out_of_steps(after)
+            validates, ends = milestones.test_is_due(after), milestones.out_of_steps(after)
             # Several processes end together, after their next step.
             alone = termination if self._world.size == 1 else None
-            if self.took_step(result, log, meter, wait=saves or looks or ends or bool(alone)):
+            if self.took_step(result, log, meter, wait=saves or validates or ends or bool(alone)):
                 raise TerminatedError
             if saves:
                 self._save(store)
-            if looks:
-                evaluation = self._look(log, alone)
-                self._judge(evaluation, store)
+            if validates:
+                evaluation = self._validate(log, alone)
+                self._keep_best(evaluation, store)
             if evaluation is not None:
                 log.step(self.position.epoch, self.position.step - 1, evaluation.summary)
                 meter.resume()
@@ -615,7 +615,7 @@ class Trainer:
             store.save(self.position.total_steps, self.pieces(), self.meta)
             self._saved = dataclasses.replace(self.position)
 
-    def _leave(self, store: CheckpointStore | None, log: RunLogger) -> None:
+    def _save_and_leave(self, store: CheckpointStore | None, log: RunLogger) -> None:
         """Saves what is not saved yet, and says how to go on."""
         place = f"told to end after {self.position}"
         if store is None:

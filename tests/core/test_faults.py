@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -215,3 +217,25 @@ def test_what_libraries_say_of_an_error_is_kept() -> None:
         "a file, or standard output: Read-only file system. The file system is mounted "
         "read-only: choose another place."
     )
+
+
+def test_an_interrupt_within_a_destructor_ends_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Python ignores what is raised there."""
+
+    class Interrupted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def work() -> int:
+        thing = Interrupted()
+        del thing
+        time.sleep(10)
+        return 0
+
+    hook, began = sys.unraisablehook, time.monotonic()
+    assert guarded(work) == 130
+    assert time.monotonic() - began < 5
+    assert capsys.readouterr().err == "error: interrupted; no output is half written\n"
+    assert sys.unraisablehook is hook
