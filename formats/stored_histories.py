@@ -279,6 +279,14 @@ def encode_record(head: Head, record: Record) -> bytes:
     return _HEADER.pack(*header, crc, *rest) + body
 
 
+def is_record(data: bytes) -> bool:
+    """Whether some bytes are a record as it was written, by its checksum."""
+    if len(data) < HEADER_BYTES or data[:4] != _MAGIC:
+        return False
+    crc: int = _HEADER.unpack_from(data)[2]
+    return zlib.crc32(memoryview(data)[_SUMMED:]) == crc
+
+
 def decode_record(head: Head, data: bytes, whose: str) -> StoredRecord:
     """The record of some bytes, which stay its memory.
 
@@ -291,13 +299,13 @@ def decode_record(head: Head, data: bytes, whose: str) -> StoredRecord:
       UserError: if it is of another version, or damaged.
     """
     if len(data) >= HEADER_BYTES and data[:4] == _MAGIC:
-        _, version, crc, count, revision, floor, user, events = _HEADER.unpack_from(data)
+        _, version, _, count, revision, floor, user, events = _HEADER.unpack_from(data)
         if version != FORMAT_VERSION:
             raise UserError(
                 f"{whose}: expected a history of version {FORMAT_VERSION}, found {version}. Use "
                 "the version of Lookback that wrote the store, or load the histories again."
             )
-        if zlib.crc32(memoryview(data)[_SUMMED:]) == crc:
+        if is_record(data):
             whole, start = pa.py_buffer(data), HEADER_BYTES + user
             stored = read_batch(whole.slice(start, events), head.stored_schema)
             groups = read_batch(whole.slice(start + events), head.category_schema)

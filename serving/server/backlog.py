@@ -232,8 +232,8 @@ class Backlog:
         return len(self._clients) > MOST_CLIENTS
 
     def _forget_clients(self) -> None:
-        """Those that call no more."""
-        oldest = self._clock() - _CLIENT_SECONDS
+        """Those that call no more; who waits for an answer cannot."""
+        oldest = self._clock() - _CLIENT_SECONDS - self.seconds
         while self._clients and next(iter(self._clients.values())) < oldest:
             self._clients.popitem(last=False)
 

@@ -183,7 +183,8 @@ class StoreReading:
         Raises:
           OSError: if the disk is full.
           UserError: if there is no store to write to, or the dataset is not of the bundle's
-            vocabularies, or not of the store's events; nothing has changed.
+            vocabularies, or not of the store's events, or transformed otherwise; nothing has
+            changed.
         """
         if self.store is None or not self.store.writes:
             what = "without --store" if self.store is None else "with --store_read_only"
@@ -197,6 +198,12 @@ class StoreReading:
 
         dataset = StoredDataset(dataset_dir, self.store.head.category, self.store.head.max_events)
         require_bundle(dataset.head, str(dataset_dir), manifest, directory)
+        if dataset.head.transforms != self.store.head.transforms:
+            raise UserError(
+                f"dataset_dir: values of {dataset_dir} are transformed otherwise than those of the "
+                "histories that this server's models read. End the server, renew the store with "
+                "`lookback serving load-histories --keep`, and serve the newer bundle."
+            )
         return self.store.renew(dataset.head, dataset.users(), dataset.as_known)
 
     def histories(self, directory: Path, manifest: Manifest, encoder: Any) -> StoreOfBundle | None:

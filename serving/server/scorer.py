@@ -165,6 +165,7 @@ class Scorer:
                 self._waiting.append(call)
             elif not call.done.done():
                 call.done.set_exception(OverloadedError())
+        self._metrics.waiting.set(self._backlog.rows)
 
     def _next(self) -> list[_Call]:
         """Takes the calls of the next batch: of one model, in the order in which they came."""

@@ -38,6 +38,7 @@ from lookback.formats.stored_histories import (
     HEADER_BYTES,
     STORE,
     Head,
+    is_record,
 )
 from lookback.serving.store.records import Change, RecordKeeper
 
@@ -130,11 +131,13 @@ class LmdbRecords(RecordKeeper):
                         transaction.delete(key)
                     else:
                         transaction.put(key, after)
+            _fill_up(env, self._directory / self._file)
 
-    def adopt(self, head: Head) -> None:
-        """Replaces the file of the head."""
+    def adopt(self, head: Head, before: str) -> None:
+        """Replaces the file of the head, which nobody else can."""
         self._require_writes()
         with self._changing, self._opening:
+            self.require_head(before)
             earlier = self.head.followed(head, self._earlier)
             self._write_head(head, self._file, earlier)
             self.head, self._earlier, self._seen = head, earlier, None
@@ -250,11 +253,40 @@ def _open(path: Path, writes: bool) -> Any:
         )
         # Likewise a page that is not in the file: LMDB believes what its first pages say of it.
         try:
-            _require_bytes(path, (env.info()["last_pgno"] + 1) * env.stat()["psize"])
+            there, needed = path.stat().st_size, _bytes_of_pages(env)
+            if there < needed and writes:  # who wrote it may have been killed before `_fill_up`
+                _fill_up(env, path)
+                if not _is_whole(env):
+                    os.truncate(path, there)
+            _require_bytes(path, needed)
         except UserError:
             env.close()
             raise
         return env
+
+
+def _bytes_of_pages(env: Any) -> int:
+    pages: int = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    return pages
+
+
+def _fill_up(env: Any, path: Path) -> None:
+    """Makes a file as long as its pages are.
+
+    LMDB never writes the last ones that a transaction has taken and given back (its "loose" pages,
+    when what is deleted lets leaves be merged), so a file that is whole may be shorter.
+    """
+    if path.stat().st_size < (needed := _bytes_of_pages(env)):
+        os.truncate(path, needed)
+
+
+def _is_whole(env: Any) -> bool:
+    """Whether all records are as they were written."""
+    try:
+        with env.begin(buffers=True) as transaction:
+            return all(is_record(bytes(value)) for _, value in transaction.cursor())
+    except lmdb.Error:
+        return False
 
 
 def _require_bytes(path: Path, needed: int) -> None:
@@ -279,6 +311,7 @@ def _write_file(path: Path, records: Iterable[tuple[bytes, bytes]]) -> None:
                         if not transaction.put(key, value, overwrite=False):
                             raise UserError(f"expected every user once, received {key!r} twice.")
             env.sync(True)
+            _fill_up(env, path)
         finally:
             env.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from lookback.core.errors import UserError
 from lookback.formats.stored_histories import Head
 
 Change = Callable[[bytes | None], bytes | None]
@@ -41,13 +42,36 @@ class RecordKeeper(abc.ABC):
         """
 
     @abc.abstractmethod
-    def adopt(self, head: Head) -> None:
+    def adopt(self, head: Head, before: str) -> None:
         """Makes another head the store's, in one step; its records are as that says already.
+
+        Args:
+          head: the other.
+          before: digest of the one that it takes the place of.
 
         Raises:
           OSError: if the disk is full, or fails; nothing has changed.
-          UserError: if the store cannot be written to.
+          UserError: if the store cannot be written to, or has yet another head by now.
         """
+
+    def require_head(self, digest: str) -> None:
+        """Refuses to go on where the store has another head by now.
+
+        Args:
+          digest: of the head that it had.
+
+        Raises:
+          UserError: if it has another.
+        """
+        if self.head.digest != digest:
+            raise self.replaced()
+
+    def replaced(self) -> UserError:
+        """The error of who finds that somebody else has replaced the head."""
+        return UserError(
+            f"{self.place}: somebody else has replaced the store meanwhile. Look at it, and try "
+            "again."
+        )
 
     @abc.abstractmethod
     def refresh(self) -> None:

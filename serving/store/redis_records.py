@@ -131,8 +131,8 @@ class RedisRecords(RecordKeeper):
                     return
         raise UserError(f"{self.place}: others change the same users all the time. Try again.")
 
-    def adopt(self, head: Head) -> None:
-        """Replaces the head."""
+    def adopt(self, head: Head, before: str) -> None:
+        """Replaces the head, unless somebody else has."""
         import redis
 
         if not self._writes:
@@ -140,16 +140,14 @@ class RedisRecords(RecordKeeper):
         with _in_words(self.place), self._client.pipeline() as pipe:
             pipe.watch(HEAD_KEY)
             self._require_same(pipe.getrange(HEAD_KEY, -_TAIL, -1))
+            self.require_head(before)
             text = head.to_json(**{EARLIER: self.head.followed(head, self._earlier)})
             pipe.multi()
             pipe.set(HEAD_KEY, text)
             try:
                 pipe.execute()
             except redis.WatchError as error:
-                raise UserError(
-                    f"{self.place}: somebody else has replaced the store meanwhile. Look at it, "
-                    "and try again."
-                ) from error
+                raise self.replaced() from error
         self.head, self._earlier, self._tail = self._parsed(text)
 
     def refresh(self) -> None:

@@ -215,6 +215,7 @@ class HistoryStore:
           OSError: if the disk is full.
           UserError: if the events of the two are not alike, or a history is damaged.
         """
+        current = self.head.digest
         require_alike(self.head, head, self.place)
         seen: set[bytes] = set()
         total = Renewed()
@@ -222,18 +223,24 @@ class HistoryStore:
         while some := list(itertools.islice(left, _USERS_AT_ONCE)):
             fresh = {user_key(head, user): (user, record) for user, record in some}
             seen |= set(fresh)
-            total += self._renew(head, fresh, as_known)
+            total += self._renew(head, fresh, as_known, current)
         others = (key for key in self._records.keys() if key not in seen)  # noqa: SIM118
         # All of them first: keys that change while they are listed may be listed again.
         every = iter(list(others))
         while keys := list(itertools.islice(every, _USERS_AT_ONCE)):
-            total += self._renew(head, {key: (key.decode(), None) for key in keys}, as_known)
-        self._records.adopt(head)
+            gone = {key: (key.decode(), None) for key in keys}
+            total += self._renew(head, gone, as_known, current)
+        self._records.adopt(head, current)
         return total
 
     def _renew(
-        self, head: Head, fresh: Mapping[bytes, tuple[Any, Record | None]], as_known: AsKnown
+        self,
+        head: Head,
+        fresh: Mapping[bytes, tuple[Any, Record | None]],
+        as_known: AsKnown,
+        current: str,
     ) -> Renewed:
+        """Of some users; errors if the store's head is no longer that of the digest `current`."""
         counts: dict[bytes, Renewed] = {}
 
         def change(key: bytes) -> Change:
@@ -241,6 +248,7 @@ class HistoryStore:
 
             def changed(data: bytes | None) -> bytes | None:
                 after = record
+                self._records.require_head(current)
                 if data is not None:
                     before = decode_record(self.head, data, self._whose(user))
                     after, counts[key] = renewed(head, record, before, as_known)

@@ -277,6 +277,18 @@ def test_broken_spaces_are_refused_with_path_and_line(space, tmp_path, old, new,
     assert not (tmp_path / "a").exists()
 
 
+def test_a_range_of_one_step_is_one_whatever_floats_make_of_it(space, tmp_path):
+    space.write_text(
+        space.read_text().replace(
+            "low: 0.25, high: 0.75, step: 0.25", "low: 0.2, high: 0.3, step: 0.1"
+        )
+    )
+    main(
+        ["--config", str(space), "--results_dir", str(tmp_path / "a")],
+        start=scores(lambda run, options: options.dropout_rate),
+    )
+
+
 def test_what_is_in_the_way_stays(space, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "precious").write_text("x")

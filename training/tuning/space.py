@@ -37,6 +37,7 @@ _NOT_SEARCHED = (
 )
 """Options that say where things are, or what a run is."""
 _TRUE, _FALSE = "true", "false"
+_ROUNDING = 1e-9  # (0.3 - 0.2) / 0.1 is less than 1
 _MOST_STEPS = 2.0**53
 """In a range: the numbers between which doubles tell no more apart."""
 
@@ -97,7 +98,9 @@ class Dimension(Nested):
             yield ("high",), f"expected more than low ({self.low:g}), received {self.high:g}."
         elif self.log and (self.low <= 0 or self.step is not None):
             yield ("log",), "expected with low above 0, and without step."
-        elif self.step is not None and not 1 <= (self.high - self.low) / self.step <= _MOST_STEPS:
+        elif self.step is not None and not (
+            1 - _ROUNDING <= (self.high - self.low) / self.step <= _MOST_STEPS
+        ):
             most = f"{self.high - self.low:g}"
             yield (
                 ("step",),

@@ -203,17 +203,25 @@ class TritonScorer:
         return list(answer.as_numpy(OUTPUT).reshape(-1))
 
     async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            models = list(self._models.served.values())
-            if await _one_ends(self._models.process.stubs(), _WATCH_SECONDS):
-                running = set(self._models.process.stubs().values())  # an exchanged one's, too
-                failed = [model.name for model in models if model.name not in running]
-            else:
-                found = await asyncio.gather(*map(self.probe, models), return_exceptions=True)
-                failed = [m.name for m, e in zip(models, found, strict=True) if e is not None]
-            if failed or not self._models.process.alive:
-                await loop.run_in_executor(None, self._models.heal, failed)
+            try:
+                await self._look_after()
+            except Exception:  # whatever it was, what is watched next must not die of it
+                _log.exception("watching the models failed; it goes on")
+                await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _look_after(self) -> None:
+        """Waits a while, or until a model's process ends, and heals what does not answer."""
+        models = list(self._models.served.values())
+        if await _one_ends(self._models.process.stubs(), _WATCH_SECONDS):
+            running = set(self._models.process.stubs().values())  # an exchanged one's, too
+            failed = [model.name for model in models if model.name not in running]
+        else:
+            found = await asyncio.gather(*map(self.probe, models), return_exceptions=True)
+            failed = [m.name for m, e in zip(models, found, strict=True) if e is not None]
+        if failed or not self._models.process.alive:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._models.heal, failed)
 
 
 async def _one_ends(processes: Iterable[int], seconds: float) -> bool:
@@ -225,6 +233,8 @@ async def _one_ends(processes: Iterable[int], seconds: float) -> bool:
                 file = os.pidfd_open(process)
             except ProcessLookupError:
                 return True
+            except OSError:  # no descriptor is left, or the system has none: probes will tell
+                continue
             stack.callback(os.close, file)
             loop.add_reader(file, ended.set)
             stack.callback(loop.remove_reader, file)

@@ -101,7 +101,7 @@ class TritonProcess:
         """The processes of its models that run, and whose each is; two of one that is exchanged."""
         found = {}
         for path in Path(f"/proc/{self._process.pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):  # of a thread that has ended
+            with contextlib.suppress(OSError, IndexError):  # of what has ended meanwhile
                 for pid in map(int, path.read_text().split()):
                     # The program, then models/NAME/VERSION/model.py; nothing of one that has ended.
                     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

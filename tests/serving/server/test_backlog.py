@@ -243,6 +243,15 @@ def test_clients_that_have_gone_or_call_no_more_are_no_crowd():
     assert not refused(backlog)
     backlog, clock = crowd()
     clock.now += 1.1
+    assert refused(backlog)  # they may be waiting
+    backlog.end()
+    backlog.begin("sim", 512)
+    clock.now += 2
+    backlog.end()
+    clock.now += 1.1
+    for _ in range(3):
+        backlog.add("sim", 256)
+    backlog.begin("sim", 256)
     assert not refused(backlog)
 
 
@@ -288,3 +297,30 @@ def test_what_waited_for_too_long_after_all_is_dropped_where_a_crowd_calls():
     assert not backlog.drop("sim", 256, since)  # it has waited for no batch
     patient = Backlog(10.0, clock)
     assert not patient.drop("sim", 256, clock.now - 9)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.2, 2.0])
+def test_a_crowd_stays_one_while_its_calls_take_long(seconds: float) -> None:
+    """Who waits cannot call again, and is no less there."""
+    clock = Clock()
+    backlog = Backlog(None, clock)
+    for _ in range(3):
+        score(backlog, clock, "a", 10, seconds)
+    waiting: list[int] = []
+    most = 0
+    for _ in range(200):
+        for client in range(100):
+            if client in waiting:
+                continue
+            try:
+                backlog.arrive("a", client)
+                backlog.add("a", 10)
+            except OverloadedError:
+                continue
+            waiting.append(client)
+        most = max(most, len(waiting))
+        backlog.begin("a", 10)
+        clock.now += seconds
+        backlog.end()
+        waiting.pop(0)
+    assert most <= MOST_CLIENTS + 1

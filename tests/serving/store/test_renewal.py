@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import random
 import subprocess
 import sys
@@ -204,6 +205,26 @@ def test_where_values_are_transformed_otherwise_readers_have_to_start_again(addr
         done(renewing(address, "HASHED"))
         with pytest.raises(UserError, match="become a store of other histories"):
             reader.get("u2")
+
+
+def test_two_who_renew_at_once_do_not_mix(address: str) -> None:
+    """LMDB has one writer; of Redis' the second finds that the first has come before it."""
+    case = Case(0)
+    case.make(address)
+    if "://" not in address:
+        pytest.skip("one writer at a time")
+
+    def users() -> Iterator[tuple[str, Record]]:
+        yield from itertools.islice(case.users(), 3)
+        done(renewing(address, "NEWER"))
+        yield from itertools.islice(case.users(), 3, None)
+
+    with opened(address) as store:
+        with pytest.raises(UserError, match="somebody else has replaced the store meanwhile"):
+            store.renew(THIRD, users(), as_known)
+        store.refresh()
+        assert store.head == NEWER
+        case.check(store)
 
 
 def done(writer: subprocess.Popen[bytes]) -> None:
