@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from lookback.core.errors import UserError
+from lookback.core.options import parse_known
 from lookback.training.parallel.hosts import interface_to
 from lookback.training.parallel.run_model import checked, node_of, read
 
@@ -201,7 +202,7 @@ def test_two_machines_that_no_ssh_connects_train_together(
         (tmp_path / name).chmod(0o755)
     words = kills.arguments(launch, dataset, tmp_path, "run", epochs=1)
     script = tmp_path / "job.sh"
-    asked, _ = slurm.parse_known(["--nodes", "2"], slurm.SlurmOptions)
+    asked, _ = parse_known(["--nodes", "2"], slurm.SlurmOptions)
     script.write_text(slurm.batch_script(asked, [*words, "--max_steps", "40"]))
     path = f"{tmp_path}:{two_hosts.path}"
     with launch.Started("bash", script, PATH=path, SLURM_JOB_NODELIST="the-list") as started:
