@@ -36,6 +36,8 @@ INLINE const float* PartRow(const LookbackPart& part, int width, int64_t positio
   return part.rows + (part.ids == nullptr ? position : part.ids[position]) * int64_t{width};
 }
 
+constexpr int kAhead = 8;  // rows on their way from memory
+
 // The concatenated parts of one position.
 INLINE void Look(const LookbackParts& parts, int width, int64_t position, float* to) {
   for (int p = 0; p < parts.count; ++p) {
@@ -85,11 +87,15 @@ float* Users(const Tile& tile) {
 float* Steps(const Tile& tile, const LookbackParts& parts) {
   const int width = tile.step->width, columns = parts.count * width;
   float* to = tile.arena->Floats(int64_t{tile.steps()} * tile.histories * columns);
-  float* row = to;
-  for (int s = tile.span.from; s < tile.span.to; ++s) {
-    for (int i = 0; i < tile.histories; ++i, row += columns) {
-      Look(parts, width, s * tile.step->histories + tile.order[i], row);
-    }
+  const auto position = [&](int n) {
+    const int64_t s = tile.span.from + n / tile.histories;
+    return s * tile.step->histories + tile.order[n % tile.histories];
+  };
+  const int rows = tile.steps() * tile.histories;
+  for (int n = 0; n < Min(kAhead, rows); ++n) Prefetch(parts, width, position(n));
+  for (int n = 0; n < rows; ++n) {
+    if (n + kAhead < rows) Prefetch(parts, width, position(n + kAhead));
+    Look(parts, width, position(n), to + int64_t{n} * columns);
   }
   return to;
 }

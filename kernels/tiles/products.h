@@ -133,7 +133,7 @@ INLINE void Multiply(Arena*, int rows, const float* a, int64_t a_row, const Matr
 // w [a_columns, d_columns] += a [rows, a_columns]^T d [rows, d_columns].
 INLINE void AddOuter(Arena*, int rows, int a_columns, const float* a, int64_t a_row, int d_columns,
                      const float* d, int64_t d_row, float* w) {
-  constexpr int kTogether = 96;  // rows of d that stay in the first-level cache
+  constexpr int kTogether = 320;  // rows of a and d that stay in the second-level cache
   for (int r = 0; r < rows; r += kTogether) {
     Product(a_columns, d_columns, Min(kTogether, rows - r), {a + r * a_row, 1, a_row},
             d + r * d_row, d_row, w, d_columns, kThere);

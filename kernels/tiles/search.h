@@ -26,7 +26,6 @@ LongEvents LongOf(const Tile& tile, int64_t history) {
   const int count = span.count(), padded = static_cast<int>(Up(count, 16));
   const int columns = parts.count * width;
   const int64_t first = history * slots + span.from;
-  constexpr int kAhead = 8;  // rows on their way from memory
   LongEvents events = {first, count, padded, columns,
                        tile.arena->Floats(int64_t{padded} * columns),
                        tile.arena->Floats(int64_t{padded} * columns)};
