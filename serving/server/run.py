@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 MOST_BATCH_ROWS = 1024
-TRITON_WAIT_MS = 1000.0
 """That a batch of Triton's may take; what our own engine takes, `serving.server.backlog` says."""
 TRITON_GRPC, TRITON_CONTROL = 8001, 8002
 OF_ENGINE = {
@@ -76,7 +75,7 @@ class ServeOptions:
         None,
         help="how long a request may have to wait for its turn, refused with 503 where it would be "
         "longer; none: so long that it is answered in twice its own time where more than 24 "
-        "clients call, of triton 1,000",
+        "clients call, of triton behind 24 calls",
         unit="ms",
         above=0,
     )
@@ -214,7 +213,7 @@ def _engine(
         reading=reading,
         store_address=options.store,
         drain_seconds=options.drain_seconds,
-        wait_seconds=options.wait_seconds or TRITON_WAIT_MS / 1000,
+        wait_seconds=options.wait_seconds,
     )
 
 

@@ -42,11 +42,12 @@ class BatchLimits:
 
     Attributes:
       most_requests: of a batch, and so of a call.
-      most_seconds: that scoring a batch may take; calls beyond are refused.
+      most_seconds: that scoring a batch may take; calls beyond are refused. None: as many calls are
+        scored as clients may wait for each other (`serving.server.backlog`).
     """
 
     most_requests: int
-    most_seconds: float
+    most_seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ class VersionSource:
     name: str
     path: Path
     digest: str
-    most_seconds: float
+    most_seconds: float | None
     store: StoreSource
 
 

@@ -30,7 +30,7 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.serving.commands import PROGRAM
-from lookback.serving.server.backlog import BatchTimes
+from lookback.serving.server.backlog import MOST_CLIENTS, BatchTimes
 from lookback.serving.server.run import ServeOptions
 from lookback.serving.server.triton.engine import _one_ends
 from lookback.serving.server.triton.installation import Installation
@@ -425,6 +425,8 @@ def test_a_model_takes_of_what_waits_what_is_soon_scored():
     assert model._taken([5] * 40) == 4
     assert model._taken([300, 1]) == 1  # the first in any case
     assert model._taken([]) == 0
+    model._most_seconds = None  # as many as wait for each other, however long that takes
+    assert (model._taken([5] * 40), model._taken([5] * 3)) == (MOST_CLIENTS, 3)
 
 
 def test_triton_is_given_no_queue_policy(tmp_path):
