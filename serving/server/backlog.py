@@ -36,7 +36,7 @@ MOST_CLIENTS = 24
 """That are no crowd, however fast they call: sixteen, and some that come and go."""
 _CLIENT_SECONDS = 1.0
 """Without a call, after which a client counts no more."""
-_TIMES = 1.75
+TIMES = 1.75
 """As long as a call's batch takes alone, its answer may take by what is foretold: twice as long is
 promised, and some of it is for what nobody foretells, and for reading and writing."""
 _PATIENCE = 0.05
@@ -223,7 +223,7 @@ class Backlog:
     def _limit(self, name: str, rows: float) -> float:
         """Seconds in which a call is to be answered."""
         alone = self._alone[name] if self._alone[name].n else self._learned[name]
-        return _TIMES * alone.seconds(rows) + _PATIENCE * max(0.0, 1 - self._share())
+        return TIMES * alone.seconds(rows) + _PATIENCE * max(0.0, 1 - self._share())
 
     @property
     def _is_crowded(self) -> bool:

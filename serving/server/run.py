@@ -75,7 +75,7 @@ class ServeOptions:
         None,
         help="how long a request may have to wait for its turn, refused with 503 where it would be "
         "longer; none: so long that it is answered in twice its own time where more than 24 "
-        "clients call, of triton behind 24 calls",
+        "clients call",
         unit="ms",
         above=0,
     )

@@ -21,7 +21,7 @@ from lookback.core.faults import cut
 from lookback.core.json_files import load_json
 from lookback.serving.requests import RequestError
 from lookback.serving.scores import Scores
-from lookback.serving.server.backlog import MOST_CLIENTS, BatchTimes
+from lookback.serving.server.backlog import MOST_CLIENTS, TIMES, BatchTimes
 from lookback.serving.server.metrics import CACHED, COUNTED, tally
 from lookback.serving.server.models import Models, unknown_variant
 from lookback.serving.server.scorer import CheckedRequests, completed, score_calls
@@ -103,10 +103,13 @@ class TritonPythonModel:
 
     def _taken(self, rows: Sequence[int]) -> int:
         """How many of the calls, of so many rows each, are scored: the first in any case."""
-        if self._most_seconds is None:
-            return min(len(rows), MOST_CLIENTS)
+        most = self._most_seconds
+        if most is None:
+            if len(rows) <= MOST_CLIENTS:
+                return len(rows)
+            most = TIMES * self._times.seconds(rows[0])
         for number, total in enumerate(itertools.accumulate(rows)):
-            if number and self._times.seconds(total) > self._most_seconds:
+            if number and self._times.seconds(total) > most:
                 return number
         return len(rows)
 

@@ -42,8 +42,9 @@ class BatchLimits:
 
     Attributes:
       most_requests: of a batch, and so of a call.
-      most_seconds: that scoring a batch may take; calls beyond are refused. None: as many calls are
-        scored as clients may wait for each other (`serving.server.backlog`).
+      most_seconds: that scoring a batch may take; calls beyond are refused. None: up to
+        `MOST_CLIENTS` of `serving.server.backlog` are scored however long that takes, and of more
+        what takes `TIMES` as long as the first alone.
     """
 
     most_requests: int

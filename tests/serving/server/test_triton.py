@@ -425,8 +425,10 @@ def test_a_model_takes_of_what_waits_what_is_soon_scored():
     assert model._taken([5] * 40) == 4
     assert model._taken([300, 1]) == 1  # the first in any case
     assert model._taken([]) == 0
-    model._most_seconds = None  # as many as wait for each other, however long that takes
-    assert (model._taken([5] * 40), model._taken([5] * 3)) == (MOST_CLIENTS, 3)
+    model._most_seconds = None  # a few wait for each other, of a crowd what is soon done
+    assert model._taken([5] * MOST_CLIENTS) == MOST_CLIENTS
+    assert model._taken([5] * (MOST_CLIENTS + 1)) == 1
+    assert model._taken([5, 1, 1, 1, 1, *[5] * MOST_CLIENTS]) == 4  # 8 rows; 8.75 would be allowed
 
 
 def test_triton_is_given_no_queue_policy(tmp_path):
