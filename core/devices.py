@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 HOST = "CPU:0"
-"""For what no kernel of TensorFlow's does on GPUs: there and back is dearer than there alone."""
+"""For what lies there, and what no kernel of TensorFlow's does on GPUs: there and back is dear."""
 
 
 def cores() -> int:

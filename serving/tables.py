@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lookback.core.devices import HOST
 from lookback.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def rows_of(
 
     def fetch(name: str, ids: tf.Tensor) -> tf.Tensor:
         table = tables[name]
-        with tf.device("CPU:0"):  # where the files are mapped: a GPU would get a copy each call
+        with tf.device(HOST):  # where the files are mapped: a GPU would get a copy each call
             found = tf.cast(tf.gather(inputs[table.input], ids), tf.float32)
             if table.scales is not None:
                 scales = tf.gather(inputs[table.scales_input], ids)  # [N]

@@ -19,7 +19,7 @@ import pyarrow as pa
 import tensorflow as tf
 
 from lookback.core.arrow_files import open_parquet
-from lookback.core.devices import whole_numbers
+from lookback.core.devices import HOST, whole_numbers
 from lookback.core.errors import UserError
 from lookback.core.world import World, agree
 from lookback.dataloading.evaluations import LeftOut
@@ -208,7 +208,7 @@ class Blocks:
                     *(number for split in splits for number in _of_split(over, split)),
                 ]
 
-        with tf.device("CPU:0"):
+        with tf.device(HOST):
             agree(world, count)
         told = world.sum([tf.constant(v) for v in (numbers, counts.training, counts.all)])
         numbers, training, every = (values.numpy() for values in told)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from lookback.core.devices import HOST
 from lookback.dataloading.draws import shuffled
 from lookback.dataloading.evaluations import EvaluationPass, LeftOut, require_samples
 from lookback.dataloading.histories.blocks import Blocks, BlockTable
@@ -33,7 +34,6 @@ from lookback.dataloading.histories.windows import Trained, WindowBuilder, Windo
 from lookback.dataloading.parts import WHOLE, Part
 from lookback.dataloading.sources import Batch, BatchSource, WeightedBatch
 
-_HOST = "CPU:0"
 _TRAINING = "training"
 """A purpose; the others are splits."""
 _TOGETHER = 4096
@@ -64,7 +64,7 @@ class Filled(NamedTuple):
 
     def cut(self) -> Batch:
         """Features and labels of the rows that count."""
-        with tf.device(_HOST):  # a device that is not the host gets these rows alone
+        with tf.device(HOST):  # a device that is not the host gets these rows alone
             begin, end = tf.unstack(self.rows)
             return {n: v[begin:end] for n, v in self.features.items()}, self.labels[begin:end]
 
@@ -113,7 +113,7 @@ class StreamedSource(BatchSource):
         """
         self.schema = blocks.nobody.schema
         self._features = blocks.nobody.features
-        with tf.device(_HOST):
+        with tf.device(HOST):
             self._windows = WindowBuilder(blocks.nobody, config, table.counts)
         self._blocks, self._table = blocks, table
         self._seed, self._eval_seed = seed, eval_seed
@@ -134,7 +134,7 @@ class StreamedSource(BatchSource):
         self._compiled: dict[str, Any] = {}
 
     def _load(self, blocks: tuple[int, ...]) -> dict[str, Any]:
-        with tf.device(_HOST):
+        with tf.device(HOST):
             return self._windows.over(*self._blocks.joined(list(blocks), self._table)).placed
 
     def _stream(self, split: str, epoch: int | None) -> Stream:
@@ -269,7 +269,7 @@ class StreamedSource(BatchSource):
           numbers: of the same samples among everybody's, ``[n]``.
           epoch: of training.
         """
-        with tf.device(_HOST):
+        with tf.device(HOST):
             windows = self._windows.over_placed(placed)
             if purpose == _TRAINING:
                 batch = windows.train_samples(self._seed, epoch, places, numbers)
@@ -315,7 +315,7 @@ class StreamedSource(BatchSource):
         size = batch * _at_a_time(batch)  # M
         edges = batch * np.arange(steps.start, steps.stop + 1)
         nothing = np.zeros(0, np.int64)
-        with tf.device(_HOST):
+        with tf.device(HOST):
             given = list(stream.pieces(int(edges[0]), int(edges[-1])))
             given = given or [WindowSamples(NOBODY, None, nothing, nothing, nothing)]
             made = [self._made(purpose, piece, epoch) for piece in given]

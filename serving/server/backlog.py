@@ -5,7 +5,7 @@ a + b n, and a and b are those of the least squares over the batches, of which e
 of the one after it. (Of batches that all have as many rows, a is 0.)
 
 Who says how long one may wait is obeyed. Else it depends on how many clients, which are open
-connections, have called within the last second.
+connections, have called within the last second, or may still be waiting for an answer.
 
 Up to `MOST_CLIENTS` wait for each other, however long that takes: each waits for the answer before
 it calls again, so no more than that can pile up, and who was refused would come again at once.
@@ -97,11 +97,10 @@ class BatchTimes:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """The one that is being scored: of `calls` clients, since `began`."""
+    """The one that is being scored, since `began`."""
 
     name: str
     rows: int
-    calls: int
     began: float
 
 
@@ -189,7 +188,7 @@ class Backlog:
         self._waiting[name] -= rows
         now = self._clock()
         self._first = now  # what is left waits for the next batch from now on
-        self._batch = _Batch(name, rows, calls, now)
+        self._batch = _Batch(name, rows, now)
         self._is_alone = calls == 1 and not self.rows
 
     def end(self) -> None:
