@@ -9,7 +9,7 @@ from typing import Any
 from lookback.training.config import RunConfig
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Position:
     """Where a run stands.
 
@@ -30,6 +30,11 @@ class Position:
     def after_a_step(self) -> Position:
         """Where the run stands after the next step, of this epoch."""
         return dataclasses.replace(self, step=self.step + 1, total_steps=self.total_steps + 1)
+
+    @property
+    def next_epoch(self) -> Position:
+        """Where the run stands once this epoch is done."""
+        return dataclasses.replace(self, epoch=self.epoch + 1, step=0)
 
     def __str__(self) -> str:
         """For people, who count from 1."""

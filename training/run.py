@@ -250,7 +250,7 @@ def run_on(
         world=world,
     )
     if run.dry_run:
-        for line in (*said, *notes, *trainer.said):
+        for line in (*said, *notes, *trainer.notes):
             print(line)
         return rehearsed(trainer, results_dir, began, world)
     logger = make_logger(run, results_dir, trainer, source, world)
@@ -261,7 +261,7 @@ def run_on(
         log.options({**given, "seed": run.seed})
         placed = f"{world.size} processes\n{plan}" if plan else ""
         loaded = "" if checkpoint is None else resumption(checkpoint, log, trainer, source)
-        for line in filter(None, (*said, *notes, placed, loaded, *trainer.said)):
+        for line in filter(None, (*said, *notes, placed, loaded, *trainer.notes)):
             log.message(line)
         outcome = execute(trainer, run, data, options, log, world)
         log.summary(outcome.summary, outcome.warnings)
@@ -285,9 +285,9 @@ def tell_cost(
     """Evaluates with the tables as they were exported, which the model keeps, and says the cost."""
     assert run.results_dir is not None and run.export_dir is not None
     silent = RunLogger(run.results_dir, tensorboard=False, enabled=False)
-    before = trainer.evaluate(silent, and_train=False).summary
+    before = trainer.evaluation.run(silent, and_train=False).summary
     exporter.take_tables(model, run.export_dir)
-    after = trainer.evaluate(silent, and_train=False).summary
+    after = trainer.evaluation.run(silent, and_train=False).summary
     if world.rank == 0:
         print(f"tables exported as {run.table_dtype}: {cost_in_auc(before, after)}")
 
@@ -305,12 +305,12 @@ def make_logger(
     run: RunConfig, results_dir: Path, trainer: Trainer, source: BatchSource, world: World
 ) -> RunLogger:
     """The log of a run, which goes on where that of a run to continue ended."""
-    trackers, said = trackers_of(run, trainer.identity) if world.rank == 0 else ((), None)
+    trackers, said = trackers_of(run, trainer.contents.identity) if world.rank == 0 else ((), None)
     made = RunLogger(
         results_dir,
         run.log_filename,
         append=run.load_checkpoint_path is not None and run.mode == "train",
-        identity=trainer.identity,
+        identity=trainer.contents.identity,
         epochs=run.epochs,
         steps_per_epoch=source.train_steps(),
         trackers=trackers,
@@ -482,7 +482,7 @@ def execute(
     if run.mode == "train" and run.benchmark:
         return trainer.benchmark(log)
     if run.mode in (*EVALUATION_MODES, "train"):
-        outcome = trainer.train(log) if run.mode == "train" else trainer.evaluate(log)
+        outcome = trainer.train(log) if run.mode == "train" else trainer.evaluation.run(log)
         return dataclasses.replace(outcome, attention=trainer.attention())
     if run.mode == "inference_benchmark":
         from lookback.training.data import open_benchmark_sources
@@ -492,5 +492,5 @@ def execute(
     outcome, rows = trainer.inference.score(log)
     if not run.benchmark and world.rank == 0:
         path = write_scores(log.directory / "scores.parquet", rows.columns(), run.dataset_dir)
-        log.message(f"scores of the {trainer.splits.scored} split in {path}")
+        log.message(f"scores of the {trainer.evaluation.splits.scored} split in {path}")
     return outcome

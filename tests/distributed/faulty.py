@@ -33,16 +33,16 @@ def at_step() -> None:
 
 def break_training() -> None:
     """Makes the trainer of this process fail."""
-    from lookback.training.trainer import Trainer
+    from lookback.training.step_monitor import StepMonitor
 
-    took_step = Trainer.took_step
+    add = StepMonitor.add
 
-    def faulty(self, *arguments, **options):
-        if self.position.total_steps == int(STEP):
+    def faulty(self, at, *arguments, **options):
+        if at.total_steps == int(STEP):
             at_step()
-        return took_step(self, *arguments, **options)
+        return add(self, at, *arguments, **options)
 
-    Trainer.took_step = faulty
+    StepMonitor.add = faulty
 
 
 def main() -> None:

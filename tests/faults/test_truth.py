@@ -118,7 +118,7 @@ def evaluated(made: Trainer, directory: Path) -> tuple[dict[str, Any], str]:
     told = directory / "told.txt"
     with told.open("w") as terminal:
         log = RunLogger(directory / "run", tensorboard=False, terminal=terminal)
-        figures = dict(made.evaluate(log).summary)
+        figures = dict(made.evaluation.run(log).summary)
         log.summary(figures)
         log.close()
     return figures, told.read_text()

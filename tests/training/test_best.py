@@ -130,7 +130,7 @@ def test_an_evaluation_that_was_killed_is_made_again(stopped, dataset, tmp_path,
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(first, "evaluate", killed)
+    monkeypatch.setattr(first.evaluation, "run", killed)
     with quiet(tmp_path) as log, pytest.raises(KeyboardInterrupt):
         first.train(log)
     assert not (saved / BEST).exists()
@@ -151,7 +151,7 @@ def test_export_best_ends_with_the_best_model(stopped, dataset, tmp_path):
     saved = directory / "saved" / BEST
     evaluated = trainer(dataset, saved, mode="evaluate", load_checkpoint_path=saved)
     with quiet(tmp_path) as log:
-        expected = evaluated.evaluate(log).summary
+        expected = evaluated.evaluation.run(log).summary
     assert {name: figures[name] for name in expected} == expected
     assert figures["test_log_loss"] < outcome.summary["test_log_loss"]
     kept = state(evaluated)

@@ -137,7 +137,7 @@ def catalogue_ranks(
 @pytest.mark.parametrize("model", ["sim", "din"])  # DIEN: the next test
 def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_path, model):
     made = trainer(dataset, model, full_catalogue=True)
-    outcome = made.evaluate(log(tmp_path))
+    outcome = made.evaluation.run(log(tmp_path))
     found = outcome.summary
     for name, ranks in {
         "test": sampled_ranks(made, "test"),
@@ -152,7 +152,7 @@ def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_p
         for figure, value in figures_of(ranks, name).items():
             if not figure.endswith("rankings"):
                 assert outcome.baselines[figure] == pytest.approx(value, abs=1e-12), figure
-    plain = trainer(dataset, model, metrics=None).evaluate(log(tmp_path)).summary
+    plain = trainer(dataset, model, metrics=None).evaluation.run(log(tmp_path)).summary
     assert found["test_auc"] == plain["test_auc"]  # of the same draws, repeated positives too
     assert not any("@" in name or "catalogue" in name for name in plain)
 
@@ -160,13 +160,13 @@ def test_figures_are_those_of_ranks_counted_one_by_one(dataset, histories, tmp_p
 @pytest.mark.slow
 def test_the_catalogue_in_pieces_gives_the_same_ranks(dataset, histories, tmp_path, monkeypatch):
     whole = trainer(dataset, "dien", full_catalogue=True, eval_split="validation")
-    found = whole.evaluate(log(tmp_path)).summary
+    found = whole.evaluation.run(log(tmp_path)).summary
     monkeypatch.setattr(rankings, "SCORES_AT_A_TIME", 7)
     cut = trainer(dataset, "dien", full_catalogue=True, eval_split="validation")
     passes = cut.source.evaluations("validation")
     assert passes[1].pieces.size == 7
     assert cut.source.eval_steps(passes[1].name) == len(LENGTHS)  # a user at a time
-    assert cut.evaluate(log(tmp_path)).summary == pytest.approx(found, rel=1e-6)
+    assert cut.evaluation.run(log(tmp_path)).summary == pytest.approx(found, rel=1e-6)
     ranks = catalogue_ranks(cut, "validation", histories)
     for figure, value in figures_of(ranks, "validation_catalogue").items():
         assert found[figure] == pytest.approx(value, abs=1e-12), figure
@@ -180,7 +180,7 @@ def test_ranks_are_the_same_on_every_number_of_processes(dataset, tmp_path, in_r
 
     more = {"full_catalogue": True, "negatives": "uniform"}
     made = trainer(dataset, "din", **more)
-    summary = made.evaluate(log(tmp_path)).summary
+    summary = made.evaluation.run(log(tmp_path)).summary
     binary = [f"{split}_{name}" for split in SPLITS for name in ("auc", "rows")]
     expected = {name: value for name, value in summary.items() if name not in binary}
 

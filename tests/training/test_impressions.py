@@ -205,7 +205,7 @@ def test_a_run_learns_from_impressions_and_is_evaluated_on_them(directory, shown
     made = trainer(directory, model_type=model, epochs=1)
     log = quiet(tmp_path)
     made.train(log)
-    figures = dict(made.evaluate(log).summary)
+    figures = dict(made.evaluation.run(log).summary)
     log.close()
     assert not [name for name in figures if "hr@" in name or "ndcg" in name or "mrr" in name]
     labels, logits = [], []

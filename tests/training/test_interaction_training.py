@@ -75,7 +75,7 @@ def assert_same(one: Any, other: Any, tolerance: float) -> None:
 def test_figures_are_those_of_scores_sorted_one_by_one(dataset, tmp_path):
     made = trainer(dataset, full_catalogue=True, topk=5)
     made.train(log(tmp_path / "run"))
-    outcome = made.evaluate(log(tmp_path / "run"))
+    outcome = made.evaluation.run(log(tmp_path / "run"))
     found, popular = outcome.summary, made.source.item_counts()
     for name in ("test", "test_catalogue"):
         hits, gains, popular_hits = [], [], []
@@ -105,13 +105,13 @@ def test_figures_are_those_of_scores_sorted_one_by_one(dataset, tmp_path):
 def test_figures_do_not_depend_on_the_batch_of_the_evaluation(dataset, tmp_path):
     small = trainer(dataset, valid_batch_size=21, full_catalogue=True)
     large = trainer(dataset, valid_batch_size=10_000, full_catalogue=True)
-    found = [made.evaluate(log(tmp_path / "run")).summary for made in (small, large)]
+    found = [made.evaluation.run(log(tmp_path / "run")).summary for made in (small, large)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_figures_are_those_that_were_asked_for(dataset, tmp_path):
     asked = trainer(dataset, metrics=("auc", "hr@1", "ndcg@7", "gauc"))
-    found = asked.evaluate(log(tmp_path / "run")).summary
+    found = asked.evaluation.run(log(tmp_path / "run")).summary
     assert set(found) == {
         *("test_auc", "test_rows", "test_gauc", "test_gauc_groups", "test_gauc_skipped"),
         *("test_hr@1", "test_ndcg@7", "test_rankings"),
@@ -192,7 +192,7 @@ def test_scores_can_be_written(dataset, tmp_path):
 )
 def test_options_that_do_not_go_with_rankings(dataset, tmp_path, more, message):
     with pytest.raises(UserError, match=message):
-        trainer(dataset, **more).evaluate(log(tmp_path / "run"))
+        trainer(dataset, **more).evaluation.run(log(tmp_path / "run"))
 
 
 def test_materialised_samples_are_refused(dataset, tmp_path):

@@ -113,7 +113,7 @@ def trainer(dataset: Path, origin: Any = None, **more: Any) -> Any:
 def state(trained: Any) -> dict[str, np.ndarray]:
     """Every tensor of a run in one process, as it would be saved."""
     tensors = {}
-    for name, pieces in trained.pieces().items():
+    for name, pieces in trained.contents.pieces.items():
         if isinstance(pieces, np.ndarray):
             continue
         blocks = [np.atleast_1d(block) for block in pieces[0].blocks()]

@@ -175,7 +175,7 @@ def test_of_a_large_batch_some_histories_are_looked_at(make_schema, make_batch, 
 def test_attention_of_all_events_adds_up_to_one_a_candidate(dataset, tmp_path, name):
     made = trainer(dataset, model_type=name)
     with quiet(tmp_path) as log:
-        outcome = made.evaluate(log)
+        outcome = made.evaluation.run(log)
     found = made.attention()
     assert not found.searched
     np.testing.assert_array_equal(found.recency[EVENTS], found.recency[FOUND])

@@ -17,7 +17,6 @@ from lookback.checkpoints.store import Checkpoint, find_checkpoint
 from lookback.core.errors import UserError
 from lookback.core.options import from_values
 from lookback.training.output.logging import RunLogger, read_log
-from lookback.training.output.performance import PerformanceMeter
 from lookback.training.run import command_line
 
 # What a run in graphs does is tested with real processes: test_train.py, tests/distributed.
@@ -86,7 +85,7 @@ def quiet(directory: Path, **more: Any) -> RunLogger:
 def state(trained: Any) -> dict[str, np.ndarray]:
     """Every tensor of a run in one process: all of its parts are whole."""
     tensors = {}
-    for name, (piece,) in trained.pieces().items():
+    for name, (piece,) in trained.contents.pieces.items():
         blocks = [np.atleast_1d(block) for block in piece.blocks()]
         tensors[name] = np.concatenate(blocks).reshape(piece.shape)
     return tensors
@@ -173,7 +172,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(dataset, tmp_
 
 
 def scores_of(trained: Any, log: RunLogger) -> Any:
-    found, _ = trained.evaluator.evaluated(trained.source.evaluations("test")[0], log)
+    found, _ = trained.evaluation.evaluator.evaluated(trained.source.evaluations("test")[0], log)
     return found.scores
 
 
@@ -245,7 +244,7 @@ def poison_loss(trained: Any, after: int) -> None:
 @pytest.fixture()
 def _as_on_a_gpu(monkeypatch) -> None:
     """Steps are not waited for one by one, as on a GPU, whose steps run behind their calls."""
-    monkeypatch.setattr("lookback.training.trainer.has_gpu", lambda: True)
+    monkeypatch.setattr("lookback.training.step_monitor.has_gpu", lambda: True)
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
@@ -267,7 +266,7 @@ def test_a_loss_that_nobody_waited_for_stops_the_run_before_anything_is_saved(da
 def test_a_batch_that_takes_much_memory_is_said_to_come_in_parts(dataset):
     """Vectors of 4 numbers are not for our operations, so the layers compute the steps."""
     told = {
-        rows: [line for line in trainer(dataset, **more).said if "--micro_batches N" in line]
+        rows: [line for line in trainer(dataset, **more).notes if "--micro_batches N" in line]
         for rows, more in (
             (1 << 16, {"global_batch_size": 1 << 16}),
             (1 << 15, {"global_batch_size": 1 << 15}),
@@ -299,22 +298,6 @@ def test_a_run_whose_steps_are_waited_for_together_is_the_same_run(dataset, tmp_
     assert found[0][2] == found[1][2]
     for name, value in found[0][1].items():
         np.testing.assert_array_equal(found[1][1][name], value, err_msg=name)
-
-
-@pytest.mark.usefixtures("_as_on_a_gpu")
-def test_who_is_asked_to_stop_is_known_after_the_next_step_that_is_logged(dataset, tmp_path):
-    """Of several processes: all know it after the same step, whenever each has computed it."""
-    import tensorflow as tf
-
-    trained, meter = trainer(dataset, log_every=4), PerformanceMeter()
-    result = {"total_loss": tf.constant(1.0), "rows": 2, "finite": True, "adapts": False}
-    with quiet(tmp_path) as log:
-        said = []
-        for stop in (0, 0, 1, 0, 0, 0):
-            tensors = {name: tf.constant(value) for name, value in {**result, "stop": stop}.items()}
-            said.append(trained.took_step(tensors, log, meter))
-    assert said == [False, False, False, False, True, False]
-    assert meter.measured_steps == 5
 
 
 def test_weights_that_appear_only_in_training_are_refused_not_left_untrained(dataset, tmp_path):
@@ -349,8 +332,8 @@ def test_a_checkpoint_of_another_model_or_run_is_refused_by_name(dataset, tmp_pa
     other = {"mode": "evaluate", "load_checkpoint_path": saved, "optimizer": "sgd"}
     evaluated = trainer(dataset, checkpoint=saved, global_batch_size=8, **other)
     with quiet(tmp_path) as log:
-        assert evaluated.evaluate(log).summary["test_auc"] == pytest.approx(
-            trained.evaluate(log).summary["test_auc"]
+        assert evaluated.evaluation.run(log).summary["test_auc"] == pytest.approx(
+            trained.evaluation.run(log).summary["test_auc"]
         )
 
 
