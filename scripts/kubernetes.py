@@ -45,9 +45,9 @@ class KubernetesOptions:
     namespace: str | None = option(None, help="where they are made; none: kubectl's")
     claim: str | None = option(None, help="volume claim that each pod mounts")
     mount: str = option("/data", help="where it is mounted")
-    cpus: int | None = option(None, help="cores of a pod", at_least=1, limit=MOST_THREADS)
+    cpus_per_node: int | None = option(None, help="cores of a pod", at_least=1, limit=MOST_THREADS)
     memory: str | None = option(None, help="memory of a pod, as Kubernetes reads it, such as 64Gi")
-    gpus: int | None = option(None, help="GPUs of a pod", at_least=1, limit=MOST_PARTS)
+    gpus_per_node: int | None = option(None, help="GPUs of a pod", at_least=1, limit=MOST_PARTS)
     port: int = option(29400, help="of the first pod, where all meet", at_least=1024, below=1 << 16)
     dry_run: bool = option(False, help="print the manifest and the processes, start nothing")
 
@@ -105,7 +105,11 @@ def _object(version: str, kind: str, metadata: Any, **content: Any) -> dict[str,
 def _job(asked: KubernetesOptions, run: Sequence[str]) -> dict[str, Any]:
     # Kubernetes reads $(NAME) in arguments, and $$ as a dollar.
     words = [word.replace("$", "$$") for word in run]
-    limits = {"cpu": asked.cpus, "memory": asked.memory, "nvidia.com/gpu": asked.gpus}
+    limits = {
+        "cpu": asked.cpus_per_node,
+        "memory": asked.memory,
+        "nvidia.com/gpu": asked.gpus_per_node,
+    }
     reference = {"secretKeyRef": {"name": asked.name, "key": SECRET_KEY}}
     mounts = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
     volumes: list[dict[str, Any]] = [{"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]

@@ -12,6 +12,9 @@ from lookback.core.options import CommandLine, help_text, parse_known
 SECONDS_TO_SAVE = 120
 """From the scheduler's SIGTERM until it kills the processes, in which they save a checkpoint."""
 
+_RENAMED = {"--cpus": "--cpus_per_node", "--gpus": "--gpus_per_node"}
+"""Options that `kubernetes.py` had under names of its own -> those that both scripts have."""
+
 Options = TypeVar("Options")
 
 
@@ -38,6 +41,9 @@ def read_scheduling(
         return None
     asked, unknown = parse_known(arguments[:end], options)
     if unknown:
+        name = unknown[0].partition("=")[0]
+        if name in _RENAMED:
+            raise UserError(f"{name}: it is {_RENAMED[name]} now. Write that instead.")
         raise UserError(f"{unknown[0]}: no option of {prog}. Those of the run follow after --.")
     return asked, list(arguments[end + 1 :])
 

@@ -95,6 +95,9 @@ def test_mistakes_are_found_before_anything_waits_in_a_queue(slurm, kubernetes):
             slurm.main(["--nodes", "2", "--partition", value, "--dry_run", "--", *RUN])
     with pytest.raises(UserError, match=r"--nodes is required: .* Give it on the command line\.$"):
         slurm.main(["--", *RUN])
+    for old in ("--cpus", "--gpus"):
+        with pytest.raises(UserError, match=f"{old}: it is {old}_per_node now"):
+            kubernetes.main(["--image", "i", "--nodes", "2", f"{old}=4", "--", *RUN])
     with pytest.raises(UserError, match="--name: expected a DNS label"):
         kubernetes.main(["--image", "i", "--nodes", "2", "--name", "A_b", "--dry_run", "--", *RUN])
 
@@ -117,7 +120,7 @@ def expanded(words: list[str], index: int) -> list[str]:
 
 def test_a_dry_run_of_kubernetes_prints_what_it_makes(kubernetes, capsys):
     asked = ["--image", "here/lookback:1", "--nodes", "3", "--processes_per_node", "2"]
-    asked += ["--gpus", "2", "--memory", "64Gi", "--claim", "ml", "--namespace", "team"]
+    asked += ["--gpus_per_node", "2", "--memory", "64Gi", "--claim", "ml", "--namespace", "team"]
     run = [*RUN, "--env", "$(HOME)"]
     assert kubernetes.main([*asked, "--dry_run", "--", *run]) == 0
     said = capsys.readouterr().out
