@@ -73,6 +73,11 @@ class LayoutOptions:
         """Figures of an evaluation, by name, at which training may stop."""
         return {}
 
+    @property
+    def bound_to_ranks(self) -> tuple[str, ...]:
+        """The options given that tie a run to the number of processes it began with."""
+        return ()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClickOptions(LayoutOptions):

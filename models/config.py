@@ -10,6 +10,7 @@ from lookback.core.errors import UserError
 from lookback.core.limits import MOST_WIDTH
 from lookback.core.options import check_options, option
 from lookback.formats.description import MATERIALISED
+from lookback.models.model_config import ModelConfig
 
 
 def _widths(default: tuple[int, ...], help: str) -> Any:
@@ -18,16 +19,13 @@ def _widths(default: tuple[int, ...], help: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class HistoryModelConfig:
+class HistoryModelConfig(ModelConfig):
     """Options that every model over histories has; defaults are those of NVIDIA's SIM.
 
     Attributes:
-      layout: what the model reads.
-      recipes: defaults of the run's options by whose recipe they are.
       auxiliary_negatives: whether training needs a negative for each short slot.
     """
 
-    scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "histories"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "nvidia": {"global_batch_size": 131_072, "lr": 0.01}

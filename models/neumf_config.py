@@ -9,18 +9,16 @@ from typing import Any, ClassVar, Literal
 from lookback.core.errors import UserError
 from lookback.core.limits import MOST_WIDTH
 from lookback.core.options import check_options, option
+from lookback.models.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class NeuMFConfig:
+class NeuMFConfig(ModelConfig):
     """Options of NeuMF; names and defaults are those of NVIDIA's NCF.
 
-    Attributes:
-      layout: what the model reads: users and items of a dataset of histories, one pair a row.
-      recipes: defaults of the run's options by whose recipe they are.
+    It reads users and items of a dataset of histories, one pair a row.
     """
 
-    scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "interactions"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "nvidia": {

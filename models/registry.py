@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from merlin.schema import Schema
 
     from lookback.models.click_model import ClickModel
-    from lookback.models.config import HistoryModelConfig
-    from lookback.models.neumf_config import NeuMFConfig
-    from lookback.models.tabular_config import TabularModelConfig
-
-    ModelConfig = HistoryModelConfig | NeuMFConfig | TabularModelConfig
+    from lookback.models.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +24,7 @@ class ModelEntry:
       module: module with functions `build(schema, config, sharding)` and `tables(schema, config)`.
         It imports TensorFlow, so it is imported when the model is built: `train.py --help` and a
         mistyped option answer at once.
-      config_class: dataclass of the model's options. Its `layout` says what data the model reads,
-        its `run_defaults`, if any, what defaults of the run it changes, and its `recipes`,
-        by name, what others would.
+      config_class: dataclass of the model's options.
     """
 
     module: str

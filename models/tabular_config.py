@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from lookback.core.errors import UserError, shown
 from lookback.core.limits import MOST_LAYERS, MOST_ROWS, MOST_WIDTH
 from lookback.core.options import check_options, option
+from lookback.models.model_config import ModelConfig
 
 _NVIDIA: Mapping[str, Any] = {
     "global_batch_size": 65_536,
@@ -39,16 +40,9 @@ DYNAMIC = "dynamic"
 
 
 @dataclasses.dataclass(frozen=True)
-class TabularModelConfig:
-    """Options that every model over rows of numbers and ids has; defaults are NVIDIA's.
+class TabularModelConfig(ModelConfig):
+    """Options that every model over rows of numbers and ids has; defaults are NVIDIA's."""
 
-    Attributes:
-      layout: of the datasets that these models read.
-      run_defaults: defaults of the run's options that this model changes.
-      recipes: the same by whose recipe they are.
-    """
-
-    scope: ClassVar[str] = "model"
     layout: ClassVar[str] = "tabular"
     run_defaults: ClassVar[Mapping[str, Any]] = {"epochs": 1}
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"nvidia": _NVIDIA}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lookback.checkpoints.store import Checkpoint
 from lookback.dataloading import LAYOUTS, require_data
 from lookback.dataloading.layout import LayoutOptions
+from lookback.models.model_config import ModelConfig
 from lookback.training.config import RunConfig
 
 STEPS_AN_EPOCH = 200
@@ -20,7 +19,7 @@ MOST_ROWS = 1 << 17
 
 
 def choose_batch_size(
-    run: RunConfig, data: LayoutOptions, options: Any, checkpoint: Checkpoint | None
+    run: RunConfig, data: LayoutOptions, options: ModelConfig, checkpoint: Checkpoint | None
 ) -> tuple[int, str]:
     """The batch size of a run, and what to say of the choice ("": it was given).
 
@@ -56,7 +55,7 @@ def batch_size_for(rows: int, most: int) -> int:
     return min(1 << (fits.bit_length() - 1), most)
 
 
-def most_rows(options: Any) -> int:
+def most_rows(options: ModelConfig) -> int:
     """The largest batch that is chosen for a model: that of its recipe, if it is from one."""
-    rows: int = getattr(options, "recipes", {}).get(RECIPE, {}).get("global_batch_size", MOST_ROWS)
+    rows: int = options.recipes.get(RECIPE, {}).get("global_batch_size", MOST_ROWS)
     return rows

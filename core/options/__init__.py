@@ -22,7 +22,7 @@ from lookback.core.options.command_line import (
 )
 from lookback.core.options.completion import bash_completion
 from lookback.core.options.help import help_text, parameter_table
-from lookback.core.options.line import CommandLine, ConfigFile
+from lookback.core.options.line import ChangesDefaults, CommandLine, ConfigFile
 from lookback.core.options.needs import SET, UNSET
 from lookback.core.options.option import (
     Option,
@@ -39,6 +39,7 @@ from lookback.core.options.program import Command, Door, Program
 __all__ = [
     "SET",
     "UNSET",
+    "ChangesDefaults",
     "Command",
     "CommandLine",
     "ConfigFile",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lookback.core.options.needs import unmet
 from lookback.core.options.option import Option, options_of, refuse_idle
@@ -28,14 +28,24 @@ class ConfigFile:
     known: Collection[str]
 
 
+class ChangesDefaults:
+    """Base of a variant's dataclass that gives options of other classes other defaults.
+
+    Attributes:
+      run_defaults: option -> its default where the variant is chosen.
+      recipes: name -> the same, where the option `CommandLine.recipe` has this value besides.
+    """
+
+    run_defaults: ClassVar[Mapping[str, Any]] = {}
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
     """What a command reads.
 
     Two classes may have a field of the same name and type: it is one option, and both get its value
-    (the first class's default counts). A variant's class may have a class attribute `run_defaults`
-    (option -> value): defaults of other classes' options that it changes; and one `recipes` (name
-    -> the same), of which the option `recipe` chooses.
+    (the first class's default counts). A variant's class may be a `ChangesDefaults`.
 
     Attributes:
       configs: dataclasses that every use of the command has.
@@ -82,10 +92,10 @@ class CommandLine:
           TypeError: if there is no such option: a mistake in the class, not of the user.
         """
         changed: dict[str, Any] = {}
-        for config in self.variants[variant]:
-            changed |= getattr(config, "run_defaults", {})
-        for config in self.variants[variant]:
-            changed |= getattr(config, "recipes", {}).get(recipe, {})
+        for config in self._changing(variant):
+            changed |= config.run_defaults
+        for config in self._changing(variant):
+            changed |= config.recipes.get(recipe or "", {})
         unknown = sorted(set(changed) - {*self.shared(), *self.own(variant)})
         if unknown:
             raise TypeError(f"run_defaults of {variant}: the run has no {unknown[0]!r}")
@@ -93,8 +103,11 @@ class CommandLine:
 
     def recipes(self, variant: str) -> list[str]:
         """Names of the recipes of a variant."""
-        names = (name for c in self.variants[variant] for name in getattr(c, "recipes", {}))
+        names = (name for config in self._changing(variant) for name in config.recipes)
         return list(dict.fromkeys(names))
+
+    def _changing(self, variant: str) -> list[type[ChangesDefaults]]:
+        return [c for c in self.variants[variant] if issubclass(c, ChangesDefaults)]
 
     def options(self, variant: str | None, recipe: str | None = None) -> dict[str, Option]:
         """All options of a use, by name: those that every use has, and those of a variant."""

@@ -82,6 +82,11 @@ class HistoriesOptions(SamplingOptions, ClickOptions):
         limit=MOST_BYTES,
     )
 
+    @property
+    def bound_to_ranks(self) -> tuple[str, ...]:
+        """See `LayoutOptions.bound_to_ranks`."""
+        return ("shard_histories",) if self.shard_histories else ()
+
 
 class HistoryModelOptions(Protocol):
     """What the options of a model over histories say about its samples."""

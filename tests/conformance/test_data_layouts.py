@@ -39,7 +39,7 @@ those that were written when every run had the options of every layout."""
 @EACH
 def test_a_continued_run_repeats_what_it_always_did(name: str) -> None:
     model_type = next(m for m, entry in MODELS.items() if entry.config_class.layout == name)
-    defaults = getattr(MODELS[model_type].config_class, "run_defaults", {})
+    defaults = MODELS[model_type].config_class.run_defaults
     given = {option: OF_EVERY_RUN[option] for option in defaults if option in OF_EVERY_RUN}
     configs = from_values(
         command_line(), model_type=model_type, dataset_dir=Path("d"), **{**given, "seed": 3}

@@ -30,6 +30,7 @@ from lookback.dataloading.sources import NumberedSource
 from lookback.embeddings.collection import EmbeddingCollection
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.types import TableSpec
+from lookback.models.model_config import ModelConfig
 from lookback.models.registry import ModelEntry
 from lookback.serving import export, manifest
 from lookback.serving.bundle import Bundle
@@ -107,8 +108,7 @@ class NumbersLayout(DataLayout):
 
 
 @dataclasses.dataclass(frozen=True)
-class LineConfig:
-    scope: ClassVar[str] = "model"
+class LineConfig(ModelConfig):
     layout: ClassVar[str] = "numbers"
     run_defaults: ClassVar[Mapping[str, Any]] = {"lr": 0.2}
     width: int = option(2, help="width of the origin", at_least=1)

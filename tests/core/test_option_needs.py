@@ -13,6 +13,7 @@ from lookback.core.errors import UserError
 from lookback.core.options import (
     SET,
     UNSET,
+    ChangesDefaults,
     CommandLine,
     check_options,
     from_values,
@@ -43,7 +44,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class One:
+class One(ChangesDefaults):
     run_defaults: ClassVar[Mapping[str, Any]] = {"steps": 5}
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"big": {"steps": 9, "beta": 0.25}}
     size: int = option(3, help="size", at_least=1, needs={"plan": SET})

@@ -360,9 +360,8 @@ def elasticity_of(launch: LaunchOptions, run: RunConfig, data: LayoutOptions) ->
     bound = {
         "plan": run.plan is not None,
         "placements": any(":" in entry for entry in run.placements or ()),
-        "shard_histories": getattr(data, "shard_histories", False),
     }
-    for name in (name for name, given in bound.items() if given):
+    for name in (*(name for name, given in bound.items() if given), *data.bound_to_ranks):
         raise UserError(
             f"--min_np: expected a run that can go on with any number of processes, received "
             f"--{name}, which holds for one. Leave one of them out."
