@@ -5,7 +5,7 @@ option is refused, unless it is at its default. `suits` says the same of options
 people's command lines for another use of them: they are named, not refused.
 
 All entries of a mapping must hold; of a list of mappings one. An option that the command line at
-hand does not have is no obstacle.
+hand does not have, or whose value could not be read, is no obstacle.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ class Presence(enum.Enum):
 
 SET, UNSET = Presence.SET, Presence.UNSET
 
-Condition = Mapping[str, Presence | tuple[str, ...]]
-"""Other options -> what they must be, or one of which values."""
+Wanted = Presence | tuple[str | None, ...]
+"""What another option must be, or one of which values; None among them: or is not given."""
+
+Condition = Mapping[str, Wanted]
+"""Other options -> what they must be."""
 
 Needs = Condition | Sequence[Condition]
 """One condition, or several of which one must hold."""
@@ -45,12 +48,22 @@ def unmet(needs: Sequence[Condition], values: Mapping[str, Any]) -> str | None:
       needs: of the option, as `alternatives` gives them.
       values: of the other options, by name.
     """
-    missing = [_first_unmet(condition, values) for condition in needs]
-    if not needs or None in missing:
+    if are_met(needs, values):
         return None
-    expected = ", or ".join(" and ".join(_said(*entry) for entry in c.items()) for c in needs)
-    received = " and ".join(dict.fromkeys(_found(str(name), values) for name in missing))
+    missing = [_first_unmet(condition, values) for condition in needs]
+    expected = ", or ".join(" and ".join(_flag(*entry) for entry in c.items()) for c in needs)
+    received = " and ".join(dict.fromkeys(_given(str(name), values) for name in missing))
     return f"expected {expected}, received it {received}"
+
+
+def are_met(needs: Sequence[Condition], values: Mapping[str, Any]) -> bool:
+    """Whether an option has an effect beside the others; arguments as of `unmet`."""
+    return not needs or any(_first_unmet(condition, values) is None for condition in needs)
+
+
+def words(wanted: Wanted) -> list[str]:
+    """The values that a condition names; none of a presence."""
+    return [] if isinstance(wanted, Presence) else [word for word in wanted if word is not None]
 
 
 def _first_unmet(condition: Condition, values: Mapping[str, Any]) -> str | None:
@@ -60,20 +73,20 @@ def _first_unmet(condition: Condition, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _holds(value: Any, wanted: Presence | tuple[str, ...]) -> bool:
-    if isinstance(wanted, tuple):
-        return value in wanted
-    return bool(value) == (wanted is SET)
+def _holds(value: Any, wanted: Wanted) -> bool:
+    if isinstance(wanted, Presence):
+        return bool(value) == (wanted is SET)
+    return value in wanted
 
 
-def _said(name: str, wanted: Presence | tuple[str, ...]) -> str:
-    if not isinstance(wanted, tuple):
+def _flag(name: str, wanted: Wanted) -> str:
+    if isinstance(wanted, Presence):
         return f"{wanted.value} --{name}"
-    *others, last = wanted
+    *others, last = words(wanted)
     return f"with --{name} {', '.join(others)}{' or ' if others else ''}{last}"
 
 
-def _found(name: str, values: Mapping[str, Any]) -> str:
+def _given(name: str, values: Mapping[str, Any]) -> str:
     value = values[name]
     if not value:
         return f"without --{name}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from lookback.core.errors import UserError, shown
-from lookback.core.options.needs import Condition, Presence, alternatives
+from lookback.core.options.needs import SET, Condition, alternatives, are_met, words
 from lookback.core.options.option import Option, Structure, option_of
 from lookback.core.yaml_files import Place
 
@@ -207,7 +207,8 @@ def read_nested(
         if key in raw:
             read, value = _read_part(part, raw[key], problems, (*place, key))
             good &= read
-            values[part.field.name] = value
+            if read:
+                values[part.field.name] = value
         elif part.required:
             problems.add((*place, key), f"expected this key: {part.help}.")
             good = False
@@ -301,29 +302,19 @@ def _needs_hold(
     good = True
     for part in parts_of(config):
         needs = part.needs
-        if part.key in raw and needs and not any(_holds(needed, values) for needed in needs):
-            words = " or ".join(_said(needed) for needed in needs)
-            problems.add((*place, part.key), f"it has an effect only with {words}. Remove it.")
+        if part.key in raw and not are_met(needs, values):
+            expected = " or ".join(_keys(needed) for needed in needs)
+            problems.add((*place, part.key), f"it has an effect only with {expected}. Remove it.")
             good = False
     return good
 
 
-def _holds(needed: Condition, values: Mapping[str, Any]) -> bool:
-    for name, wanted in needed.items():
-        value = values.get(name)
-        if isinstance(wanted, Presence):
-            if bool(value) != (wanted is Presence.SET):
-                return False
-        elif value is not None and value not in wanted:
-            return False
-    return True
-
-
-def _said(needed: Condition) -> str:
+def _keys(needed: Condition) -> str:
+    """A condition in words, as it stands in a file."""
     return " and ".join(
-        f"{name}: {' or '.join(wanted)}"
-        if isinstance(wanted, tuple)
-        else f"{'a' if wanted is Presence.SET else 'no'} {name}"
+        f"{name}: {' or '.join(words(wanted))}"
+        if words(wanted)
+        else f"{'a' if wanted is SET else 'no'} {name}"
         for name, wanted in needed.items()
     )
 
@@ -407,6 +398,6 @@ def schema_of(found: Option, definitions: dict[str, Any]) -> dict[str, Any]:
 def _rules(part: NestedField) -> Iterator[dict[str, Any]]:
     """What a key needs of others, where that is a word of theirs."""
     for needed in part.needs:
-        words = {name: {"enum": list(w)} for name, w in needed.items() if isinstance(w, tuple)}
-        if len(words) == len(needed) and len(part.needs) == 1:
-            yield {"if": {"required": [part.key]}, "then": {"properties": words}}
+        enums = {name: {"enum": list(w)} for name, w in needed.items() if isinstance(w, tuple)}
+        if len(enums) == len(needed) and len(part.needs) == 1:
+            yield {"if": {"required": [part.key]}, "then": {"properties": enums}}

@@ -23,6 +23,7 @@ from lookback.core.options import (
     parse,
     save_yaml,
 )
+from lookback.core.options.needs import unmet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,3 +152,10 @@ def test_numbers_in_files_are_decimal_and_foreign_keys_are_named(tmp_path, capsy
     file.write_text("name: 1.10\n")  # 1.1 to a reader of YAML: nobody knows what was written
     with pytest.raises(UserError, match=r"name in .*: expected text, received 1\.1"):
         run("--config", str(file))
+
+
+def test_none_among_the_words_is_an_option_that_is_not_given():
+    needs = ({"way": ("a", None)},)
+    assert unmet(needs, {"way": None}) is None
+    assert unmet(needs, {}) is None  # another command line, or a value that could not be read
+    assert unmet(needs, {"way": "b"}) == "expected with --way a, received it with --way b"

@@ -207,7 +207,7 @@ class EventFeature(Feature):
         None,
         help="(histories) before: when an item is shown (device, hour), so of targets, too; after: "
         "only when the event is over (dwell time, rating), so of histories alone; none: after",
-        needs={"of": ("event",)},
+        needs={"of": ("event", None)},
     )
 
     @property
