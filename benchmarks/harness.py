@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lookback.core import rates
 from lookback.core.devices import cores
 from lookback.core.processes import resident_peak
 
@@ -170,30 +171,25 @@ def latency_note(size: int, label: str, found: Mapping[str, float]) -> str:
     return f"latency of batch {size:,}, {label}, ms: {shown} ({found['calls']:,.0f} calls)"
 
 
-def gemm_peak(dtype: str = "float32", *, size: int = 2048, repeats: int = 5) -> float:
+def gemm_peak(dtype: str = "float32", *, size: int = rates.SIDE, repeats: int = 5) -> float:
     """FLOP/s of this machine's best square matrix product in TensorFlow.
 
     Args:
       dtype: "float32" or "bfloat16".
-      size: rows and columns; 2,048 is large enough to reach the peak and small enough to be quick.
+      size: rows and columns.
       repeats: measurements, of which the best counts.
     """
     work = {"gemm": gemm(dtype, size=size)}
     return interleave(work, rounds=repeats, warmup=2)["gemm"].highest
 
 
-def gemm(dtype: str, *, size: int = 2048) -> Callable[[], int]:
-    """A square matrix product in TensorFlow, for `interleave`: its FLOPs; arguments as above."""
-    import tensorflow as tf
-
-    a = tf.cast(tf.random.normal([size, size]), dtype)
-    b = tf.cast(tf.random.normal([size, size]), dtype)
-    # The sum makes a GPU finish, and is next to nothing beside the product.
-    product = tf.function(lambda x, y: tf.reduce_sum(tf.cast(tf.matmul(x, y), tf.float32)))
+def gemm(dtype: str, *, size: int = rates.SIDE) -> Callable[[], int]:
+    """The product of `core.rates.gemm`, for `interleave`: its FLOPs; arguments as above."""
+    product = rates.gemm(dtype, size)
 
     def work() -> int:
-        float(product(a, b))
-        return 2 * size**3
+        float(product())
+        return rates.gemm_flops(size)
 
     return work
 

@@ -1,15 +1,16 @@
-"""What the device can do: products, copies, and how busy it is meanwhile."""
+"""How fast the device copies, how busy it is, and how much memory it took."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+
+from lookback.core.rates import calls_a_second
 
 _INTERVAL = 0.02  # seconds between two looks at how busy the GPU is
 
@@ -21,17 +22,6 @@ class _Utilization(ctypes.Structure):
 def has_gpu() -> bool:
     """Whether there is one; a rehearsal has none."""
     return bool(tf.config.list_physical_devices("GPU"))
-
-
-def product_rate(dtype: tf.DType, side: int, seconds: float) -> float:
-    """Operations a second of a product of square matrices."""
-    left = tf.cast(tf.random.normal([side, side]), dtype)
-
-    @tf.function(autograph=False)
-    def work() -> tf.Tensor:
-        return tf.matmul(left, left)
-
-    return 2.0 * side**3 * calls_a_second(work, seconds)
 
 
 def copy_rates(size: int, seconds: float) -> dict[str, float]:
@@ -58,25 +48,6 @@ def copy_rates(size: int, seconds: float) -> dict[str, float]:
 def _sent(values: Any) -> tf.Tensor:
     with tf.device("/GPU:0" if has_gpu() else "/CPU:0"):
         return tf.identity(tf.convert_to_tensor(values))
-
-
-def calls_a_second(work: Callable[[], Any], seconds: float) -> float:
-    """How often something can be done; waited for at the end alone."""
-    _finish(work())
-    start, count = time.perf_counter(), 0
-    while True:
-        result = work()
-        count += 1
-        if count % 8 == 0 or time.perf_counter() - start > seconds:
-            _finish(result)  # calls only queue up
-            taken = time.perf_counter() - start
-            if taken >= seconds:
-                return count / taken
-
-
-def _finish(result: Any) -> None:
-    if isinstance(result, tf.Tensor):
-        tf.reshape(result, [-1])[:1].numpy()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lookback.core.rates import gemm_rate
 from lookback.kernels.loader import portable
 from lookback.scripts.gpu import cases, device
 from lookback.scripts.gpu.runs import auc_step, sok_step
@@ -59,7 +60,7 @@ def device_step(found: Findings, args: argparse.Namespace) -> None:
         ("float16", tf.float16, True),
     ):
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
-        found.add(f"{name}_flops_per_s", device.product_rate(dtype, side, seconds))
+        found.add(f"{name}_flops_per_s", gemm_rate(dtype.name, seconds, side))
     size = 1 << (20 if args.rehearse else 30)
     for name, rate in device.copy_rates(size, seconds).items():
         found.add(name, rate)

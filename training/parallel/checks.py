@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from lookback.core.errors import UserError
+from lookback.core.rates import gemm_rate
 
 MODULE = "lookback.training.parallel.checks"
 """This one's name: run by `-m`, it is called `__main__`."""
 SECONDS = 0.5
 """Of each product: two make a second."""
-_SIDE = 2048  # of the matrices: 16 MB each, beyond caches, and 17 GFLOP a product
 _EXCHANGED = 4 << 20  # float32 numbers that a rank sends to each, 16 MB
 _REPEATS = 5
 
@@ -32,7 +32,7 @@ def tensorflow() -> dict[str, Any]:
         tf.config.experimental.get_device_details(g) for g in tf.config.list_physical_devices("GPU")
     ]
     half = tf.float16 if gpus else tf.bfloat16
-    rates = {dtype.name: _flops(tf, dtype) for dtype in (tf.float32, half)}
+    rates = {dtype.name: gemm_rate(dtype.name, SECONDS) for dtype in (tf.float32, half)}
     where = gpus[0].get("device_name", "a GPU") if gpus else "the CPU"
     said = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items())
     return {
@@ -141,23 +141,6 @@ def main(name: str) -> None:
         answer = {"works": False, "why": f"{type(error).__name__}: {error}"}
     if answer is not None:
         print(json.dumps(answer), flush=True)
-
-
-def _flops(tf: Any, dtype: Any) -> float:
-    """Operations a second of a product of square matrices."""
-    left = tf.cast(tf.random.normal([_SIDE, _SIDE]), dtype)
-
-    @tf.function
-    def product() -> Any:
-        # One number, so that waiting for the result takes no time of its own.
-        return tf.reduce_sum(tf.cast(tf.matmul(left, left)[:1, :1], tf.float32))
-
-    product().numpy()
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < SECONDS:
-        product().numpy()
-        count += 1
-    return float(2 * _SIDE**3 * count / (time.perf_counter() - start))
 
 
 if __name__ == "__main__":
