@@ -150,7 +150,7 @@ def test_on_equal_data_it_is_the_checkpoint_to_the_bit(dataset, trained):
     assert set(found) == set(trained[1])
     for name, value in trained[1].items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert "table item_id: 40 rows kept, 0 new, 0 dropped" in started.started
+    assert "table item_id: 40 rows kept, 0 new, 0 dropped" in started.notes
     assert started.position.total_steps == 0 and started.position.updates_before == STEPS
 
 
@@ -180,7 +180,7 @@ def test_rows_follow_their_raw_ids(make_dataset, trained, items):
     kept = 3 + len(set(items) & set(ITEMS))
     assert (
         f"table item_id: {kept} rows kept, {len(items) + 3 - kept} new, {40 - kept} dropped"
-        in started.started
+        in started.notes
     )
 
 
@@ -202,7 +202,7 @@ def test_another_optimizer_starts_anew(dataset, trained):
         expected = fresh if name.startswith("optimizer/") else trained[1]
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     assert started.position.updates_before == 0
-    assert any("had adam; the state of adagrad starts anew" in line for line in started.started)
+    assert any("had adam; the state of adagrad starts anew" in line for line in started.notes)
 
 
 def test_the_schedule_counts_from_the_start_and_goes_on_after_a_break(dataset, trained, tmp_path):
