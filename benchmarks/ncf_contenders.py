@@ -15,11 +15,12 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from lookback.benchmarks import comparison
+from lookback.benchmarks.child import Child
 from lookback.benchmarks.comparison import Contender, endless_feeds, precision, train_step
 from lookback.benchmarks.costs import neumf_flops
 from lookback.benchmarks.data import resident_interactions
 from lookback.benchmarks.harness import BenchmarkReport
-from lookback.benchmarks.peers.client import Peer, missing
+from lookback.benchmarks.peers.client import missing, start_peer
 from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.interactions.source import InteractionSource
 from lookback.formats.features import table_rows
@@ -71,7 +72,7 @@ def compare(
         ours = Contenders(histories, batch)
         batches = pairs(ours)
         with ours.peer(batches, args) as peer:
-            torch = {"torch": lambda: peer.call(mode)[0]} if peer else {}
+            torch = {"torch": lambda: int(peer.ask(do=mode)["samples"])} if peer else {}
             yield {**choose(ours, batches), **torch}
 
     forward = neumf_flops(NeuMFConfig())
@@ -161,7 +162,7 @@ class Contenders:
         return {"users": users, "items": items, "labels": np.zeros(shape, np.float32)}
 
     @contextlib.contextmanager
-    def peer(self, pairs: Pairs, args: argparse.Namespace) -> Iterator[Peer | None]:
+    def peer(self, pairs: Pairs, args: argparse.Namespace) -> Iterator[Child | None]:
         """PyTorch with these batches; None where its environment is not set up.
 
         Args:
@@ -177,7 +178,7 @@ class Contenders:
             path = Path(directory) / "batches.npz"
             np.savez(path, **pairs)
             options = {"users": users, "items": items, "not_fused": args.torch_default_adam}
-            with Peer(PEER, batches=path, **options) as peer:
+            with start_peer(PEER, batches=path, **options) as peer:
                 yield peer
 
     def _model(self) -> ClickModel:

@@ -92,8 +92,10 @@ def _latency(
         }
         with contenders.peer(pairs, args) as peer:
             if peer is not None:  # which counts its seconds itself: a message takes some, too
-                peer.call("infer", _WARMUP)
-                figures["torch"] = latency_figures(lambda: peer.call("infer")[1], **limits)
+                peer.ask(do="infer", steps=_WARMUP)
+                figures["torch"] = latency_figures(
+                    lambda: float(peer.ask(do="infer")["seconds"]), **limits
+                )
         for name, values in figures.items():
             note = latency_note(size, LABELS[name], values)
             found[f"{name}_latency_ms_{size}"] = (note, values)

@@ -116,5 +116,5 @@ def peak_of(name: str, args: argparse.Namespace, batch_size: int) -> int | None:
     with contenders.peer(contenders.train_pairs(), args) as peer:
         if peer is None:
             return None
-        peer.call("train", _STEPS)
+        peer.ask(do="train", steps=_STEPS)
         return peer.peak_rss_bytes()

@@ -1,23 +1,28 @@
-"""Groups of ranks that take turns on one machine: those that wait are stopped, and cost nothing."""
+"""Groups of ranks that take turns on one machine: those that wait are stopped, and cost nothing.
+
+Ranks speak the lines of `benchmarks.child`, through a socket: horovodrun keeps their standard
+streams to itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
-_POLL_SECONDS = 0.02
-_START_SECONDS = 300.0
+from lookback.benchmarks.child import checked, killing_late, receive, send
+
+_SOCKET = "ranks"
+_POLL_SECONDS = 0.5
 
 
 class RankGroup:
@@ -26,7 +31,7 @@ class RankGroup:
     Example:
       worker = "lookback.benchmarks.sharding_worker"
       with RankGroup(2, worker, {"batch": 4096}, cores=[[0], [1]]) as group:
-          group.call({"steps": 10})
+          group.ask(do="train", steps=10)
     """
 
     def __init__(
@@ -40,17 +45,15 @@ class RankGroup:
 
         Args:
           ranks: how many (R); one runs without Horovod.
-          module: run with ``-m`` and the control directory; it uses the functions below.
+          module: run with ``-m`` and the path that `join_group` takes.
           config: for the module.
           cores: that each rank may use; None: all.
         """
         self._directory = Path(tempfile.mkdtemp(prefix="lookback-ranks-"))
-        (self._directory / "config.json").write_text(
-            json.dumps({**config, "ranks": ranks, "cores": cores, "owner": os.getpid()})
-        )
         self._log = (self._directory / "log.txt").open("w")
-        self._ranks, self._calls = ranks, 0
-        command = [sys.executable, "-m", module, str(self._directory)]
+        self._pids: list[int] = []
+        self._streams: list[tuple[IO[str], IO[str]]] = []
+        command = [sys.executable, "-m", module, str(self._directory / _SOCKET)]
         if ranks > 1:
             horovodrun = str(Path(sys.executable).parent / "horovodrun")
             hosts = ["-np", str(ranks), "-H", f"localhost:{ranks}", "--gloo"]
@@ -61,15 +64,20 @@ class RankGroup:
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "HOROVOD_GLOO_TIMEOUT_SECONDS": "600",
         }
-        self._process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, env=environment
-        )
-        try:
-            self._wait("ready")
-        except BaseException:
-            self.close()
-            raise
-        self._signal(signal.SIGSTOP)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(self._directory / _SOCKET))
+            listener.listen(ranks)
+            self._process = subprocess.Popen(
+                command, stdout=self._log, stderr=subprocess.STDOUT, env=environment
+            )
+            try:
+                self._meet(listener, ranks)
+                for rank, (_, out) in enumerate(self._streams):
+                    send(out, {**config, "cores": None if cores is None else cores[rank]})
+                self._answers()
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> RankGroup:
         return self
@@ -82,16 +90,17 @@ class RankGroup:
     ) -> None:
         self.close()
 
-    def call(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        """Lets the ranks do something; returns the answer of rank 0."""
-        self._calls += 1
-        path = self._directory / f"command-{self._calls}"
-        path.with_suffix(".tmp").write_text(json.dumps(command))
-        path.with_suffix(".tmp").rename(path)
+    def ask(self, **what: Any) -> dict[str, Any]:
+        """Has all ranks do something; gives the answer of rank 0.
+
+        Raises:
+          RuntimeError: if they do not know how, or one of them ended.
+        """
         self._signal(signal.SIGCONT)
-        answer = self._wait(f"answer-{self._calls}")
-        self._signal(signal.SIGSTOP)
-        return answer
+        for _, out in self._streams:
+            with contextlib.suppress(BrokenPipeError):  # it ended: then there is no answer
+                send(out, what)
+        return checked(self._answers()[0])
 
     def close(self) -> None:
         """Ends the ranks."""
@@ -100,55 +109,69 @@ class RankGroup:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         self._process.kill()
-        self._log.close()
+        for stream in (self._log, *(stream for pair in self._streams for stream in pair)):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
+    def _meet(self, listener: socket.socket, ranks: int) -> None:
+        """Accepts the ranks, in whatever order they come."""
+        found: dict[int, tuple[int, tuple[IO[str], IO[str]]]] = {}
+        listener.settimeout(_POLL_SECONDS)
+        with killing_late(self._process.kill):
+            while len(found) < ranks:
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError:
+                    if self._process.poll() is not None:
+                        raise self._ended() from None
+                    continue
+                connection.settimeout(None)
+                with connection:
+                    streams = connection.makefile("r"), connection.makefile("w")
+                met = receive(streams[0])
+                if met is not None:  # it ended at once
+                    found[met["rank"]] = met["pid"], streams
+        self._pids = [found[rank][0] for rank in range(ranks)]
+        self._streams = [found[rank][1] for rank in range(ranks)]
+
+    def _answers(self) -> list[dict[str, Any]]:
+        """What all say, by rank; then they are stopped."""
+        with killing_late(lambda: self._signal(signal.SIGKILL)):
+            answers = [receive(stream) for stream, _ in self._streams]
+        if None in answers:
+            raise self._ended()
+        self._signal(signal.SIGSTOP)
+        return [answer for answer in answers if answer is not None]
+
     def _signal(self, number: int) -> None:
-        for rank in range(self._ranks):
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int((self._directory / f"pid-{rank}").read_text()), number)
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
-    def _wait(self, name: str) -> dict[str, Any]:
-        path, deadline = self._directory / name, time.monotonic() + _START_SECONDS
-        while not path.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._log.flush()
-                log = (self._directory / "log.txt").read_text()
-                raise RuntimeError(f"The ranks ended, or did not answer:\n{log[-4000:]}")
-            time.sleep(_POLL_SECONDS)
-        answer: dict[str, Any] = json.loads(path.read_text())
-        return answer
+    def _ended(self) -> RuntimeError:
+        self._log.flush()
+        log = (self._directory / "log.txt").read_text()
+        return RuntimeError(f"The ranks ended, or did not answer:\n{log[-4000:]}")
 
 
-def rank_config(directory: Path, rank: int) -> dict[str, Any]:
-    """What a rank is to do; binds it to its cores, if it has any of its own."""
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
-    if config["cores"] is not None:
-        os.sched_setaffinity(0, config["cores"][rank])
-    _write(directory / f"pid-{rank}", str(os.getpid()))
-    return config
+def join_group(path: str) -> tuple[dict[str, Any], tuple[IO[str], IO[str]]]:
+    """Joins a group as one of its ranks, bound to its cores, if it has any of its own.
 
+    Args:
+      path: of the group's socket.
 
-def commands(directory: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The commands that a rank gets, numbered, until its group ends it, or is no more."""
-    config = json.loads((directory / "config.json").read_text())
-    number, owner = 1, Path(f"/proc/{config['owner']}")
-    while True:
-        path = directory / f"command-{number}"
-        while not path.exists():
-            if not owner.exists():  # killed: nobody would ever end this rank
-                return
-            time.sleep(_POLL_SECONDS)
-        yield number, json.loads(path.read_text())
-        number += 1
-
-
-def answer(directory: Path, name: str, found: Mapping[str, Any]) -> None:
-    """Says what rank 0 found."""
-    _write(directory / name, json.dumps(found))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.rename(path)
+    Returns:
+      The group's config, and the streams for `benchmarks.child_server.serve`.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        lines, answers = connection.makefile("r"), connection.makefile("w")
+    send(answers, {"rank": int(os.environ.get("HOROVOD_RANK", "0")), "pid": os.getpid()})
+    config = receive(lines)
+    if config is None:
+        raise SystemExit("the benchmark has ended")
+    cores = config.pop("cores")
+    if cores is not None:
+        os.sched_setaffinity(0, cores)
+    return config, (lines, answers)

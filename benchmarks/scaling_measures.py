@@ -89,7 +89,7 @@ def by_ranks(args: argparse.Namespace, ranks: Sequence[int]) -> Sweep:
         def trains(number: int) -> Callable[[], int]:
             prefetch = {"prefetch_ids": number > 1}
             group = stack.enter_context(RankGroup(number, _WORKER, {**options, **prefetch}))
-            return lambda: int(group.call({"do": "train", "steps": 2})["rows"])
+            return lambda: int(group.ask(do="train", steps=2)["rows"])
 
         work = {number: trains(number) for number in ranks}
         found = interleave(

@@ -102,13 +102,13 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         found = measured(args)
         figures["here"] = found
         for ranks, one in found.items():
-            said = "" if abs(one["error"]) <= _TOLERANCE_HERE else f" Missing: {one['missing']}."
+            note = "" if abs(one["error"]) <= _TOLERANCE_HERE else f" Missing: {one['missing']}."
             if load > _BUSY:  # more ranks then get more of the cores
-                said = f" The machine was busy (load {load:.1f}): this says nothing. Measure again."
+                note = f" The machine was busy (load {load:.1f}): this says nothing. Measure again."
             notes.append(
                 f"Here, {ranks} ranks on 2 cores: predicted {one['predicted']:.3f} s a step, "
                 f"measured {one['measured']:.3f} s ({one['error']:+.0%}; tolerance "
-                f"{_TOLERANCE_HERE:.0%}).{said}"
+                f"{_TOLERANCE_HERE:.0%}).{note}"
             )
     notes.append(f"Not in the model: {_NOT_IN_THE_MODEL}.")
     return BenchmarkReport(
@@ -241,8 +241,8 @@ def compare(
 
 
 def _step(group: RankGroup, steps: int = 3) -> dict[str, float]:
-    counted = group.call({"do": "counted", "steps": steps})
-    exchange = group.call({"do": "exchange", "steps": steps})
+    counted = group.ask(do="counted", steps=steps)
+    exchange = group.ask(do="exchange", steps=steps)
     return {
         "step": counted["seconds"] / steps,
         "sent": counted["sent"] / steps,

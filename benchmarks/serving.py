@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lookback.benchmarks.child import Child, python_child
 from lookback.benchmarks.serving_core import WORKER, sim_dataset
-from lookback.benchmarks.workers import Worker
 
 if TYPE_CHECKING:
     from lookback.benchmarks.harness import BenchmarkReport
@@ -89,7 +89,7 @@ class Server:
 class Measured:
     """What was found, row by row."""
 
-    def __init__(self, client: Worker, args: argparse.Namespace, place: Path) -> None:
+    def __init__(self, client: Child, args: argparse.Namespace, place: Path) -> None:
         self._client, self._args, self._place = client, args, place
         self.rows: list[list[object]] = []
         self.figures: dict[str, dict[str, float]] = {}
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     dataset = sim_dataset(args)
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lookback-serving-")))
-        client = stack.enter_context(Worker(_CLIENT, _ROOT))
+        client = stack.enter_context(python_child(_CLIENT, _ROOT))
         measured = Measured(client, args, place)
         _in_process(args, dataset, place, measured)
         _fill_store(dataset, place)
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
 def _in_process(args: argparse.Namespace, dataset: Path, place: Path, measured: Measured) -> None:
     """Exports the bundle, writes the requests, and scores without a server."""
     options = ("--dataset", dataset, "--bundle", place / "bundle", "--history", args.history)
-    with Worker(WORKER, _SOURCES, *map(str, options)) as worker:
+    with python_child(WORKER, _SOURCES, *options) as worker:
         requests = worker.ask(how="requests", candidates=args.candidates)["requests"]
         stored = [{"user": r["user_id"], "candidates": r["candidates"]} for r in requests]
         for name, some in (("request", requests), ("store", stored)):
@@ -267,8 +267,8 @@ def _served(engine: str, place: Path, *options: str) -> Iterator[Server]:
     with subprocess.Popen(command, cwd=_SOURCES, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            said = next((line for line in process.stdout if line.startswith("serving at")), "")
-            addresses = re.findall(r"(http|grpc)://([\w.:]+)", said)
+            listening = next((line for line in process.stdout if line.startswith("serving at")), "")
+            addresses = re.findall(r"(http|grpc)://([\w.:]+)", listening)
             if not addresses:
                 raise RuntimeError(f"{engine}: the server ended; see above")
             # The first of a protocol is Triton's own.
@@ -287,8 +287,8 @@ def _bound(place: Path) -> Iterator[Server]:
     options = [word for via, port in ports.items() for word in (f"--{via}", str(port))]
     bundle = ("--bundle", str(place / "bundle"))
     variables = Installation.find().environment()
-    with Worker(_BIND_WORKER, _SOURCES, *bundle, *options, variables=variables) as worker:
-        yield Server(worker.process, {via: f"127.0.0.1:{port}" for via, port in ports.items()})
+    with python_child(_BIND_WORKER, _SOURCES, *bundle, *options, variables=variables) as worker:
+        yield Server(worker.pid, {via: f"127.0.0.1:{port}" for via, port in ports.items()})
 
 
 def _closed_loops(
@@ -320,11 +320,11 @@ def _overload(engine: str, server: Server, measured: Measured, args: argparse.Na
         found = measured.ask(title, server, "http", "request", _MANY_CLIENTS, rate=offered)
         ratios.append(found["p99_ms"] / alone["p99_ms"])
         refused.append(found["refused"])
-    said = ", ".join(f"{ratio:.1f}" for ratio in ratios)
+    listed = ", ".join(f"{ratio:.1f}" for ratio in ratios)
     return (
         f"{engine} at {_OVERLOAD:g} x its capacity, {offered:.0f}/s: "
         f"{100 * statistics.median(refused):.0f} % refused; p99 of the others, as a multiple of a "
-        f"lone client's just before: {said}"
+        f"lone client's just before: {listed}"
     )
 
 

@@ -36,8 +36,8 @@ def main() -> None:
         checked = CheckedRequests.of(model, [json.loads(text) for text in request[:, 0]])
         scores = model.score(checked.requests, checked.counts)
         scored = zip(checked.requests, scores, strict=True)
-        said = [[json.dumps(model.answer(r, s)).encode()] for r, s in scored]
-        return {"answer": np.array(said, np.object_)}
+        answers = [[json.dumps(model.answer(r, s)).encode()] for r, s in scored]
+        return {"answer": np.array(answers, np.object_)}
 
     listening = TritonConfig(
         http_address="127.0.0.1",

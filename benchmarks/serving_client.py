@@ -60,10 +60,10 @@ def make_calls(asked: dict[str, Any]) -> dict[str, Any]:
             if due > now:
                 time.sleep(due - now)
             sent = time.perf_counter()
-            status, said = ask(number)
+            status, read = ask(number)
             found.append((status, time.perf_counter() - due, sent - due))
             if status not in (200, 503):
-                failed.append(str(said()))
+                failed.append(str(read()))
 
     threads = [threading.Thread(target=client, args=(ask,)) for ask in asks]
     for thread in threads:
@@ -119,8 +119,8 @@ def _over_grpc(address: str, texts: list[str]) -> Ask:
         try:
             answer = client.infer(_MODEL, [tensors[number % len(tensors)]], client_timeout=_SECONDS)
         except InferenceServerException as error:
-            said = str(error)
-            return (503 if str(error.status()) == "StatusCode.UNAVAILABLE" else 500), lambda: said
+            text = str(error)
+            return (503 if str(error.status()) == "StatusCode.UNAVAILABLE" else 500), lambda: text
         return 200, lambda: answer.as_numpy("answer").reshape(-1)[0]
 
     return ask

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookback.benchmarks.workers import Worker
+from lookback.benchmarks.child import Child, python_child
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import DATASET_FILE
 
@@ -99,17 +99,17 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
 @contextlib.contextmanager
 def _contenders(
     args: argparse.Namespace, dataset: Path, history: int
-) -> Iterator[Mapping[str, tuple[Worker, str]]]:
+) -> Iterator[Mapping[str, tuple[Child, str]]]:
     """The processes, and how each is asked."""
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lookback-core-")))
 
-        def start(name: str, code: Path) -> Worker:
+        def start(name: str, code: Path) -> Child:
             (place / name).mkdir()
             (place / name / "lookback").symlink_to(code)
             bundle = place / f"{name}-bundle"
             options = ("--dataset", dataset, "--bundle", bundle, "--history", history)
-            return stack.enter_context(Worker(WORKER, place / name, *map(str, options)))
+            return stack.enter_context(python_child(WORKER, place / name, *options))
 
         ours = start("ours", _ROOT)
         found = {"ours": (ours, "score"), "naive": (ours, "naive")}
@@ -120,7 +120,7 @@ def _contenders(
 
 
 def _turns(
-    contenders: Mapping[str, tuple[Worker, str]],
+    contenders: Mapping[str, tuple[Child, str]],
     candidates: int,
     calls: int,
     args: argparse.Namespace,

@@ -154,13 +154,13 @@ def _strong(
         groups = {n: stack.enter_context(_group(n, config, batch, None)) for n in ranks}
 
         def contender(number: int) -> Any:
-            return lambda: int(groups[number].call({"do": "train", "steps": steps})["rows"])
+            return lambda: int(groups[number].ask(do="train", steps=steps)["rows"])
 
         rates = interleave({str(n): contender(n) for n in ranks}, rounds=rounds, warmup=1)
         for number, group in groups.items():
-            counted = group.call({"do": "counted", "steps": steps})
-            exchange = group.call({"do": "exchange", "steps": steps})
-            undeduplicated = group.call({"do": "without_deduplication", "steps": 2})
+            counted = group.ask(do="counted", steps=steps)
+            exchange = group.ask(do="exchange", steps=steps)
+            undeduplicated = group.ask(do="without_deduplication", steps=2)
             found[number] = {
                 "rate": rates[str(number)],
                 "sent": counted["sent"] / steps,
@@ -186,7 +186,7 @@ def _weak(config: dict[str, Any], batch: int, *, steps: int, rounds: int) -> dic
         pool = stack.enter_context(ThreadPoolExecutor(2))
 
         def train(group: RankGroup) -> int:
-            return int(group.call({"do": "train", "steps": steps})["rows"])
+            return int(group.ask(do="train", steps=steps)["rows"])
 
         contenders: dict[str, Callable[[], int]] = {
             name: partial(train, group) for name, group in groups.items()

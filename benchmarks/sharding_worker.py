@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lookback.benchmarks.rank_groups import answer, commands, rank_config
+from lookback.benchmarks.child_server import serve
+from lookback.benchmarks.rank_groups import join_group
 
 
-def main(directory: Path) -> None:
-    """Serves the commands of a group of ranks."""
-    config = rank_config(directory, int(os.environ.get("HOROVOD_RANK", "0")))  # before the threads
+def main(path: str) -> None:
+    """Joins a group of ranks and does what it asks."""
+    config, streams = join_group(path)  # bound to its cores before there are threads
     from lookback.training.parallel.horovod_world import start_world
     from lookback.training.process import stop_spinning
 
@@ -26,14 +25,8 @@ def main(directory: Path) -> None:
         stop_spinning()  # as train.py does
     worker = Worker(config, world)
     worker.train(config["warmup_steps"])
-    world.gather(None)
-    if world.rank == 0:
-        answer(directory, "ready", {})
-    for number, command in commands(directory):
-        found = getattr(worker, command["do"])(command["steps"])
-        world.gather(None)
-        if world.rank == 0:
-            answer(directory, f"answer-{number}", found)
+    functions = (worker.train, worker.counted, worker.exchange, worker.without_deduplication)
+    serve({function.__name__: function for function in functions}, {}, streams)
 
 
 class Worker:
@@ -153,4 +146,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

@@ -21,7 +21,7 @@ from lookback.benchmarks.peers.history_batches import (
     HistoryBatch,
     given_batches,
     parsed,
-    serve_steps,
+    serve_batches,
 )
 
 _MODELS = {"din": DIN, "dien": DIEN}
@@ -82,7 +82,7 @@ def main() -> None:
         predicted: torch.Tensor = model(batch[0])
         return predicted
 
-    serve_steps(
+    serve_batches(
         [as_theirs(batch, model.feature_index) for batch in batches],
         [batch.labels for batch in batches],
         train,

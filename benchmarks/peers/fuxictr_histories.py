@@ -24,7 +24,7 @@ from lookback.benchmarks.peers.history_batches import (
     HistoryBatch,
     given_batches,
     parsed,
-    serve_steps,
+    serve_batches,
 )
 
 _MODELS = {"sim": SIM, "din": DIN, "dien": DIEN}
@@ -85,7 +85,7 @@ def main() -> None:
         model.eval()
         return model(batch)["y_pred"]
 
-    serve_steps(
+    serve_batches(
         list(map(as_theirs, batches)),
         [batch.labels for batch in batches],
         train,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lookback.benchmarks.peers.server import serve
+from lookback.benchmarks.child_server import serve_steps
 
 Ids = npt.NDArray[np.int64]
 
@@ -94,7 +94,7 @@ def parsed(description: str | None, models: Sequence[str]) -> argparse.Namespace
     return args
 
 
-def serve_steps(
+def serve_batches(
     batches: Sequence[Any],
     labels: Sequence[npt.NDArray[np.float32]],
     train: Callable[[Any], Any],
@@ -126,4 +126,4 @@ def serve_steps(
         return rows
 
     facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), **facts}
-    serve({"train": train_one, "infer": infer_one}, facts)
+    serve_steps({"train": train_one, "infer": infer_one}, facts)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lookback.benchmarks.peers.server import serve
+from lookback.benchmarks.child_server import serve_steps
 
 BATCHES = 8  # prepared batches that it cycles through
 
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         batches = given_batches(args.batches)
     facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    serve(contenders(model, batches, lr=args.lr, amp=args.amp), facts)
+    serve_steps(contenders(model, batches, lr=args.lr, amp=args.amp), facts)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lookback.benchmarks.peers.server import serve
+from lookback.benchmarks.child_server import serve_steps
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = NeuMF(args.users, args.items)
     batches = given_batches(args.batches)
     facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    serve(contenders(model, batches, fused=not args.not_fused, amp=args.amp), facts)
+    serve_steps(contenders(model, batches, fused=not args.not_fused, amp=args.amp), facts)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 
 from lookback.benchmarks.criteo_workflow import differing_columns
 from lookback.benchmarks.peers import client
-from lookback.benchmarks.peers.client import ENVIRONMENTS, PEERS, Peer, contender, missing
+from lookback.benchmarks.peers.client import ENVIRONMENTS, PEERS, contender, missing, start_peer
 from lookback.benchmarks.peers.usage import directory_bytes, measure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A peer without any software of others: counts steps, and breaks when told to.
 PROGRAM = """
 import sys
-from lookback.benchmarks.peers.server import serve
+from lookback.benchmarks.child_server import serve_steps
 
 samples = int(sys.argv[2])
 
@@ -34,7 +34,7 @@ def count():
 def fail():
     raise ValueError("no such row")
 
-serve({"count": count, "fail": fail}, {"version": "1"})
+serve_steps({"count": count, "fail": fail}, {"version": "1"})
 """
 
 
@@ -63,26 +63,26 @@ def wait_for(pid: int, expected: str) -> None:
 
 
 def test_a_peer_works_when_told_and_is_stopped_otherwise(counting: None) -> None:
-    with Peer("counting", batch=7, quiet=True, absent=None, no=False) as peer:
+    with start_peer("counting", batch=7, quiet=True, absent=None, no=False) as peer:
         assert peer.facts == {"version": "1"}
         pid = peer.pid
         wait_for(pid, "T")
-        samples, seconds = peer.call("count", 3)
-        assert samples == 21
-        assert 0 <= seconds < 5
+        found = peer.ask(do="count", steps=3)
+        assert found["samples"] == 21
+        assert 0 <= found["seconds"] < 5
         wait_for(pid, "T")
-        with pytest.raises(RuntimeError, match=r"expected count STEPS, fail STEPS; got 'dance 1'"):
-            peer.call("dance")
-        assert peer.call("count") == (7, pytest.approx(0, abs=5))
+        with pytest.raises(RuntimeError, match=r'of count, fail; got {"do": "dance"}'):
+            peer.ask(do="dance")
+        assert peer.ask(do="count")["samples"] == 7
         assert 1e6 < peer.peak_rss_bytes() < 1e9
     assert not Path(f"/proc/{pid}").exists()
 
 
 def test_a_peer_that_ends_says_why(counting: None) -> None:
-    with Peer("counting", batch=1) as peer, pytest.raises(RuntimeError, match="no such row"):
-        peer.call("fail")
+    with start_peer("counting", batch=1) as peer, pytest.raises(RuntimeError, match="no such row"):
+        peer.ask(do="fail")
     with pytest.raises(RuntimeError, match="IndexError"):  # no --batch, so no second argument
-        Peer("counting")
+        start_peer("counting")
 
 
 def test_a_contender_returns_samples(counting: None) -> None:
@@ -104,7 +104,7 @@ def test_a_stopped_peer_ends_with_its_parent(counting: None, tmp_path: Path) -> 
         "import os, sys\nfrom pathlib import Path\n"
         "from lookback.benchmarks.peers import client\n"
         "client.ENVIRONMENTS = Path(sys.argv[1])\nclient.PEERS['counting'] = 'own'\n"
-        "print(client.Peer('counting', batch=1).pid, flush=True)\n"
+        "print(client.start_peer('counting', batch=1).pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run(
@@ -204,9 +204,9 @@ def test_vocabularies_are_compared_value_by_value(tmp_path: Path) -> None:
 )
 def test_the_torch_peer_trains_and_infers() -> None:
     options = {"batch": 64, "rows": 50, "tables": 3, "dim": 128, "threads": 1}
-    with Peer("torch_dlrm", **options) as peer:
-        assert peer.call("train", 2)[0] == 128
-        assert peer.call("infer", 3)[0] == 192
+    with start_peer("torch_dlrm", **options) as peer:
+        assert peer.ask(do="train", steps=2)["samples"] == 128
+        assert peer.ask(do="infer", steps=3)["samples"] == 192
 
 
 BATCHES = """
@@ -274,9 +274,9 @@ def test_peers_of_histories_train_and_score(name: str, model: str, tmp_path: Pat
         pytest.skip(note)
     write_rows(tmp_path / "b.npz", rows=32, slots=12)
     options = {"batches": tmp_path / "b.npz", "rows": "32,33,121", "slots": 12, "threads": 1}
-    with Peer(name, model=model, **options) as peer:
-        assert peer.call("train", 2)[0] == 64  # it refuses a loss that is no number
-        assert peer.call("infer", 3)[0] == 96
+    with start_peer(name, model=model, **options) as peer:
+        assert peer.ask(do="train", steps=2)["samples"] == 64  # it refuses a loss that is no number
+        assert peer.ask(do="infer", steps=3)["samples"] == 96
 
 
 def test_a_directory_is_as_large_as_the_files_below(tmp_path):
