@@ -152,8 +152,8 @@ def tried(check: Check, seconds: float = _SECONDS) -> dict[str, Any]:
         if line.startswith("{"):
             answer: dict[str, Any] = json.loads(line)
             return answer
-    said = [line.strip() for line in process.stderr.splitlines() if line.strip()]
-    why = said[-1] if said else "it said nothing"
+    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+    why = lines[-1] if lines else "it said nothing"
     return {"works": False, "why": f"exit status {process.returncode}: {why[:_LONGEST_REASON]}"}
 
 

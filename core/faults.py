@@ -136,14 +136,14 @@ def _interrupts_that_count() -> Iterator[None]:
 def sentence(error: BaseException) -> str | None:
     """What to say of an error that the user can put right, cut; None of a fault of ours."""
     if isinstance(error, UserError):
-        said: str | None = str(error)
+        text: str | None = str(error)
     elif isinstance(error, MemoryError):
-        said = _NO_MEMORY.format(what=_first_line(error) or type(error).__name__)
+        text = _NO_MEMORY.format(what=_first_line(error) or type(error).__name__)
     elif isinstance(error, OSError):
-        said = _of_system(error)
+        text = _of_system(error)
     else:
-        said = _of_tensorflow(error)
-    return None if said is None else cut(said)
+        text = _of_tensorflow(error)
+    return None if text is None else cut(text)
 
 
 def status_of(error: BaseException) -> int:
@@ -184,32 +184,32 @@ def _of_system(error: OSError) -> str | None:
         return None
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     about = " -> ".join(map(os.fsdecode, names)) or "a file, or standard output"
-    said = os.strerror(error.errno or 0)
+    reason = os.strerror(error.errno or 0)
     # Libraries say more in its place, Arrow for one.
-    detail = "" if said in str(error.strerror) else f" ({str(error.strerror)[:_FIRST_LINE]})"
-    return f"{about}: {said}{detail}. {remedy}"
+    detail = "" if reason in str(error.strerror) else f" ({str(error.strerror)[:_FIRST_LINE]})"
+    return f"{about}: {reason}{detail}. {remedy}"
 
 
 def _of_tensorflow(error: BaseException) -> str | None:
     """TensorFlow's errors of files end as the system's do; those of memory have a class."""
     if not type(error).__module__.startswith("tensorflow."):
         return None
-    said = _first_line(error)
+    reason = _first_line(error)
     for number, remedy in _REMEDIES.items():
-        if os.strerror(number) in said:
-            return f"{said.rstrip('.')}. {remedy}"
+        if os.strerror(number) in reason:
+            return f"{reason.rstrip('.')}. {remedy}"
     exhausted = type(error).__name__ == "ResourceExhaustedError"
-    return _NO_MEMORY.format(what=said) if exhausted else None
+    return _NO_MEMORY.format(what=reason) if exhausted else None
 
 
 def _report(error: Exception, place: Path | None) -> int:
     if os.environ.get(TRACEBACK) == "1":
         traceback.print_exception(error, file=sys.stderr)
-    said = sentence(error)
-    if said is None:
+    message = sentence(error)
+    if message is None:
         kind, text = type(error).__name__, _first_line(error)
-        said = f"this is a fault of Lookback's, not yours: {kind}: {text}\n{_kept(error, place)}"
-    print(f"error: {said}", file=sys.stderr)
+        message = f"this is a fault of Lookback's, not yours: {kind}: {text}\n{_kept(error, place)}"
+    print(f"error: {message}", file=sys.stderr)
     return status_of(error)
 
 

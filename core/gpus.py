@@ -96,5 +96,5 @@ def _call(cuda: Any, function: str, *arguments: Any) -> None:
     if status:
         text = ctypes.c_char_p()
         cuda.cuGetErrorString(status, ctypes.byref(text))
-        said = (text.value or b"unknown error").decode(errors="replace")
-        raise OSError(f"{function} gave {status}, {said}")
+        reason = (text.value or b"unknown error").decode(errors="replace")
+        raise OSError(f"{function} gave {status}, {reason}")

@@ -53,16 +53,16 @@ def load_json(content: bytes | str, source: str, remedy: str = "") -> Any:
         if _ESCAPED_SURROGATE in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        said = "it is nested too deeply"
+        reason = "it is nested too deeply"
     except UnicodeEncodeError:
-        said = "it has half of a surrogate pair, which is no character"
+        reason = "it has half of a surrogate pair, which is no character"
     except json.JSONDecodeError as error:
-        said = f"{error.msg}, line {error.lineno}, column {error.colno}"
+        reason = f"{error.msg}, line {error.lineno}, column {error.colno}"
     except ValueError as error:  # ours, and a whole number of thousands of digits
-        said = str(error)
+        reason = str(error)
     else:
         return value
-    raise UserError(f"{source} is not valid JSON for us: {said[:_SHOWN]}. {remedy}".rstrip())
+    raise UserError(f"{source} is not valid JSON for us: {reason[:_SHOWN]}. {remedy}".rstrip())
 
 
 def read_json(path: Path, remedy: str = "", missing: str | None = None) -> dict[str, Any]:

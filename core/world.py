@@ -167,9 +167,9 @@ def require_same(world: World, facts: Mapping[str, Any]) -> None:
 
 
 def _fault(error: BaseException) -> dict[str, Any]:
-    said = sentence(error)
-    text = f"{type(error).__name__}: {error}" if said is None else said
-    return {"user": said is not None, "text": text}
+    message = sentence(error)
+    text = f"{type(error).__name__}: {error}" if message is None else message
+    return {"user": message is not None, "text": text}
 
 
 def running_sum(rows: tf.Tensor) -> tf.Tensor:

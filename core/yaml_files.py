@@ -143,8 +143,8 @@ def load_yaml(text: str, source: str, *, shared_lists: bool = False) -> Any:
         # Not the unsafe load: both construct as SafeLoader does.
         return yaml.load(text, Loader=_SharingLoader if shared_lists else _StrictLoader)
     except yaml.YAMLError as error:
-        said = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        raise UserError(f"{source} is not valid YAML: {said[:_SHOWN]}") from None
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise UserError(f"{source} is not valid YAML: {reason[:_SHOWN]}") from None
     except RecursionError:
         raise UserError(f"{source} is not valid YAML for us: it is nested too deeply.") from None
     except ValueError as error:  # such as a date that does not exist, or too many digits

@@ -108,10 +108,10 @@ def read_histories_info(directory: str | Path) -> dict[str, Any]:
                 f"{shown(value)}. {AGAIN}"
             )
     counts = info.get("counts", {})  # absent where somebody writes histories without a workflow
-    said = [split["test"], split["validation"]]
+    counted = [split["test"], split["validation"]]
     if isinstance(counts, dict):
-        said += [counts[name] for name in ("users", "events", "items") if name in counts]
-    if not isinstance(counts, dict) or any(type(number) is not int for number in said):
+        counted += [counts[name] for name in ("users", "events", "items") if name in counts]
+    if not isinstance(counts, dict) or any(type(number) is not int for number in counted):
         raise UserError(
             f"{Path(directory) / DATASET_FILE}: 'counts' and 'split' must hold whole numbers by "
             f"name. {AGAIN}"

@@ -63,15 +63,15 @@ def read_specification(file: Path) -> tuple[Any, dict[str, Any]]:
     """
     content = read_yaml(file, shared_lists=True)  # NVIDIA's tools dump a list of names twice
     metadata = content.get(SPECIFICATION_METADATA) if isinstance(content, Mapping) else None
-    said = metadata.get(_OURS) if isinstance(metadata, Mapping) else None
-    if said is None:
+    ours = metadata.get(_OURS) if isinstance(metadata, Mapping) else None
+    if ours is None:
         return content, {}
     rest = {name: section for name, section in content.items() if name != SPECIFICATION_METADATA}
-    if not isinstance(said, Mapping) or not is_whole({**said, _SPECIFICATION: rest}):
+    if not isinstance(ours, Mapping) or not is_whole({**ours, _SPECIFICATION: rest}):
         raise UserError(
             f"{file} is not what was written: its content has another digest than it says. Copy "
             "the files again from where they were written, or export them again with `python -m "
             "workflows export-feature-spec`. (To change it on purpose, remove its section "
             "'metadata'.)"
         )
-    return content, dict(said)
+    return content, dict(ours)

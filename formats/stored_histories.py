@@ -143,8 +143,8 @@ class Head:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of what it says."""
-        said = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def differences(self, other: Head) -> dict[str, tuple[Any, Any]]:
         """What keeps records of one from being records of the other: by name, both values."""

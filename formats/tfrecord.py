@@ -157,8 +157,8 @@ def _check_lengths(file: Path) -> None:
                 left = size - end - sum(_AROUND)
                 (length,) = _LENGTH.unpack_from(data, end) if left >= 0 else (0,)
                 if length > left:
-                    said = f"{length:,} bytes of data, and {max(left, 0):,} are left in the file"
-                    raise _unreadable(file, said, record)
+                    found = f"{length:,} bytes of data, and {max(left, 0):,} are left in the file"
+                    raise _unreadable(file, found, record)
                 end += length + sum(_AROUND)
                 record += 1
     except OSError as error:

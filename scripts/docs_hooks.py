@@ -40,5 +40,5 @@ def _markdown(cell: dict[str, Any]) -> str:
     if cell["cell_type"] == "markdown":
         return f"{text}\n"
     printed = ["".join(output.get("text", "")) for output in cell["outputs"]]
-    said = "".join(f"\n```text\n{text.rstrip()}\n```\n" for text in printed if text)
-    return f"```python\n{text}\n```\n{said}"
+    blocks = "".join(f"\n```text\n{text.rstrip()}\n```\n" for text in printed if text)
+    return f"```python\n{text}\n```\n{blocks}"

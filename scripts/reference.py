@@ -108,8 +108,8 @@ def _commands() -> Iterator[str]:
             continue
         yield f"## lookback {name}"
         if name in BESIDE_TRAIN:
-            options, said = BESIDE_TRAIN[name]
-            yield said
+            options, remark = BESIDE_TRAIN[name]
+            yield remark
             yield parameter_table(CommandLine((options,)))
         elif isinstance(found, Command):
             yield from _command(found)

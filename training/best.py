@@ -118,9 +118,9 @@ def best_by(
     if metric is None:
         return BestEvaluation(f"{split}_{ordered[0]}") if ordered else None
     if metric not in ordered:
-        said = f"expected of {', '.join(ordered) or 'none'}, which the {split} split has"
+        expected = f"expected of {', '.join(ordered) or 'none'}, which the {split} split has"
         fix = "Add it to --metrics" if family(metric) != metric else "Choose one of them"
-        raise UserError(f"early_stopping: {said}, received {metric!r:.60}. {fix}.")
+        raise UserError(f"early_stopping: {expected}, received {metric!r:.60}. {fix}.")
     return BestEvaluation(f"{split}_{metric}", patience)
 
 

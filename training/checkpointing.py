@@ -115,9 +115,9 @@ class RunCheckpoints:
             return False
         step = self._best.step
         if step is None or self._store.best_step != step:
-            said = f"{self._store.directory / BEST} does not hold it: a run was saved elsewhere"
-            said = "no evaluation had the figure" if step is None else said
-            log.message(f"warning: {said}; the last checkpoint counts")
+            reason = f"{self._store.directory / BEST} does not hold it: a run was saved elsewhere"
+            reason = "no evaluation had the figure" if step is None else reason
+            log.message(f"warning: {reason}; the last checkpoint counts")
             return False
         if step == position.total_steps:
             return False

@@ -56,5 +56,5 @@ def summary_in(log: Path) -> dict[str, Any]:
 
 def last_words(terminal: Path) -> str:
     """The end of what a run printed."""
-    said = terminal.read_text(encoding="utf-8", errors="replace").strip()
-    return said[-_SHOWN_OF_TERMINAL:]
+    text = terminal.read_text(encoding="utf-8", errors="replace").strip()
+    return text[-_SHOWN_OF_TERMINAL:]

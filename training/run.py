@@ -227,7 +227,7 @@ def run_on(
     given = {**dataclasses.asdict(run), **dataclasses.asdict(data), **plain_options}
     require_same(world, json.loads(json.dumps(given, default=str)))
     checkpoint = checkpoint_of(run, world)
-    run, said = resolved(run, data, options, checkpoint, world)
+    run, chosen = resolved(run, data, options, checkpoint, world)
     tf.keras.utils.set_random_seed(run.seed)
     source = open_source(run, data, options, world)
     ids = Ids.of(run.dataset_dir, verified=not run.no_verify)
@@ -250,7 +250,7 @@ def run_on(
         world=world,
     )
     if run.dry_run:
-        for line in (*said, *notes, *trainer.notes):
+        for line in (*chosen, *notes, *trainer.notes):
             print(line)
         return rehearsed(trainer, results_dir, began, world)
     logger = make_logger(run, results_dir, trainer, source, world)
@@ -261,7 +261,7 @@ def run_on(
         log.options({**given, "seed": run.seed})
         placed = f"{world.size} processes\n{plan}" if plan else ""
         loaded = "" if checkpoint is None else resumption(checkpoint, log, trainer, source)
-        for line in filter(None, (*said, *notes, placed, loaded, *trainer.notes)):
+        for line in filter(None, (*chosen, *notes, placed, loaded, *trainer.notes)):
             log.message(line)
         outcome = execute(trainer, run, data, options, log, world)
         log.summary(outcome.summary, outcome.warnings)
@@ -305,19 +305,20 @@ def make_logger(
     run: RunConfig, results_dir: Path, trainer: Trainer, source: BatchSource, world: World
 ) -> RunLogger:
     """The log of a run, which goes on where that of a run to continue ended."""
-    trackers, said = trackers_of(run, trainer.contents.identity) if world.rank == 0 else ((), None)
+    identity = trainer.contents.identity
+    trackers, failure = trackers_of(run, identity) if world.rank == 0 else ((), None)
     made = RunLogger(
         results_dir,
         run.log_filename,
         append=run.load_checkpoint_path is not None and run.mode == "train",
-        identity=trainer.contents.identity,
+        identity=identity,
         epochs=run.epochs,
         steps_per_epoch=source.train_steps(),
         trackers=trackers,
         enabled=world.rank == 0,
     )
-    if said:
-        made.message(said)
+    if failure:
+        made.message(failure)
     return made
 
 
@@ -325,14 +326,14 @@ def resumption(
     checkpoint: Checkpoint, log: RunLogger, trainer: Trainer, source: BatchSource
 ) -> str:
     """Says from where a run goes on, and what of an earlier process's work that leaves out."""
-    said = f"loaded {checkpoint.path} ({trainer.position})"
+    line = f"loaded {checkpoint.path} ({trainer.position})"
     if log.reached is None:
-        return said
+        return line
     epoch, step = log.reached
     lost = epoch * source.train_steps() + step + 1 - trainer.position.total_steps
     if lost > 0:
-        said += f"; {lost:,} logged steps after that are lost, and trained again"
-    return said
+        line += f"; {lost:,} logged steps after that are lost, and trained again"
+    return line
 
 
 def checkpoint_of(run: RunConfig, world: World) -> Checkpoint | None:
@@ -390,8 +391,8 @@ def report(
     assert results_dir is not None
     try:
         records = read_log(results_dir / run.log_filename)
-        said = described(run, data, options, outcome, model)
-        directory = write_report(results_dir, records, outcome, said)
+        description = described(run, data, options, outcome, model)
+        directory = write_report(results_dir, records, outcome, description)
     except Exception as error:  # of matplotlib or the system, whatever it is
         print(
             f"warning: the report in {results_dir / 'report'} is not complete: "
@@ -452,13 +453,13 @@ def resolved(
     """The run with what follows from data and checkpoint, and lines that say what was chosen."""
     from lookback.training.batch_size import choose_batch_size
 
-    rows, said = choose_batch_size(run, data, options, checkpoint)
+    rows, note = choose_batch_size(run, data, options, checkpoint)
     seed, rows = world.gather([choose_seed(run, checkpoint), rows])[0]
     known = command_line().options(run.model_type, run.recipe)
     idle_ones = idle(known, run, data, options).items()
     lines = [f"{name}: {why}; it has no effect" for name, why in idle_ones]
     run = dataclasses.replace(run, seed=seed, global_batch_size=rows)
-    return run, [*([said] if said else []), *lines]
+    return run, [*([note] if note else []), *lines]
 
 
 def choose_seed(run: RunConfig, checkpoint: Checkpoint | None) -> int:

@@ -91,16 +91,16 @@ class ModelOrigin(Origin):
 
     optimizer = None
 
-    def __init__(self, model: tf.keras.Model, said: Mapping[str, Any], directory: Path) -> None:
+    def __init__(self, model: tf.keras.Model, options: Mapping[str, Any], directory: Path) -> None:
         """Takes a model that is in one process.
 
         Args:
           model: built.
-          said: "model_type", and the model's options.
+          options: of the model, and its "model_type".
           directory: of the bundle.
         """
         self.where = f"the bundle {directory}"
-        self.model, self.columns = said, model.schema.column_names
+        self.model, self.columns = options, model.schema.column_names
         self.ids = Ids.of(directory)
         self._states = model_states(model)
         self.specs = {name: state.spec for name, state in self._states.items()}
@@ -155,15 +155,15 @@ def start_from(origin: Origin, here: Here, states: Mapping[str, State]) -> list[
     _require_same_type(origin, here)
     tables = _tables(states)
     theirs = _tables(origin.specs)
-    said = _told_of_options(origin, here)
+    notes = _differing_options(origin, here)
     rows, matches = _matched(origin, here, tables, theirs)
-    said += matches + _changed_numbers(origin.ids.features, here.ids.features)
-    fresh, told = _fresh_dense(origin, here, states)
-    said += told
+    notes += matches + _changed_numbers(origin.ids.features, here.ids.features)
+    fresh, without = _fresh_dense(origin, here, states)
+    notes += without
     keeps_state = origin.optimizer == here.optimizer
     if not keeps_state:
         had = f"had {origin.optimizer}" if origin.optimizer else "has weights only"
-        said.append(f"optimizer: {origin.where} {had}; the state of {here.optimizer} starts anew")
+        notes.append(f"optimizer: {origin.where} {had}; the state of {here.optimizer} starts anew")
     for name, state in states.items():
         if not name.startswith((_TABLE, _MODEL, *((_OPTIMIZER,) if keeps_state else ()))):
             continue
@@ -174,7 +174,7 @@ def start_from(origin: Origin, here: Here, states: Mapping[str, State]) -> list[
         elif name.startswith((_MODEL, _DENSE)) and name not in fresh:
             for part in state.parts:
                 part.variable.assign(origin.whole(name))
-    return said
+    return notes
 
 
 def _require_same_type(origin: Origin, here: Here) -> None:
@@ -211,7 +211,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _told_of_options(origin: Origin, here: Here) -> list[str]:
+def _differing_options(origin: Origin, here: Here) -> list[str]:
     differing = _options_that_differ(origin, here)
     return [f"options of the model that differ: {', '.join(differing)}"] if differing else []
 
@@ -220,10 +220,10 @@ def _matched(
     origin: Origin, here: Here, ours: Mapping[str, State], theirs: Mapping[str, TensorSpec]
 ) -> tuple[dict[str, Int64], list[str]]:
     """Of each row of tables that both have, which row it was (-1: of none), and what to say."""
-    said, rows, maps = [], dict[str, Int64](), dict[tuple[str, int, int], tuple[Int64, str]]()
+    notes, rows, maps = [], dict[str, Int64](), dict[tuple[str, int, int], tuple[Int64, str]]()
     for name, state in ours.items():
         if name not in theirs:
-            said.append(f"table {name}: new, all {state.shape[0]:,} rows")
+            notes.append(f"table {name}: new, all {state.shape[0]:,} rows")
             continue
         was, (count, dim) = theirs[name], state.shape
         if was.shape[1] != dim:
@@ -237,14 +237,14 @@ def _matched(
             maps[key] = _rows_of(origin, here, *key)
         rows[name], note = maps[key]
         kept = int((rows[name] >= 0).sum())
-        said.append(
+        notes.append(
             f"table {name}: {kept:,} rows kept, {count - kept:,} new, "
             f"{was.shape[0] - kept:,} dropped{note}"
         )
     gone = [name for name in theirs if name not in ours]
     if gone:
-        said.append(f"tables of {origin.where} that this model has not: {', '.join(gone)}")
-    return rows, said
+        notes.append(f"tables of {origin.where} that this model has not: {', '.join(gone)}")
+    return rows, notes
 
 
 def _rows_of(origin: Origin, here: Here, feature: str, was: int, count: int) -> tuple[Int64, str]:
@@ -259,7 +259,7 @@ def _rows_of(origin: Origin, here: Here, feature: str, was: int, count: int) -> 
         if fitted[0] != fitted[1] or count != was:
             raise UserError(
                 f"init_from: the ids of {feature!r} are made otherwise here than in {origin.where}:"
-                f" {_told(fitted[0])} and {_told(fitted[1])}, so that their rows stand for other "
+                f" {_how(fitted[0])} and {_how(fitted[1])}, so that their rows stand for other "
                 "values. Make the feature as it was, or leave it out (--features)."
             )
         return equal, ""
@@ -293,12 +293,12 @@ def _by_raw_id(feature: str, ours: RawIds, theirs: RawIds, where: str) -> tuple[
     numbers = [pa.types.is_integer(ids.type) or not len(ids) for ids in (new, old)]
     empty = not len(new) or not len(old)
     if ours.special != theirs.special or (numbers[0] != numbers[1] and not empty):
-        told = " and ".join(
+        kinds = " and ".join(
             f"{'numbers' if number else 'text'} after the rows {', '.join(ids.special)}"
             for number, ids in zip(numbers, (ours, theirs), strict=True)
         )
         raise UserError(
-            f"init_from: values of {feature!r} are of another kind here than in {where}: {told}. "
+            f"init_from: values of {feature!r} are of another kind here than in {where}: {kinds}. "
             "Write the dataset as the one that the model was trained on was written."
         )
     special = np.arange(len(ours.special), dtype=np.int64)
@@ -313,14 +313,14 @@ def _by_raw_id(feature: str, ours: RawIds, theirs: RawIds, where: str) -> tuple[
     return np.concatenate([special, rows]), "; warning: no value is known there" if nobody else ""
 
 
-def _numbering(said: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _numbering(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """How values become ids without a vocabulary; None where there is one, or nothing is said."""
-    if said is None or said.get(TYPE) not in (Hashed.kind, Buckets.kind):
+    if fitted is None or fitted.get(TYPE) not in (Hashed.kind, Buckets.kind):
         return None
-    return {key: value for key, value in said.items() if key not in (BAG, OF)}
+    return {key: value for key, value in fitted.items() if key not in (BAG, OF)}
 
 
-def _told(fitted: Mapping[str, Any] | None) -> str:
+def _how(fitted: Mapping[str, Any] | None) -> str:
     return "by a vocabulary, or nothing is said" if fitted is None else str(dict(fitted))
 
 
@@ -328,8 +328,8 @@ def _changed_numbers(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list
     """Says which numbers are scaled otherwise than they were."""
     changed = [
         name
-        for name, said in ours.items()
-        if said.get(TYPE) == Number.kind and name in theirs and theirs[name] != said
+        for name, fitted in ours.items()
+        if fitted.get(TYPE) == Number.kind and name in theirs and theirs[name] != fitted
     ]
     if not changed:
         return []

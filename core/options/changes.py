@@ -64,5 +64,5 @@ def _made(config: type, fields: Iterable[tuple[str, Any, Any]]) -> type:
 
 def _unchanged(field: dataclasses.Field[Any], meaning: str) -> Any:
     text = field.metadata["help"]
-    said = text if field.default is None else f"{text}; none: {meaning}"
-    return dataclasses.field(default=None, metadata={**field.metadata, "help": said})
+    sentence = text if field.default is None else f"{text}; none: {meaning}"
+    return dataclasses.field(default=None, metadata={**field.metadata, "help": sentence})

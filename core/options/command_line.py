@@ -296,12 +296,12 @@ class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises where the original prints and exits."""
 
     def error(self, message: str) -> typing.NoReturn:
-        said = message.removeprefix("argument ")
-        flag, _, value = said.partition(": ignored explicit argument ")
+        text = message.removeprefix("argument ")
+        flag, _, value = text.partition(": ignored explicit argument ")
         if value:
             raise _valued_flag(flag.split("/")[0], value)
-        said = said.replace("expected one argument", "expected a value, received none")
-        raise UserError(f"{said}. --help lists the options.")
+        text = text.replace("expected one argument", "expected a value, received none")
+        raise UserError(f"{text}. --help lists the options.")
 
 
 def _read_argv(

@@ -100,13 +100,13 @@ class Problems:
         """
         if not self._found:
             return
-        said = [self._said(*found) for found in sorted(self._found, key=self._order)]
-        if len(said) == 1:
-            raise UserError(f"{self._source}: {said[0]}")
-        more = len(said) - MOST_PROBLEMS
-        said = said[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        lines = [self._line_of(*found) for found in sorted(self._found, key=self._order)]
+        if len(lines) == 1:
+            raise UserError(f"{self._source}: {lines[0]}")
+        more = len(lines) - MOST_PROBLEMS
+        lines = lines[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
         count = len(self._found)
-        raise UserError("\n  ".join([f"{self._source}: {count} things are wrong with it:", *said]))
+        raise UserError("\n  ".join([f"{self._source}: {count} things are wrong with it:", *lines]))
 
     def _order(self, found: tuple[Place, str]) -> int:
         return self._line(found[0]) or 0
@@ -117,7 +117,7 @@ class Problems:
             place = place[:-1]
         return self._lines.get(place)
 
-    def _said(self, place: Place, sentence: str) -> str:
+    def _line_of(self, place: Place, sentence: str) -> str:
         line = self._line(place)
         where = f" (line {line})" if line is not None else ""
         return f"{dotted(place)}{where}: {sentence}" if place or where else sentence

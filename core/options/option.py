@@ -408,8 +408,8 @@ def option_of(
       choices: the allowed values, if the caller knows better.
     """
     kind, is_tuple, is_optional, literal = _annotation(config_class, field.name, hints)
-    said = field.metadata
-    allowed = said.get("choices") or literal if choices is None else choices
+    declared = field.metadata
+    allowed = declared.get("choices") or literal if choices is None else choices
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
@@ -421,21 +421,21 @@ def option_of(
         is_optional=is_optional,
         choices=tuple(allowed) if allowed is not None else None,
         default=default,
-        help=said.get("help", ""),
-        scope=str(said.get("scope") or group),
-        none=tuple(said.get("none", ())),
-        unit=said.get("unit"),
-        limit=said.get("limit", MOST_INTEGER),
-        bounds=tuple((b, said[b]) for b in bounds if said.get(b) is not None),
-        nonempty=said.get("nonempty", False),
-        continued=said.get("continued", False),
-        positional=said.get("positional", False),
-        repeatable=said.get("repeatable", False),
-        unserved=said.get("unserved") or {},
-        needs=alternatives(said.get("needs")),
-        suits=alternatives(said.get("suits")),
-        storage=said.get("storage", False),
-        younger=said.get("younger", False),
+        help=declared.get("help", ""),
+        scope=str(declared.get("scope") or group),
+        none=tuple(declared.get("none", ())),
+        unit=declared.get("unit"),
+        limit=declared.get("limit", MOST_INTEGER),
+        bounds=tuple((b, declared[b]) for b in bounds if declared.get(b) is not None),
+        nonempty=declared.get("nonempty", False),
+        continued=declared.get("continued", False),
+        positional=declared.get("positional", False),
+        repeatable=declared.get("repeatable", False),
+        unserved=declared.get("unserved") or {},
+        needs=alternatives(declared.get("needs")),
+        suits=alternatives(declared.get("suits")),
+        storage=declared.get("storage", False),
+        younger=declared.get("younger", False),
     )
 
 

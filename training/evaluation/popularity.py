@@ -100,7 +100,7 @@ class PopularityEvaluator(Evaluator):
         }
 
 
-def told(figures: Mapping[str, float]) -> str:
+def popularity_line(figures: Mapping[str, float]) -> str:
     """Figures of popularity in a line for people; "" of none.
 
     Args:

@@ -14,7 +14,7 @@ from lookback.training.best import BestEvaluation, best_by
 from lookback.training.config import RunConfig
 from lookback.training.evaluation.choice import check_cutoffs, check_goals, choose
 from lookback.training.evaluation.passes import Evaluations
-from lookback.training.evaluation.popularity import told
+from lookback.training.evaluation.popularity import popularity_line
 from lookback.training.evaluation.splits import choose_splits
 from lookback.training.outcome import Outcome
 from lookback.training.output.logging import RunLogger
@@ -102,7 +102,8 @@ class RunEvaluation:
             for figure, reason in _ABSENT.items():
                 if value is None and name.endswith(f"_{figure}"):
                     self._log_once(log, f"{name} is absent: {reason}")
-        self._log_once(log, told({n: v for n, v in outcome.baselines.items() if n in figures}))
+        baselines = {name: v for name, v in outcome.baselines.items() if name in figures}
+        self._log_once(log, popularity_line(baselines))
         return outcome
 
     def log_left_out(self, log: RunLogger) -> None:

@@ -239,8 +239,8 @@ class RunLogger:
         if not self._enabled:
             return
         plain = _plain(data)
-        said = {"warnings": list(warnings)} if warnings else {}
-        self._write("LOG", step=[], data={**plain, **said})
+        extra = {"warnings": list(warnings)} if warnings else {}
+        self._write("LOG", step=[], data={**plain, **extra})
         self._stop_bar()
         self._show_figures("summary", plain)
         for tracker in self._trackers:

@@ -133,10 +133,10 @@ def trackers_of(run: RunConfig, identity: str) -> tuple[Sequence[MlflowTracker],
     try:
         return [MlflowTracker(name, {"lookback.run": identity})], None
     except Exception as error:  # of mlflow or the network, whatever it is
-        said = f"MLflow at {os.environ.get(URI) or 'mlruns'}: {type(error).__name__}: {error}"
+        failure = f"MLflow at {os.environ.get(URI) or 'mlruns'}: {type(error).__name__}: {error}"
         if asked:
-            raise UserError(f"tracker: expected to begin a run, received of {said}") from error
-        return (), f"warning: nothing is sent to {said}"
+            raise UserError(f"tracker: expected to begin a run, received of {failure}") from error
+        return (), f"warning: nothing is sent to {failure}"
 
 
 def check_tracker(run: RunConfig) -> None:

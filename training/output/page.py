@@ -220,7 +220,7 @@ def _attention(found: AttentionFound | None, pictures: Mapping[str, Picture]) ->
     if found is None or "attention" not in pictures:
         return
     finds = "the search finds and attention weighs" if found.searched else "attention weighs"
-    said = (
+    text = (
         f"Of {found.candidates:,} positive candidates of the {found.split} split, the events of "
         f"the history that {finds}, beside all events, which a model that does not choose would "
         "take."
@@ -232,8 +232,8 @@ def _attention(found: AttentionFound | None, pictures: Mapping[str, Picture]) ->
         if not found.searched:
             del shown["found"]
         told = ", ".join(f"{100 * same[row]:.1f} % of {name}" for name, row in shown.items())
-        said += f" Of the candidate's own {found.category} are {told}."
-    yield _section("What it attends to", said, _image(pictures["attention"], wide=True))
+        text += f" Of the candidate's own {found.category} are {told}."
+    yield _section("What it attends to", text, _image(pictures["attention"], wide=True))
 
 
 def _figures(outcome: Outcome) -> Iterable[str]:

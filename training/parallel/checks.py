@@ -34,10 +34,10 @@ def tensorflow() -> dict[str, Any]:
     half = tf.float16 if gpus else tf.bfloat16
     rates = {dtype.name: gemm_rate(dtype.name, SECONDS) for dtype in (tf.float32, half)}
     where = gpus[0].get("device_name", "a GPU") if gpus else "the CPU"
-    said = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items())
+    speeds = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items())
     return {
         "works": True,
-        "says": f"{tf.__version__}, {said} on {where}; imported in {imported:.1f} s",
+        "says": f"{tf.__version__}, {speeds} on {where}; imported in {imported:.1f} s",
         "gpus": gpus,
         "flops": rates,
         "import_seconds": imported,

@@ -68,7 +68,7 @@ def run_elastic(job: Job, elasticity: Elasticity) -> int:
     while True:
         size, slots = _await_slots(elasticity)
         if command is not job.command or size < job.ranks:
-            say(_start_said(size, job.ranks, saved if saved != origin else None))
+            say(_start_message(size, job.ranks, saved if saved != origin else None))
         started = dataclasses.replace(job, ranks=size, hosts=slots, command=command)
         end = run_to_end(started, _more_than(size, elasticity))
         before, saved = saved, _latest(elasticity.checkpoints)
@@ -120,7 +120,7 @@ def _latest(directory: Path) -> Path | None:
     return saved[-1] if saved else None
 
 
-def _start_said(size: int, most: int, saved: Path | None) -> str:
+def _start_message(size: int, most: int, saved: Path | None) -> str:
     begin = f"from {saved}" if saved else "as it was started, as no checkpoint has been saved since"
     return f"going on with {size} of {most} processes, {begin}"
 

@@ -73,16 +73,16 @@ class Hosts:
 
     def _present(self) -> Mapping[str | None, int]:
         if self._script is not None:
-            return self._told(self._script)
+            return self._from_script(self._script)
         if self._hosts is None:
             return {None: self._most}
         reached = reachable(list(self._hosts))
         return {host: slots for host, slots in self._hosts.items() if host in reached}
 
-    def _told(self, script: Path) -> Mapping[str | None, int]:
+    def _from_script(self, script: Path) -> Mapping[str | None, int]:
         """What the script says; what it said last, where it fails now."""
         try:
-            said = subprocess.run(
+            output = subprocess.run(
                 [str(script.absolute())],
                 capture_output=True,
                 text=True,
@@ -97,7 +97,7 @@ class Hosts:
                 f"--hosts_script: expected a program that prints HOST:SLOTS lines within "
                 f"{_SECONDS_FOR_AN_ANSWER} s, and {script} failed: {error}."
             ) from error
-        entries = map(slot_of, said.split())
+        entries = map(slot_of, output.split())
         self._answer = {host: slots for host, slots in entries}  # noqa: C416 (None is a key, too)
         return self._answer
 

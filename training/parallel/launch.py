@@ -210,9 +210,9 @@ class _Listener:
         """Reads lines until there are no more."""
         in_traceback = False
         for line in source:
-            said = _OF_A_RANK.match(line)
-            if said is not None:
-                rank, text = said.groups()
+            match = _OF_A_RANK.match(line)
+            if match is not None:
+                rank, text = match.groups()
                 if not self._is_announcement(text):
                     self._write(sink, text if rank == "0" else f"[{rank}] {text}")
                 continue

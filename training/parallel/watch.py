@@ -73,10 +73,10 @@ class Watch:
         """Leaves word of an error here, unless another process failed first."""
         if self._job_store is None:
             return
-        said = sentence(error)
+        message = sentence(error)
         note = {
             "rank": self.rank,
-            "text": cut(f"{type(error).__name__}: {error}") if said is None else said,
+            "text": cut(f"{type(error).__name__}: {error}") if message is None else message,
             "status": status_of(error),
         }
         try:

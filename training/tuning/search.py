@@ -226,7 +226,7 @@ class Search:
         trial = self._study.ask(
             {n: _distribution(d, self._base.kinds[n]) for n, d in self._space.items()}
         )
-        said = ", ".join(f"{name} {_shown(value)}" for name, value in trial.params.items())
+        choices = ", ".join(f"{name} {_shown(value)}" for name, value in trial.params.items())
         directory = self._directory / TRIALS / str(trial.number)
         directory.mkdir(parents=True)
         log = directory / self._base.log_filename
@@ -238,11 +238,11 @@ class Search:
         )
         if watch is not None and watch.ended:
             self._study.tell(trial, state=TrialState.PRUNED)
-            return f"{said}: ended early"
+            return f"{choices}: ended early"
         if status:
             trial.set_user_attr(_STATUS, status)
             self._study.tell(trial, state=TrialState.FAIL)
-            return self._failed(said, directory, status)
+            return self._failed(choices, directory, status)
         summary = summary_in(log)
         if self._tune.metric not in summary:
             names = [n for n, v in summary.items() if isinstance(v, int | float)]
@@ -255,12 +255,11 @@ class Search:
         if value is None:  # no number, such as where all rows have one label
             trial.set_user_attr(_STATUS, f"no {self._tune.metric}")
             self._study.tell(trial, state=TrialState.FAIL)
-            return f"{said}: {self._tune.metric} is no number, see {directory}"
+            return f"{choices}: {self._tune.metric} is no number, see {directory}"
         self._study.tell(trial, float(value))
         best = self._study.best_trial
-        return (
-            f"{said}: {self._tune.metric} {value:.6g} (best {best.value:.6g} of {best.number + 1})"
-        )
+        found = f"{self._tune.metric} {value:.6g} (best {best.value:.6g} of {best.number + 1})"
+        return f"{choices}: {found}"
 
     def _failed(self, said: str, directory: Path, status: int) -> str:
         told = f"{said}: ended with exit status {status}, see {directory}"
