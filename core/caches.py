@@ -1,4 +1,4 @@
-"""Where libraries keep what they compile or index, where their own places cannot be written."""
+"""A place for the caches of libraries, where their own directories cannot be written."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ _LONGEST_REASON = 300
 
 @dataclasses.dataclass(frozen=True)
 class DoctorOptions:
-    """What is looked at, and how it is told."""
+    """What to check, and how to print it."""
 
     json: bool = option(False, help="one JSON object instead of a report")
     quick: bool = option(
@@ -158,7 +158,7 @@ def tried(check: Check, seconds: float = _SECONDS) -> dict[str, Any]:
 
 
 def examine(options: DoctorOptions, checks: Sequence[Check], required: str) -> int:
-    """Looks, and prints what it sees.
+    """Runs all checks and prints the report.
 
     Args:
       options: of the command.

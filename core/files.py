@@ -37,7 +37,7 @@ _PROBE_BYTES = 4096
 
 
 def located(path: str | os.PathLike[str]) -> Path:
-    """The path with a name at its end, as `.` and `..` have none to write beside."""
+    """The path with a name at its end: `.` and `..` have none to write a temporary file beside."""
     path = Path(path)
     return path if path.name not in ("", "..") else Path(os.path.realpath(path))
 
@@ -194,7 +194,7 @@ def require_writable(directory: Path, option: str) -> None:
 
 @contextlib.contextmanager
 def held(directory: Path, option: str, inputs: Iterable[Path] = ()) -> Iterator[None]:
-    """Keeps a directory that can be written to this process, as long as the block or it lives.
+    """Locks a writable directory for this process, until the block ends.
 
     It is created if need be, and removed again if nothing has come into it.
 
@@ -401,7 +401,7 @@ def _umask() -> int:
 
 
 def sync(path: Path) -> None:
-    """Has the content of a file, or the entries of a directory, on disk before it returns."""
+    """Flushes the content of a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

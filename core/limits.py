@@ -1,4 +1,4 @@
-"""The largest sizes that options take: what is beyond is a slip of the hand, not a wish.
+"""The largest sizes that options take: anything larger is a typing error.
 
 Without them a slip ends hours later in an allocation that fails, or in an integer that wraps.
 """

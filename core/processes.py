@@ -1,4 +1,4 @@
-"""Processes that this one starts, and what this one takes."""
+"""Child processes that end with this one, and the memory that this one takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ends_with_parent() -> Callable[[], Any] | None:
 
 
 def resident_peak() -> int:
-    """Bytes that this process had in memory at once, since its program began.
+    """Peak resident memory of this process since its program began, in bytes.
 
     Not `getrusage`: its figure begins with what the process had that started this one.
     """

@@ -1,4 +1,4 @@
-"""What a process needs to know of those it works with: who they are, what they say.
+"""The processes that train together, as each of them sees the others.
 
 No communication library here: `training.parallel.horovod_world` has the processes that a launcher
 started.
@@ -107,7 +107,7 @@ class Solo:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """One process needs no one told."""
+        """Nothing: there is no other process to tell."""
         yield
 
 

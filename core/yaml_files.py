@@ -176,20 +176,18 @@ def _lines(node: yaml.Node, place: Place, line: int) -> Iterator[tuple[Place, in
             yield from _lines(value, (*place, number), value.start_mark.line + 1)
 
 
-def read_yaml(path: str | Path, source: str | None = None, *, shared_lists: bool = False) -> Any:
+def read_yaml(path: str | Path, *, shared_lists: bool = False) -> Any:
     """What a YAML file holds; see `load_yaml`.
 
     Args:
       path: of the file.
-      source: names it in errors; None: its path.
       shared_lists: see `load_yaml`.
 
     Raises:
       UserError: if it cannot be read, is larger than `MOST_BYTES`, or is not YAML.
     """
-    refuse_address(path, source)
-    source = source or str(path)
-    return load_yaml(read_text(path, source), source, shared_lists=shared_lists)
+    refuse_address(path)
+    return load_yaml(read_text(path, str(path)), str(path), shared_lists=shared_lists)
 
 
 def read_text(path: str | Path, source: str) -> str:

@@ -110,7 +110,7 @@ class Hiding:
 
 
 class Without:
-    """Whole numbers from 0 on but for some, counted anew.
+    """The whole numbers from 0 on without some of them, renumbered.
 
     Of the numbers s_0 < s_1 < ... that are left out, k come before the r-th of the others: as many
     as there are j with ``s_j - j <= r``. So it is ``r + k``, by a binary search.

@@ -114,7 +114,7 @@ class LeftOut:
 
 
 def require_samples(name: str, samples: int, left_out: LeftOut) -> None:
-    """Refuses an evaluation of nobody.
+    """Refuses an evaluation without samples.
 
     Args:
       name: of the pass.

@@ -62,7 +62,7 @@ def topk_option(needs: Needs) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions(LayoutOptions):
-    """What every such layout can be told."""
+    """Options of every such layout."""
 
     test_negatives: int = option(
         1,

@@ -73,7 +73,7 @@ class BatchSource(abc.ABC):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What who trains on these batches should be told of them, in a line each."""
+        """What a user should know of these batches, in a line each."""
         return ()
 
     @property

@@ -45,7 +45,7 @@ def is_split_binary(directory: str | Path) -> bool:
 
 
 def described(specification: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """A specification that also says what its files are, where NVIDIA's tools do not mind.
+    """A specification with facts about its files, in a section that NVIDIA's tools ignore.
 
     Args:
       specification: its sections.

@@ -12,7 +12,7 @@ from lookback.core.errors import UserError
 
 
 def both_classes(groups: Iterable[tuple[Path, int]], column: str) -> bool:
-    """Reads labels row group by row group, no further than until both have been there.
+    """Reads labels row group by row group, until both classes have occurred.
 
     Args:
       groups: files, and numbers of row groups in them.

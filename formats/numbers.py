@@ -1,6 +1,6 @@
 """How tabular data's raw numbers become what its files hold: at fit, at transform and in requests.
 
-The seed adds 2 so that all numbers are at least 1, which holds for Criteo's; smaller ones, of
+NVIDIA adds 2 so that all numbers are at least 1, which holds for Criteo's; smaller ones, of
 other data, count as -1, so that their logarithm is 0.
 """
 

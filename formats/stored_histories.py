@@ -235,7 +235,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredRecord(Record):
-    """One that was read.
+    """A record that was read from a store.
 
     Attributes:
       order: places of the events, those of a category together, oldest first. ``[N]``

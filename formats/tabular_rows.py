@@ -158,7 +158,7 @@ def check_ids(values: Array, name: str, rows: int, place: Place) -> None:
 
 
 def known_split(split: str, counts: Mapping[str, int], path: Path) -> int:
-    """Rows of a split, of which `counts` says all.
+    """The number of rows of a split, which must be one of `counts`.
 
     Raises:
       UserError: if it is not there or has none.

@@ -107,7 +107,7 @@ def compare(
     parts: Collection[str] | None = None,
     unread: Collection[str] = (),
 ) -> None:
-    """`verify_dataset` for who has read the description already.
+    """As `verify_dataset`, for callers that have read the description already.
 
     Args:
       manifest: the file that says what the dataset is.

@@ -1,4 +1,4 @@
-"""What all models over histories can be told. Pure Python, so that command lines answer fast."""
+"""Options of all models over histories. Pure Python, so that command lines answer fast."""
 
 from __future__ import annotations
 

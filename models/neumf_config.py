@@ -1,4 +1,4 @@
-"""What NeuMF can be told. Pure Python, so that command lines answer fast."""
+"""Options of NeuMF. Pure Python, so that command lines answer fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all models over tabular rows can be told. Pure Python, so that command lines answer fast.
+"""Options of all models over tabular rows. Pure Python, so that command lines answer fast.
 
 Of the options of NVIDIA's DLRM, `interaction_op cuda_dot` has no counterpart here: it is `dot`,
 as there is no kernel to choose.

@@ -21,7 +21,7 @@ MOST_ROWS = 1 << 17
 def choose_batch_size(
     run: RunConfig, data: LayoutOptions, options: ModelConfig, checkpoint: Checkpoint | None
 ) -> tuple[int, str]:
-    """The batch size of a run, and what to say of the choice ("": it was given).
+    """The batch size of a run, and a line about the choice ("": it was given).
 
     Args:
       run: its options.

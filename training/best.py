@@ -56,7 +56,7 @@ class BestEvaluation:
 
     @property
     def value(self) -> float | None:
-        """The best."""
+        """The best figure; None: there is none."""
         return None if self.step is None else self._found[self.step]
 
     @property
@@ -66,7 +66,7 @@ class BestEvaluation:
 
     @property
     def exhausted(self) -> bool:
-        """Whether training is to end."""
+        """Whether as many evaluations in a row were no better as end training."""
         best = self.step
         later = [step for step in self._found if best is None or step > best]
         return self._patience is not None and len(later) >= self._patience
@@ -94,7 +94,7 @@ class BestEvaluation:
 def best_by(
     metric: str | None, patience: int, choice: MetricChoice, split: str, *, both_classes: bool
 ) -> BestEvaluation | None:
-    """What tells the best evaluation of a run.
+    """How the best evaluation of a run is found.
 
     Args:
       metric: at which training is to stop: its name, with the evaluation's in front where that is

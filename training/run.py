@@ -274,15 +274,15 @@ def run_on(
     if run.tensorboard_projector:
         project(run, source, model)
     if dtype not in (None, WHOLE):
-        tell_cost(trainer, model, run, exporter, world)
+        print_export_cost(trainer, model, run, exporter, world)
     saved = print_digests(run, exporter, world)
     return Finished(outcome.summary, results_dir, saved, run.export_dir)
 
 
-def tell_cost(
+def print_export_cost(
     trainer: Trainer, model: ClickModel, run: RunConfig, exporter: Exporter, world: World
 ) -> None:
-    """Evaluates with the tables as they were exported, which the model keeps, and says the cost."""
+    """Evaluates with the tables as exported, which the model keeps; prints the change in AUC."""
     assert run.results_dir is not None and run.export_dir is not None
     silent = RunLogger(run.results_dir, tensorboard=False, enabled=False)
     before = trainer.evaluation.run(silent, and_train=False).summary
@@ -293,7 +293,7 @@ def tell_cost(
 
 
 def rehearsed(trainer: Trainer, results_dir: Path, began: float, world: World) -> Finished:
-    """Says what a run would take, which leaves nothing."""
+    """Prints what a run would take; nothing is written."""
     log = RunLogger(results_dir, tensorboard=False, enabled=False)
     found = trainer.rehearse(log, began)
     if world.rank == 0:
@@ -325,7 +325,7 @@ def make_logger(
 def resumption(
     checkpoint: Checkpoint, log: RunLogger, trainer: Trainer, source: BatchSource
 ) -> str:
-    """Says from where a run goes on, and what of an earlier process's work that leaves out."""
+    """A line on where a run resumes, and on logged steps that are lost."""
     line = f"loaded {checkpoint.path} ({trainer.position})"
     if log.reached is None:
         return line
@@ -364,7 +364,7 @@ def origin_of(run: RunConfig, exporter: Exporter, world: World) -> Origin | None
 
 @contextlib.contextmanager
 def last_checkpoint_named(run: RunConfig, world: World) -> Iterator[None]:
-    """Says, of a run that fails, what is left of it to go on from."""
+    """Prints, if a run fails, from which checkpoint it can be continued."""
     try:
         yield
     except Exception:
@@ -386,7 +386,7 @@ def report(
     outcome: Outcome,
     model: ClickModel,
 ) -> None:
-    """Leaves something to look at. What keeps it from being drawn costs a line, never the run."""
+    """Writes the report; a failure costs a warning, never the run."""
     results_dir = run.results_dir
     assert results_dir is not None
     try:
@@ -404,7 +404,7 @@ def report(
 
 
 def project(run: RunConfig, source: BatchSource, model: ClickModel) -> None:
-    """Leaves the tables for TensorBoard's projector."""
+    """Writes the tables for TensorBoard's projector."""
     from lookback.training.output.projector import write_projector
 
     assert run.results_dir is not None
@@ -416,7 +416,7 @@ def project(run: RunConfig, source: BatchSource, model: ClickModel) -> None:
 def described(
     run: RunConfig, data: LayoutOptions, options: Any, outcome: Outcome, model: ClickModel
 ) -> RunDescription:
-    """What a report says of a run."""
+    """The description of a run in its report."""
     from lookback.models.click_model import contract_of
 
     known = command_line().options(run.model_type, run.recipe)
@@ -432,7 +432,7 @@ def described(
 
 
 def print_digests(run: RunConfig, exporter: Exporter, world: World) -> Path | None:
-    """Prints what there is to hand on, with the digests by which it will be known again.
+    """Prints the last checkpoint and the bundle, with their digests.
 
     Returns:
       The last checkpoint.
@@ -479,7 +479,7 @@ def execute(
     log: RunLogger,
     world: World,
 ) -> Outcome:
-    """Does what the mode says."""
+    """Trains, evaluates or scores, by the mode."""
     if run.mode == "train" and run.benchmark:
         return trainer.benchmark(log)
     if run.mode in (*EVALUATION_MODES, "train"):

@@ -284,7 +284,7 @@ class Steps:
 
 
 class _Part(NamedTuple):
-    """What came of a part of a batch.
+    """The results of a part of a batch.
 
     Attributes:
       told_and_dense: shares of the losses, `_facts`, and dense gradients, one after another.

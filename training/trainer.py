@@ -30,7 +30,7 @@ from lookback.training.contents import RunContents
 from lookback.training.evaluation.attention import attention_found
 from lookback.training.evaluation.found import AttentionFound
 from lookback.training.evaluation.run_evaluation import RunEvaluation
-from lookback.training.evaluation.splits import say_what_is_seen
+from lookback.training.evaluation.splits import note_on_splits
 from lookback.training.ids import Ids
 from lookback.training.inference import Inference
 from lookback.training.milestones import Milestones, Position
@@ -182,9 +182,9 @@ class Trainer:
 
     def _train(self, log: RunLogger, termination: TerminationRequest) -> Outcome:
         config, source, splits = self._config, self._source, self.evaluation.splits
-        seen = say_what_is_seen(config, splits, self._goals)
-        if seen:
-            log.message(seen)
+        note = note_on_splits(config, splits, self._goals)
+        if note:
+            log.message(note)
         # Half of a short epoch still leaves something to measure.
         warmup = min(config.benchmark_warmup_steps, source.train_steps() // 2)
         meter = PerformanceMeter(warmup_steps=warmup)

@@ -38,7 +38,7 @@ class Validation:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the run's patience is: no evaluation was better for long."""
+        """Whether as many evaluations in a row were no better as end training."""
         return self._best is not None and self._best.exhausted
 
     def ends(self, found: Outcome | None) -> bool:

@@ -89,7 +89,7 @@ def parse_known(argv: Sequence[str], config: type) -> tuple[Any, list[str]]:
       config: the dataclass.
 
     Returns:
-      Its instance, and the words that are no option of its, in their order.
+      Its instance, and the words that are none of its options, in their order.
 
     Raises:
       UserError: mistyped, missing or invalid options.

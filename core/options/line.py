@@ -86,7 +86,7 @@ class CommandLine:
         return merge([options_of(config, choices=self.choices) for config in classes])
 
     def defaults(self, variant: str, recipe: str | None = None) -> dict[str, Any]:
-        """Defaults that a variant changes, and a recipe of its.
+        """The defaults that a variant changes, and one of its recipes.
 
         Raises:
           TypeError: if there is no such option: a mistake in the class, not of the user.

@@ -89,7 +89,7 @@ class Problems:
         self._found: list[tuple[Place, str]] = []
 
     def add(self, place: Place, sentence: str) -> None:
-        """Takes down that at `place` something is wrong."""
+        """Records that something is wrong at `place`."""
         self._found.append((place, sentence))
 
     def raise_any(self) -> None:

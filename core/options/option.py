@@ -364,21 +364,21 @@ class Option:
 def options_of(
     config_class: type,
     *,
-    scope: str | None = None,
     choices: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Option]:
     """The options that a config dataclass defines, in the order of its fields.
 
+    Fields that name no scope have the class attribute `scope` for it, else the class's name.
+
     Args:
       config_class: a dataclass whose fields have the annotations that `option` lists.
-      scope: the group of fields that name none; None: the class attribute `scope`, else its name.
       choices: field name -> allowed values, for choices that only the caller knows (a registry).
 
     Raises:
       TypeError: if a field cannot be an option: a mistake in the class, not of the user.
     """
     hints = _hints(config_class)
-    group = str(scope or getattr(config_class, "scope", config_class.__name__))
+    group = str(getattr(config_class, "scope", config_class.__name__))
     return {
         field.name: option_of(config_class, field, hints, group, (choices or {}).get(field.name))
         for field in dataclasses.fields(config_class)

@@ -131,17 +131,6 @@ class MaterialisedDataset:
         groups = ((group.file, group.index) for group in self._groups[split])
         return both_classes(groups, self._columns.label)
 
-    def num_batches(self, split: str, batch_size: int, drop_remainder: bool = False) -> int:
-        """Batches of one epoch.
-
-        Args:
-          split: "train" or "test".
-          batch_size: rows.
-          drop_remainder: leave out a last batch that is not full.
-        """
-        rows = self.num_rows(split)
-        return rows // batch_size if drop_remainder else -(-rows // batch_size)
-
     def batches(
         self,
         split: str,

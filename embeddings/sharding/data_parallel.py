@@ -19,7 +19,7 @@ class DataParallel(Strategy):
     def placements(
         self, table: TableSpec, ranks: int, order: Sequence[int] | None = None
     ) -> Sequence[Placement]:
-        """The one there is."""
+        """The only one: on every rank."""
         del ranks, order
         return [Placement(table.name, self.name)]
 

@@ -21,7 +21,7 @@ class RowWise(Strategy):
     def placements(
         self, table: TableSpec, ranks: int, order: Sequence[int] | None = None
     ) -> Sequence[Placement]:
-        """The one there is."""
+        """The only one: over all ranks."""
         del ranks, order
         return [Placement(table.name, self.name)]
 

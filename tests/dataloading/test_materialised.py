@@ -113,7 +113,7 @@ def test_batches_equal_the_rows_across_row_groups_and_files(tmp_path, width, bat
     dataset = open_dataset(write_dataset(tmp_path / "d", rows, files=3))
     assert dataset.num_rows("train") == 40
     batches = list(dataset.batches("train", batch_size))
-    assert len(batches) == dataset.num_batches("train", batch_size) == -(-40 // batch_size)
+    assert len(batches) == -(-40 // batch_size)
     for step, batch in enumerate(batches):
         assert_batch(batch, rows[step * batch_size : (step + 1) * batch_size])
 
@@ -188,7 +188,6 @@ def test_resuming_at_any_step_continues_the_same_batches(tmp_path, shuffle, drop
     options = {"shuffle": shuffle, "drop_remainder": drop_remainder, "seed": 1, "epoch": 2}
     options["shuffle_buffer"] = 13
     batches = list(dataset.batches("train", 8, **options))
-    assert len(batches) == dataset.num_batches("train", 8, drop_remainder)
     assert len(batches) == (5 if drop_remainder else 6)
     for start in range(len(batches) + 2):
         resumed = list(dataset.batches("train", 8, start_step=start, **options))

@@ -10,7 +10,7 @@ import pytest
 from lookback.core.errors import UserError
 from lookback.formats.dataset_info import HISTORIES, read_info, write_info
 from lookback.training.config import RunConfig
-from lookback.training.evaluation.splits import Splits, choose_splits, say_what_is_seen
+from lookback.training.evaluation.splits import Splits, choose_splits, note_on_splits
 from lookback.training.output.logging import read_log
 from lookback.training.output.warnings import LossTrend, warnings_of
 from tests.training.test_trainer import quiet, trainer
@@ -51,12 +51,12 @@ def test_to_stop_by_the_test_split_must_be_asked_for():
         choose_splits(config(test_freq=5), TEST, {})
     asked = choose_splits(config(eval_split="test"), TEST, {"auc": 0.7})
     run = config()
-    assert "auc chooses by the test split" in (say_what_is_seen(run, asked, {"auc": 0.7}) or "")
+    assert "auc chooses by the test split" in (note_on_splits(run, asked, {"auc": 0.7}) or "")
     stops = config(early_stopping="mrr")
-    assert "early_stopping chooses by the test" in (say_what_is_seen(stops, asked, {}) or "")
-    assert say_what_is_seen(run, asked, {}) is None
-    assert "no validation split" in (say_what_is_seen(run, Splits(None, TEST), {}) or "")
-    assert say_what_is_seen(run, Splits("validation", TEST), {"auc": 0.7}) is None
+    assert "early_stopping chooses by the test" in (note_on_splits(stops, asked, {}) or "")
+    assert note_on_splits(run, asked, {}) is None
+    assert "no validation split" in (note_on_splits(run, Splits(None, TEST), {}) or "")
+    assert note_on_splits(run, Splits("validation", TEST), {"auc": 0.7}) is None
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Calibration: whether predicted probabilities are the shares of positives that come of them."""
+"""Calibration: whether predicted probabilities equal the observed shares of positives."""
 
 from __future__ import annotations
 

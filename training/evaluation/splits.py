@@ -1,4 +1,4 @@
-"""Which splits a run evaluates, and when: what is chosen by, and what is looked at once."""
+"""Which splits a run evaluates, and when: one to choose by, and one that is evaluated once."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def reads(run: RunConfig) -> set[str]:
     return trains.union(choose_splits(run, ("validation", "test"), {}).all)
 
 
-def say_what_is_seen(run: RunConfig, splits: Splits, goals: Mapping[str, float]) -> str | None:
-    """What to say of a choice that costs something; None if nothing.
+def note_on_splits(run: RunConfig, splits: Splits, goals: Mapping[str, float]) -> str | None:
+    """A line on a choice of splits that costs something; None of one that does not.
 
     Args:
       run: that trains.

@@ -1,1 +1,1 @@
-"""What a run says and leaves behind: log, report, speed."""
+"""What a run reports: its log, a page with plots, its speed."""

@@ -1,4 +1,4 @@
-"""What a run says while it runs: DLLL lines in a file, a terminal, and TensorBoard.
+"""The log of a run: DLLL lines in a file, a terminal, and TensorBoard.
 
 The file has the format of NVIDIA's DLLogger, one JSON object a line:
 
@@ -90,7 +90,7 @@ class LogRecord:
 
 
 class Tracker(Protocol):
-    """Who gets what a run says, beside its file; what fails there, it says itself."""
+    """Receives what a run logs, beside its file, and reports its own failures."""
 
     def scalars(self, group: str, step: int, data: Mapping[str, Any]) -> None:
         """Takes the metrics of a step or an epoch; of no group (""), of the whole run."""

@@ -190,7 +190,7 @@ def _starter(job: Job) -> list[object]:
 
 
 class _Listener:
-    """Passes on what horovodrun and the processes say, and notes what it means.
+    """Passes on what horovodrun and the processes print, and records what it means.
 
     Attributes:
       job_store: where to leave word for the processes; None until the first has started.

@@ -1,4 +1,4 @@
-"""One process's ear for what becomes of the others, while it computes or waits for them.
+"""How a process learns that another has failed, while it computes or waits for it.
 
 A collective that a dead process leaves unfinished fails by itself. Who is not in a collective (and
 may not be for minutes, loading data or evaluating) hears of the others' end here.
