@@ -86,7 +86,7 @@ def compare(
             of = functools.cache(functools.partial(Contenders, histories, batch))
             yield choose(of, stack)
 
-    wanted = {} if getattr(args, "no_peers", True) else PEERS
+    wanted = {} if args.no_peers else PEERS
     used = {name for names in rivals.values() for name in names}
     absent = [
         missing(program) for key, program in wanted.items() if any(key in name for name in used)

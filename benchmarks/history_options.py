@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, peers: bool = True) -> Non
         parser.add_argument(
             "--no_peers", action="store_true", help="leave out others' software, which is slow"
         )
+    else:
+        parser.set_defaults(no_peers=True)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

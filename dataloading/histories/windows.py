@@ -62,8 +62,8 @@ class WindowConfig:
 
     Attributes:
       max_seq_length: history slots (T); the newest are kept.
-      long_seq_length: the first of them form the long sequence, the other S the short one (seed
-        000's `long_seq_length`).
+      long_seq_length: the first of them form the long sequence, the other S the short one (as
+        NVIDIA's option of that name).
       negatives: distribution that negatives are drawn from: "popularity" follows the items'
         frequency (what NVIDIA's preprocessing code does), "uniform" takes every item alike (what
         its text says). As in both, a negative may happen to be an item of the user. Different

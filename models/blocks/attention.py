@@ -46,8 +46,8 @@ class ActivationUnit(tf.keras.layers.Layer):
         """Creates the unit.
 
         Args:
-          hidden_units: widths of the two hidden layers; 80 and 40 are those of DIN's and seed
-            000's code.
+          hidden_units: widths of the two hidden layers; 80 and 40 are those of DIN's
+            code and of NVIDIA's SIM.
           **kwargs: of `tf.keras.layers.Layer`.
         """
         super().__init__(**kwargs)

@@ -133,7 +133,11 @@ class Work:
         """
         rows = self.source.read(start, stop)
         if isinstance(rows, pa.Table) and self._stored is None:
-            rows = RequestTable(rows, getattr(self._bundle.encoder, "optional", ()))
+            encoder = self._bundle.encoder
+            optional: tuple[str, ...] = ()
+            if isinstance(encoder, CandidateRequestEncoder):
+                optional = encoder.optional
+            rows = RequestTable(rows, optional)
         try:
             return self._scorer.score(rows, start)
         except RequestError as error:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from lookback.formats.history_columns import NEW, SPLIT, Column
 from lookback.formats.impressions import LABEL
-from lookback.formats.transforms import Bag, Transform, Vocabulary
+from lookback.formats.transforms import Bag, Buckets, Hashed, Transform, Vocabulary
 from lookback.formats.vocabulary import read_ids
 from lookback.workflows.cluster import Runner
 from lookback.workflows.histories import ops
@@ -87,7 +87,9 @@ class FittedFeatures:
             name: made.elements if isinstance(made, Bag) else made
             for name, made in self.transforms.items()
         }
-        return {name: made.rows for name, made in values.items() if hasattr(made, "rows")}
+        return {
+            name: made.rows for name, made in values.items() if isinstance(made, Buckets | Hashed)
+        }
 
 
 def fit_features(
