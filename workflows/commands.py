@@ -230,7 +230,7 @@ def _run(
             **vars(options),
             **vars(reader),
         )
-        print("\n".join(found.told(free_space(target.output))))
+        print("\n".join(found.report(free_space(target.output))))
         return
     _print(_of_raw_data(run_dataset, choice, source, target, options, reader))
 

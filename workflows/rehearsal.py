@@ -98,7 +98,7 @@ class Estimate:
     sampled: int
     notes: Sequence[str] = ()
 
-    def told(self, free: int) -> list[str]:
+    def report(self, free: int) -> list[str]:
         """For people.
 
         Args:

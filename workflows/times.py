@@ -71,9 +71,9 @@ class UnitOfYears(str):
         return UnitOfYears, (str(self), self.first, self.last)
 
 
-def told_by_type(unit: str, told: str) -> str:
-    """The unit that times tell themselves, with the years of the one that was given."""
-    return UnitOfYears(told, unit.first, unit.last) if isinstance(unit, UnitOfYears) else told
+def unit_of_type(unit: str, own: str) -> str:
+    """The unit that a type of times has of its own, with the years of the unit that was given."""
+    return UnitOfYears(own, unit.first, unit.last) if isinstance(unit, UnitOfYears) else own
 
 
 Array = np.ndarray[Any, Any]
@@ -214,7 +214,7 @@ def read_text(values: pa.ChunkedArray, unit: str) -> tuple[Array, int] | None:
             times = values.cast(pa.timestamp("ns", zone)).cast(pa.int64()).to_numpy()
         except pa.ArrowInvalid:
             continue
-        good = _plausible(times, told_by_type(unit, "ns"))
+        good = _plausible(times, unit_of_type(unit, "ns"))
         return (times, 0 if zone else len(times)) if good.all() else None
     return None
 
@@ -242,7 +242,7 @@ def read_word(text: str, unit: str, name: str) -> tuple[int | float, bool]:
         raise BadLineError(f"{name} is no date") from error
     seconds = int((moment - datetime.datetime(1970, 1, 1)).total_seconds()) - _offset(zone)
     nanoseconds = seconds * NANOSECONDS + int((fraction or "0").ljust(9, "0"))
-    return read_number(nanoseconds, told_by_type(unit, "ns"), name), zone is None
+    return read_number(nanoseconds, unit_of_type(unit, "ns"), name), zone is None
 
 
 def _offset(zone: str | None) -> int:
@@ -289,7 +289,7 @@ def _of_dates(values: Array, unit: str) -> tuple[Array, Mask]:
     hours = dates.astype("datetime64[h]").astype(np.int64) + hour
     good &= (hours >= _begins(FIRST_YEAR) // 3600) & (hours < _begins(LAST_YEAR + 1) // 3600)
     times = np.where(good, hours, 0) * (3600 * NANOSECONDS)
-    return times, good & _plausible(times, told_by_type(unit, "ns"))
+    return times, good & _plausible(times, unit_of_type(unit, "ns"))
 
 
 def _fits(value: int | float, unit: str) -> bool:

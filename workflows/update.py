@@ -121,8 +121,8 @@ def _check_same(options: Mapping[str, Any], new: tuple[Any, Any], old: tuple[Any
             asked, was = getattr(config, name), getattr(before, name)
             if asked != was:
                 raise UserError(
-                    f"{name}: expected {_said(option, was)}, as the dataset was made with, "
-                    f"received {_said(option, asked)}. Leave it out; to change it, write the "
+                    f"{name}: expected {_written(option, was)}, as the dataset was made with, "
+                    f"received {_written(option, asked)}. Leave it out; to change it, write the "
                     "dataset again with `workflows run`, of all data."
                 )
     reader, before = new[0], old[0]
@@ -140,7 +140,7 @@ def _check_same(options: Mapping[str, Any], new: tuple[Any, Any], old: tuple[Any
         )
 
 
-def _said(option: Option, value: Any) -> str:
+def _written(option: Option, value: Any) -> str:
     return shown(option.write(value))
 
 

@@ -94,7 +94,7 @@ def verify(options: VerifyOptions, checks: DatasetChecks) -> int:
             "tried): its vocabularies hold hashes alone. Compare with requests of raw data."
         )
     where = "the bundle" if options.server is None else options.server
-    print(told(found, where, f"{tolerance:g} ({dtype})"))
+    print(comparison_text(found, where, f"{tolerance:g} ({dtype})"))
     if rounded := sorted(table_dtypes - {"float32"}):
         print(
             f"training's side has the tables as they were exported ({', '.join(rounded)}): what "
@@ -103,7 +103,7 @@ def verify(options: VerifyOptions, checks: DatasetChecks) -> int:
     return int(found.differs)
 
 
-def told(found: Comparison, where: str, tolerance: str) -> str:
+def comparison_text(found: Comparison, where: str, tolerance: str) -> str:
     """What was found, in lines.
 
     Args:

@@ -27,7 +27,7 @@ from lookback.workflows.times import (
     read_numbers,
     read_text,
     read_word,
-    told_by_type,
+    unit_of_type,
 )
 
 TIMES_AT_CLOCK_CHANGES = "times_at_clock_changes"
@@ -274,7 +274,7 @@ def _times_of_numbers(column: pa.ChunkedArray, name: str, unit: str, missing: Ma
         column, zoneless = column.cast(pa.timestamp("ms")), np.ones(len(column), np.bool_)
     if pa.types.is_timestamp(column.type):
         zoneless = np.full(len(column), column.type.tz is None)
-        unit, column = told_by_type(unit, column.type.unit), column.cast(pa.int64())
+        unit, column = unit_of_type(unit, column.type.unit), column.cast(pa.int64())
     if not (is_number(column.type) or pa.types.is_decimal(column.type)):
         what = f"{name} is not a time"
         return Typed(pa.nulls(len(missing), pa.int64()), missing, _not_any(what, ~missing))

@@ -13,7 +13,7 @@ from lookback.serving.bundle import Bundle
 from lookback.serving.commands import PROGRAM
 from lookback.serving.layouts.histories import requests as history_requests
 from lookback.serving.requests import padded
-from lookback.serving.skew.command import told
+from lookback.serving.skew.command import comparison_text
 from lookback.serving.skew.comparison import Comparison, Difference, apart
 from lookback.serving.skew.samples import spread
 
@@ -85,7 +85,7 @@ def test_what_is_found_is_told():
         Difference("test row 3", None, "numerical[2]", 1, 2),
     ]
     found = Comparison(12, 3, 4, 2, 0, 0.5, shown)
-    assert told(found, "http://x", "1e-06 (float32)").splitlines() == [
+    assert comparison_text(found, "http://x", "1e-06 (float32)").splitlines() == [
         "compared 12 scores and their features, in 3 requests: training's against those of http://x",
         "left out 4 rows whose raw values the vocabularies lack",
         "  user        candidate  what differs  training  serving",
