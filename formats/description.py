@@ -44,19 +44,19 @@ def is_split_binary(directory: str | Path) -> bool:
     return (Path(directory) / FEATURE_SPEC_FILE).is_file()
 
 
-def described(specification: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+def described(specification: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """A specification with facts about its files, in a section that NVIDIA's tools ignore.
 
     Args:
       specification: its sections.
-      said: `core.manifests.FILES`, and what else is known of the data.
+      facts: `core.manifests.FILES`, and what else is known of the data.
     """
-    digest = sealed({**said, _SPECIFICATION: dict(specification)})[DIGEST]
-    return {**specification, SPECIFICATION_METADATA: {_OURS: {**said, DIGEST: digest}}}
+    digest = sealed({**facts, _SPECIFICATION: dict(specification)})[DIGEST]
+    return {**specification, SPECIFICATION_METADATA: {_OURS: {**facts, DIGEST: digest}}}
 
 
 def read_specification(file: Path) -> tuple[Any, dict[str, Any]]:
-    """The content of a feature_spec.yaml, and what `described` said, if anything.
+    """The content of a feature_spec.yaml, and the facts that `described` added, if any.
 
     Raises:
       UserError: if it cannot be read, or is not as `described` wrote it.

@@ -95,7 +95,7 @@ class FeatureSpecification:
       features: by name.
       mappings: the chunks of each.
       channels: names of features, in their order, by channel.
-      said: of the files and vocabularies, if we wrote it.
+      facts: of the files and vocabularies, if we wrote it.
       unread: places in it that nothing here reads.
       lines: of the places in the file.
     """
@@ -104,7 +104,7 @@ class FeatureSpecification:
     features: Mapping[str, SpecFeature]
     mappings: Mapping[str, tuple[Chunk, ...]]
     channels: Mapping[str, tuple[str, ...]]
-    said: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unread: tuple[str, ...] = ()
     lines: Mapping[Place, int] = dataclasses.field(default_factory=dict)
 
@@ -141,9 +141,9 @@ def read_feature_spec(path: str | Path) -> FeatureSpecification:
     """
     refuse_address(path)
     file = Path(path) / FEATURE_SPEC_FILE if Path(path).is_dir() else Path(path)
-    content, said = read_specification(file)
+    content, facts = read_specification(file)
     lines = yaml_lines(read_text(file, str(file)), shared_lists=True)
-    return _Parser(file, lines).specification(content, said)
+    return _Parser(file, lines).specification(content, facts)
 
 
 class _Parser:
@@ -155,11 +155,11 @@ class _Parser:
         self._unread: list[str] = []
         self._features: dict[str, SpecFeature] = {}
 
-    def specification(self, content: Any, said: Mapping[str, Any]) -> FeatureSpecification:
+    def specification(self, content: Any, facts: Mapping[str, Any]) -> FeatureSpecification:
         known = content if isinstance(content, Mapping) else {}
         features, sources, channels = (self._section(known, name) for name in _SECTIONS)
         metadata = known.get(SPECIFICATION_METADATA)
-        if metadata and not said:
+        if metadata and not facts:
             self._unread.append(SPECIFICATION_METADATA)
         for name in known:
             if name not in (*_SECTIONS, SPECIFICATION_METADATA):
@@ -177,7 +177,7 @@ class _Parser:
             features=self._features,
             mappings=mappings,
             channels=used,
-            said=said,
+            facts=facts,
             unread=tuple(self._unread),
             lines=self._lines,
         )

@@ -93,7 +93,7 @@ class SplitBinaryDataset:
     def __init__(self, path: str | Path, verification: Verification = WHOLLY) -> None:
         self._path = Path(path)
         spec = with_unnamed(read_feature_spec(self._path / FEATURE_SPEC_FILE))
-        compare(spec.file, spec.said, verification)
+        compare(spec.file, spec.facts, verification)
         channels = channels_of(spec)
         if not isinstance(channels, TabularFeatures):
             raise UserError(f"{spec.file} describes samples of histories, no rows. {_IMPORT}")

@@ -215,9 +215,9 @@ def _samples(
     return rows
 
 
-def _unreadable(file: Path, said: object, record: int) -> UserError:
+def _unreadable(file: Path, reason: object, record: int) -> UserError:
     return UserError(
-        f"{file}, record {record} or after it: {shown(str(said))}. Expected a TFRecord file, not "
+        f"{file}, record {record} or after it: {shown(str(reason))}. Expected a TFRecord file, not "
         "compressed, whole, of tf.train.Example with lists of integers (of features with a float "
         "dtype, of floats), as NVIDIA's preprocessing of SIM writes it. Copy or write it again."
     )

@@ -212,17 +212,17 @@ class Bag:
 Transform = Number | Buckets | Hashed | Vocabulary | Bag
 
 
-def transform_of(said: Mapping[str, Any]) -> Transform:
+def transform_of(entry: Mapping[str, Any]) -> Transform:
     """The transformation that an entry of ``features`` in dataset.json describes.
 
     Args:
-      said: what `to_json` gave, and maybe whose feature it is (``of``), which is passed over.
+      entry: what `to_json` gave, and maybe whose feature it is (``of``), which is passed over.
 
     Raises:
       UserError: if it describes none.
     """
-    given = {key: value for key, value in said.items() if key not in (OF, BAG, TYPE)}
-    kind, bag = said.get(TYPE), said.get(BAG)
+    given = {key: value for key, value in entry.items() if key not in (OF, BAG, TYPE)}
+    kind, bag = entry.get(TYPE), entry.get(BAG)
     try:
         if kind not in _KINDS:
             raise ValueError(f"type {shown(kind)}")
@@ -234,7 +234,7 @@ def transform_of(said: Mapping[str, Any]) -> Transform:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"A feature of the dataset: expected its transformation, one of {', '.join(_KINDS)} "
-            f"with what was fitted, received {shown(dict(said))} ({error}). Write the dataset "
+            f"with what was fitted, received {shown(dict(entry))} ({error}). Write the dataset "
             "again with `python -m workflows run`."
         ) from error
 

@@ -102,7 +102,7 @@ def verify_dataset(
 
 def compare(
     manifest: Path,
-    said: Mapping[str, Any],
+    content: Mapping[str, Any],
     verification: Verification,
     parts: Collection[str] | None = None,
     unread: Collection[str] = (),
@@ -111,12 +111,12 @@ def compare(
 
     Args:
       manifest: the file that says what the dataset is.
-      said: what it says of the other files, if anything.
+      content: what it says of the other files, if anything.
       verification: see `verify_dataset`.
       parts: likewise.
       unread: likewise.
     """
-    if FILES not in said:
+    if FILES not in content:
         return
     directory = manifest.parent
 
@@ -126,7 +126,7 @@ def compare(
         return asked and first not in unread
 
     present = [name for name in visible_files(directory) if "/" in name and chosen(name)]
-    files = {name: entry for name, entry in said[FILES].items() if chosen(name)}
+    files = {name: entry for name, entry in content[FILES].items() if chosen(name)}
     fault = fault_of(directory, files, present=present, verification=verification)
     if fault is not None:
         raise UserError(
@@ -142,10 +142,10 @@ def unverified(directory: Path, *, no_verify: bool = False) -> str | None:
       directory: of the dataset.
       no_verify: whether the user wants no digest compared.
     """
-    manifest, said = _manifest_of(directory)
+    manifest, content = _manifest_of(directory)
     if not manifest.exists():
         return None  # who reads it says so
-    if FILES not in said:
+    if FILES not in content:
         return (
             f"warning: {manifest} has no digests of the dataset's files (an earlier version or "
             "another tool wrote it): they cannot be verified, and damage may go unnoticed."
@@ -195,9 +195,9 @@ def require_trusted(directory: Path, trusted: str | None, *, verified: bool = Tr
             f"{TRUSTED}: expected without --no_verify, received both: the digest stands for files "
             "that are compared with it. Remove one of them."
         )
-    manifest, said = _manifest_of(directory)
+    manifest, content = _manifest_of(directory)
     read_trusted(manifest, trusted, TRUSTED)
-    if FILES not in said:
+    if FILES not in content:
         raise UserError(
             f"{TRUSTED}: expected a dataset with digests of its files, but {manifest} has none: an "
             f"earlier version or another tool wrote it. {AGAIN}"

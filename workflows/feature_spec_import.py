@@ -67,7 +67,7 @@ def import_feature_spec(
     spec = read_feature_spec(path)
     target = Output(Path(output_dir), DATASET, overwrite, (spec.file.parent,))
     target.check()
-    compare(spec.file, spec.said, WHOLLY)
+    compare(spec.file, spec.facts, WHOLLY)
     from lookback.formats.feature_channels import channels_of
     from lookback.formats.split_binary import with_unnamed
     from lookback.formats.tabular_schema import TabularFeatures
@@ -164,7 +164,7 @@ def _write_tabular(
         counts=rows,
         cardinalities=cardinalities,
         numerical=numerical,
-        vocabularies=spec.said.get(VOCABULARIES),
+        vocabularies=spec.facts.get(VOCABULARIES),
     )
     return Import(
         "tabular data",
