@@ -58,7 +58,7 @@ class RankGroup:
             horovodrun = str(Path(sys.executable).parent / "horovodrun")
             hosts = ["-np", str(ranks), "-H", f"localhost:{ranks}", "--gloo"]
             command = [horovodrun, *hosts, *command]
-        # Who is stopped must not take the others, or be taken, for frozen (Gloo's default is 30 s).
+        # No rank may take another for dead because one of them is stopped (Gloo's default is 30 s).
         environment = {
             **os.environ,
             "TF_CPP_MIN_LOG_LEVEL": "2",

@@ -42,7 +42,7 @@ class ExchangeRoute(NamedTuple):
     R ranks take part, and G groups are exchanged.
 
     Attributes:
-      rows: for each group, the rows ``[n_g]`` of this rank that are wanted, by who wants them.
+      rows: for each group, the rows ``[n_g]`` of this rank that are wanted, by rank.
       asked: int32 ``[R, G]``: how many of them each rank wants.
       requested: int32 ``[R, G]``: how many rows this rank wants of each.
       positions: by table, the place ``[N]`` of each id among the distinct ones ``[U]``. Of tables

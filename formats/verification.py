@@ -144,7 +144,7 @@ def unverified(directory: Path, *, no_verify: bool = False) -> str | None:
     """
     manifest, content = _manifest_of(directory)
     if not manifest.exists():
-        return None  # who reads it says so
+        return None  # whatever reads it reports that
     if FILES not in content:
         return (
             f"warning: {manifest} has no digests of the dataset's files (an earlier version or "

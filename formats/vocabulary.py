@@ -244,7 +244,7 @@ def hashed_keys(values: pa.Array) -> npt.NDArray[np.int64]:
     bounds = np.frombuffer(offsets, np.int64)[values.offset :][: len(values) + 1]
     text = np.frombuffer(data or b"", np.uint8)
     lengths = np.diff(bounds)
-    order = np.argsort(-lengths, kind="stable")  # the longest first: who is not done is in front
+    order = np.argsort(-lengths, kind="stable")  # the longest first: in front those that go on
     starts, code = bounds[:-1][order], lengths[order].astype(np.uint64)
     longer = len(values) - np.cumsum(np.bincount(lengths, minlength=1))
     for place, count in enumerate(longer[:-1].tolist()):

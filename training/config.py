@@ -146,7 +146,7 @@ class RunConfig(LearningOptions):
     tracker: Literal["auto", "mlflow", "none"] = option(
         "auto",
         scope="results",
-        help="Who gets options and metrics besides: mlflow (an extra), at MLFLOW_TRACKING_URI or "
+        help="Where options and metrics go besides: mlflow (an extra), at MLFLOW_TRACKING_URI or "
         "in ./mlruns; auto: mlflow if that variable is set",
     )
     tensorboard_projector: bool = option(

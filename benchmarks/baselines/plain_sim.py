@@ -116,7 +116,7 @@ def auxiliary_loss(click: tf.Tensor, noclick: tf.Tensor, mask: tf.Tensor) -> tf.
 def one_row_per_candidate(
     features: Mapping[str, tf.Tensor], labels: tf.Tensor
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-    """Turns a batch of B histories with C candidates each into B * C rows, as NVIDIA's SIM has them.
+    """Turns a batch of B histories with C candidates each into B * C rows, as NVIDIA's SIM does.
 
     Args:
       features: `[B]` user features, `[B, C]` item features, `[B, T]` histories and `[B, S]`

@@ -134,7 +134,7 @@ def save_yaml(path: str | os.PathLike[str], *configs: Any, comments: Sequence[st
 
 
 def _for_help(argv: Sequence[str], name: str | None, line: CommandLine) -> str | None:
-    """What an option chooses to be listed: who asks for help may have written anything."""
+    """What an option chooses for `--help`; None if it is not given, or other words are wrong."""
     if name is None:
         return None
     words = [word for word in argv if word not in ("-h", "--help", "--help-all")]

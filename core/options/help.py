@@ -48,7 +48,7 @@ def help_text(
 
 
 def parameter_table(line: CommandLine) -> str:
-    """The options of a command line as a Markdown table, with who has them."""
+    """The options of a command line as a Markdown table, with the variants that have them."""
     lines = ["| Scope | Parameter | Description | Default |", "|---|---|---|---|"]
     for option, owners in _rows(line):
         text = option.help.replace("|", "\\|")

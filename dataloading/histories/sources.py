@@ -145,7 +145,7 @@ class ResidentSource(NumberedSource):
         return self._windows.users(split, numbers)
 
     def left_out(self, name: str) -> LeftOut:
-        """Targets that are no item, and in the whole catalogue who cannot be ranked either."""
+        """Targets that are no item, and in the whole catalogue users who cannot be ranked."""
         if name != "train":
             self.eval_steps(name)
         return self._left_out[name]

@@ -120,7 +120,7 @@ def windows_of(blocks: Int64, sizes: Int64, capacity: int) -> list[Int64]:
 
 
 def owners_of(window: Int64, sizes: Int64, ranks: int) -> Int64:
-    """Which process has each block ``[W]`` of a window: the largest first, to who has least."""
+    """The process of each block ``[W]`` of a window: the largest first, to the one with least."""
     loads = [0] * ranks
     owners = np.zeros(len(window), np.int64)
     for place in np.argsort(-sizes[window], kind="stable").tolist():

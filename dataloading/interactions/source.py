@@ -42,7 +42,7 @@ _CATALOGUE_SCORES = 1 << 17  # 128 MB for a layer of 256 units
 
 
 class _Ranked(NamedTuple):
-    """Who is ranked in a pass over a split.
+    """The users that a pass over a split ranks.
 
     Attributes:
       users: places ``[U']``.
@@ -202,7 +202,7 @@ class InteractionSource(NumberedSource):
         return tf.gather(self._ranked[split].users, self._eval_places(split, feed))
 
     def left_out(self, name: str) -> LeftOut:
-        """Positives that cannot be trained on; of passes, who cannot be ranked."""
+        """Positives that cannot be trained on; of passes, users who cannot be ranked."""
         return self._left_out if name == "train" else self._ranked[name].left_out
 
     @property
@@ -315,7 +315,7 @@ class InteractionSource(NumberedSource):
         return users, (self._histories.offsets[:-1] + begins)[users]
 
     def _rank(self, split: str) -> _Ranked:
-        """Who is ranked, and among what.
+        """The users to rank, and the items among which.
 
         Raises:
           UserError: if the split is not there, or nobody can be ranked.

@@ -102,7 +102,7 @@ class Address(web.RequestHandler):
         self.finish({"error": message[:MOST_CHARACTERS]})
 
     def require_token(self) -> None:
-        """Refuses who is no administrator."""
+        """Refuses callers without the administrators' token."""
         given = self.request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.site.token is None:
             self.fail(403, "This server was started without --admin_token_file.")

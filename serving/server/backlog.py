@@ -4,7 +4,7 @@ How long a batch takes is learned of the batches, model by model: t seconds of n
 a + b n, and a and b are those of the least squares over the batches, of which each weighs `_KEPT`
 of the one after it. (Of batches that all have as many rows, a is 0.)
 
-Who says how long one may wait is obeyed. Else it depends on how many clients, which are open
+A limit on the wait that was given is obeyed. Else it depends on how many clients, which are open
 connections, have called within the last second, or may still be waiting for an answer.
 
 Up to `MOST_CLIENTS` wait for each other, however long that takes: each waits for the answer before

@@ -42,7 +42,7 @@ class _Stored(Bodied):
     """One that needs a store."""
 
     def prepare(self) -> None:
-        """Refuses who may not know histories."""
+        """Refuses callers that may not read histories."""
         super().prepare()
         if self._finished:
             return

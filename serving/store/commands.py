@@ -97,7 +97,7 @@ class UserOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DeleteOptions:
-    """Who is deleted."""
+    """The users to delete."""
 
     scope: ClassVar[str] = "users"
     user: str | None = option(None, help="raw id of the user", positional=True)

@@ -55,7 +55,7 @@ class EventRows(NamedTuple):
 
 
 class ItemLookup(Protocol):
-    """Who knows items' features."""
+    """Knows items' features."""
 
     def look_up(self, items: Sequence[Any], feature: str) -> list[Any] | None:
         """Raw values of a feature of items ``[N]``; None if an item is not known."""
@@ -99,7 +99,7 @@ def read_events(head: Head, objects: Sequence[Any], items: ItemLookup | None = N
     Args:
       head: of the store.
       objects: see the module.
-      items: who knows what an event leaves out of its item; None: nobody, it must say all.
+      items: knows what an event leaves out of its item; None: events must give all.
 
     Raises:
       EventError: naming the first that is not as it must be.

@@ -3,10 +3,10 @@
     STORE/store.json         the head, and the name of the next
     STORE/histories-X.mdb    the records; and LMDB's table of readers beside it (-lock)
 
-LMDB never overwrites what a committed state needs: who is killed, or finds the disk full, leaves
-the last state. What it no longer needs stays in the file, though, as free pages; so what must be
-gone is left behind by writing the rest to a new file (`compact`), of another name, since readers
-may have the old one open: they see the head change, and open the new one.
+LMDB never overwrites what a committed state needs: a writer that is killed, or finds the disk
+full, leaves the last state. What it no longer needs stays in the file, though, as free pages; so
+what must be gone is left behind by writing the rest to a new file (`compact`), of another name,
+since readers may have the old one open: they see the head change, and open the new one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A store of histories: who reads it has a user's events at once, who appends has them kept."""
+"""A store of histories: a user's events are read at once, and what is appended is kept."""
 
 from __future__ import annotations
 

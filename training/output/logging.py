@@ -147,7 +147,7 @@ class RunLogger:
           steps_per_epoch: for the bar's length, the time left, and TensorBoard's global step.
           units: metric -> unit, added to `UNITS`.
           tensorboard: write scalars to results_dir/tensorboard (imports TensorFlow).
-          trackers: who gets steps, epochs, options and the summary besides.
+          trackers: receive steps, epochs, options and the summary besides.
           seconds_between_lines: where the output is no terminal.
           terminal: where to print; None means standard output.
           enabled: False makes every method do nothing (processes other than the first).

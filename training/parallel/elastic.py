@@ -177,7 +177,7 @@ def _is_loss(end: JobEnd, *, first: bool) -> bool:
 def _set_aside(end: JobEnd, slots: str | None, size: int, hosts: Hosts) -> None:
     """Does not use the place of a process that was killed, for a while."""
     if end.rank is None or end.status == LOST_CONNECTION:
-        return  # who says so is not who was lost; that machines are gone, `Hosts` sees
+        return  # who reports it is not the lost one; that machines are gone, `Hosts` sees
     place = hosts_of_ranks(slots, size)[end.rank]
     seconds = hosts.set_aside(place)
     where = "" if place is None else f" on {place}"

@@ -1,7 +1,7 @@
 """How a process learns that another has failed, while it computes or waits for it.
 
-A collective that a dead process leaves unfinished fails by itself. Who is not in a collective (and
-may not be for minutes, loading data or evaluating) hears of the others' end here.
+A collective that a dead process leaves unfinished fails by itself. A process
+outside of one (for minutes, while it loads data or evaluates) learns of the others' end here.
 """
 
 from __future__ import annotations

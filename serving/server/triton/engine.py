@@ -167,7 +167,7 @@ class TritonScorer:
         Raises:
           ScoringError: if it does not.
         """
-        with contextlib.suppress(OverloadedError):  # who refuses is alive
+        with contextlib.suppress(OverloadedError):  # a model that refuses is alive
             await self._infer(model.name, ["{}"], {PROBE: True}, _HUNG_SECONDS)
         if model.name in self._models.dead:
             raise ScoringError("its process is dead")
