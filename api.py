@@ -175,8 +175,9 @@ def train(**options: Any) -> Finished:
     Raises:
       UserError: for what can be put right.
     """
-    from lookback.core.options import words_of
+    from lookback.core.options import words_by_keyword
     from lookback.serving import export
     from lookback.training import run
 
-    return run.main(words_of(options), export, "lookback.train")
+    words = words_by_keyword(run.command_line(), options)
+    return run.main(words, export, "lookback.train")

@@ -18,6 +18,7 @@ from lookback.core.options.command_line import (
     parse_known,
     save_yaml,
     to_yaml,
+    words_by_keyword,
     words_of,
 )
 from lookback.core.options.completion import bash_completion
@@ -64,5 +65,6 @@ __all__ = [
     "save_yaml",
     "to_yaml",
     "without",
+    "words_by_keyword",
     "words_of",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import numbers
 import os
 import sys
 import typing
@@ -60,8 +61,62 @@ def parse(
 
 
 def from_values(line: CommandLine, **values: Any) -> tuple[Any, ...]:
-    """What `parse` gives for a command line with these values, see `words_of`."""
-    return parse(words_of(values), line)
+    """What `parse` gives for a command line with these values.
+
+    Args:
+      line: what can be given.
+      **values: as `words_of` takes them.
+
+    Raises:
+      UserError: for what `parse` refuses, and values of other types than the options have.
+    """
+    return parse(words_by_keyword(line, values), line)
+
+
+def words_by_keyword(line: CommandLine, values: Mapping[str, Any]) -> list[str]:
+    """As `words_of`, of values that have the types of the options: as text, [0.1] is 0.1.
+
+    Args:
+      line: what can be given; what it does not know is left to `parse`.
+      values: as `words_of` takes them.
+
+    Raises:
+      UserError: naming the first that is of another type.
+    """
+    known = [line.shared(), *(line.own(variant) for variant in line.variants)]
+    for name, value in values.items():
+        options = [of[name] for of in known if name in of]
+        faults = [fault for option in options if (fault := _fault_of(option, value)) is not None]
+        if faults and len(faults) == len(options):
+            raise faults[0]
+    return words_of(values)
+
+
+def _fault_of(option: Option, value: Any) -> UserError | None:
+    """What is wrong with a value given in code."""
+    several = isinstance(value, list | tuple)
+    if several and any(isinstance(element, str) and "," in element for element in value):
+        return UserError(
+            f"{option.written}: expected {option.expected}, received {value!r}, of which one has a "
+            "comma. Give each by itself."
+        )
+    plain = [_plain(element) for element in value] if several else _plain(value)
+    try:
+        option.read(plain, option.written)
+    except UserError as error:
+        return error
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python's own type: NumPy's numbers and paths are as good."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return (
+        float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+    )
 
 
 def words_of(values: Mapping[str, Any]) -> list[str]:
