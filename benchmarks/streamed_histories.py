@@ -171,14 +171,14 @@ def _events(dataset: Path) -> int:
 
 
 def _in_small_blocks(dataset: Path) -> None:
-    """Writes the histories of a dataset again in `_BLOCKS` blocks of users."""
+    """Writes the histories of a dataset again in `_BLOCKS` blocks of users, or some more."""
     from lookback.core.arrow_files import read_parquet
     from lookback.formats.dataset_info import HISTORIES, read_histories_info, write_info
     from lookback.formats.histories import history_files, write_users
 
     info = read_histories_info(dataset)
-    users = max(1, int(info["counts"]["users"]) // _BLOCKS)
+    events = max(1, int(info["counts"]["events"]) // _BLOCKS)
     for file in history_files(dataset):
-        write_users(read_parquet(file), file, users)
+        write_users(read_parquet(file), file, row_group_events=events)
     ours = ("format", "format_version", "created_by", "files", "sha256")
     write_info(dataset, HISTORIES, {k: v for k, v in info.items() if k not in ours})

@@ -39,7 +39,10 @@ COUNT = "count"
 """Column of the catalogue: in how many events an item occurs."""
 
 ROW_GROUP_USERS = 8192
-"""Rows of a row group: what a reader that streams a large set holds at a time."""
+"""Rows of a row group at most: what a reader that streams a large set holds at a time."""
+ROW_GROUP_EVENTS = 1 << 20
+"""Events of a row group at most, unless it is one user's: long histories do not make large ones,
+and memory for a few of the largest is memory for many."""
 
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
@@ -61,16 +64,30 @@ def history_files(directory: Path) -> list[Path]:
     return files
 
 
-def write_users(table: pa.Table, file: Path, row_group_users: int | None = None) -> None:
+def write_users(
+    table: pa.Table,
+    file: Path,
+    row_group_users: int | None = None,
+    row_group_events: int | None = None,
+) -> None:
     """Writes one part: a row a user, by encoded id.
 
     Args:
       table: of the users.
       file: to write.
       row_group_users: rows of a row group; None: `ROW_GROUP_USERS`.
+      row_group_events: likewise, `ROW_GROUP_EVENTS`.
     """
-    size = row_group_users or ROW_GROUP_USERS
-    pq.write_table(table, file, compression="zstd", row_group_size=size)
+    users, events = row_group_users or ROW_GROUP_USERS, row_group_events or ROW_GROUP_EVENTS
+    lists = [name for name in table.column_names if pa.types.is_list(table.schema.field(name).type)]
+    behind = np.cumsum(lengths_of(table[lists[0]])) if lists else np.zeros(len(table), np.int64)
+    begin, before = 0, 0
+    with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+        while begin < len(table):
+            end = max(int(np.searchsorted(behind, before + events, "right")), begin + 1)
+            end = min(end, begin + users)
+            writer.write_table(table.slice(begin, end - begin))
+            begin, before = end, int(behind[end - 1])
 
 
 def write_histories(

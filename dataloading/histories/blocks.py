@@ -127,6 +127,7 @@ class Blocks:
 
     def _each(self, blocks: Sequence[int]) -> Iterator[Histories]:
         """The histories of blocks, one after another; of each run in a file it is opened once."""
+        columns = self._reader.columns()
         for file, run in itertools.groupby(blocks, lambda block: self._groups[block][0]):
             with reading(file):
                 opened = open_parquet(file)
@@ -134,7 +135,8 @@ class Blocks:
                 for block in run:
                     with reading(file):
                         group = self._groups[block][1]
-                        table = parquet.read_row_group(group, columns=self._reader.columns())
+                        # One thread: others train meanwhile, and small groups pay for more.
+                        table = parquet.read_row_group(group, columns, use_threads=False)
                     yield self._checked(block, table)
 
     def _checked(self, block: int, table: pa.Table) -> Histories:

@@ -109,7 +109,7 @@ class Histories:
         """N."""
         return int(self.offsets[-1])
 
-    @property
+    @functools.cached_property
     def features(self) -> HistoryFeatures:
         """The feature columns by role."""
         return HistoryFeatures.from_schema(self.schema)

@@ -23,12 +23,12 @@ from lookback.dataloading.histories.rankings import competing
 from lookback.dataloading.histories.splits import Int64
 from lookback.dataloading.histories.streams import (
     NOBODY,
-    HeldWindows,
+    HeldStretches,
     Stream,
-    WindowSamples,
-    capacity_of,
+    StretchSamples,
     owners_of,
-    windows_of,
+    room_of,
+    stretches_of,
 )
 from lookback.dataloading.histories.windows import Trained, WindowBuilder, WindowConfig
 from lookback.dataloading.parts import WHOLE, Part
@@ -36,9 +36,9 @@ from lookback.dataloading.sources import Batch, BatchSource, WeightedBatch
 
 _TRAINING = "training"
 """A purpose; the others are splits."""
-_TOGETHER = 4096
-"""Samples that are gathered at a time, those of several small batches: a call costs 4 ms of CPU
-(benchmarks streamed_histories), as much as to gather a thousand samples."""
+_TOGETHER = 8192
+"""Samples that are gathered at a time, those of several small batches: for each stretch that they
+are in, a call costs about 1 ms of CPU, whatever it gathers (benchmarks streamed_histories)."""
 _FEWEST_USERS = 0.25
 """Users of a window for each target of a batch, below which it is said that they are few: with 0.07
 of MovieLens-100k AUC fell, with 0.26 it did not (docs/decisions/0025)."""
@@ -129,8 +129,8 @@ class StreamedSource(BatchSource):
         self._batch = self._windows.training_targets(batch_size)
         rows = -(-(batch_size if eval_batch_size is None else eval_batch_size) // part.ranks)
         self._eval_batch = self._windows.evaluation_targets(rows, test_negatives)
-        self._capacity = capacity_of(table.bytes, memory, part.ranks)
-        self._held = HeldWindows(self._load, 2 * self._capacity)
+        self._room = room_of(table.bytes, memory, part.ranks)
+        self._held = HeldStretches(self._load, self._room.most)
         self._compiled: dict[str, Any] = {}
 
     def _load(self, blocks: tuple[int, ...]) -> dict[str, Any]:
@@ -145,18 +145,21 @@ class StreamedSource(BatchSource):
         if epoch is not None:
             order = shuffled(self._seed, epoch, tf.constant(order), len(sizes)).numpy()
             shuffle = (self._seed, epoch)
-        windows = windows_of(order, sizes, self._capacity)
-        return Stream(windows, sizes, self._table.samples[split], self._part, shuffle)
+        stretches = stretches_of(order, sizes, self._room.stretch)
+        window = 1 if shuffle is None else self._room.window
+        samples = self._table.samples[split]
+        return Stream(stretches, sizes, samples, self._part, shuffle, window)
 
     @property
     def notes(self) -> Sequence[str]:
         """That samples are shuffled among few users, which costs accuracy."""
         users, sizes = int(self._table.users[-1]), self._table.bytes
-        count = len(windows_of(np.arange(len(sizes)), sizes, self._capacity))
-        if count == 1 or users / count >= _FEWEST_USERS * self._batch:
+        stretches = len(stretches_of(np.arange(len(sizes)), sizes, self._room.stretch))
+        together = users * self._room.window // stretches
+        if stretches == 1 or together >= _FEWEST_USERS * self._batch:
             return ()
         return (
-            f"warning: history_memory: samples are shuffled among some {users // count:,} of "
+            f"warning: history_memory: samples are shuffled among some {together:,} of "
             f"{users:,} users at a time, and a batch has {self._batch:,} targets; so few have cost "
             "accuracy. Give more memory, or a smaller --global_batch_size.",
         )
@@ -235,12 +238,11 @@ class StreamedSource(BatchSource):
         self._windows.num_samples(split)  # refuses what is no split of the dataset
         samples = self._table.samples[split]
         require_samples(split, int(samples.sum()), self.left_out(split))
-        sizes, most = self._table.bytes, [0] * self._part.ranks
-        for window in windows_of(np.arange(len(sizes)), sizes, self._capacity):
-            owners = owners_of(window, sizes, len(most))
-            for rank in range(len(most)):
-                most[rank] += int(samples[window[owners == rank]].sum())
-        return -(-max(most) // self._eval_batch)
+        sizes, ranks = self._table.bytes, self._part.ranks
+        stretches = stretches_of(np.arange(len(sizes)), sizes, self._room.stretch)
+        owners = np.concatenate(owners_of(stretches, sizes, ranks))
+        of_ranks = np.bincount(owners, samples[np.concatenate(stretches)], ranks)
+        return -(-int(of_ranks.max()) // self._eval_batch)
 
     def eval_feeds(self, split: str) -> Iterator[Filled]:
         """Feeds: batches of this process's samples, in the order of users."""
@@ -264,7 +266,7 @@ class StreamedSource(BatchSource):
 
         Args:
           purpose: training, or the split that is evaluated.
-          placed: of the windows that they are in.
+          placed: of the stretch that they are in.
           places: of the samples there, ``[n]``.
           numbers: of the same samples among everybody's, ``[n]``.
           epoch: of training.
@@ -279,7 +281,7 @@ class StreamedSource(BatchSource):
             )
             return *batch, windows.users(purpose, places)
 
-    def _made(self, purpose: str, piece: WindowSamples, epoch: int) -> tuple[Any, ...]:
+    def _made(self, purpose: str, piece: StretchSamples, epoch: int) -> tuple[Any, ...]:
         """What `_samples` gives of a piece."""
         placed = self._held.get(piece.stretch, piece.following)
         given = (
@@ -317,21 +319,23 @@ class StreamedSource(BatchSource):
         nothing = np.zeros(0, np.int64)
         with tf.device(HOST):
             given = list(stream.pieces(int(edges[0]), int(edges[-1])))
-            given = given or [WindowSamples(NOBODY, None, nothing, nothing, nothing)]
+            given = given or [StretchSamples(NOBODY, None, nothing, nothing, nothing)]
             made = [self._made(purpose, piece, epoch) for piece in given]
-            numbers = np.concatenate([piece.numbers for piece in given])
-
-            free = size - len(numbers)
+            order = np.concatenate([piece.order for piece in given])
+            ascending = tf.constant(np.argsort(order))
+            free = size - len(order)
 
             def filled(*parts: tf.Tensor) -> tf.Tensor:
-                values = parts[0] if len(parts) == 1 else tf.concat(parts, 0)
+                values = parts[0]
+                if len(parts) > 1:
+                    values = tf.gather(tf.concat(parts, 0), ascending)
                 if not free:
                     return values
                 return tf.pad(values, [[0, free], *[[0, 0]] * (values.shape.rank - 1)])
 
             features, labels, users = tf.nest.map_structure(filled, *made)
-            told = filled(tf.constant(numbers))
-            rows = np.searchsorted(np.concatenate([piece.order for piece in given]), edges)
+            told = filled(*(tf.constant(piece.numbers) for piece in given))
+            rows = np.searchsorted(np.sort(order), edges)
             return [
                 Filled(features, labels, told, users, tf.constant(rows[n : n + 2], tf.int64))
                 for n in range(len(steps))

@@ -1,10 +1,14 @@
 """In which order blocks of users stream, which of them are in memory together, and whose they are.
 
-A pass over a dataset has its K blocks in an order; those that follow each other and fit make a
-window. All of it is a function of (seed, epoch), of what the blocks have and of the memory of all
-processes together, never of how many processes there are: so a batch has the same samples on any
-number of them. Of each window a process holds its own blocks, and takes of each batch the samples
-that these have.
+A pass over a dataset has its K blocks in an order, cut into S stretches. Those in memory are a
+window: V stretches that follow each other, and of each of them 1/V of the samples are drawn before
+the window moves on by one, so that a stretch is drawn from as long as it is held and a user's
+samples spread over the whole time. The first stretches have the last ones before them: a ring.
+
+All of it is a function of (seed, epoch), of what the blocks have and of the memory of all processes
+together, never of how many processes there are: so a batch has the same samples on any number of
+them. Of each stretch a process holds its own blocks, and takes of each batch the samples that these
+have.
 """
 
 from __future__ import annotations
@@ -26,16 +30,36 @@ from lookback.dataloading.parts import Part
 
 _READING = 3
 """Blocks' worth of memory that reading one takes: Arrow's columns, ours, and what checks them."""
+_STRETCHES = 4
+"""Of a window (V): of the memory V / (V + 1) is drawn from, the rest is for the next stretch; more
+would take more calls to gather a batch."""
 _OF_WINDOW = 32
 """Bits of an epoch's number: above them, a key for each window's own order."""
 
 
+class Room(NamedTuple):
+    """How memory is divided.
+
+    Attributes:
+      stretch: bytes that none exceeds.
+      window: stretches that are drawn from together (V).
+    """
+
+    stretch: int
+    window: int
+
+    @property
+    def most(self) -> int:
+        """Bytes that are held: of a window, and of the stretch that comes next."""
+        return (self.window + 1) * self.stretch
+
+
 class Stretch(NamedTuple):
-    """The blocks of a window that a process has.
+    """The blocks of a stretch that a process has.
 
     Attributes:
       blocks: their numbers, ascending.
-      size: bytes of the window, all processes together.
+      size: bytes of the stretch, all processes together.
     """
 
     blocks: tuple[int, ...]
@@ -45,8 +69,8 @@ class Stretch(NamedTuple):
 NOBODY = Stretch((), 0)
 
 
-class WindowSamples(NamedTuple):
-    """Samples of a window.
+class StretchSamples(NamedTuple):
+    """Samples of a stretch.
 
     Attributes:
       stretch: where they are.
@@ -63,8 +87,8 @@ class WindowSamples(NamedTuple):
     order: Int64
 
 
-def capacity_of(sizes: Int64, memory: int, ranks: int = 1) -> int:
-    """Bytes of a window: everything, if that fits; else half of what is left beside reading.
+def room_of(sizes: Int64, memory: int, ranks: int = 1) -> Room:
+    """Everything, if that fits; else a window and a stretch beside what reading takes.
 
     Args:
       sizes: bytes of each block.
@@ -84,7 +108,7 @@ def capacity_of(sizes: Int64, memory: int, ranks: int = 1) -> int:
     largest, total = int(sizes.max(initial=0)), int(sizes.sum())
     room = memory - _READING * largest
     if total <= room:
-        return total
+        return Room(total, 1)
     if room < 2 * ranks * largest:
         needed = min(2 * ranks * largest, total) + _READING * largest
         raise UserError(
@@ -92,49 +116,60 @@ def capacity_of(sizes: Int64, memory: int, ranks: int = 1) -> int:
             f"take up to {format_size(largest)}: two for each process, and to read one takes "
             f"{_READING} times as much; received {format_size(memory)}."
         )
-    return room // 2
+    window = min(_STRETCHES, room // largest - 1)
+    return Room(room // (window + 1), window)
 
 
-def windows_of(blocks: Int64, sizes: Int64, capacity: int) -> list[Int64]:
-    """Cuts an order of blocks into windows, about equally large, as few as there can be.
+def stretches_of(blocks: Int64, sizes: Int64, most: int) -> list[Int64]:
+    """Cuts an order of blocks into stretches, about equally large, as few as there can be.
 
     Args:
       blocks: ``[K]`` in their order.
       sizes: bytes of each block by number.
-      capacity: that no window exceeds; at least that of the largest block.
+      most: bytes that no stretch exceeds; at least those of the largest block.
 
     Returns:
-      The blocks of each window, ascending: what is read from a file is read from front to back.
+      The blocks of each, ascending: what is read from a file is read from front to back.
     """
     if not len(blocks):
         return []
     ordered = sizes[blocks]
     total = int(ordered.sum())
     middles = np.cumsum(ordered) - ordered / 2
-    for count in itertools.count(max(1, -(-total // capacity))):
+    for count in itertools.count(max(1, -(-total // most))):
         cuts = np.flatnonzero(np.diff((middles * count / total).astype(np.int64))) + 1
-        windows = np.split(blocks, cuts)
-        if all(int(sizes[window].sum()) <= capacity for window in windows):
-            return [np.sort(window) for window in windows]
-    raise AssertionError("a block of its own fits into a window")
+        stretches = np.split(blocks, cuts)
+        if all(int(sizes[stretch].sum()) <= most for stretch in stretches):
+            return [np.sort(stretch) for stretch in stretches]
+    raise AssertionError("a block of its own fits into a stretch")
 
 
-def owners_of(window: Int64, sizes: Int64, ranks: int) -> Int64:
-    """The process of each block ``[W]`` of a window: the largest first, to the one with least."""
-    loads = [0] * ranks
-    owners = np.zeros(len(window), np.int64)
-    for place in np.argsort(-sizes[window], kind="stable").tolist():
-        owners[place] = owner = loads.index(min(loads))
-        loads[owner] += int(sizes[window[place]])
+def owners_of(stretches: Sequence[Int64], sizes: Int64, ranks: int) -> list[Int64]:
+    """Which process has each block: of a stretch the largest first, to the one with least so far.
+
+    Args:
+      stretches: blocks of each.
+      sizes: bytes of each block by number.
+      ranks: how many processes there are.
+    """
+    loads, owners = [0] * ranks, []
+    for stretch in stretches:
+        of = np.zeros(len(stretch), np.int64)
+        for place in np.argsort(-sizes[stretch], kind="stable").tolist():
+            of[place] = owner = loads.index(min(loads))
+            loads[owner] += int(sizes[stretch[place]])
+        owners.append(of)
     return owners
 
 
 class Stream:
     """The samples of one pass over the blocks, those that a process has.
 
-    Shuffled, place p of the pass is in window w where the windows before have less than p samples
-    and the window has the rest; and there it is the place that the window's permutation says. In
-    order, each process has a pass of its own over its blocks.
+    The window of number w has the stretches w, w - 1, ..., w - V + 1 (of the ring: modulo S), and
+    of the j-th of these the samples j, j + V, j + 2 V, ... So each sample is in one window. Place p
+    of the pass is in window w where the windows before have no more than p samples; and there it is
+    the place that the window's permutation says. In order, V is 1, and each process has a pass of
+    its own over its blocks.
 
     Attributes:
       count: samples: of all processes where they are shuffled, else of this one.
@@ -142,48 +177,80 @@ class Stream:
 
     def __init__(
         self,
-        windows: Sequence[Int64],
+        stretches: Sequence[Int64],
         sizes: Int64,
         samples: Int64,
         part: Part,
         shuffle: tuple[int, int] | None,
+        window: int = 1,
     ) -> None:
         """Counts.
 
         Args:
-          windows: blocks of each.
+          stretches: blocks of each.
           sizes: bytes of each block.
           samples: of each block.
           part: this process's.
           shuffle: seed and epoch; None: in order.
+          window: stretches of a window (V), no more than there are; 1 in order.
         """
-        self._samples, self._shuffle = samples, shuffle
+        self._samples, self._shuffle, self._window = samples, shuffle, window
         self._starts = np.cumsum(samples) - samples  # everybody's first number
-        self._own = [w[owners_of(w, sizes, part.ranks) == part.rank] for w in windows]
+        owners = owners_of(stretches, sizes, part.ranks)
+        self._own = [s[o == part.rank] for s, o in zip(stretches, owners, strict=True)]
         self._stretches = [
-            Stretch(tuple(own.tolist()), int(sizes[window].sum()))
-            for own, window in zip(self._own, windows, strict=True)
+            Stretch(tuple(own.tolist()), int(sizes[stretch].sum()))
+            for own, stretch in zip(self._own, stretches, strict=True)
         ]
-        self._counted = self._own if shuffle is None else list(windows)
-        self._ends = np.cumsum([0, *(int(samples[w].sum()) for w in self._counted)])
+        self._counted = self._own if shuffle is None else list(stretches)
+        of = np.array([int(samples[s].sum()) for s in self._counted], np.int64)  # [S]
+        lags = np.arange(window)[:, np.newaxis]
+        place = (np.arange(len(of)) - lags) % max(len(of), 1)  # [V, S]: the stretch of each lag
+        self._parts = np.maximum(-(-(of[place] - lags) // window), 0)  # samples, likewise
+        self._ends = np.concatenate([[0], np.cumsum(self._parts.sum(0))])  # of the windows
         self.count = int(self._ends[-1])
 
-    def pieces(self, begin: int, end: int) -> Iterator[WindowSamples]:
-        """The samples at places from `begin` to before `end`, window by window."""
-        for number in range(len(self._counted)):
-            first = max(begin, int(self._ends[number])) - int(self._ends[number])
-            behind = min(end, int(self._ends[number + 1])) - int(self._ends[number])
-            if first < behind:
-                yield self._piece(number, np.arange(first, behind))
+    def pieces(self, begin: int, end: int) -> Iterator[StretchSamples]:
+        """The samples at places from `begin` to before `end`, stretch by stretch of the ring."""
+        first, behind = np.searchsorted(self._ends, [begin, end - 1], "right") - 1
+        drawn = [self._of_window(w, begin, end) for w in range(first, min(behind + 1, self._last))]
+        if not drawn:
+            return
+        turns, places, order = (np.concatenate(of) for of in zip(*drawn, strict=True))
+        for turn in np.unique(turns).tolist():
+            chosen = turns == turn
+            yield self._piece(turn, places[chosen], order[chosen])
 
-    def _piece(self, number: int, places: Int64) -> WindowSamples:
-        blocks, own = self._counted[number], self._own[number]
-        sizes, order = self._samples[blocks], places + self._ends[number]
+    @property
+    def _last(self) -> int:
+        """Windows."""
+        return len(self._counted)
+
+    def _of_window(self, number: int, begin: int, end: int) -> tuple[Int64, Int64, Int64]:
+        """Where a window's samples at places from `begin` to before `end` of the pass are.
+
+        Returns:
+          The stretches, counted on from those before the first (below 0); the samples' places in
+          these; and the places in the pass, ascending: ``[n]`` each.
+        """
+        start, stop = self._ends[number : number + 2].tolist()
+        order = np.arange(max(begin, start), min(end, stop))
+        places = order - start
         if self._shuffle is not None:
             seed, epoch = self._shuffle
             # The first window's order is that of resident histories: where it has all, it is theirs
             key = epoch + (number << _OF_WINDOW)
-            places = shuffled(seed, key, tf.constant(places), int(sizes.sum())).numpy()
+            places = shuffled(seed, key, tf.constant(places), stop - start).numpy()
+        parts = self._parts[:, number]
+        ends = np.cumsum(parts)
+        lags = np.searchsorted(ends, places, "right")
+        return number - lags, lags + self._window * (places - (ends - parts)[lags]), order
+
+    def _piece(self, turn: int, places: Int64, order: Int64) -> StretchSamples:
+        """Samples at places of a stretch, those of this process."""
+        number = turn % len(self._counted)
+        blocks, own = self._counted[number], self._own[number]
+        sizes = self._samples[blocks]
         ends = np.cumsum(sizes)
         which = np.searchsorted(ends, places, "right")
         if self._shuffle is not None:
@@ -193,17 +260,18 @@ class Stream:
         block = blocks[which]
         own_sizes = self._samples[own]
         begins = np.cumsum(own_sizes) - own_sizes
-        return WindowSamples(
+        last = turn + 1 == len(self._stretches)
+        return StretchSamples(
             self._stretches[number],
-            self._stretches[number + 1] if number + 1 < len(self._stretches) else None,
+            None if last else self._stretches[(turn + 1) % len(self._stretches)],
             begins[np.searchsorted(own, block)] + inside if len(own) else inside,
             self._starts[block] + inside,
             order,
         )
 
 
-class HeldWindows:
-    """The windows that are in memory, and a thread that reads the next one while others are used.
+class HeldStretches:
+    """The stretches that are in memory, and a thread that reads the next one while others are used.
 
     Whoever asks, for training or evaluation, they never take more than `most`.
     """
@@ -213,7 +281,7 @@ class HeldWindows:
 
         Args:
           load: reads blocks; gives what `WindowBuilder.over_placed` takes.
-          most: bytes of the windows that are held, as `Stretch.size` says them.
+          most: bytes of the stretches that are held, as `Stretch.size` says them.
         """
         self._load, self._most = load, most
         self._held: dict[Stretch, Future[dict[str, Any]]] = {}
@@ -221,7 +289,7 @@ class HeldWindows:
         self._reader = ThreadPoolExecutor(1, "histories")
 
     def get(self, stretch: Stretch, following: Stretch | None = None) -> dict[str, Any]:
-        """A window; waits for it.
+        """A stretch; waits for it.
 
         Args:
           stretch: its blocks.
@@ -237,7 +305,7 @@ class HeldWindows:
         return found.result()
 
     def _ask(self, stretch: Stretch, used: Stretch) -> Future[dict[str, Any]]:
-        """A window that is held, or is read as soon as others have made room for it."""
+        """A stretch that is held, or is read as soon as others have made room for it."""
         if stretch in self._held:
             self._held[stretch] = self._held.pop(stretch)  # the latest
             return self._held[stretch]

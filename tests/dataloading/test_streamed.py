@@ -23,12 +23,13 @@ from lookback.dataloading.histories.sources import ResidentSource
 from lookback.dataloading.histories.splits import ByTime, ByUsers, LeaveLastOut
 from lookback.dataloading.histories.streamed import StreamedSource
 from lookback.dataloading.histories.streams import (
-    HeldWindows,
+    HeldStretches,
+    Room,
     Stream,
     Stretch,
-    capacity_of,
     owners_of,
-    windows_of,
+    room_of,
+    stretches_of,
 )
 from lookback.dataloading.histories.windows import WindowBuilder, WindowConfig
 from lookback.dataloading.parts import WHOLE, Part
@@ -232,7 +233,7 @@ def directory(written, make_histories):
 def test_windows_have_every_sample_once_and_as_resident_histories_have_it(directory):
     some, whole = streamed(directory, memory=None), streamed(directory)
     sizes = blocks_of(directory).survey(SOLO).bytes
-    assert len(windows_of(np.arange(5), sizes, capacity_of(sizes, some_of(sizes)))) > 2
+    assert len(stretches_of(np.arange(5), sizes, room_of(sizes, some_of(sizes)).stretch)) > 2
     (expected, steps), (found, others) = by_number(whole), by_number(some)
     assert found == expected
     assert sorted(expected) == list(range(sum(LENGTHS) - 2 * len(LENGTHS)))
@@ -261,10 +262,10 @@ def test_feeds_continue_in_the_middle_to_the_bit(directory, first_step):
 
 
 def test_few_users_of_a_window_are_said(directory):
-    """Four windows of 13 users: some 3 at a time."""
+    """Four stretches of 13 users, of which two make a window: some 6 at a time."""
     assert streamed(directory, memory=None, batch_size=24).notes == ()  # 12 targets
     (note,) = streamed(directory, memory=None, batch_size=64).notes
-    assert "among some 3 of 13 users at a time, and a batch has 32 targets" in note
+    assert "among some 6 of 13 users at a time, and a batch has 32 targets" in note
     assert streamed(directory, memory=PLENTY, batch_size=64).notes == ()
 
 
@@ -297,7 +298,9 @@ def test_batches_have_the_same_samples_on_any_number_of_ranks(
     memory = int(sizes.sum() + 3 * sizes.max()) * 9 // 10
     given = {"batch_size": 60, "eval_batch_size": 60}
     alone = streamed(directory, memory, **given)
-    assert len(windows_of(np.arange(16), sizes, capacity_of(sizes, memory))) == 3
+    room = room_of(sizes, memory)
+    assert room.window == 4
+    assert len(stretches_of(np.arange(16), sizes, room.stretch)) == 8
 
     def work(world):
         blocks = blocks_of(directory)
@@ -318,9 +321,11 @@ def test_batches_have_the_same_samples_on_any_number_of_ranks(
             for step, batch in enumerate(whole):
                 assert sorted(n for of, *_ in found for n in of[1][step]) == sorted(batch)
     assert len({steps for *_, steps, _ in found}) == 1
-    # The pass over training, and that over the test: of each a share of the 16 blocks.
-    assert sum(len(blocks) for *_, blocks in found) == 16 * 2
-    assert all(0 < len(blocks) < 16 * 2 for *_, blocks in found)
+    # The pass over training, whose first windows have the last stretches, too, and over the test.
+    read = [set(blocks) for *_, blocks in found]
+    assert set.union(*read) == set(range(16))
+    assert all(0 < len(of) < 16 for of in read)
+    assert sum(len(blocks) for *_, blocks in found) < 16 * 3
 
 
 def test_what_is_held_is_bounded():
@@ -340,7 +345,7 @@ def test_what_is_held_is_bounded():
         taken.append(sum(held.size for held in alive))
         return {"window": window}
 
-    held = HeldWindows(load, most=30)
+    held = HeldStretches(load, most=30)
     stretches = [Stretch((number,), 10 + number) for number in range(5)]
     following = itertools.cycle([*stretches[1:], None])
     for stretch, after in zip([*stretches, *stretches[::2]] * 3, following, strict=False):
@@ -454,34 +459,70 @@ def test_windows_are_balanced_and_within_their_capacity():
         sizes = rng.integers(1, 100, rng.integers(1, 60))
         capacity = int(sizes.max() + rng.integers(0, sizes.sum()))
         order = rng.permutation(len(sizes))
-        windows = windows_of(order, sizes, capacity)
+        windows = stretches_of(order, sizes, capacity)
         taken = [int(sizes[w].sum()) for w in windows]
         assert max(taken) <= capacity
         assert sorted(np.concatenate(windows).tolist()) == list(range(len(sizes)))
         assert len(windows) <= 2 * (-(-int(sizes.sum()) // capacity)) + 1
         place = {block: n for n, w in enumerate(windows) for block in w.tolist()}
         assert [place[b] for b in order.tolist()] == sorted(place.values())
-    assert windows_of(np.zeros(0, np.int64), np.zeros(0, np.int64), 1) == []
+    assert stretches_of(np.zeros(0, np.int64), np.zeros(0, np.int64), 1) == []
 
 
 def test_owners_have_about_as_much():
     sizes = np.array([5, 9, 4, 4, 8, 1, 7, 2])
-    owners = owners_of(np.arange(8), sizes, 3)
-    loads = [int(sizes[owners == rank].sum()) for rank in range(3)]
-    assert sum(loads) == sizes.sum()
-    assert max(loads) - min(loads) <= 3
-    assert owners_of(np.arange(8), sizes, 1).tolist() == [0] * 8
+    stretches = [np.array([2, 5]), np.array([1]), np.array([0, 3, 7]), np.array([4, 6])]
+    order = np.concatenate(stretches)
+    owners = owners_of(stretches, sizes, 3)
+    assert [len(of) for of in owners] == [2, 1, 3, 2]
+    loads = np.bincount(np.concatenate(owners), sizes[order])
+    assert loads.sum() == sizes.sum()
+    assert loads.max() - loads.min() <= sizes.max()
+    assert np.concatenate(owners_of(stretches, sizes, 1)).tolist() == [0] * 8
 
 
-def test_capacity_is_everything_or_half():
-    sizes = np.array([10, 20, 10])
-    assert capacity_of(sizes, 3 * 20 + 40) == 40
-    assert capacity_of(np.array([10] * 9), 3 * 10 + 50) == 25
+def test_memory_is_for_everything_or_for_a_window_and_a_stretch_more():
+    sizes, even = np.array([10, 20, 10]), np.array([10] * 20)
+    assert room_of(sizes, 3 * 20 + 40) == Room(40, 1)
+    assert room_of(even, 3 * 10 + 25) == Room(12, 1)
+    assert room_of(even, 3 * 10 + 30) == Room(10, 2)
+    assert room_of(even, 3 * 10 + 150) == Room(30, 4)
+    assert room_of(even, 3 * 10 + 150, ranks=4) == Room(30, 4)
     with pytest.raises(UserError, match="expected 100 B or more"):
-        capacity_of(sizes, 99)
-    assert capacity_of(np.array([10] * 9), 3 * 10 + 40, ranks=2) == 20
+        room_of(sizes, 99)
     with pytest.raises(UserError, match=r"expected 90 B or more, .* two for each process"):
-        capacity_of(np.array([10] * 9), 3 * 10 + 50, ranks=3)
+        room_of(even, 3 * 10 + 50, ranks=3)
+
+
+def test_windows_move_over_a_ring_of_stretches():
+    """By brute force: a stretch is drawn from for V windows, of each window in a random order."""
+    samples = np.array([7, 4, 0, 9, 5, 3])
+    stretches = [np.array([2, 3]), np.array([0]), np.array([5]), np.array([1, 4])]
+    firsts = np.cumsum(samples) - samples
+    numbers = [np.concatenate([firsts[b] + np.arange(samples[b]) for b in s]) for s in stretches]
+    stream = Stream(stretches, np.full(6, 5), samples, WHOLE, (3, 2), window=3)
+    assert stream.count == samples.sum()
+    begin = 0
+    for w in range(4):
+        expected = np.concatenate([numbers[(w - lag) % 4][lag::3] for lag in range(3)])
+        pieces = list(stream.pieces(begin, begin + len(expected)))
+        assert {of.stretch.blocks for of in pieces} <= {
+            tuple(stretches[(w - lag) % 4].tolist()) for lag in range(3)
+        }
+        found = np.concatenate([of.numbers for of in pieces])
+        order = np.concatenate([of.order for of in pieces])
+        assert sorted(found) == sorted(expected)
+        assert sorted(order) == list(range(begin, begin + len(expected)))
+        assert found[np.argsort(order)].tolist() != expected.tolist()
+        begin += len(expected)
+    whole = {
+        n: o for of in stream.pieces(0, begin) for n, o in zip(of.numbers, of.order, strict=True)
+    }
+    some = {n: o for of in stream.pieces(9, 20) for n, o in zip(of.numbers, of.order, strict=True)}
+    assert some == {n: o for n, o in whole.items() if 9 <= o < 20}
+    assert [of.stretch for of in stream.pieces(0, begin)][:3] == [
+        Stretch(blocks, size) for blocks, size in (((5,), 5), ((1, 4), 10), ((2, 3), 10))
+    ]
 
 
 def test_a_stream_of_no_sample_has_no_piece():
