@@ -28,6 +28,7 @@ from lookback.formats.dataset_info import (
 )
 from lookback.formats.schema import read_schema
 from lookback.formats.verification import TRUSTED, dataset_digest, verify_dataset
+from lookback.workflows.times import in_words
 
 
 def describe(
@@ -147,8 +148,7 @@ def _parts(metadata: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     which = {
         "time": {
             "train": "before that",
-            "validation": f"from time {split.get('validation_from')}",
-            "test": f"from time {split.get('test_from')}",
+            **{name: f"from {_from(split, name)}" for name in SPLITS[1:]},
         },
         "users": {
             "train": "of the other users",
@@ -174,6 +174,11 @@ def _parts(metadata: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         count = counts[impression_count(part)] if explicit else clicks[part]
         if count:
             yield part, f"{count:,}", f"{'impressions' if explicit else 'events'} {which[part]}"
+
+
+def _from(split: Mapping[str, Any], name: str) -> str:
+    moment = split.get(f"{name}_from")
+    return "none" if moment is None else in_words(moment)
 
 
 def _number(value: Any) -> str:

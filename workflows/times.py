@@ -31,6 +31,7 @@ NANOSECONDS = 10**9
 TIMES_WITHOUT_ZONE = "times_without_zone"  # in the counts: taken as UTC
 EARLIEST = 788_918_400  # 1995-01-01 in seconds: logs of users and items begin with the web
 A_YEAR = 366 * 86_400
+_YEAR_10000 = 253_402_300_800
 
 FIRST_YEAR, LAST_YEAR = 1678, 2261
 """Which int64 holds whole, as nanoseconds since 1970."""
@@ -45,6 +46,13 @@ _ISO = re.compile(
     r"(Z|[+-]\d\d(?::?\d\d)?)?)?",
     re.ASCII,
 )
+
+
+def in_words(moment: int) -> str:
+    """A time of a dataset as people read it: seconds as ISO 8601; a number of steps as it is."""
+    if not EARLIEST <= moment < _YEAR_10000:
+        return f"{moment}"
+    return f"{datetime.datetime.fromtimestamp(moment, datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class UnitOfYears(str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -516,6 +517,9 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
     refused(r"received nothing for test \(train [0-9]+, validation 0, test 0\)", rules=late)
     early = EventRules(split=TimeSplit(START - 10**6))
     refused("received nothing for train", rules=early)
+    told = f"{datetime.fromtimestamp(START - 10**6, timezone.utc):%Y-%m-%dT%H:%M:%S}Z"
+    refused(rf"a split by time, test from {told} \(validation_from, test_from\)", rules=early)
+    refused("validation from 5, test from 9 ", rules=EventRules(split=TimeSplit(9, 5)))
     with pytest.raises(UserError, match="validation_from before test_from"):
         TimeSplit(5, 5)
     with pytest.raises(UserError, match="both together below 1"):

@@ -301,7 +301,7 @@ def _check_parts(events: Events, selection: Selection) -> None:
         raise UserError(
             f"Split: expected something in each part, received nothing for {empty[0]} "
             f"({', '.join(f'{name} {n:,}' for name, n in zip(SPLITS, counts, strict=True))}) with "
-            f"{selection.split}. Choose it otherwise."
+            f"{selection.split}. Give others: under split of the YAML, or to update by option."
         )
 
 

@@ -17,6 +17,7 @@ from lookback.core.errors import UserError
 from lookback.formats.dataset_info import BY_TIME, BY_USERS, LEAVE_LAST_OUT, SPLITS
 from lookback.formats.history_columns import SPLIT
 from lookback.formats.vocabulary import HASHED, hashed_keys
+from lookback.workflows.times import in_words
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 """Parts, as numbers."""
@@ -99,6 +100,11 @@ class TimeSplit:
                 f"received {self.validation_from}. Exchange them, or leave out the first."
             )
 
+    def __str__(self) -> str:
+        moments = {VALIDATION: self.validation_from, TEST: self.test_from}
+        told = [f"{SPLITS[p]} from {in_words(m)}" for p, m in moments.items() if m is not None]
+        return f"a split by time, {', '.join(told)} (validation_from, test_from)"
+
     def parts(self, history: Ints, time: Ints, users: pa.ChunkedArray) -> Parts:
         """See `LeaveLast.parts`."""
         moments = [self.held_out_from, self.test_from]
@@ -141,6 +147,9 @@ class UserSplit:
                 "Split by users: expected a share for the test above 0, one for validation of at "
                 f"least 0, and both together below 1, received {self.test} and {self.validation}."
             )
+
+    def __str__(self) -> str:
+        return f"a split by users, validation {self.validation:g}, test {self.test:g} of them"
 
     def parts(self, history: Ints, time: Ints, users: pa.ChunkedArray) -> Parts:
         """See `LeaveLast.parts`."""
