@@ -44,6 +44,8 @@ WORKFLOW_DIRECTORY = "workflow"
 """In a dataset: the saved workflow that made it."""
 UPDATE_DIRECTORY = "update"
 """In a dataset of histories: the log that it was made of (`formats.kept_log`)."""
+LONGEST_BAGS = "longest_bags"
+"""Key of the counts: by column of several categories, how many the longest has."""
 UPDATE = "update"
 """Key: of which dataset (``of``, its content hash) this is the update, and how much is new:
 ``new_events`` of the histories (and ``new_impressions``) that came since, ``new_training`` targets

@@ -11,6 +11,7 @@ from lookback.formats.dataset_info import (
     FEATURES,
     LABELS,
     LEAVE_LAST_OUT,
+    LONGEST_BAGS,
     SPLITS,
     UPDATE,
     impression_count,
@@ -147,6 +148,12 @@ def _typed(report: Report) -> Iterator[str]:
             yield (
                 f"{name}: {cut:,} events have more than {most}, of which those first in the "
                 "vocabulary are kept"
+            )
+    for name, longest in counts.get(LONGEST_BAGS, {}).items():
+        if longest == 1:
+            yield (
+                f"WARNING: {name}: no row has more than one category. If some should, the "
+                "separator is another one; if none should, type: category says so"
             )
 
 

@@ -128,6 +128,17 @@ def test_every_format_gives_the_same_dataset_and_so_does_a_saved_workflow(
     assert "feature 'genres' is another than at the fit" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_separator_that_no_value_has_is_said(tmp_path: Path, capsys: Any) -> None:
+    _write(tmp_path / "raw")
+    config = tmp_path / "raw" / "log.yaml"
+    told = "WARNING: genres: no row has more than one category"
+    for separator, said in (("|", False), (";", True)):
+        config.write_text(YAML.format(ending="csv").replace('"|"', f'"{separator}"'))
+        _run("run", "--config", config, "--output", tmp_path / "out", "--overwrite")
+        assert (told in capsys.readouterr().out) == said
+
+
 def test_a_log_without_features_is_that_of_interactions(tmp_path: Path) -> None:
     _write(tmp_path / "raw")
     config = tmp_path / "my.yaml"

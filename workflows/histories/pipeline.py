@@ -28,6 +28,7 @@ from lookback.formats.dataset_info import (
     FEATURES,
     HISTORIES,
     LABELS,
+    LONGEST_BAGS,
     SPLITS,
     UPDATE,
     VOCABULARIES,
@@ -273,7 +274,8 @@ def _check_users(events: Events, options: HistoryOptions, selection: Selection) 
         raise UserError(
             f"None of the {sum(events.impressions):,} impressions has a positive label, expected "
             "some: histories are what was clicked. Check the column of the labels and its values "
-            "that are positive (events.label of a description)."
+            "that are positive (events.label of a description), as they are written in the files; "
+            "in YAML, yes and no are true and false unless they are in quotes."
         )
     if events.users_kept:
         return
@@ -286,7 +288,8 @@ def _check_users(events: Events, options: HistoryOptions, selection: Selection) 
         )
     raise UserError(
         f"None of the {events.users:,} users has {options.min_interactions} or more events; the "
-        f"longest history has {events.longest}. Pass a smaller --min_interactions."
+        f"longest history has {events.longest}. Pass a smaller --min_interactions (of "
+        "a log's YAML: filters.min_events_per_user)."
     )
 
 
@@ -508,6 +511,7 @@ def _content(
     if impressions:
         said[LABELS] = EXPLICIT
     cut = {name: bags.cut for name, bags in features.bags.items()}
+    longest = {name: int(bags.lengths.max(initial=0)) for name, bags in features.bags.items()}
     events = np.array(job.events.parts)
     return {
         "dataset": job.order.dataset,
@@ -517,7 +521,7 @@ def _content(
             "events": totals.events,
             "items": int((totals.item_counts > 0).sum()),
             **job.counts(),
-            **({"bags_cut": cut} if cut else {}),
+            **({"bags_cut": cut, LONGEST_BAGS: longest} if cut else {}),
             "unknown_ids": totals.unknown,
         },
         "cardinalities": cardinalities,
