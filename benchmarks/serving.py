@@ -2,8 +2,8 @@
 
 All score the same requests with the same bundle (that their answers are the same is checked), one
 contender after another: in a process (the naive path of `serving_core`, and `Bundle.score`), our
-server, ours within Triton, and a bundle behind PyTriton's `bind()`. Clients are threads of one
-other process on the same cores.
+server, ours within Triton, and a bundle behind PyTriton's `bind()`. Clients are one other process
+on the same cores.
 """
 
 from __future__ import annotations
@@ -85,6 +85,15 @@ class Server:
             process.memory_info().rss for process in (first, *first.children(recursive=True))
         )
 
+    @property
+    def cpu(self) -> float:
+        """Seconds of a core that all of its processes have taken."""
+        import psutil
+
+        first = psutil.Process(self.process)
+        times = [p.cpu_times() for p in (first, *first.children(recursive=True))]
+        return sum(time.user + time.system for time in times)
+
 
 class Measured:
     """What was found, row by row."""
@@ -113,6 +122,7 @@ class Measured:
           RuntimeError: if no request is answered, or with another answer than before.
         """
         asked = {"rate": None, "seconds": self._args.seconds, **how}
+        before = server.cpu
         found = self._client.ask(
             via=via,
             address=server.addresses[via],
@@ -129,7 +139,12 @@ class Measured:
         self._logits = self._logits or logits
         if any(abs(logits[item] - own) > _SAME for item, own in self._logits.items()):
             raise RuntimeError(f"{name} scores {logits}, where others gave {self._logits}")
-        return self.add(name, found["seconds"], found["elapsed"], found["refused"], found["late"])
+        figures = self.add(
+            name, found["seconds"], found["elapsed"], found["refused"], found["late"]
+        )
+        figures["server_cores"] = (server.cpu - before) / found["elapsed"]
+        figures["client_cores"] = found["cpu"] / found["elapsed"]
+        return figures
 
     def add(
         self,
@@ -309,22 +324,39 @@ def _closed_loops(
 
 
 def _overload(engine: str, server: Server, measured: Measured, args: argparse.Namespace) -> str:
-    """Offers more than can be scored."""
+    """Offers more than can be scored.
+
+    What is unloaded, there are two definitions of: a client alone, who asks again as soon as it is
+    answered, and many who ask for `--rate` together. Both are measured before each turn.
+    """
     name = f"{engine}, http, history in the request"
     capacity = max(measured.figures[f"{name}, {n} clients"]["requests_per_s"] for n in args.clients)
     offered = _OVERLOAD * capacity
-    ratios, refused = [], []
+    turns = []
     for turn in range(1, args.turns + 1):
         alone = measured.ask(f"{name}, alone, turn {turn}", server, "http", "request", 1)
-        title = f"{name}, {offered:.0f}/s, turn {turn}"
-        found = measured.ask(title, server, "http", "request", _MANY_CLIENTS, rate=offered)
-        ratios.append(found["p99_ms"] / alone["p99_ms"])
-        refused.append(found["refused"])
-    listed = ", ".join(f"{ratio:.1f}" for ratio in ratios)
+        few, many = (
+            measured.ask(
+                f"{name}, {rate:.0f}/s, turn {turn}",
+                server,
+                "http",
+                "request",
+                _MANY_CLIENTS,
+                rate=rate,
+            )
+            for rate in (args.rate, offered)
+        )
+        turns.append((many["p99_ms"] / alone["p99_ms"], many["p99_ms"] / few["p99_ms"], many))
+    to_alone, to_few = (", ".join(f"{turn[n]:.1f}" for turn in turns) for n in (0, 1))
+
+    def middle(figure: str) -> float:
+        return statistics.median(many[figure] for *_, many in turns)
+
     return (
-        f"{engine} at {_OVERLOAD:g} x its capacity, {offered:.0f}/s: "
-        f"{100 * statistics.median(refused):.0f} % refused; p99 of the others, as a multiple of a "
-        f"lone client's just before: {listed}"
+        f"{engine} at {_OVERLOAD:g} x its capacity, {offered:.0f}/s: {100 * middle('refused'):.0f} "
+        f"% refused; p99 of the others, as a multiple of a lone client's just before: {to_alone}; "
+        f"of that at {args.rate:g}/s: {to_few}. The server took {middle('server_cores'):.2f} "
+        f"cores, the clients {middle('client_cores'):.2f}"
     )
 
 

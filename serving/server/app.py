@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from tornado import web
-from tornado.httpserver import HTTPServer
 
 from lookback.core.errors import UserError, shown
 from lookback.core.json_files import load_json
@@ -55,28 +54,6 @@ PROBE_SECONDS = 10.0
 """In which the model must score a row, for the server to be alive."""
 
 _log = logging.getLogger(__name__)
-
-
-class ScoringServer(HTTPServer):
-    """Answers at its addresses, and tells the scorer which clients have gone."""
-
-    def initialize(  # type: ignore[override]  # instead of __init__
-        self, site: Site, users: Mapping[str, DemoUsers] | None = None, **limits: Any
-    ) -> None:
-        """Starts to listen at nothing yet.
-
-        Args:
-          site: what the addresses share.
-          users: see `application`.
-          **limits: of tornado's server, of bodies and connections.
-        """
-        super().initialize(application(site, users), **limits)
-        self._site = site
-
-    def on_close(self, server_conn: Any) -> None:
-        """A connection ends."""
-        super().on_close(server_conn)
-        self._site.scorer.leave(server_conn.context.address)
 
 
 def application(site: Site, users: Mapping[str, DemoUsers] | None = None) -> web.Application:
@@ -121,9 +98,6 @@ class _Scored(Bodied):
         started = time.perf_counter()
         self.site.active += 1
         try:
-            # Of three times too many, to read them would take longer than to score the rest.
-            connection: Any = self.request.connection
-            self.site.scorer.arrive(model, connection.context.address)
             await self.answer(model)
         except UserError as error:
             self.fail(413 if isinstance(error, TooLargeError) else 400, str(error))

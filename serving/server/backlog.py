@@ -5,7 +5,7 @@ a + b n, and a and b are those of the least squares over the batches, of which e
 of the one after it. (Of batches that all have as many rows, a is 0.)
 
 A limit on the wait that was given is obeyed. Else it depends on how many clients, which are open
-connections, have called within the last second, or may still be waiting for an answer.
+connections, have called within the last ten seconds, or may still be waiting for an answer.
 
 Up to `MOST_CLIENTS` wait for each other, however long that takes: each waits for the answer before
 it calls again, so no more than that can pile up, and who was refused would come again at once.
@@ -34,7 +34,7 @@ _KEPT = 0.9
 """What earlier batches still weigh when there is another: ten of them make the figures."""
 MOST_CLIENTS = 24
 """That are no crowd, however fast they call: sixteen, and some that come and go."""
-_CLIENT_SECONDS = 1.0
+CLIENT_SECONDS = 10.0
 """Without a call, after which a client counts no more."""
 TIMES = 1.75
 """As long as a call's batch takes alone, its answer may take by what is foretold: twice as long is
@@ -232,7 +232,7 @@ class Backlog:
 
     def _forget_clients(self) -> None:
         """Those that call no more; who waits for an answer cannot."""
-        oldest = self._clock() - _CLIENT_SECONDS - self.seconds
+        oldest = self._clock() - CLIENT_SECONDS - self.seconds
         while self._clients and next(iter(self._clients.values())) < oldest:
             self._clients.popitem(last=False)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from lookback.serving.columns import HISTORY
 from lookback.serving.scores import Scores
@@ -27,10 +28,10 @@ COUNTED = {
 """What is counted of the requests of a model that were scored, whichever engine scores them."""
 
 CACHED = {
-    "lookback_history_cache_hits": ("Histories that were cached", "hits"),
-    "lookback_history_cache_misses": ("Histories that were not", "misses"),
+    "lookback_history_cache_hits_total": ("Histories that were cached", "hits"),
+    "lookback_history_cache_misses_total": ("Histories that were not", "misses"),
 }
-"""What is told of a store: a text, and its attribute."""
+"""What a store counts: a text, and its attribute."""
 
 
 def tally(requests: Sequence[Any], scores: Sequence[Scores]) -> dict[str, int]:
@@ -44,6 +45,18 @@ def tally(requests: Sequence[Any], scores: Sequence[Scores]) -> dict[str, int]:
         len(known) - sum(known),
     )
     return dict(zip(COUNTED, counts, strict=True))
+
+
+class _StoreCounters(Collector):
+    """What a store has counted, read when it is asked for."""
+
+    def __init__(self, store: HistoryStore) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        """A family for each counter."""
+        for name, (text, attribute) in CACHED.items():
+            yield CounterMetricFamily(name, text, getattr(self._store, attribute))
 
 
 class Metrics:
@@ -92,9 +105,7 @@ class Metrics:
 
     def watch_cache(self, store: HistoryStore) -> None:
         """Tells from now on how often a history was still decoded when it was asked for."""
-        for name, (text, attribute) in CACHED.items():
-            gauge = Gauge(name, text, registry=self._registry)
-            gauge.set_function(functools.partial(getattr, store, attribute))
+        self._registry.register(_StoreCounters(store))
 
     def text(self) -> bytes:
         """All of it in Prometheus' format."""

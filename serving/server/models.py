@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -289,6 +290,17 @@ class Models:
             )
             self._served[name] = model
             return model
+
+
+def spare_imports() -> None:
+    """Has collections of garbage leave alone what is imported: 340,000 objects of TensorFlow's.
+
+    A full collection would walk through them, and nobody is answered for those 0.17 s of a core.
+    Bundles, which come later, are collected when others have taken their place.
+    """
+    import tensorflow  # noqa: F401  # what a bundle would import otherwise
+
+    gc.freeze()
 
 
 def probe(bundle: Bundle, directory: Path, rows: int = 1) -> None:

@@ -223,9 +223,10 @@ async def _local_engine(options: ServeOptions, reading: StoreReading) -> AsyncIt
     from lookback.serving.server.address import Engine
     from lookback.serving.server.backlog import Backlog
     from lookback.serving.server.metrics import Metrics
-    from lookback.serving.server.models import Models
+    from lookback.serving.server.models import Models, spare_imports
     from lookback.serving.server.scorer import Scorer
 
+    spare_imports()
     metrics = Metrics()
     if reading.store is not None:
         metrics.watch_cache(reading.store)
@@ -246,7 +247,7 @@ async def _serve(
     reading: StoreReading,
 ) -> None:
     from lookback.serving.server.address import MOST_READ, Site
-    from lookback.serving.server.app import ScoringServer
+    from lookback.serving.server.front import ScoringServer
 
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

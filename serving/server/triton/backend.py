@@ -23,7 +23,7 @@ from lookback.serving.requests import RequestError
 from lookback.serving.scores import Scores
 from lookback.serving.server.backlog import MOST_CLIENTS, TIMES, BatchTimes
 from lookback.serving.server.metrics import CACHED, COUNTED, tally
-from lookback.serving.server.models import Models, unknown_variant
+from lookback.serving.server.models import Models, spare_imports, unknown_variant
 from lookback.serving.server.scorer import CheckedRequests, completed, score_calls
 from lookback.serving.server.triton.repository import source_of
 from lookback.serving.server.wire import INPUT, OUTPUT, PROBE, VARIANT
@@ -48,6 +48,7 @@ class TritonPythonModel:
         self._store = None
         if source.store.address is not None:
             self._store = HistoryStore.open(source.store.address)
+        spare_imports()
         models = Models(self._store, beyond_window=source.store.beyond_window)
         self._model = models.load(source.name, source.path, source.digest)
         self._most_seconds, self._times = source.most_seconds, BatchTimes()
@@ -58,9 +59,10 @@ class TritonPythonModel:
         }
         if self._store is not None:
             self._families |= {
-                name: family(name=name, description=text, kind=family.GAUGE)
+                name: family(name=name, description=text, kind=family.COUNTER)
                 for name, (text, _) in CACHED.items()
             }
+        self._told = dict.fromkeys(CACHED, 0)
         self._metrics = {
             name: found.Metric(labels={"model": self._model.name})
             for name, found in self._families.items()
@@ -96,10 +98,15 @@ class TritonPythonModel:
             said = [self._model.answer(request, own) for request, own in scored]
             texts = [json.dumps(answer, ensure_ascii=False) for answer in said]
             answers[place] = self._texts(calls[place], texts)
-        if self._store is not None:
-            for name, (_, attribute) in CACHED.items():
-                self._metrics[name].set(getattr(self._store, attribute))
+        self._tell_of_cache()
         return answers
+
+    def _tell_of_cache(self) -> None:
+        """Adds what the store has counted since it was asked last."""
+        for name, (_, attribute) in CACHED.items() if self._store is not None else ():
+            count = getattr(self._store, attribute)
+            self._metrics[name].increment(count - self._told[name])
+            self._told[name] = count
 
     def _taken(self, rows: Sequence[int]) -> int:
         """How many of the calls, of so many rows each, are scored: the first in any case."""

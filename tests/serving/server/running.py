@@ -48,8 +48,8 @@ class Running:
         from tornado.netutil import bind_sockets
 
         from lookback.serving.server.address import MOST_READ, Site
-        from lookback.serving.server.app import ScoringServer
         from lookback.serving.server.backlog import Backlog
+        from lookback.serving.server.front import ScoringServer
         from lookback.serving.server.metrics import Metrics
         from lookback.serving.server.scorer import Scorer
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lookback.serving.server.backlog import MOST_CLIENTS, Backlog, OverloadedError
+from lookback.serving.server.backlog import (
+    CLIENT_SECONDS,
+    MOST_CLIENTS,
+    TIMES,
+    Backlog,
+    OverloadedError,
+)
 
 
 class Clock:
@@ -242,13 +248,13 @@ def test_clients_that_have_gone_or_call_no_more_are_no_crowd():
     backlog.leave(3)
     assert not refused(backlog)
     backlog, clock = crowd()
-    clock.now += 1.1
+    clock.now += CLIENT_SECONDS + 0.1
     assert refused(backlog)  # they may be waiting
     backlog.end()
     backlog.begin("sim", 512)
     clock.now += 2
     backlog.end()
-    clock.now += 1.1
+    clock.now += CLIENT_SECONDS + 0.1
     for _ in range(3):
         backlog.add("sim", 256)
     backlog.begin("sim", 256)
@@ -269,8 +275,8 @@ def test_a_burst_of_a_crowd_is_no_overload():
             backlog.add("sim", 256)
             if not taken:
                 backlog.begin("sim", 256)
-    # What is left of the first, then a batch of all others: in 1.75 x 11 + 50 ms, the newest too.
-    assert taken == 1 + int((1.75 * 0.011 + 0.05 - 0.011 - 0.004) / 0.007)
+    # What is left of the first, then a batch of all others: in TIMES x 11 + 50 ms, the newest too.
+    assert taken == 1 + int((TIMES * 0.011 + 0.05 - 0.011 - 0.004) / 0.007)
 
 
 def test_what_waited_for_too_long_after_all_is_dropped_where_a_crowd_calls():

@@ -332,6 +332,34 @@ def test_what_would_wait_too_long_is_refused_at_once():
     assert 20 <= len(refused) < 30
 
 
+def test_who_is_refused_is_so_before_the_body_is_read_and_keeps_the_connection():
+    running = Running(Holding(Slow(0.3)), rows=1, wait_seconds=0.1)
+    running.score(0, "slow")  # a row takes 0.3 s
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+
+    def ask(body: bytes) -> tuple[int, str | None, dict[str, Any]]:
+        connection.request("POST", "/v2/models/slow/score", body)
+        answer = connection.getresponse()
+        return answer.status, answer.headers["Retry-After"], json.loads(answer.read())
+
+    try:
+        with contextlib.closing(connection), concurrent.futures.ThreadPoolExecutor(2) as pool:
+            waiting = []
+            for number in range(2):  # one is scored, one waits
+                waiting.append(pool.submit(running.score, number, "slow"))
+                time.sleep(0.05)
+            status, after, said = ask(b"no JSON" * 100_000)
+            assert (status, after) == (503, "1") and "Try again in 1 s" in said["error"]
+            assert [answer.result().status for answer in waiting] == [200, 200]
+            first = connection.sock
+            assert ask(b"3")[::2] == (200, {"is": 3.0})
+            assert connection.sock is first
+        counts = running.call("GET", "/metrics").body.decode()
+        assert 'lookback_requests_total{model="slow",status="503"} 1.0' in counts
+    finally:
+        running.close()
+
+
 def test_sixteen_clients_are_served_and_of_a_crowd_what_is_soon_answered():
     model = Slow(0.02)
     running = Running(Holding(model), rows=4, wait_seconds=None)

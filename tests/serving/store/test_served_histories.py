@@ -204,8 +204,8 @@ def test_the_server_completes_appends_tells_and_deletes(server: Running) -> None
     }
     server.score(ask)
     counts = server.call("GET", "/metrics").body.decode()
-    assert "lookback_history_cache_hits 2.0" in counts
-    assert "lookback_history_cache_misses 1.0" in counts
+    assert "lookback_history_cache_hits_total 2.0" in counts
+    assert "lookback_history_cache_misses_total 1.0" in counts
     gone = server.call("DELETE", f"/v2/models/sim/users/{user}", **admin)
     assert gone.json == {"deleted": True}
     assert server.call("DELETE", f"/v2/models/sim/users/{user}", **admin).status == 404

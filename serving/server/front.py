@@ -1,0 +1,106 @@
+"""The server's front: what comes is refused, where it has to be, before its body is read.
+
+Of three times what can be scored two thirds are refused, on the cores that score the rest: a
+refusal costs what reading the headers does. The body is read and thrown away, as a connection that
+is to be kept demands, and the answer's bytes are the same each time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from tornado import httputil, web
+from tornado.httpserver import HTTPServer
+
+from lookback.serving.server.address import Site
+from lookback.serving.server.app import application
+from lookback.serving.server.backlog import OverloadedError
+from lookback.serving.server.demo.data import DemoUsers
+
+_SCORED = re.compile(r"/v2/models/([^/?]+)(?:/versions/[^/?]+)?/(?:infer|score)(?:$|\?)")
+
+
+class ScoringServer(HTTPServer):
+    """Answers at its addresses, and tells the scorer which clients come and go."""
+
+    def initialize(  # type: ignore[override]  # instead of __init__
+        self, site: Site, users: Mapping[str, DemoUsers] | None = None, **limits: Any
+    ) -> None:
+        """Starts to listen at nothing yet.
+
+        Args:
+          site: what the addresses share.
+          users: see `application`.
+          **limits: of tornado's server, of bodies and connections.
+        """
+        self._site, self._addresses = site, application(site, users)
+        super().initialize(self._addresses, **limits)
+
+    def start_request(
+        self, server_conn: object, request_conn: httputil.HTTPConnection
+    ) -> httputil.HTTPMessageDelegate:
+        """What takes a message's parts."""
+        return _Admission(self._site, self._addresses, server_conn, request_conn)
+
+    def on_close(self, server_conn: Any) -> None:
+        """A connection ends."""
+        super().on_close(server_conn)
+        self._site.scorer.leave(server_conn.context.address)
+
+
+class _Admission(httputil.HTTPMessageDelegate):
+    """Passes a message on to its address, or refuses it."""
+
+    def __init__(
+        self, site: Site, addresses: web.Application, server_conn: object, connection: Any
+    ) -> None:
+        self._site, self._connection = site, connection
+        self._inner = addresses.start_request(server_conn, connection)
+        self._model, self._refused = "", 0  # seconds to try again after
+
+    def headers_received(
+        self, start_line: Any, headers: httputil.HTTPHeaders
+    ) -> Awaitable[None] | None:
+        found = _SCORED.match(start_line.path) if start_line.method == "POST" else None
+        model = self._site.models.served.get(found[1]) if found else None
+        if model is not None and self._site.ready:
+            try:
+                self._site.scorer.arrive(model, self._connection.context.address)
+            except OverloadedError as error:
+                self._model, self._refused = model.name, error.retry_seconds
+                return None
+        return self._inner.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return None if self._refused else self._inner.data_received(chunk)
+
+    def finish(self) -> None:
+        if not self._refused:
+            self._inner.finish()
+            return
+        seconds = self._refused
+        body = json.dumps({"error": overloaded(seconds)}).encode()
+        headers = httputil.HTTPHeaders(
+            {
+                "Server": "lookback",
+                "Content-Type": "application/json; charset=UTF-8",
+                "Content-Length": str(len(body)),
+                "Retry-After": str(seconds),
+            }
+        )
+        line = httputil.ResponseStartLine("HTTP/1.1", 503, "Service Unavailable")
+        self._connection.write_headers(line, headers, body)
+        self._connection.finish()
+        self._site.metrics.requests.labels(self._model, 503).inc()
+
+    def on_connection_close(self) -> None:
+        if not self._refused:
+            self._inner.on_connection_close()
+
+
+def overloaded(seconds: int) -> str:
+    """What who is refused hears."""
+    return f"More requests wait than are scored soon. Try again in {seconds} s."
