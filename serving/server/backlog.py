@@ -108,15 +108,20 @@ class Backlog:
     """What waits and what is being scored; one batch at a time."""
 
     def __init__(
-        self, most_seconds: float | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        most_seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        client_seconds: float = CLIENT_SECONDS,
     ) -> None:
         """Starts with nothing.
 
         Args:
           most_seconds: that what arrives may have to wait; None: see the module.
           clock: returns seconds.
+          client_seconds: without a call, after which a client counts no more.
         """
         self._most_seconds, self._clock = most_seconds, clock
+        self._client_seconds = client_seconds
         self._waiting: collections.Counter[str] = collections.Counter()
         self._learned: dict[str, BatchTimes] = collections.defaultdict(BatchTimes)
         self._alone: dict[str, BatchTimes] = collections.defaultdict(BatchTimes)
@@ -232,7 +237,7 @@ class Backlog:
 
     def _forget_clients(self) -> None:
         """Those that call no more; who waits for an answer cannot."""
-        oldest = self._clock() - CLIENT_SECONDS - self.seconds
+        oldest = self._clock() - self._client_seconds - self.seconds
         while self._clients and next(iter(self._clients.values())) < oldest:
             self._clients.popitem(last=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -59,6 +59,19 @@ class _StoreCounters(Collector):
             yield CounterMetricFamily(name, text, getattr(self._store, attribute))
 
 
+class ScoringMetrics(Protocol):
+    """What a scorer tells of."""
+
+    def waits(self, rows: int) -> None:
+        """So many scores wait now."""
+
+    def begins(self, rows: int) -> None:
+        """A batch of so many scores begins."""
+
+    def scored(self, model: str, requests: Sequence[Any], scores: Sequence[Scores]) -> None:
+        """Some requests of a model were scored."""
+
+
 class Metrics:
     """Counters of one server.
 
@@ -102,6 +115,19 @@ class Metrics:
         self.loads = Counter(
             "lookback_loads", "Bundles loaded or refused", ["model", "outcome"], registry=registry
         )
+
+    def waits(self, rows: int) -> None:
+        """As of `ScoringMetrics`."""
+        self.waiting.set(rows)
+
+    def begins(self, rows: int) -> None:
+        """As of `ScoringMetrics`."""
+        self.batch_rows.observe(rows)
+
+    def scored(self, model: str, requests: Sequence[Any], scores: Sequence[Scores]) -> None:
+        """As of `ScoringMetrics`."""
+        for name, count in tally(requests, scores).items():
+            self.counted[name].labels(model).inc(count)
 
     def watch_cache(self, store: HistoryStore) -> None:
         """Tells from now on how often a history was still decoded when it was asked for."""

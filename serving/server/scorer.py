@@ -19,7 +19,7 @@ from lookback.core.errors import UserError
 from lookback.serving.requests import Request, RequestError
 from lookback.serving.scores import Scores
 from lookback.serving.server.backlog import Backlog, OverloadedError
-from lookback.serving.server.metrics import Metrics, tally
+from lookback.serving.server.metrics import ScoringMetrics
 from lookback.serving.server.models import Served, ServedModel
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class _Call:
 class Scorer:
     """Scores calls of an event loop; to be made and used within it."""
 
-    def __init__(self, most_rows: int, backlog: Backlog, metrics: Metrics) -> None:
+    def __init__(self, most_rows: int, backlog: Backlog, metrics: ScoringMetrics) -> None:
         """Starts to wait for calls.
 
         Args:
@@ -103,7 +103,7 @@ class Scorer:
         checked = CheckedRequests.of(model, requests)
         since = self._backlog.add(model.name, sum(checked.counts))
         call = _Call(model, checked, asyncio.get_running_loop().create_future(), since)
-        self._metrics.waiting.set(self._backlog.rows)
+        self._metrics.waits(self._backlog.rows)
         self._waiting.append(call)
         self._arrived.set()
         return await call.done
@@ -113,8 +113,7 @@ class Scorer:
         own = cast(ServedModel, model)  # of this scorer's `Models`
         requests = await self._completed(own, requests)
         scores = await self.score(own, requests)
-        for name, count in tally(requests, scores).items():
-            self._metrics.counted[name].labels(model.name).inc(count)
+        self._metrics.scored(model.name, requests, scores)
         return [own.answer(r, found) for r, found in zip(requests, scores, strict=True)]
 
     async def probe(self, model: Served) -> None:
@@ -165,7 +164,7 @@ class Scorer:
                 self._waiting.append(call)
             elif not call.done.done():
                 call.done.set_exception(OverloadedError())
-        self._metrics.waiting.set(self._backlog.rows)
+        self._metrics.waits(self._backlog.rows)
 
     def _next(self) -> list[_Call]:
         """Takes the calls of the next batch: of one model, in the order in which they came."""
@@ -189,8 +188,8 @@ class Scorer:
         if not self._waiting:
             self._arrived.clear()
         self._backlog.begin(first.model.name, rows, len(calls))
-        self._metrics.waiting.set(self._backlog.rows)
-        self._metrics.batch_rows.observe(rows)
+        self._metrics.waits(self._backlog.rows)
+        self._metrics.begins(rows)
         return calls
 
 

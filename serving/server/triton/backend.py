@@ -1,16 +1,20 @@
 """What Triton runs for each model, in a process of its own: a bundle behind its tensors of text.
 
-A call's tensor ``request`` is ``[N, 1]``: texts, each a request in JSON; so is ``answer``. Calls
-that Triton has batched (all that waited) are scored together, as far as that is soon done; the
-others are refused.
+A call's tensor ``request`` is ``[N, 1]``: texts, each a request in JSON; so is ``answer``. Triton
+hands over what comes as it comes (its own queue is empty), and what is to wait, to be scored
+together or to be refused at once is the local engine's to say: its `Scorer` runs here, in a thread.
+
+Triton does not tell who calls. A call takes the lowest number that none of those under way has, and
+that is its client: so many different ones call as calls were under way at once.
 """
 
 from __future__ import annotations
 
-import itertools
+import asyncio
+import heapq
 import json
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +24,19 @@ from lookback.core.errors import UserError
 from lookback.core.faults import cut
 from lookback.core.json_files import load_json
 from lookback.serving.requests import RequestError
-from lookback.serving.scores import Scores
-from lookback.serving.server.backlog import MOST_CLIENTS, TIMES, BatchTimes
-from lookback.serving.server.metrics import CACHED, COUNTED, tally
+from lookback.serving.server.backlog import Backlog, OverloadedError
 from lookback.serving.server.models import Models, spare_imports, unknown_variant
-from lookback.serving.server.scorer import CheckedRequests, completed, score_calls
+from lookback.serving.server.scorer import Scorer
+from lookback.serving.server.triton.model_metrics import ModelMetrics
 from lookback.serving.server.triton.repository import source_of
 from lookback.serving.server.wire import INPUT, OUTPUT, PROBE, VARIANT
 from lookback.serving.store.store import HistoryStore
+
+MOST_BATCH_ROWS = 1024
+"""As of the local engine."""
+CLIENT_SECONDS = 30.0
+"""In which a crowd is remembered. A forgotten one is taken for a few who wait for each other, until
+so many calls are under way again, of which some ten are answered late."""
 
 
 class TritonPythonModel:
@@ -51,93 +60,80 @@ class TritonPythonModel:
         spare_imports()
         models = Models(self._store, beyond_window=source.store.beyond_window)
         self._model = models.load(source.name, source.path, source.digest)
-        self._most_seconds, self._times = source.most_seconds, BatchTimes()
-        family = triton.MetricFamily
-        self._families = {  # metrics are gone with their family
-            name: family(name=name, description=text, kind=family.COUNTER)
-            for name, text in COUNTED.items()
-        }
-        if self._store is not None:
-            self._families |= {
-                name: family(name=name, description=text, kind=family.COUNTER)
-                for name, (text, _) in CACHED.items()
-            }
-        self._told = dict.fromkeys(CACHED, 0)
-        self._metrics = {
-            name: found.Metric(labels={"model": self._model.name})
-            for name, found in self._families.items()
-        }
+        metrics = ModelMetrics(triton, self._model.name, self._store)
+        backlog = Backlog(source.most_seconds, client_seconds=CLIENT_SECONDS)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="calls")
+        self._thread.start()
+        self._scorer = self._done(self._start(backlog, metrics))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._free: list[int] = []  # numbers of clients below `_numbers` whom no call has
+        self._numbers = 0
 
-    def execute(self, calls: Sequence[Any]) -> list[Any]:
-        """Answers calls that Triton has batched."""
-        answers: list[Any] = [None] * len(calls)
-        read: list[tuple[int, CheckedRequests]] = []
-        for place, call in enumerate(calls):
-            try:
-                given = json.loads(call.parameters() or "{}")
-                if given.get(PROBE):
-                    self._model.probe()
-                    answers[place] = self._texts(call, None)
-                elif given.get(VARIANT, self._model.name) != self._model.name:
-                    answers[place] = self._passed_on(call, given[VARIANT])
-                else:
-                    read.append((place, self._requests(call)))
-            except Exception as error:
-                answers[place] = self._failed(error)
-        taken = self._taken([sum(checked.counts) for _, checked in read])
-        for place, _ in read[taken:]:
-            answers[place] = self._refused()
-        found = self._scores([checked for _, checked in read[:taken]])
-        for (place, checked), scores in zip(read, found, strict=False):
-            if isinstance(scores, Exception):
-                answers[place] = self._failed(scores)
-                continue
-            for name, count in tally(checked.requests, scores).items():
-                self._metrics[name].increment(count)
-            scored = zip(checked.requests, scores, strict=True)
-            said = [self._model.answer(request, own) for request, own in scored]
-            texts = [json.dumps(answer, ensure_ascii=False) for answer in said]
-            answers[place] = self._texts(calls[place], texts)
-        self._tell_of_cache()
-        return answers
-
-    def _tell_of_cache(self) -> None:
-        """Adds what the store has counted since it was asked last."""
-        for name, (_, attribute) in CACHED.items() if self._store is not None else ():
-            count = getattr(self._store, attribute)
-            self._metrics[name].increment(count - self._told[name])
-            self._told[name] = count
-
-    def _taken(self, rows: Sequence[int]) -> int:
-        """How many of the calls, of so many rows each, are scored: the first in any case."""
-        most = self._most_seconds
-        if most is None:
-            if len(rows) <= MOST_CLIENTS:
-                return len(rows)
-            most = TIMES * self._times.seconds(rows[0])
-        for number, total in enumerate(itertools.accumulate(rows)):
-            if number and self._times.seconds(total) > most:
-                return number
-        return len(rows)
-
-    def _scores(self, calls: Sequence[CheckedRequests]) -> list[list[Scores] | Exception]:
-        """Scores calls, and learns how long that took."""
-        began = time.perf_counter()
-        found = score_calls(self._model, calls)
-        if rows := sum(count for call in calls for count in call.counts):
-            self._times.add(rows, time.perf_counter() - began)
-        return found
+    def execute(self, calls: Sequence[Any]) -> None:
+        """Hands calls over; each is answered through its sender."""
+        given = [(call, call.get_response_sender()) for call in calls]
+        self._loop.call_soon_threadsafe(self._take, given)
 
     def finalize(self) -> None:
-        """Ends."""
+        """Ends; Triton has waited for the answers."""
+        self._done(self._scorer.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
         if self._store is not None:
             self._store.close()
 
-    def _requests(self, call: Any) -> CheckedRequests:
-        """The requests of a call, with histories and of the right shape.
+    async def _start(self, backlog: Backlog, metrics: ModelMetrics) -> Scorer:
+        return Scorer(MOST_BATCH_ROWS, backlog, metrics)
+
+    def _done(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """What the loop's thread made of some work."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _take(self, given: Sequence[tuple[Any, Any]]) -> None:
+        """Begins to answer calls, or refuses them unread."""
+        for call, sender in given:
+            client = heapq.heappop(self._free) if self._free else self._numbers
+            self._numbers = max(self._numbers, client + 1)
+            try:
+                self._scorer.arrive(self._model, client)
+            except OverloadedError:
+                self._send(sender, self._refused())
+                heapq.heappush(self._free, client)
+                continue
+            task = self._loop.create_task(self._answer(call, sender, client))
+            self._tasks.add(task)  # the loop alone would let it be collected
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, call: Any, sender: Any, client: int) -> None:
+        try:
+            answer = await self._answered(call)
+        except OverloadedError:
+            answer = self._refused()
+        except Exception as error:
+            answer = self._failed(error)
+        heapq.heappush(self._free, client)
+        self._send(sender, answer)
+
+    async def _answered(self, call: Any) -> Any:
+        """The answer to a call; errors as of `Scorer.answers` and `_passed_on`."""
+        given = json.loads(call.parameters() or "{}")
+        if given.get(PROBE):
+            await self._scorer.probe(self._model)
+            return self._texts(call, None)
+        if given.get(VARIANT, self._model.name) != self._model.name:
+            return await self._loop.run_in_executor(None, self._passed_on, call, given[VARIANT])
+        answers = await self._scorer.answers(self._model, self._requests(call))
+        return self._texts(call, [json.dumps(answer, ensure_ascii=False) for answer in answers])
+
+    def _send(self, sender: Any, answer: Any) -> None:
+        sender.send(answer, flags=self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _requests(self, call: Any) -> list[Any]:
+        """The requests of a call.
 
         Raises:
-          RequestError: if one is not.
+          RequestError: if one is no JSON.
         """
         texts = self._triton.get_input_tensor_by_name(call, INPUT).as_numpy().reshape(-1)
         requests = []
@@ -146,7 +142,7 @@ class TritonPythonModel:
                 requests.append(load_json(text, f"request {index}"))
             except UserError as error:
                 raise RequestError(index, str(error)) from error
-        return CheckedRequests.of(self._model, completed(self._model, requests))
+        return requests
 
     def _texts(self, call: Any, texts: Sequence[str] | None) -> Any:
         shape = self._triton.get_input_tensor_by_name(call, INPUT).shape()
@@ -174,7 +170,7 @@ class TritonPythonModel:
         return self._triton.InferenceResponse([output])
 
     def _refused(self) -> Any:
-        said = f"{self._model.name}: more requests wait than are scored soon. Try again."
+        said = f"{self._model.name}: more requests wait than are scored soon. Try again in 1 s."
         kind = self._triton.TritonError
         return self._triton.InferenceResponse(error=kind(said, kind.UNAVAILABLE))
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ _WATCH_SECONDS = 1.0
 _HUNG_SECONDS = 30.0
 """Without an answer to a request of one row, after which a model counts as dead."""
 
+_AGAIN_SECONDS = 30.0
+"""After which a model that could not be loaded is tried again: it takes some 5 s of a core."""
+_TRACEBACK = "\n\nAt:\n"  # what comes before it in what Triton says of a model
+
 _log = logging.getLogger(__name__)
 
 
@@ -57,6 +62,7 @@ class TritonModels:
         self._repository, self._start, self._reading = repository, start, reading
         self._served: dict[str, Served] = {}
         self._dead: set[str] = set()
+        self._hopeless: dict[str, float] = {}  # when those are tried again that cannot be loaded
         self._loading = threading.Lock()
         self._process = start()
 
@@ -93,9 +99,10 @@ class TritonModels:
                 self._process.load(name)
             except UserError as error:
                 self._repository.remove(name, version)
-                # Behind the first lines comes a traceback.
-                said = str(error).partition("\n\nAt:\n")[0]
+                said = str(error).partition(_TRACEBACK)[0]
                 raise UserError(f"{directory}: Triton cannot load it: {said}") from error
+            self._dead.discard(name)
+            self._hopeless.pop(name, None)
             if name in self._served:
                 self._repository.remove(name, self._served[name].version)
             self._served[name] = Served(
@@ -112,18 +119,40 @@ class TritonModels:
         with self._loading:
             self._dead |= set(names)
             try:
-                if not self._process.alive:
+                if restarted := not self._process.alive:
                     _log.error("Triton's server has ended: it is started again")
                     self._dead = set(self._served)
                     self._process.end(0)
                     self._process = self._start()
                 for name in sorted(self._dead):
-                    _log.error("%s does not score: it is loaded anew", name)
-                    self._process.reload(name)
-                    self._dead.discard(name)
-            except (UserError, OSError) as error:  # next time all is started again
+                    if not self._reload(name, restarted):
+                        self._process.end(0)  # next time all is started again
+                        return
+            except (UserError, OSError) as error:
                 _log.error("that did not help: %s", error)
                 self._process.end(0)
+
+    def _reload(self, name: str, restarted: bool) -> bool:
+        """Loads a dead model anew; False: the server may be to blame that it cannot.
+
+        One that a new server cannot load either has itself to blame (its bundle may be gone, its
+        store another one's): it is tried again after a while, and the others serve on.
+        """
+        if not restarted and time.monotonic() < self._hopeless.get(name, 0.0):
+            return True
+        _log.error("%s does not score: it is loaded anew", name)
+        try:
+            self._process.reload(name)
+        except (UserError, OSError) as error:
+            said = str(error).partition(_TRACEBACK)[0]
+            _log.error("%s cannot be loaded: %s", name, said)
+            if not restarted and name not in self._hopeless:
+                return False
+            self._hopeless[name] = time.monotonic() + _AGAIN_SECONDS
+        else:
+            self._dead.discard(name)
+            self._hopeless.pop(name, None)
+        return True
 
     @property
     def dead(self) -> frozenset[str]:

@@ -31,20 +31,17 @@ version_policy {{ latest {{ num_versions: 1 }} }}
 dynamic_batching {{ }}
 """
 """Without a `default_queue_policy`: with any, Triton hands a model its next batch only when it asks
-for one, and looks for that twice a second (2.51, dynamic_batch_scheduler.cc, `SupportPrefetching`):
-what came while a batch was scored waited for another call, or for half a second. What waits for too
-long, `backend.py` refuses."""
+for one, and looks for that twice a second (2.51, dynamic_batch_scheduler.cc, `SupportPrefetching`).
+`backend.py` takes calls as they come, and what is not soon scored it refuses."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchLimits:
-    """Of what Triton gives a model at once: all that waits for it.
+    """Of what Triton gives a model.
 
     Attributes:
-      most_requests: of a batch, and so of a call.
-      most_seconds: that scoring a batch may take; calls beyond are refused. None: up to
-        `MOST_CLIENTS` of `serving.server.backlog` are scored however long that takes, and of more
-        what takes `TIMES` as long as the first alone.
+      most_requests: of a call.
+      most_seconds: that a call may have to wait; None: see `serving.server.backlog`.
     """
 
     most_requests: int

@@ -38,8 +38,7 @@ async def triton_engine(
       reading: of the store, for its addresses.
       store_address: of the same store, which the models read themselves; None: there is none.
       drain_seconds: how long its end waits for calls that are under way.
-      wait_seconds: how long a call may wait for others of its batch; it is refused then. None: see
-        `BatchLimits`.
+      wait_seconds: how long a call may have to wait; it is refused then. None: see `BatchLimits`.
 
     Raises:
       UserError: if it is not installed, or does not start.

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -30,9 +31,9 @@ import pytest
 
 from lookback.core.errors import UserError
 from lookback.serving.commands import PROGRAM
-from lookback.serving.server.backlog import MOST_CLIENTS, BatchTimes
+from lookback.serving.server.backlog import MOST_CLIENTS
 from lookback.serving.server.run import ServeOptions
-from lookback.serving.server.triton.engine import _one_ends
+from lookback.serving.server.triton.engine import TritonModels, _one_ends
 from lookback.serving.server.triton.installation import Installation
 from lookback.serving.server.triton.repository import (
     BatchLimits,
@@ -216,6 +217,47 @@ def test_histories_come_from_the_store_and_events_go_into_it(server):
 
 @needs_triton
 @pytest.mark.slow
+def test_a_bundle_and_its_histories_are_exchanged_together_under_load(
+    server, newer, newer_bundle, sim_bundle
+):
+    authorized = {"Authorization": f"Bearer {TOKEN}"}
+    events = "/v2/models/sim/events"
+    status, said = server.call(events, newer.sent, server.control, **authorized)
+    assert (status, json.loads(said)["added"]) == (200, 4)
+    ask = {"user": "U001", "candidates": {"item_id": ["B000", "B001", "B002"]}}
+    stop = threading.Event()
+
+    def asking(model: str) -> set[int]:
+        found = set()
+        while not stop.is_set():
+            (answer,) = server.infer([ask], model)
+            found.add(answer["stored_events"])
+        return found
+
+    def load(**parameters: str) -> tuple[int, Any]:
+        said = {"parameters": parameters}
+        path = "/v2/repository/models/other/load"
+        status, body = server.call(path, said, server.control, **authorized)
+        return status, json.loads(body)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(asking, model) for model in ("sim", "other")]
+        try:
+            status, answer = load(path=str(newer_bundle))  # the store is of the older one's
+            assert status == 400 and "another vocabulary" in answer["error"]
+            status, answer = load(path=str(sim_bundle), dataset_dir=str(newer.dataset))
+            assert status == 400 and "another vocabulary" in answer["error"]
+            status, answer = load(path=str(newer_bundle), dataset_dir=str(newer.dataset))
+            assert (status, answer["version"], answer["histories"]["found"]) == (200, "2", 2)
+            time.sleep(0.5)  # "sim" goes on with the newer histories
+        finally:
+            stop.set()
+        counts = [a.result() for a in asked]
+    assert counts[0] == counts[1] and len(counts[0]) == 1  # "U001" has no event but those sent
+
+
+@needs_triton
+@pytest.mark.slow
 def test_both_engines_say_the_same_of_a_model(server):
     from lookback.serving.server.wire import metadata_of
 
@@ -381,6 +423,39 @@ def test_sigterm_answers_what_is_under_way(server, requests, expected):
     assert not list(Path("/dev/shm").glob(f"{own}*"))
 
 
+def test_a_model_that_cannot_be_loaded_any_more_takes_no_other_down(tmp_path, monkeypatch):
+    class Process:
+        """A server that loads all but "bad"."""
+
+        started = 0
+
+        def __init__(self) -> None:
+            Process.started += 1
+            self.alive, self.loaded = True, []
+
+        def reload(self, name: str) -> None:
+            if name == "bad":
+                raise UserError("its bundle is gone")
+            self.loaded.append(name)
+
+        def end(self, seconds: float) -> None:
+            self.alive = False
+
+    models = TritonModels(empty_repository(tmp_path, BatchLimits(16, None)), Process, None)
+    models._served = {"bad": None, "good": None}
+    models.heal(["bad"])
+    assert not models.process.alive  # it may be the server's fault
+    models.heal(["bad"])
+    assert models.process.alive and models.process.loaded == ["good"]
+    for _ in range(3):  # it is not
+        models.heal(["bad"])
+    assert (Process.started, models.process.loaded, models.dead) == (2, ["good"], {"bad"})
+    monkeypatch.setattr(Process, "reload", lambda self, name: self.loaded.append(name))
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 60)
+    models.heal(["bad"])
+    assert (models.process.loaded, models.dead) == (["good", "bad"], set())
+
+
 def test_the_end_of_a_process_is_noticed_at_once():
     async def ends() -> bool:
         process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -415,33 +490,112 @@ def test_options_of_the_other_engine_are_refused():
         ServeOptions(bundles=("a",), engine="triton", max_batch_rows=1)
 
 
-def test_a_model_takes_of_what_waits_what_is_soon_scored():
+class FakeTriton(types.ModuleType):
+    """What Triton gives its models, and a call of one as its tensor."""
+
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+
+    class MetricFamily:
+        COUNTER = "counter"
+
+        def __init__(self, name: str, description: str, kind: str) -> None:
+            self.count = 0
+
+        def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802  # as Triton has it
+            return self
+
+        def increment(self, count: int) -> None:
+            self.count += count
+
+    class TritonError(Exception):
+        UNAVAILABLE, INVALID_ARG, INTERNAL = "UNAVAILABLE", "INVALID_ARG", "INTERNAL"
+
+    class Tensor:
+        def __init__(self, name: str, values: Any) -> None:
+            self.values = values
+
+    class InferenceResponse:
+        def __init__(self, tensors: Any = (), error: Any = None) -> None:
+            self.tensors, self.error = tensors, error
+
+    @staticmethod
+    def get_input_tensor_by_name(call: Any, name: str) -> Any:
+        return call
+
+
+class FakeCall:
+    """Asks with one text, and notes what comes."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.answers, self.done = text, [], threading.Event()
+
+    def parameters(self) -> str:
+        return ""
+
+    def shape(self) -> list[int]:
+        return [1, 1]
+
+    def as_numpy(self) -> Any:
+        return np.array([[self.text.encode()]], np.object_)
+
+    def get_response_sender(self) -> Any:
+        return self
+
+    def send(self, answer: Any, flags: int) -> None:
+        assert flags == FakeTriton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.answers.append(answer)
+        self.done.set()
+
+    @property
+    def said(self) -> Any:
+        """The answer's JSON, or the kind of its error."""
+        assert self.done.wait(60)
+        (answer,) = self.answers
+        return answer.error.args[1] if answer.error else json.loads(answer.tensors[0].values[0, 0])
+
+
+def test_a_few_calls_wait_for_each_other_and_of_a_crowd_some_are_refused(
+    sim_bundle, requests, expected, tmp_path, monkeypatch
+):
+    from lookback.core.digests import digest_of
     from lookback.serving.server.triton.backend import TritonPythonModel
 
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", FakeTriton("triton"))
+    repository = empty_repository(tmp_path, BatchLimits(1024, None))
+    repository.add("sim", 1, sim_bundle, digest_of(sim_bundle / "bundle.json"))
     model = TritonPythonModel()
-    model._most_seconds, model._times = 1.0, BatchTimes()
-    assert model._taken([5] * 40) == 40  # nobody knows yet how long that takes
-    model._times.add(10, 0.5)  # 0.05 s a row
-    assert model._taken([5] * 40) == 4
-    assert model._taken([300, 1]) == 1  # the first in any case
-    assert model._taken([]) == 0
-    model._most_seconds = None  # a few wait for each other, of a crowd what is soon done
-    assert model._taken([5] * MOST_CLIENTS) == MOST_CLIENTS
-    assert model._taken([5] * (MOST_CLIENTS + 1)) == 1
-    assert model._taken([5, 1, 1, 1, 1, *[5] * MOST_CLIENTS]) == 4  # 8 rows; 8.75 would be allowed
+    model.initialize({"model_repository": str(repository.models / "sim"), "model_version": "1"})
+
+    def ask(texts: list[str]) -> list[Any]:
+        calls = [FakeCall(text) for text in texts]
+        model.execute(calls)
+        return [call.said for call in calls]
+
+    try:
+        for _ in range(20):  # one after another: one client
+            alike(ask([json.dumps(requests[0])]), expected[:1])
+        few = ask([json.dumps(request) for request in requests] * (MOST_CLIENTS // len(requests)))
+        alike(few, expected * (MOST_CLIENTS // len(requests)))
+        assert ask(["no JSON", json.dumps({"x": 1})]) == ["INVALID_ARG"] * 2
+        many = ask([json.dumps(requests[0])] * 500)
+        assert set(map(str, many)) == {"UNAVAILABLE", str(many[0])}
+        alike(many[:1], expected[:1])
+    finally:
+        model.finalize()
+
+
+def empty_repository(place: Path, limits: BatchLimits) -> ModelRepository:
+    """Without a Triton."""
+    for name in ("backend", "stub", "own"):
+        (place / name).mkdir()
+    (place / "stub" / "stub").touch()
+    installation = Installation(place / "server", place, place / "backend", place / "stub" / "stub")
+    return ModelRepository(place / "own", installation, limits, StoreSource(None, False))
 
 
 def test_triton_is_given_no_queue_policy(tmp_path):
     """With one it lets what came while a batch was scored wait for half a second."""
-    for name in ("backend", "stub"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "stub" / "stub").touch()
-    installation = Installation(
-        tmp_path / "server", tmp_path, tmp_path / "backend", tmp_path / "stub" / "stub"
-    )
-    limits = BatchLimits(16, 0.25)
-    (tmp_path / "own").mkdir()
-    repository = ModelRepository(tmp_path / "own", installation, limits, StoreSource(None, False))
+    repository = empty_repository(tmp_path, BatchLimits(16, 0.25))
     repository.add("sim", 3, tmp_path, "digest")
     config = (repository.models / "sim" / "config.pbtxt").read_text()
     assert "max_batch_size: 16" in config and "dynamic_batching { }" in config

@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -18,6 +18,7 @@ import pytest
 from lookback.core.errors import UserError
 from lookback.serving.requests import RequestError
 from lookback.serving.store.store import HistoryStore
+from tests.serving.conftest import Newer
 from tests.serving.json_schema import accepts
 from tests.serving.server.running import TOKEN, Running
 from tests.serving.test_serving_cli import run
@@ -302,45 +303,6 @@ def test_commands_append_show_delete_and_compact(
     assert code == 0 and "bytes before" in out
 
 
-class Newer(NamedTuple):
-    """A dataset that has gone on, and events of its users that came to a store meanwhile.
-
-    Attributes:
-      dataset: with the first two of `sent`, and an event that never went to the store.
-      sent: by their ids a, b, c and d.
-    """
-
-    dataset: Path
-    sent: list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def newer(dataset_dir: Path, raw: Any, tmp_path_factory: pytest.TempPathFactory) -> Newer:
-    from lookback.workflows.update import update_dataset
-
-    place = tmp_path_factory.mktemp("newer")
-    later = int(raw.events["time"].max()) + 1000
-    sent = [
-        {"user": "U001", "event_id": "a", "timestamp": later, "item_id": "B003"},
-        {"user": "U001", "event_id": "b", "timestamp": later + 1, "item_id": "B900"},
-        {"user": "U001", "event_id": "c", "timestamp": later + 2, "item_id": "B004"},
-        {"user": "online", "event_id": "d", "timestamp": later, "item_id": "B005"},
-    ]
-    of_items = {**raw.categories, "B900": "cat 1 ü"}
-    (place / "raw").mkdir()
-    log = [("U001", "B003", later), ("U001", "B900", later + 1), ("U002", "B900", later + 5)]
-    names = ("reviewerID", "asin", "unixReviewTime")
-    (place / "raw" / "reviews_Test.json").write_text(
-        "".join(json.dumps(dict(zip(names, event, strict=True))) + "\n" for event in log)
-    )
-    (place / "raw" / "meta_Test.json").write_text(
-        json.dumps({"asin": "B900", "categories": [["All", "cat 1 ü"]]}) + "\n"
-    )
-    update_dataset(dataset_dir, place / "raw", place / "dataset", workers=0)
-    every = [{**event, "category_id": of_items[event["item_id"]]} for event in sent]
-    return Newer(place / "dataset", every)
-
-
 def test_after_an_update_what_was_appended_stays(
     newer: Newer, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,29 +331,6 @@ def test_after_an_update_what_was_appended_stays(
         history = found.as_json()["history"]
         assert history["event_id"][-4:] == [None, "a", "b", "c"]
         assert history["item_id"][-3:] == ["B003", "B900", "B004"]
-
-
-@pytest.fixture(scope="module")
-def newer_bundle(newer: Newer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of its vocabularies, with the weights of a seed."""
-    import tensorflow as tf
-
-    from lookback.formats.schema import read_schema
-    from lookback.models import MODELS, SIMConfig
-    from lookback.serving.export import export_bundle
-
-    tf.keras.utils.set_random_seed(3)
-    config = SIMConfig(max_seq_length=12, long_seq_length=8, embedding_dim=4)
-    model = MODELS["sim"](read_schema(newer.dataset), config)
-    names = ("item_id", "category_id")
-    model(
-        {
-            "user_id": tf.ones([2], tf.int32),
-            **{name: tf.ones([2, 1], tf.int32) for name in names},
-            **{f"{name}_history": tf.ones([2, 12], tf.int32) for name in names},
-        }
-    )
-    return export_bundle(model, newer.dataset, tmp_path_factory.mktemp("newer") / "bundle")
 
 
 def test_a_bundle_and_its_histories_are_exchanged_together_under_load(
