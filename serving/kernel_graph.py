@@ -92,7 +92,8 @@ def scoring_of(path: Path, signature: Any, draw: Callable[[], Mapping[str, tf.Te
         expected, found = portable(inputs)["logit"].numpy(), ours(inputs)["logit"].numpy()
         same = _SAME_ROUNDED if _rounds(ours) else _SAME
     except (ValueError, KeyError, IndexError, TypeError, tf.errors.OpError) as error:
-        what = f"cannot be used by this version of Lookback and TensorFlow ({error})"
+        said = str(error).partition("\n")[0]  # TensorFlow's texts may go on with whole tensors
+        what = f"cannot be used by this version of Lookback and TensorFlow ({said})"
     else:
         if np.allclose(found, expected, rtol=same, atol=same):
             _log.info("%s: scored by the graph with our operations.", path.parent)

@@ -112,7 +112,13 @@ class Address(web.RequestHandler):
 
     def write_error(self, status_code: int, **_: Any) -> None:
         """Of what nobody foresaw no more than the status: the rest is in the log."""
-        self.finish({"error": self._reason})
+        said = self._reason
+        if status_code == 405:
+            own, none = type(self), web.RequestHandler
+            names = [m for m in own.SUPPORTED_METHODS if _method(own, m) is not _method(none, m)]
+            self.set_header("Allow", ", ".join(names))
+            said = f"Expected {' or '.join(names)}, received {self.request.method}."
+        self.finish({"error": said})
 
     def on_finish(self) -> None:
         """Counts the answer."""
@@ -130,6 +136,10 @@ class Address(web.RequestHandler):
             return None
         self.model = name
         return model
+
+
+def _method(of: type[web.RequestHandler], name: str) -> Any:
+    return getattr(of, name.lower())
 
 
 @web.stream_request_body

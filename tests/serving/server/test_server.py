@@ -261,7 +261,9 @@ def test_limits(server, requests):
     for path in ("/v2/models/other/score", "/v2/models/sim/versions/2/score"):
         assert server.call("POST", path, requests[0]).status == 404
     assert "GET /v2" in server.call("GET", "/").error
-    assert server.call("PUT", "/v2/models/sim/score", {}).status == 405
+    wrong = server.call("PUT", "/v2/models/sim/score", {})
+    assert (wrong.status, wrong.headers["Allow"]) == (405, "POST")
+    assert wrong.error == "Expected POST, received PUT."
 
 
 def test_pages_of_other_sites_are_refused(server, requests):

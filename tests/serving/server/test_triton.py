@@ -217,47 +217,6 @@ def test_histories_come_from_the_store_and_events_go_into_it(server):
 
 @needs_triton
 @pytest.mark.slow
-def test_a_bundle_and_its_histories_are_exchanged_together_under_load(
-    server, newer, newer_bundle, sim_bundle
-):
-    authorized = {"Authorization": f"Bearer {TOKEN}"}
-    events = "/v2/models/sim/events"
-    status, said = server.call(events, newer.sent, server.control, **authorized)
-    assert (status, json.loads(said)["added"]) == (200, 4)
-    ask = {"user": "U001", "candidates": {"item_id": ["B000", "B001", "B002"]}}
-    stop = threading.Event()
-
-    def asking(model: str) -> set[int]:
-        found = set()
-        while not stop.is_set():
-            (answer,) = server.infer([ask], model)
-            found.add(answer["stored_events"])
-        return found
-
-    def load(**parameters: str) -> tuple[int, Any]:
-        said = {"parameters": parameters}
-        path = "/v2/repository/models/other/load"
-        status, body = server.call(path, said, server.control, **authorized)
-        return status, json.loads(body)
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(asking, model) for model in ("sim", "other")]
-        try:
-            status, answer = load(path=str(newer_bundle))  # the store is of the older one's
-            assert status == 400 and "another vocabulary" in answer["error"]
-            status, answer = load(path=str(sim_bundle), dataset_dir=str(newer.dataset))
-            assert status == 400 and "another vocabulary" in answer["error"]
-            status, answer = load(path=str(newer_bundle), dataset_dir=str(newer.dataset))
-            assert (status, answer["version"], answer["histories"]["found"]) == (200, "2", 2)
-            time.sleep(0.5)  # "sim" goes on with the newer histories
-        finally:
-            stop.set()
-        counts = [a.result() for a in asked]
-    assert counts[0] == counts[1] and len(counts[0]) == 1  # "U001" has no event but those sent
-
-
-@needs_triton
-@pytest.mark.slow
 def test_both_engines_say_the_same_of_a_model(server):
     from lookback.serving.server.wire import metadata_of
 
@@ -454,6 +413,57 @@ def test_a_model_that_cannot_be_loaded_any_more_takes_no_other_down(tmp_path, mo
     monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 60)
     models.heal(["bad"])
     assert (models.process.loaded, models.dead) == (["good", "bad"], set())
+
+
+@needs_triton
+@pytest.mark.slow
+def test_a_bundle_and_its_histories_are_exchanged_together_under_load(
+    dataset_dir, newer, newer_bundle, sim_bundle, tmp_path
+):
+    """On a server of its own: older bundles cannot be loaded beside the newer histories."""
+    server = Server(sim_bundle, dataset_dir, tmp_path)
+    try:
+        exchange(server, newer, newer_bundle, sim_bundle)
+    finally:
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+
+
+def exchange(server: Server, newer: Any, newer_bundle: Path, sim_bundle: Path) -> None:
+    authorized = {"Authorization": f"Bearer {TOKEN}"}
+    events = "/v2/models/sim/events"
+    status, said = server.call(events, newer.sent, server.control, **authorized)
+    assert (status, json.loads(said)["added"]) == (200, 4)
+    ask = {"user": "U001", "candidates": {"item_id": ["B000", "B001", "B002"]}}
+    stop = threading.Event()
+
+    def asking(model: str) -> set[int]:
+        found = set()
+        while not stop.is_set():
+            (answer,) = server.infer([ask], model)
+            found.add(answer["stored_events"])
+        return found
+
+    def load(**parameters: str) -> tuple[int, Any]:
+        said = {"parameters": parameters}
+        path = "/v2/repository/models/other/load"
+        status, body = server.call(path, said, server.control, **authorized)
+        return status, json.loads(body)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(asking, model) for model in ("sim", "other")]
+        try:
+            status, answer = load(path=str(newer_bundle))  # the store is of the older one's
+            assert status == 400 and "another vocabulary" in answer["error"]
+            status, answer = load(path=str(sim_bundle), dataset_dir=str(newer.dataset))
+            assert status == 400 and "another vocabulary" in answer["error"]
+            status, answer = load(path=str(newer_bundle), dataset_dir=str(newer.dataset))
+            assert (status, answer["version"], answer["histories"]["found"]) == (200, "2", 2)
+            time.sleep(0.5)  # "sim" goes on with the newer histories
+        finally:
+            stop.set()
+        counts = [a.result() for a in asked]
+    assert counts[0] == counts[1] and len(counts[0]) == 1  # "U001" has no event but those sent
 
 
 def test_the_end_of_a_process_is_noticed_at_once():
