@@ -326,8 +326,8 @@ def _closed_loops(
 def _overload(engine: str, server: Server, measured: Measured, args: argparse.Namespace) -> str:
     """Offers more than can be scored.
 
-    What is unloaded, there are two definitions of: a client alone, who asks again as soon as it is
-    answered, and many who ask for `--rate` together. Both are measured before each turn.
+    Unloaded is either a lone client that asks again as soon as it is answered, or many clients that
+    ask `--rate` times a second together. Both are measured before each turn.
     """
     name = f"{engine}, http, history in the request"
     capacity = max(measured.figures[f"{name}, {n} clients"]["requests_per_s"] for n in args.clients)

@@ -4,7 +4,7 @@ A line in is a JSON object with `via` (http or grpc), `address`, the `requests` 
 each), `clients`, `seconds`, and `rate`: requests a second at even intervals, whichever of the
 clients is free, or null: each client asks again as soon as it is answered. A line out has of every
 call that was answered the `seconds` from the moment at which it was due; how many were `refused`
-(503), what is said of each that `failed`, how much later than due calls were sent (`late`), how
+(503), the error of each that `failed`, how much later than due calls were sent (`late`), how
 long it all took (`elapsed`), the seconds of a core that the clients took (`cpu`) and the `first`
 answer. It imports nothing of `lookback`, and HTTP's clients are sockets of one thread: as threads,
 64 of them waited for each other's turn at Python's lock, and took that for the server's time.
@@ -31,7 +31,7 @@ _HEAD_END = b"\r\n\r\n"
 _PIECE = 1 << 18  # bytes
 
 Ask = Callable[[int], tuple[int, Any]]
-"""Sends request number N; a status, and how the answer is read, or what is said of a fault."""
+"""Sends request number N; a status, and a function that reads the answer, or the error."""
 
 
 class Call(NamedTuple):
@@ -41,7 +41,7 @@ class Call(NamedTuple):
       status: as of HTTP.
       seconds: from when it was due to its answer.
       late: how much later than due it was sent.
-      fault: what was said of it, if it was neither answered nor refused.
+      fault: the error, if it was neither answered nor refused.
     """
 
     status: int
@@ -106,8 +106,8 @@ class _Connection:
         self.answer += piece
         if not self.length and _HEAD_END in self.answer:
             head = self.answer.partition(_HEAD_END)[0]
-            said = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
-            self.length = len(head) + len(_HEAD_END) + int(said)
+            length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+            self.length = len(head) + len(_HEAD_END) + int(length)
         return bool(self.length) and len(self.answer) >= self.length
 
     @property
@@ -144,8 +144,8 @@ class _HttpClients:
             while not connection.receive():
                 pass
             connection.socket.setblocking(False)
-        said = json.loads(self._connections[0].content)
-        return json.loads(said["outputs"][0]["data"][0])
+        answer = json.loads(self._connections[0].content)
+        return json.loads(answer["outputs"][0]["data"][0])
 
     def run(self, seconds: float, rate: float | None) -> list[Call]:
         """Asks for so long; rate: see the module."""
@@ -232,8 +232,8 @@ class _GrpcClients:
                 if due > now:
                     time.sleep(due - now)
                 sent = time.perf_counter()
-                status, said = ask(number)
-                fault = "" if status in (200, 503) else str(said())
+                status, read = ask(number)
+                fault = "" if status in (200, 503) else str(read())
                 found.append(Call(status, time.perf_counter() - due, sent - due, fault))
 
         threads = [threading.Thread(target=client, args=(ask,)) for ask in self._asks]

@@ -93,7 +93,8 @@ class _Scored(Bodied):
         if model is None:
             return
         if not self.site.ready:
-            self._refuse("The server is ending, or not ready yet.", RETRY_SECONDS)
+            reason = f"The server is ending, or not ready yet. Try again in {RETRY_SECONDS} s."
+            self._refuse(reason, RETRY_SECONDS)
             return
         started = time.perf_counter()
         self.site.active += 1
@@ -102,7 +103,7 @@ class _Scored(Bodied):
         except UserError as error:
             self.fail(413 if isinstance(error, TooLargeError) else 400, str(error))
         except OverloadedError as error:
-            self._refuse("More requests wait than are scored soon.", error.retry_seconds)
+            self._refuse(str(error), error.retry_seconds)
         except ScoringError as error:
             self.fail(500, f"The model could not score this ({error}); the server's log says more.")
         else:
@@ -145,7 +146,7 @@ class _Scored(Bodied):
 
     def _refuse(self, message: str, seconds: int) -> None:
         self.set_header("Retry-After", str(seconds))
-        self.fail(503, f"{message} Try again in {seconds} s.")
+        self.fail(503, message)
 
 
 class _Infer(_Scored):

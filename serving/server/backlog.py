@@ -58,6 +58,10 @@ class OverloadedError(Exception):
         super().__init__()
         self.seconds = seconds
 
+    def __str__(self) -> str:
+        """For the client."""
+        return f"More requests wait than are scored soon. Try again in {self.retry_seconds} s."
+
     @property
     def retry_seconds(self) -> int:
         """Whole seconds after which all that waits now is scored; at least 1."""

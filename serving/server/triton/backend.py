@@ -4,8 +4,8 @@ A call's tensor ``request`` is ``[N, 1]``: texts, each a request in JSON; so is 
 hands over what comes as it comes (its own queue is empty), and what is to wait, to be scored
 together or to be refused at once is the local engine's to say: its `Scorer` runs here, in a thread.
 
-Triton does not tell who calls. A call takes the lowest number that none of those under way has, and
-that is its client: so many different ones call as calls were under way at once.
+Triton names no connections. So a call's client is the lowest number that no other call under way
+has: there are as many different clients as calls were under way at once.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from lookback.serving.store.store import HistoryStore
 MOST_BATCH_ROWS = 1024
 """As of the local engine."""
 CLIENT_SECONDS = 30.0
-"""In which a crowd is remembered. A forgotten one is taken for a few who wait for each other, until
-so many calls are under way again, of which some ten are answered late."""
+"""In which a crowd is remembered. A forgotten one counts as a few clients that wait for each other,
+until as many calls are under way again, of which some ten are answered late."""
 
 
 class TritonPythonModel:
@@ -67,7 +67,7 @@ class TritonPythonModel:
         self._thread.start()
         self._scorer = self._done(self._start(backlog, metrics))
         self._tasks: set[asyncio.Task[None]] = set()
-        self._free: list[int] = []  # numbers of clients below `_numbers` whom no call has
+        self._free: list[int] = []  # clients below `_numbers` that no call has
         self._numbers = 0
 
     def execute(self, calls: Sequence[Any]) -> None:
@@ -97,8 +97,8 @@ class TritonPythonModel:
             self._numbers = max(self._numbers, client + 1)
             try:
                 self._scorer.arrive(self._model, client)
-            except OverloadedError:
-                self._send(sender, self._refused())
+            except OverloadedError as error:
+                self._send(sender, self._refused(error))
                 heapq.heappush(self._free, client)
                 continue
             task = self._loop.create_task(self._answer(call, sender, client))
@@ -108,8 +108,8 @@ class TritonPythonModel:
     async def _answer(self, call: Any, sender: Any, client: int) -> None:
         try:
             answer = await self._answered(call)
-        except OverloadedError:
-            answer = self._refused()
+        except OverloadedError as error:
+            answer = self._refused(error)
         except Exception as error:
             answer = self._failed(error)
         heapq.heappush(self._free, client)
@@ -169,10 +169,9 @@ class TritonPythonModel:
         output = self._triton.get_output_tensor_by_name(answer, OUTPUT)
         return self._triton.InferenceResponse([output])
 
-    def _refused(self) -> Any:
-        said = f"{self._model.name}: more requests wait than are scored soon. Try again in 1 s."
+    def _refused(self, error: OverloadedError) -> Any:
         kind = self._triton.TritonError
-        return self._triton.InferenceResponse(error=kind(said, kind.UNAVAILABLE))
+        return self._triton.InferenceResponse(error=kind(str(error), kind.UNAVAILABLE))
 
     def _failed(self, error: Exception) -> Any:
         kind = self._triton.TritonError

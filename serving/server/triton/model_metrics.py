@@ -1,4 +1,4 @@
-"""What a model's process counts, told through Triton's metrics."""
+"""What a model's process counts, reported through Triton's metrics."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class ModelMetrics:
         self._counters = {
             name: found.Metric(labels={"model": model}) for name, found in self._families.items()
         }
-        self._store, self._told = store, dict.fromkeys(CACHED, 0)
+        self._store, self._reported = store, dict.fromkeys(CACHED, 0)
 
     def waits(self, rows: int) -> None:
-        """Triton tells of queues of its own alone."""
+        """Not reported: Triton has figures of its own queue alone."""
 
     def begins(self, rows: int) -> None:
-        """Nor of batches that it did not make."""
+        """Not reported either."""
 
     def scored(self, model: str, requests: Sequence[Any], scores: Sequence[Scores]) -> None:
         """Some requests were scored."""
@@ -46,5 +46,5 @@ class ModelMetrics:
             return
         for name, (_, attribute) in CACHED.items():
             count = getattr(self._store, attribute)
-            self._counters[name].increment(count - self._told[name])
-            self._told[name] = count
+            self._counters[name].increment(count - self._reported[name])
+            self._reported[name] = count
