@@ -60,8 +60,9 @@ def main() -> None:
 def make_calls(asked: dict[str, Any]) -> dict[str, Any]:
     """Makes the calls that a line asks for; gives what the line out says of them."""
     texts = Path(asked["requests"]).read_text().splitlines()
-    clients, kind = asked["clients"], {"http": _HttpClients, "grpc": _GrpcClients}[asked["via"]]
-    callers = kind(asked["address"], texts, clients)
+    kind: type[_HttpClients] | type[_GrpcClients]
+    kind = _HttpClients if asked["via"] == "http" else _GrpcClients
+    callers = kind(asked["address"], texts, asked["clients"])
     first = callers.warm_up()
     cpu, began = time.process_time(), time.perf_counter()
     found = callers.run(asked["seconds"], asked["rate"])

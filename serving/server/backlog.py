@@ -43,6 +43,9 @@ _PATIENCE = 0.05
 """Seconds; of random arrivals at half of what the server can do 2 % are refused (10 % without)."""
 _MOMENTS = 0.2
 """Seconds after which two thirds of what was asked for are forgotten."""
+_OUTLIER = 2.0
+"""Times the usual, as which a longer call counts that nobody else's was beside: what interrupted
+one just before an overload must not stretch the limit as long as that lasts."""
 _SPREAD = 0.1
 """Least deviation of the batches' rows, relative to their mean, for a and b to be told apart."""
 
@@ -207,7 +210,10 @@ class Backlog:
         seconds = self._ended - batch.began
         self._learned[batch.name].add(batch.rows, seconds)
         if self._is_alone and self._share() < 1:
-            self._alone[batch.name].add(batch.rows, seconds)
+            alone = self._alone[batch.name]
+            if usual := alone.seconds(batch.rows):
+                seconds = min(seconds, _OUTLIER * usual)
+            alone.add(batch.rows, seconds)
 
     def _require_room(self, name: str, rows: float) -> None:
         """Refuses a call of so many rows, if it has to; errors as of `arrive`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -303,6 +305,36 @@ def test_what_waited_for_too_long_after_all_is_dropped_where_a_crowd_calls():
     assert not backlog.drop("sim", 256, since)  # it has waited for no batch
     patient = Backlog(10.0, clock)
     assert not patient.drop("sim", 256, clock.now - 9)
+
+
+def test_one_call_that_was_interrupted_does_not_stretch_the_limit():
+    def waits(interrupted: float) -> int:
+        """How many calls of a crowd may wait behind one, after one that took so long."""
+        clock = Clock()
+        backlog = Backlog(None, clock)
+        for number in range(30):
+            clock.now += 1
+            score(backlog, clock, "sim", 256, 0.01 if number != 25 else interrupted)
+        for _ in range(30):  # what is foretold forgets it
+            clock.now += 1
+            backlog.add("sim", 256)
+            backlog.add("sim", 1)  # not alone
+            backlog.begin("sim", 257, 2)
+            clock.now += 0.01
+            backlog.end()
+        for client in range(10 * MOST_CLIENTS):  # more than can be done
+            with contextlib.suppress(OverloadedError):
+                backlog.arrive("sim", client)
+        backlog.add("sim", 256)
+        backlog.begin("sim", 256)
+        taken = 0
+        with pytest.raises(OverloadedError):
+            while taken < 100:
+                backlog.add("sim", 256)
+                taken += 1
+        return taken
+
+    assert waits(5.0) <= waits(0.01) + 1
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.2, 2.0])
