@@ -28,6 +28,8 @@ BLOCK_BYTES = 32 << 20
 READ_HERE = (".gz", ".parquet")
 """Endings of files that this process reads: their blocks carry what they hold."""
 
+_GZIP = b"\x1f\x8b"
+"""With which files of gzip begin (RFC 1952)."""
 FIRST_LINE_BYTES = 1 << 20
 """A first line longer than this is no header."""
 
@@ -270,6 +272,8 @@ def first_line(path: Path, encoding: str = "utf-8", *, carriage_returns: bool = 
     if carriage_returns and ends_in_carriage_returns(path):
         line = line.replace(b"\r", b"\n")
         line = line[: line.find(b"\n") + 1]
+    if line.startswith(_GZIP):
+        raise UserError(f"{path} is packed by gzip, and not named so. Rename it to {path.name}.gz.")
     if b"\0" in line:
         raise UserError(
             f"{path}:1: holds bytes of value 0, so it is no text of UTF-8 (UTF-16, maybe: Excel's "

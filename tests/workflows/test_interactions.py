@@ -592,6 +592,7 @@ HEADER = "title,user_id,item_id,timestamp\n"
         ("t,1,2,9223372036854775808", "timestamp is too large"),
         (b"t,\xff,2,3", "user_id is not UTF-8"),
         (b"t,1,\xe9,3", "item_id is not UTF-8"),
+        (b"t,u\0,2,3", "user_id holds a byte of value 0"),
         ("t\rt,1,2,3", "not CSV: new-line character seen in unquoted field"),
     ],
 )

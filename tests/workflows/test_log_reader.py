@@ -560,6 +560,11 @@ FILES: dict[str, tuple[dict[str, bytes | str], dict[str, Any], str]] = {
         {},
         r"a\.csv:1: holds bytes of value 0",
     ),
+    "gzip of another name": (
+        {"a.csv": gzip.compress(HEADER.encode())},
+        {},
+        r"packed by gzip, and not named so\. Rename it to a\.csv\.gz",
+    ),
     "gzip": ({"a.csv.gz": b"who,what"}, {"files": ["a.csv.gz"]}, r"is not a whole gzip file"),
     "fields": (
         {"a.csv": "1,2,3,4\n"},

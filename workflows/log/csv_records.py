@@ -232,6 +232,8 @@ def _parse_quickly(
     """
     if quotes % 2:  # a field that does not end takes what follows
         return None
+    if not np.frombuffer(body, np.uint8).min(initial=1):
+        return None
     separator, data = form.separator, pa.py_buffer(body)
     if len(separator) > 1:
         text = bytes(body)
@@ -304,6 +306,8 @@ def _values(record: Sequence[str], columns: CsvColumns) -> tuple[str, ...]:
         raise BadLineError(f"{len(record)} fields instead of {columns.count}")
     values = tuple(record[place] for place in columns.places)
     for name, value in zip(columns.names, values, strict=True):
+        if "\0" in value:
+            raise BadLineError(f"{name} holds a byte of value 0, which no text has")
         try:
             value.encode()
         except UnicodeEncodeError as error:
