@@ -166,7 +166,8 @@ class HistoriesLayout(Layout):
             return {"dataset": file_sizes(directory, "*/*.parquet")}
         shared: dict[str, Any] = {"ranks": ranks} if options.shard_histories else {}
         if options.history_memory is not None:
-            shared["history_memory"] = options.history_memory
+            # Checkpoints of another order (windows of half the memory) do not go on.
+            shared |= {"history_memory": options.history_memory, "history_order": "ring"}
         return {"dataset": content_of(directory, read_histories_info(directory)), **shared}
 
     def unread(self, directory: Path, model: HistoryModelOptions) -> tuple[str, ...]:

@@ -123,7 +123,8 @@ def test_histories_that_stream_are_not_divided_otherwise(dataset, in_ranks):
 def test_memory_of_histories_is_what_a_continued_run_repeats(dataset):
     given = configs(dataset[1], history_memory=10**9)
     alone, shared = (run_identity(*given, ranks=ranks) for ranks in (1, 2))
-    assert alone == shared == {**run_identity(*configs(dataset[1])), "history_memory": 10**9}
+    streams = {"history_memory": 10**9, "history_order": "ring"}
+    assert alone == shared == {**run_identity(*configs(dataset[1])), **streams}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
