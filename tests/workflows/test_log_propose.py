@@ -274,7 +274,10 @@ def test_a_header_above_text_is_in_doubt(tmp_path: Path) -> None:
         ("x", ["09 1, 2016", "10 22, 2013"] * 9, "category", None),
         ("x", [1.5 * n for n in range(99)], "number", None),
         ("x", list(range(5)) * 9, "category", None),
-        ("x", ["", None], "constant", None),
+        ("x", [*(1.5 * n for n in range(99)), float("nan")], "number", None),
+        ("item_id", [10**18 + n for n in range(99)], "number", None),
+        ("user", ["1500000000", "1600000000"], "category", None),
+        ("x", ["", None, float("nan")], "constant", None),
         ("price", ["12,50", "7", "0,99", "12,50"], "text", None),
     ],
 )

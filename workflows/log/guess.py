@@ -71,9 +71,9 @@ def guess(name: str, values: Sequence[Any]) -> Guess:
 
     Args:
       name: of the column.
-      values: text, numbers, dates, lists or None; "" is none.
+      values: text, numbers, dates, lists or None; "" and NaN are none.
     """
-    there = [value for value in values if value not in (None, "", [])]
+    there = [value for value in values if value not in (None, "", []) and value == value]
     missing = 1 - len(there) / max(len(values), 1)
     if not there:
         return Guess("constant", "no value in the rows looked at", missing=1.0)
@@ -96,6 +96,8 @@ def text_of(value: Any) -> str:
 def _time(name: str, texts: Sequence[str]) -> Guess | None:
     """A time, if all values are plausible as one, and more than a few."""
     if all(map(is_number, texts)):
+        if any(known.fullmatch(name) for known in (USER_NAME, ITEM_NAME)):
+            return None  # ids of 19 digits would be nanoseconds
         numbers = [float(text) for text in texts]
         now = time.time() + A_YEAR
         for unit, scale in _UNITS.items():
