@@ -13,7 +13,7 @@ from typing import Literal
 from lookback import __version__
 from lookback.core.caches import provide_caches
 from lookback.core.doctor import Check, DoctorOptions, examine
-from lookback.core.imports import deferred, expect_no_pytorch
+from lookback.core.imports import collect_rarely, deferred, expect_no_pytorch
 from lookback.core.options import (
     Command,
     CommandLine,
@@ -35,6 +35,7 @@ def train(arguments: Sequence[str], prog: str = "train.py") -> None:
     Raises:
       UserError: for what the user can put right.
     """
+    collect_rarely()
     from lookback.training import run
 
     # What runs leave for serving brings pandas along, which mistakes need not wait for.
@@ -43,6 +44,7 @@ def train(arguments: Sequence[str], prog: str = "train.py") -> None:
 
 def tune(arguments: Sequence[str], prog: str) -> None:
     """Searches options of training: see `training.tuning`."""
+    collect_rarely()
     from lookback.training.tuning import command
 
     command.main(arguments, prog)
@@ -57,6 +59,7 @@ def run_model(arguments: Sequence[str], prog: str) -> int:
 
 def workflows(arguments: Sequence[str], prog: str) -> int:
     """Turns raw data into datasets: see `workflows.commands`."""
+    collect_rarely()
     from lookback.workflows.cluster import forgo_tensorflow
 
     forgo_tensorflow()
@@ -75,6 +78,7 @@ def embeddings(arguments: Sequence[str], prog: str) -> int:
 
 def serving(arguments: Sequence[str], prog: str) -> int:
     """Scores requests with an exported model: see `serving.commands`."""
+    collect_rarely()
     expect_no_pytorch()
     return _inside_serving().main(arguments, prog)
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import gc
 import json
 import os
 import socket
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from lookback.core.imports import collect_rarely
+
 if TYPE_CHECKING:
     from merlin.schema import Schema
 
@@ -33,12 +36,14 @@ if TYPE_CHECKING:
 LONGEST = (
     "distributed/test_elastic.py",
     "distributed/test_training_runs.py",
-    "scripts/test_airgap.py",
-    "distributed/test_equality.py",
     "scripts/test_gpu_check.py",
+    "distributed/test_equality.py",
+    "scripts/test_airgap.py",
     "distributed/test_failures.py",
-    "distributed/test_cluster_scripts.py",
     "serving/server/test_triton.py",
+    "kernels/test_tiles.py",
+    "distributed/test_dask_hosts.py",
+    "distributed/test_cluster_scripts.py",
     "test_notebooks.py",
     "conformance/test_models.py",
     "workflows/test_criteo.py",
@@ -67,6 +72,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the others keep their order."""
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Has Python look for cycles as our commands do, and never among what imports made."""
+    collect_rarely()
+    gc.collect()
+    gc.freeze()
 
 
 _BLANK = b"\x89PNG, not drawn"

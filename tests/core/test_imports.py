@@ -50,6 +50,21 @@ def test_a_deferred_module_is_imported_when_something_of_it_is_asked_for(
         _ = module.no_such_name
 
 
+def test_every_door_looks_for_cycles_rarely() -> None:
+    found = said_by(
+        "import contextlib, gc, io\n"
+        "from lookback.cli import LOOKBACK\n"
+        "for door in ('train', 'tune', 'workflows', 'serving'):\n"
+        "    gc.set_threshold(700)\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        "        LOOKBACK.main([door, '--help'])\n"
+        "    print(door, gc.get_threshold()[0])"
+    )
+    assert found.splitlines() == [
+        f"{door} 50000" for door in ("train", "tune", "workflows", "serving")
+    ]
+
+
 @pytest.mark.slow
 def test_a_process_that_trains_alone_starts_no_horovod() -> None:
     found = said_by(

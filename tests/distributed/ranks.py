@@ -40,6 +40,9 @@ def import_ahead() -> None:
 
     Importing merlin.models.tf starts some, and connects ranks by itself.
     """
+    from lookback.core.imports import collect_rarely
+
+    collect_rarely()
     import horovod.tensorflow
     import merlin.schema
     import tensorflow as tf
