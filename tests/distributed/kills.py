@@ -39,12 +39,12 @@ def arguments(
     return [str(word) for word in words]
 
 
-def in_peace(launch: ModuleType, dataset: Path, directory: Path, epochs: int) -> Path:
+def in_peace(launch: ModuleType, dataset: Path, directory: Path, epochs: int, *more: str) -> Path:
     """Trains without interruption, in this process; returns the last checkpoint."""
     from lookback import cli
     from lookback.checkpoints.store import find_checkpoint
 
-    cli.train(arguments(launch, dataset, directory, "run", epochs))
+    cli.train([*arguments(launch, dataset, directory, "run", epochs), *more])
     return find_checkpoint(directory / "saved")
 
 

@@ -135,7 +135,11 @@ def run_model(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> R
 
 
 def start_forked(
-    preloaded: Sequence[str], directory: Path, *arguments: str, **environment: str
+    preloaded: Sequence[str],
+    directory: Path,
+    *arguments: str,
+    before: Sequence[str] = (),
+    **environment: str,
 ) -> Started:
     """Starts what scripts/run_model.sh starts; its processes are forks, of preloaded.py."""
     program, server = preloaded
@@ -150,7 +154,7 @@ def start_forked(
         f"run_model.TRAIN = pathlib.Path({str(train)!r}); "
         "sys.exit(run_model.main(sys.argv[1:], 'run_model'))"
     )
-    return Started(sys.executable, "-c", code, *arguments, **environment)
+    return Started(*before, sys.executable, "-c", code, *arguments, **environment)
 
 
 def run_script(ranks: int, script: Path, *arguments: str | Path) -> Result:

@@ -5,13 +5,15 @@ usage: preloaded.py serve FD                         (a socket that listens; unt
        preloaded.py SOCKET -m MODULE [ARGUMENT...]   (like python -m MODULE [ARGUMENT...])
 
 The last two are the process that launchers and tests see. It passes signals on and ends as the fork
-ends; if it is killed, so is the fork. What a fork shares with others and new processes do not: the
-network namespace of the server, and the order of sets (PYTHONHASHSEED).
+ends; if it is killed, so is the fork. A fork runs on its machine (the namespaces of the network and
+of the machine's name). What it shares with others and new processes do not: the order of sets
+(PYTHONHASHSEED).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import runpy
@@ -22,6 +24,7 @@ import sys
 from pathlib import Path
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+MACHINE = ("/proc/self/ns/net", "/proc/self/ns/uts")
 
 
 def ask(path: str, words: list[str]) -> int:
@@ -38,7 +41,10 @@ def ask(path: str, words: list[str]) -> int:
             "cores": [*os.sched_getaffinity(0)],
             "ignored": [int(n) for n in ignored],
         }
-        socket.send_fds(server, [json.dumps(asked).encode() + b"\n"], [0, 1, 2])
+        with contextlib.ExitStack() as stack:
+            machine = [stack.enter_context(Path(name).open()).fileno() for name in MACHINE]
+            message = [json.dumps(asked).encode() + b"\n"]
+            socket.send_fds(server, message, [0, 1, 2, *machine])
         status = int(server.makefile().readline())
     if status < 0:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
@@ -65,7 +71,7 @@ def serve(listening: socket.socket) -> list[str] | None:
 
 def keep(asking: socket.socket) -> list[str]:
     """Keeps a fork as long as who asked for it is there; returns in the fork, with its words."""
-    message, descriptors, _, _ = socket.recv_fds(asking, 1 << 20, 3)
+    message, descriptors, _, _ = socket.recv_fds(asking, 1 << 20, 3 + len(MACHINE))
     while not message.endswith(b"\n"):
         message += asking.recv(1 << 20)
     lives, own_end = os.pipe()
@@ -96,9 +102,11 @@ def become(asked: dict, descriptors: list[int]) -> list[str]:
     import numpy as np
 
     os.setsid()
-    for number, descriptor in enumerate(descriptors):
+    for number, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    for name, descriptor in zip(MACHINE, descriptors[3:], strict=True):
+        enter(name, descriptor)
     for number in asked["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     os.sched_setaffinity(0, asked["cores"])
@@ -107,6 +115,15 @@ def become(asked: dict, descriptors: list[int]) -> list[str]:
     os.environ.update(asked["environment"])
     np.random.seed()  # other numbers than every other fork's
     return list(asked["words"])
+
+
+def enter(name: str, descriptor: int) -> None:
+    """Enters a namespace, if this process is in another; os.setns is of Python 3.12."""
+    if os.fstat(descriptor).st_ino != Path(name).stat().st_ino:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(descriptor, 0):
+            raise OSError(ctypes.get_errno(), "this namespace cannot be entered", name)
+    os.close(descriptor)
 
 
 def run(words: list[str]) -> None:
@@ -126,6 +143,7 @@ def main() -> int:
     import ranks
 
     ranks.import_ahead()
+    ranks.leave_plots_blank()
     words = serve(socket.socket(fileno=int(sys.argv[2])))
     if words is not None:
         run(words)

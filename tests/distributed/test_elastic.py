@@ -225,7 +225,7 @@ def test_a_run_of_three_survives_the_loss_of_one(launch, kills, preloaded, datas
 
     def words(name: str) -> list[str]:
         found = kills.arguments(launch, dataset, tmp_path / name, "run", epochs=1)
-        return [*found, "--micro_batches", "6", "--checkpoint_every", "7"]
+        return [*found, "--micro_batches", "6", "--checkpoint_every", "7", "--max_steps", "90"]
 
     from lookback import cli
 
@@ -249,8 +249,9 @@ def test_a_run_of_three_survives_the_loss_of_one(launch, kills, preloaded, datas
 
 @pytest.mark.slow
 def test_a_machine_falls_off_the_network_and_comes_back(
-    launch, kills, dataset, tmp_path, two_hosts
+    launch, kills, preloaded, dataset, tmp_path, two_hosts
 ):
+    """Its processes are forks; test_failures.py starts some on two machines as users do."""
     if two_hosts.how != "namespaces":
         pytest.skip("two machines are made of network namespaces, which need root")
     first, second = (host.partition(":")[0] for host in two_hosts.options[1].split(","))
@@ -265,12 +266,13 @@ def test_a_machine_falls_off_the_network_and_comes_back(
 
     words = kills.arguments(launch, dataset, tmp_path, "run", epochs=1000)
     words += ["--max_steps", "500"]
-    options = ("--np", "2", "--min_np", "1", "--hosts_script", script, "--bind", "none")
-    log, patience = tmp_path / "run" / "log.json", {"HOROVOD_GLOO_TIMEOUT_SECONDS": "5"}
-    started = launch.Started(
-        *(*two_hosts.here, launch.RUN_MODEL, *options, *words), PATH=two_hosts.path, **patience
-    )
-    with started:
+    options = ("--np", "2", "--min_np", "1", "--hosts_script", str(script), "--bind", "none")
+    log = tmp_path / "run" / "log.json"
+    environment = {"PATH": two_hosts.path, "HOROVOD_GLOO_TIMEOUT_SECONDS": "5"}
+    words = (*options, *words)
+    with launch.start_forked(
+        preloaded, tmp_path, *words, before=two_hosts.here, **environment
+    ) as started:
         started.wait_for_steps(log, 15)
         plug("down")
         started.wait_for_steps(log, launch.steps_in(log) + 20)
