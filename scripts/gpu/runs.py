@@ -35,7 +35,7 @@ PLAN = ShardingPlan(
     ),
 )
 _SEED = 5
-_CLI = Path(__file__).resolve().parents[2] / "cli.py"
+LOOKBACK = (sys.executable, str(Path(__file__).resolve().parents[2] / "cli.py"))
 
 
 def prepared(args: argparse.Namespace) -> Path:
@@ -59,7 +59,7 @@ def lookback(*words: object) -> None:
     Raises:
       RuntimeError: with the end of what it said, if it fails.
     """
-    command = [sys.executable, str(_CLI), *map(str, words)]
+    command = [*LOOKBACK, *map(str, words)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         said = (result.stdout + result.stderr)[-2000:]

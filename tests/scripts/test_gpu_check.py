@@ -150,14 +150,24 @@ def test_without_a_gpu_it_wants_to_rehearse(tmp_path):
     assert not (tmp_path / "gpu.json").exists()
 
 
+FORKED_STEPS = """import sys
+from lookback.scripts.gpu import runs, steps
+runs.LOOKBACK = (sys.executable, *{preloaded}, runs.LOOKBACK[1])
+steps.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_a_rehearsal_takes_every_step(tmp_path, preloaded, monkeypatch):
-    """In forks, but for what TensorFlow is told before it is imported."""
+    """In forks, as are their command lines, but for what TensorFlow is told before its import."""
+    program = tmp_path / "forked_steps.py"
+    program.write_text(FORKED_STEPS.format(preloaded=preloaded))
 
     def forked(command, env, **options):
         assert command[:3] == [sys.executable, "-m", check.STEPS_MODULE]
-        before = [] if env.get("TF_XLA_FLAGS") else preloaded
-        return run([sys.executable, *before, *command[1:]], env=env, **options)
+        if not env.get("TF_XLA_FLAGS"):
+            command = [sys.executable, *preloaded, str(program), *command[3:]]
+        return run(command, env=env, **options)
 
     run = subprocess.run
     monkeypatch.setattr(check.subprocess, "run", forked)
