@@ -152,7 +152,7 @@ class Dataset:
 
         given = {"model_type": model_type, "dataset_dir": self.path, **options}
         parsed = from_values(command_line(), **given)
-        prepare_environment(parsed[0])
+        prepare_environment()
         return parsed
 
 

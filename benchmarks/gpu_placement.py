@@ -46,9 +46,11 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
     rows, notes = [], []
     for model, graphs in found.items():
         for graph, one in graphs.items():
+            compiled = one.get("compiled", {"alone": 0, "merged": 0})
             rows.append(
                 [
-                    *(model, graph, one["launches"], one["crossed_bytes"], one["waits"]),
+                    *(model, graph, one["launches"], compiled["merged"], compiled["alone"]),
+                    *(one["crossed_bytes"], one["waits"]),
                     one["fed_bytes"],
                     sum(one["without_kernel"].values()),
                     sum(one["on_host"].values()),
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
             "model",
             "graph",
             "kernels",
+            "XLA's",
+            "unmerged",
             "bytes across",
             "waits",
             "bytes fed",
@@ -76,7 +80,9 @@ def run(args: argparse.Namespace) -> BenchmarkReport:
         figures=found,
         notes=[
             *notes,
-            "Kernels: nodes that launch at least one. Bytes across: of tensors that are made in "
+            "Kernels: nodes that launch at least one. XLA's: of what it compiles, estimated from "
+            "its code for CPUs, fusions joined that its compiler for GPUs may join; unmerged: "
+            "not joined. Bytes across: of tensors that are made in "
             "one memory and read in the other; waits: how many of them the host reads. Bytes fed: "
             "of a step that is not in the graph. On host: nodes whose kernels keep all their data "
             "there, most of them of shapes.",

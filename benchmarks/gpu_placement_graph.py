@@ -22,7 +22,7 @@ _MOVES_NOTHING = {
     *("Identity", "IdentityN", "Reshape", "ExpandDims", "Squeeze", "Const", "NoOp", "Shape"),
     *("ReadVariableOp", "VarHandleOp", "Placeholder", "StopGradient", "Size", "Rank", "ShapeN"),
     *("BroadcastGradientArgs", "PreventGradient", "VariableShape", "Bitcast", "ControlTrigger"),
-    *("ConcatOffset", "Assert", "CheckNumerics"),
+    *("ConcatOffset", "Assert", "CheckNumerics", "EnsureShape"),
 }
 """Operations that launch no kernel where their data lies."""
 
@@ -59,18 +59,23 @@ class PlacedGraph:
     """What was found of a graph, and of those inside of it.
 
     Attributes:
-      launches: kernels on the GPU, one for each node; some nodes take several.
+      kernels: on the GPU, by type of operation, one for each node; some nodes take several.
       crossings: tensors that are copied.
       without: types of operations, with types of numbers, that have no kernel for GPUs -> how many.
       on_host: types of operations whose kernels keep all their data on the host -> how many.
       nested: bodies of loops, counted once, however often they run.
     """
 
-    launches: int = 0
+    kernels: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     crossings: list[Crossing] = dataclasses.field(default_factory=list)
     without: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     on_host: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     nested: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def launches(self) -> int:
+        """All kernels."""
+        return self.kernels.total()
 
     @property
     def waits(self) -> int:
@@ -160,7 +165,7 @@ def _count(operation: tf.Operation, found: PlacedGraph) -> None:
         return
     outputs, inputs = _outputs(operation), _inputs(operation)
     if DEVICE in (*outputs, *inputs):
-        found.launches += 1
+        found.kernels[kind] += 1
     elif outputs or inputs:
         found.on_host[_described(operation)] += 1
 
@@ -209,6 +214,8 @@ def _outputs(operation: tf.Operation) -> tuple[str, ...]:
 
 def _memories(operation: tf.Operation, dtypes: list[tf.DType], which: str) -> tuple[str, ...]:
     kind = operation.type
+    if kind in _NESTED and _compiled(operation):  # jit/xla_kernel_creator.cc: all but handles
+        return tuple(HOST if d == tf.resource else DEVICE for d in dtypes)
     # Arguments and results of a function: int32 stays on the host (function.cc).
     if kind in _NESTED or kind == "Placeholder":
         return tuple(HOST if d in (tf.int32, tf.resource) else DEVICE for d in dtypes)
@@ -220,6 +227,14 @@ def _memories(operation: tf.Operation, dtypes: list[tf.DType], which: str) -> tu
     if not on_host and kind == "Const":
         return (HOST if dtypes[0] == tf.int32 else DEVICE,)
     return tuple(HOST if name in on_host else DEVICE for name in names)
+
+
+def _compiled(operation: tf.Operation) -> bool:
+    """Whether a call is of a function that XLA compiles."""
+    try:
+        return bool(operation.get_attr("_XlaMustCompile"))
+    except ValueError:
+        return False
 
 
 def _argument_names(operation: tf.Operation, which: str) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
@@ -27,9 +30,13 @@ def sample_keys(key: Key, stream: str, numbers: tf.Tensor) -> tf.Tensor:
       numbers: of the samples, int64 ``[B]``.
     """
     seed, purpose, epoch = key
-    state = tf.constant(seed + splitmix.stream(f"{purpose}/{stream}"), tf.int64)
-    state = splitmix.mix(splitmix.mix(state) + epoch)  # []
-    return splitmix.mix(state + numbers)  # [B]
+
+    def keys(epoch: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        state = tf.constant(seed + splitmix.stream(f"{purpose}/{stream}"), tf.int64)
+        state = splitmix.mix(splitmix.mix(state) + epoch)  # []
+        return splitmix.mix(state + numbers)  # [B]
+
+    return _traced(keys)(tf.cast(epoch, tf.int64), numbers)
 
 
 def draw_below(
@@ -48,9 +55,39 @@ def draw_below(
     bound = tf.convert_to_tensor(bound, tf.int64)
     if kernels is not None and (bound.shape.rank == 0 or bound.shape[1:] == [1]):
         return kernels.lookback_draw_below(keys=keys, bound=bound, width=width)
-    state = tf.expand_dims(keys, 1)  # [B, 1]
-    state = splitmix.mix(state + splitmix.WEYL * tf.range(width, dtype=tf.int64))  # [B, width]
-    return tf.math.floormod(splitmix.shift_right(state, 1), bound)
+
+    def drawn(keys: tf.Tensor, bound: tf.Tensor) -> tf.Tensor:
+        state = tf.expand_dims(keys, 1)  # [B, 1]
+        state = splitmix.mix(state + splitmix.WEYL * tf.range(width, dtype=tf.int64))  # [B, width]
+        return tf.math.floormod(splitmix.shift_right(state, 1), bound)
+
+    return _traced(drawn)(keys, bound)
+
+
+@contextlib.contextmanager
+def compiled_draws(*, wanted: bool = True) -> Iterator[None]:
+    """Within it, a graph's draws are XLA's: a kernel or two each, and not forty.
+
+    Args:
+      wanted: False changes nothing.
+    """
+    global _compiling
+    before, _compiling = _compiling, _compiling or wanted
+    try:
+        yield
+    finally:
+        _compiling = before
+
+
+_compiling = False
+
+
+def _traced(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """A function of tensors, compiled where `compiled_draws` wants it and no kernel of ours is."""
+    if not _compiling or cpu_kernels() is not None:
+        return function
+    compiled: Callable[..., tf.Tensor] = tf.function(function, jit_compile=True, autograph=False)
+    return compiled
 
 
 def shuffled(seed: int, epoch: tf.Tensor | int, index: tf.Tensor, total: int) -> tf.Tensor:

@@ -134,6 +134,14 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         finally:
             self._ahead = before
 
+    def rows(self, inputs: Mapping[str, Ids]) -> dict[str, tf.Tensor]:
+        """The rows that `call` makes vectors of, for `rows_from`: float32 ``[N, D]`` by table.
+
+        Args:
+          inputs: as of `call`.
+        """
+        return self.backend.fetch(self.route(inputs) if self._ahead is None else self._ahead)
+
     @contextlib.contextmanager
     def rows_from(self, source: RowSource) -> Iterator[None]:
         """Within it, `call` takes rows from elsewhere than the backend, whatever that is."""
@@ -185,8 +193,7 @@ class EmbeddingCollection(tf.keras.layers.Layer):
         if self._source is not None:
             rows = {name: self._source(name, ids) for name, ids in self._joined(inputs).items()}
         else:
-            route = self.route(inputs) if self._ahead is None else self._ahead
-            rows = self.backend.fetch(route)
+            rows = self.rows(inputs)
         vectors: dict[str, tf.Tensor | tf.RaggedTensor] = {}
         for table, features in by_table.items():
             parts = [rows[table]]

@@ -48,6 +48,10 @@ class Lookups:
         """The part of a call's lookups that needs no row, for `ahead`."""
         return self.embeddings.route(self.ids(inputs))
 
+    def rows(self, inputs: Inputs) -> dict[str, tf.Tensor]:
+        """All rows of a call's lookups: float32 ``[N, D]`` by table."""
+        return self.embeddings.rows(self.ids(inputs))
+
     def ahead(self, route: Any) -> contextlib.AbstractContextManager[None]:
         """Within it, the model takes `route` instead of computing it."""
         return self.embeddings.ahead(route)

@@ -56,7 +56,7 @@ class Inference:
         left_out = str(self._source.left_out(self._split))
         if left_out:
             log.message(f"left out of {self._split}: {left_out}")
-        steps = EvaluationSteps(self._model, self._source)
+        steps = EvaluationSteps(self._model, self._source, xla=self._config.xla)
         evaluation = self._source.evaluations(self._split)[0]
         rows = ScoredRows(self._source.id_features)
         if self._config.benchmark:
@@ -93,7 +93,7 @@ class Inference:
         """
         figures: dict[str, Any] = {}
         for size, source in sources.items():
-            steps = EvaluationSteps(self._model, source)
+            steps = EvaluationSteps(self._model, source, xla=self._config.xla)
             meter = PerformanceMeter(
                 self._config.benchmark_warmup_steps, self._config.inference_benchmark_steps
             )

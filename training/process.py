@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from lookback.core.caches import provide_caches
 from lookback.core.errors import UserError
@@ -12,27 +11,15 @@ from lookback.core.world import SOLO, World
 from lookback.training.config import RunConfig
 
 
-def prepare_environment(config: RunConfig) -> None:
+def prepare_environment() -> None:
     """Sets what TensorFlow and Merlin read when they are imported; call before importing them.
 
-    Args:
-      config: of the run.
-
     Raises:
-      UserError: if no temporary files can be made, or TensorFlow would not read what is set.
+      UserError: if no temporary files can be made.
     """
     provide_caches()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; not which CPU instructions exist
     expect_no_pytorch()
-    if config.xla and "tensorflow" in sys.modules:
-        raise UserError(
-            "xla: expected in a process that has not imported TensorFlow, which reads of it then, "
-            "received it in one that has. Give it in a new process, or leave it out."
-        )
-    if config.xla:
-        # On CPU, clusters are compiled only with the second flag.
-        flags = os.environ.get("TF_XLA_FLAGS", "")
-        os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_auto_jit=2 --tf_xla_cpu_global_jit".strip()
 
 
 def set_up_tensorflow(config: RunConfig, world: World = SOLO) -> None:

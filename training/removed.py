@@ -68,6 +68,10 @@ REMOVED: dict[str, str] = {
     "column_slice_threshold": "the planner cuts tables by cost; --placements overrides it",
     "row_slice_threshold": "the planner cuts tables by cost; --placements overrides it",
     "data_parallel_threshold": "the planner replicates by cost; --placements overrides it",
+    "cuda_graphs": (
+        "TensorFlow 2.12 has them as an experiment within XLA alone, untried here: --xla, with "
+        "XLA_FLAGS=--xla_gpu_enable_cuda_graphs in the environment"
+    ),
     "data_parallel_input": "every process reads its share of each batch",
 }
 """Parameters of the older command line that are absent here -> what replaces them."""

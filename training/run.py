@@ -130,7 +130,7 @@ def main(argv: Sequence[str], exporter: Exporter, prog: str = "train.py") -> Fin
         if launched_rank() == 0:  # for all of them
             run = hold_outputs(run, stack, loaded)
         REPORTS.set(None if run.dry_run else run.results_dir)
-        prepare_environment(run)
+        prepare_environment()
         import_tensorflow()
         world = start_world(prefetch_ids=run.prefetch_ids)
         with world.together():

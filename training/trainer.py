@@ -128,6 +128,7 @@ class Trainer:
             world=world,
             prefetch_ids=config.prefetch_ids,
             in_parts=cutting_options(config),
+            xla=config.xla,
         )
         self.contents = RunContents(
             model,
@@ -149,15 +150,14 @@ class Trainer:
     def notes(self) -> list[str]:
         """Lines to show before the first step."""
         contract, config = contract_of(self._model), self._config
-        lines = [*self._started, *([contract.fused_said] if contract.fused_said else [])]
+        lines = [*self._started, *self._steps.notes]
         by_layers = contract.fused_said and contract.fused is None and not cutting_options(config)
-        if config.mode == "train" and by_layers:
-            rows = config.batch_rows // self._world.size
-            if rows > _MANY_ROWS:
-                lines.append(
-                    f"layers keep what they compute of {rows:,} rows at once; --micro_batches N "
-                    "computes a batch in N parts, in the memory of one"
-                )
+        rows = config.batch_rows // self._world.size if config.mode == "train" and by_layers else 0
+        if rows > _MANY_ROWS:
+            lines.append(
+                f"layers keep what they compute of {rows:,} rows at once; --micro_batches N "
+                "computes a batch in N parts, in the memory of one"
+            )
         return lines
 
     def train(self, log: RunLogger) -> Outcome:

@@ -22,6 +22,7 @@ from lookback.formats.tabular_columns import CATEGORICAL, NUMERICAL
 from lookback.formats.tabular_schema import tabular_schema
 from lookback.models import MODELS
 from lookback.models.click_model import ClickModel
+from lookback.training.evaluation.steps import EvaluationSteps
 from lookback.training.optimizers import Optimizer
 from lookback.training.precision import LossScale
 from lookback.training.steps import Steps
@@ -87,14 +88,18 @@ class Case:
       source: of batches.
     """
 
-    def __init__(self, name: str, sizes: Sizes, optimizer: str | None = None) -> None:
+    def __init__(
+        self, name: str, sizes: Sizes, optimizer: str | None = None, *, xla: bool = False
+    ) -> None:
         """Builds it under the precision in force.
 
         Args:
           name: key of MODELS.
           sizes: of the data.
           optimizer: None: NVIDIA's.
+          xla: whether steps and scores are compiled.
         """
+        self._xla = xla
         schema, self.source = _source(name, sizes)
         # Without dropout, which devices draw differently.
         options = {"dropout": 0.0} if name == "neumf" else {}
@@ -107,16 +112,19 @@ class Case:
     def steps(self) -> Iterator[dict[str, tf.Tensor]]:
         """What comes of one training step after another; nothing waits for the device."""
         fp16 = tf.keras.mixed_precision.global_policy().compute_dtype == "float16"
-        steps = Steps(self.model, self._optimizer, self.source, LossScale() if fp16 else None)
+        steps = Steps(
+            self.model, self._optimizer, self.source, LossScale() if fp16 else None, xla=self._xla
+        )
         for _, result in steps.train(endless_feeds(self.source)):
             yield result
 
     def scores(self) -> Iterator[tf.Tensor]:
         """Logits of one batch of the test split after another."""
+        scoring = EvaluationSteps(self.model, self.source, xla=self._xla)
 
         @tf.function(autograph=False)
         def score(feed: Any) -> tf.Tensor:
-            return self.model(self.source.eval_batch("test", feed)[0], training=False)
+            return scoring.logits(self.source.eval_batch("test", feed)[0], None)
 
         while True:
             for feed in self.source.eval_feeds("test"):

@@ -44,8 +44,6 @@ REHEARSED = 20.0
 """How many times as long a step of a rehearsal may take: a CPU traces and starts as slowly as it
 does, and may have other work."""
 MODELS = ("sim", "dlrm", "neumf", "dien", "din", "dcnv2")
-XLA = "--tf_xla_auto_jit=2"
-XLA_ON_CPU = " --tf_xla_cpu_global_jit"
 
 # Rows a second of one A100, from NVIDIA's READMEs: SIM, DLRM for PyTorch (small, batch 32k), NCF.
 # `fp16` is their AMP.
@@ -134,12 +132,8 @@ class Checker:
         group = Clock(time.monotonic() + seconds)
         for model, xla in self._combinations():
             name = f"throughput_{model}{'_xla' if xla else ''}"
-            flags = XLA + (XLA_ON_CPU if self._args.rehearse else "") if xla else ""
-            environment = {"TF_XLA_FLAGS": flags}
-            words = ["--model", model]
-            self._step(
-                name, group.seconds(self._patience * OF_ONE_MODEL), words, "throughput", environment
-            )
+            words = ["--model", model, *(["--xla"] if xla else [])]
+            self._step(name, group.seconds(self._patience * OF_ONE_MODEL), words, "throughput")
             self._write()
 
     def _combinations(self) -> Iterator[tuple[str, bool]]:
@@ -160,11 +154,10 @@ class Checker:
         seconds: float,
         words: Sequence[object],
         step: str | None = None,
-        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Runs a step in a process of its own; notes what it found and how it ended."""
         output, start = self._folder / f"{name}.json", time.monotonic()
-        said = self._child([step or name, output, *words], seconds, environment or {})
+        said = self._child([step or name, output, *words], seconds, {})
         found = json.loads(output.read_text()) if output.exists() else {}
         status = said or "done"
         self.found["steps"][name] = {

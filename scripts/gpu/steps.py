@@ -121,7 +121,7 @@ def equality_step(found: Findings, args: argparse.Namespace) -> None:
 
 
 def throughput_step(found: Findings, args: argparse.Namespace) -> None:
-    """(c) Training and inference of one model; XLA is asked for by the environment."""
+    """(c) Training and inference of one model, with XLA or without."""
     sizes = (cases.TINY if args.rehearse else cases.FULL)[args.model]
     seconds = 0.05 if args.rehearse else 1.5
     half = "mixed_float16" if device.has_gpu() else "mixed_bfloat16"
@@ -132,7 +132,7 @@ def throughput_step(found: Findings, args: argparse.Namespace) -> None:
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
         tf.keras.backend.clear_session()
         tf.keras.mixed_precision.set_global_policy(policy)
-        case = cases.Case(args.model, sizes)
+        case = cases.Case(args.model, sizes, xla=args.xla)
         with device.busy() as busy:
             training = cases.rate(case.steps(), lambda result: float(result["rows"]), seconds)
         memory = device.peak_memory()
@@ -176,6 +176,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--model", choices=[*cases.FULL])
+    parser.add_argument("--xla", action="store_true")
     parser.add_argument("--start", type=Path, help="arrays of the step `reference`")
     parser.add_argument("--folder", type=Path, help="for files of whole runs")
     parser.add_argument("--movielens", type=Path)

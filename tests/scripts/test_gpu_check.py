@@ -71,8 +71,7 @@ def test_a_step_that_fails_says_how_and_the_next_one_runs(checker, capsys):
 
 
 TELLS = """import json, os, pathlib, sys
-told = {"words": sys.argv[1:], "xla": os.environ.get("TF_XLA_FLAGS"),
-        "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+told = {"words": sys.argv[1:], "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
 pathlib.Path(sys.argv[2]).write_text(json.dumps(told))
 """
 
@@ -89,9 +88,8 @@ def test_every_step_gets_what_it_needs(checker, tmp_path, monkeypatch):
     throughputs = [name for name in steps if name.startswith("throughput")]
     assert [*steps] == ["device", "equality", *throughputs, "profile", "sok", "auc"]
     assert len(throughputs) == 2 * len(check.MODELS)
-    assert steps["throughput_sim_xla"]["words"][2:] == ["--model", "sim"]
-    assert steps["throughput_sim_xla"]["xla"] == "--tf_xla_auto_jit=2"
-    assert steps["throughput_sim"]["xla"] == ""
+    assert steps["throughput_sim_xla"]["words"][2:] == ["--model", "sim", "--xla"]
+    assert steps["throughput_sim"]["words"][2:] == ["--model", "sim"]
     reference = tmp_path / "reference.npz"
     assert steps["equality"]["words"][2:] == ["--start", str(reference)]
     assert steps["equality"]["visible"] is None
@@ -159,15 +157,13 @@ steps.main(sys.argv[1:])
 
 @pytest.mark.slow
 def test_a_rehearsal_takes_every_step(tmp_path, preloaded, monkeypatch):
-    """In forks, as are their command lines, but for what TensorFlow is told before its import."""
+    """In forks, as are their command lines."""
     program = tmp_path / "forked_steps.py"
     program.write_text(FORKED_STEPS.format(preloaded=preloaded))
 
-    def forked(command, env, **options):
+    def forked(command, **options):
         assert command[:3] == [sys.executable, "-m", check.STEPS_MODULE]
-        if not env.get("TF_XLA_FLAGS"):
-            command = [sys.executable, *preloaded, str(program), *command[3:]]
-        return run(command, env=env, **options)
+        return run([sys.executable, *preloaded, str(program), *command[3:]], **options)
 
     run = subprocess.run
     monkeypatch.setattr(check.subprocess, "run", forked)

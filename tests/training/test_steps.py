@@ -144,6 +144,38 @@ def by_hand(model, batch):
     return {**found, "total_loss": float(total)}, gradients
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"in_parts": ["micro_batches"]}, {"prefetch_ids": True}])
+@pytest.mark.parametrize("name", ["sim", "dien", "din"])
+def test_xla_finds_the_losses_and_gradients_of_the_layers(make, make_batch, name, options):
+    batch = make_batch(LENGTHS)
+    compiled, whole = make(name, 2)
+    losses, gradients = by_hand(whole, batch)
+    result, found, _ = step(compiled, Batches([batch]), xla=True, **options)
+    for loss, expected in losses.items():
+        assert result[loss] == pytest.approx(expected, rel=1e-5), loss
+    assert result["finite"]
+    for values, expected in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_xla_scales_losses_and_sees_what_is_not_finite(make, make_batch):
+    models, batch = make("din", 3), make_batch(LENGTHS)
+    plain = step(models[0], Batches([batch]), xla=True)[1]
+    scaled = step(models[1], Batches([batch]), xla=True, loss_scale=LossScale())[1]
+    for values, expected in zip(scaled, plain, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-8)
+    overflow = LossScale(float("inf"), dynamic=False)
+    optimizer = Optimizer("sgd", 0.1, 0.0, models[2])
+    steps = Steps(models[2], optimizer, Batches([batch]), overflow, xla=True)
+    before = [variable.numpy() for variable in optimizer.variables_to_differentiate]
+    ((_, result),) = steps.train(iter([0]))
+    assert not result["finite"]
+    for variable, expected in zip(optimizer.variables_to_differentiate, before, strict=True):
+        np.testing.assert_array_equal(variable, expected)
+
+
 @BY
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "ranks"), MODELS_AND_RANKS)
@@ -417,6 +449,7 @@ def test_training_needs_an_optimizer(make, make_batch):
     ("asked", "name"),
     [
         ({"prefetch_ids": True}, "prefetch_ids"),
+        ({"xla": True}, "xla"),
         ({"in_parts": ["micro_batches"]}, "micro_batches"),
         ({"in_parts": ["grads_accumulated"]}, "grads_accumulated"),
     ],

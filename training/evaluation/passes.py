@@ -31,7 +31,13 @@ class Evaluations:
     """Evaluations of one model on one source of batches; processes call the same methods."""
 
     def __init__(
-        self, model: mm.Model, source: BatchSource, choice: MetricChoice, world: World
+        self,
+        model: mm.Model,
+        source: BatchSource,
+        choice: MetricChoice,
+        world: World,
+        *,
+        xla: bool = False,
     ) -> None:
         """Prepares them.
 
@@ -40,9 +46,10 @@ class Evaluations:
           source: of batches.
           choice: metrics of each pass.
           world: the processes that evaluate together.
+          xla: as of `EvaluationSteps`.
         """
         self._source, self._choice, self._world = source, choice, world
-        self._steps = EvaluationSteps(model, source)
+        self._steps = EvaluationSteps(model, source, xla=xla)
         self._popularities: dict[EvaluationPass, list[PopularityEvaluator]] = {}
         self._baselines: dict[str, float] = {}
 

@@ -62,7 +62,7 @@ class RunEvaluation:
         passes = self.passes(self.splits.all)
         self._choice = choose(passes, config.metrics, grouped=source.grouped)
         self.best = self._check(passes)
-        self.evaluator = Evaluations(model, source, self._choice, world)
+        self.evaluator = Evaluations(model, source, self._choice, world, xla=config.xla)
         self._logged: set[str] = set()
 
     def passes(self, splits: Sequence[str], *, and_train: bool = True) -> list[EvaluationPass]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import merlin.models.tf as mm
@@ -11,23 +11,38 @@ import tensorflow as tf
 
 from lookback.dataloading.evaluations import CandidatePieces, EvaluationPass
 from lookback.dataloading.sources import BatchSource, as_tensors
-from lookback.models.click_model import logits_of
+from lookback.models.click_model import contract_of, logits_of
 from lookback.training.evaluation.evaluator import BinaryEvaluator, Evaluator, ScoredBatch
+from lookback.training.xla import Compiled
 
 Found = tuple[tf.Tensor | None, ...]
 
 
 class EvaluationSteps:
-    """Compiled evaluation steps of one model over one source of batches."""
+    """Compiled evaluation steps of one model over one source of batches.
 
-    def __init__(self, model: mm.Model, source: BatchSource) -> None:
+    Attributes:
+      compiled: what XLA compiles of them; None without XLA.
+    """
+
+    def __init__(self, model: mm.Model, source: BatchSource, *, xla: bool = False) -> None:
         """Prepares the steps; they are traced when first run.
 
         Args:
           model: built.
           source: of batches.
+          xla: compile what follows the lookups with XLA (`training.xla`).
+
+        Raises:
+          UserError: if XLA is wanted of a model that does not say which ids it looks up.
         """
-        self._model, self._source = model, source
+        self._source = source
+        self._score: Callable[[Any], tf.Tensor] = functools.partial(logits_of, model)
+        self.compiled: Compiled | None = None
+        if xla:
+            lookups = contract_of(model).lookups
+            self.compiled = Compiled(lookups, lambda _, features: logits_of(model, features))
+            self._score = self.compiled
         self._compiled: dict[Any, Any] = {}
 
     def run(
@@ -74,7 +89,7 @@ class EvaluationSteps:
     def logits(self, features: dict[str, tf.Tensor], pieces: CandidatePieces | None) -> tf.Tensor:
         """Logits ``[B, C]``: of all candidates at once, or of a piece of them after another."""
         if pieces is None:
-            return logits_of(self._model, features)
+            return self._score(features)
         rows, candidates = tf.unstack(tf.shape(features[pieces.features[0]])[:2])
         count = -(-candidates // pieces.size)
 
@@ -86,7 +101,7 @@ class EvaluationSteps:
             return tf.transpose(parts, [1, 0, 2, *range(3, 3 + len(bags))])
 
         def score(piece: dict[str, tf.Tensor]) -> tf.Tensor:
-            return tf.cast(logits_of(self._model, {**features, **piece}), tf.float32)
+            return tf.cast(self._score({**features, **piece}), tf.float32)
 
         # One at a time, for memory; and where looking up is a collective, in the same order.
         logits = tf.map_fn(

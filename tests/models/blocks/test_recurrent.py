@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from lookback.models.blocks import recurrent
 from lookback.models.blocks.recurrent import AUGRU, InterestGRU
 
 RNG = np.random.default_rng(0)
 B, C, S, D, H = 3, 2, 4, 3, 2
 # Left padding, a full row, an empty one.
 MASK = np.array([[0, 1, 0], [0, 1, 0], [1, 1, 0], [1, 1, 0]], bool)
+
+
+@pytest.fixture(params=(False, True), ids=("three products", "one product"), autouse=True)
+def on_gpu(request, monkeypatch):
+    """The gates of a step are one product on GPUs; either way the numbers are the same."""
+    monkeypatch.setattr(recurrent, "has_gpu", lambda: request.param)
 
 
 def built(layer, inputs, formulas):
