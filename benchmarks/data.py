@@ -26,11 +26,11 @@ from lookback.formats.dataset_info import HISTORIES, write_info
 from lookback.formats.histories import (
     COUNT,
     HISTORIES_DIRECTORY,
-    part_name,
     write_catalogue,
     write_histories,
     write_users,
 )
+from lookback.formats.part_files import part_name
 from lookback.formats.schema import write_schema
 from lookback.formats.vocabulary import FIRST_KNOWN
 

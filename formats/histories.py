@@ -30,6 +30,7 @@ from lookback.core.errors import UserError
 from lookback.formats import history_columns as names
 from lookback.formats.dataset_info import AGAIN
 from lookback.formats.history_columns import Column
+from lookback.formats.part_files import part_name
 from lookback.formats.schema import write_schema
 from lookback.formats.vocabulary import OUT_OF_VOCABULARY
 
@@ -45,11 +46,6 @@ ROW_GROUP_EVENTS = 1 << 20
 and memory for a few of the largest is memory for many."""
 
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
-
-
-def part_name(number: int) -> str:
-    """File name of a part of the histories; names sort as numbers do up to 99,999."""
-    return f"part-{number:05d}.parquet"
 
 
 def history_files(directory: Path) -> list[Path]:

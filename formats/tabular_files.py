@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from lookback.core.arrow_files import open_parquet
 from lookback.core.manifests import Files
 from lookback.formats.dataset_info import FEATURES, SPLITS, TABULAR, VOCABULARIES, write_info
+from lookback.formats.part_files import part_name
 from lookback.formats.schema import write_schema
 
 LABEL = "label"
@@ -116,11 +117,6 @@ class TabularWriter:
         self._parts += 1
         self._rows += self._waiting
         self._waiting = 0
-
-
-def part_name(number: int) -> str:
-    """File name of a split's part; names sort as numbers do up to 99,999."""
-    return f"part-{number:05d}.parquet"
 
 
 def column_names(

@@ -18,9 +18,9 @@ from lookback.dataloading.histories.resident import Histories
 from lookback.dataloading.histories.splits import LeaveLastOut, Split
 from lookback.formats.dataset_info import SPLITS
 from lookback.formats.features import HistoryFeatures, dataset_column
-from lookback.formats.histories import part_name
 from lookback.formats.history_columns import Role, category, number, typed_columns
 from lookback.formats.impressions import IMPRESSIONS_DIRECTORY
+from lookback.formats.part_files import part_name
 from lookback.formats.vocabulary import FIRST_KNOWN
 
 ROWS = {"user_id": 30, "item_id": 40, "country": 5, "category_id": 6}

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from lookback.core.devices import has_gpu
 from lookback.core.rates import calls_a_second
 
 _INTERVAL = 0.02  # seconds between two looks at how busy the GPU is
@@ -17,11 +18,6 @@ _INTERVAL = 0.02  # seconds between two looks at how busy the GPU is
 
 class _Utilization(ctypes.Structure):
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))  # nvml.h: nvmlUtilization_t
-
-
-def has_gpu() -> bool:
-    """Whether there is one; a rehearsal has none."""
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def copy_rates(size: int, seconds: float) -> dict[str, float]:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lookback.core.devices import has_gpu
 from lookback.embeddings.backends import BACKENDS
 from lookback.embeddings.backends.base import Backend
 from lookback.embeddings.config import LOCAL, Sharding
 from lookback.embeddings.optimizers import LazyAdam
 from lookback.embeddings.types import Placement, ShardingPlan, TableSpec
-from lookback.scripts.gpu import device
 
 # fp16 rounds to 3 digits: a test AUC of some thousand samples moves in the third.
 AUC_TOLERANCE = 0.005
@@ -103,7 +103,7 @@ def sok_step(found: Any, args: argparse.Namespace) -> None:
 
     Where there is no GPU, the Horovod backend takes its place: the same calls, on a CPU.
     """
-    name = "sok" if device.has_gpu() else "horovod"
+    name = "sok" if has_gpu() else "horovod"
     found.add("backend", name)
     differences = against_local(name)
     for what, difference in differences.items():

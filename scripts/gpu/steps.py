@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lookback.core.devices import has_gpu
 from lookback.core.rates import gemm_rate
 from lookback.kernels.loader import portable
 from lookback.scripts.gpu import cases, device
@@ -124,7 +125,7 @@ def throughput_step(found: Findings, args: argparse.Namespace) -> None:
     """(c) Training and inference of one model, with XLA or without."""
     sizes = (cases.TINY if args.rehearse else cases.FULL)[args.model]
     seconds = 0.05 if args.rehearse else 1.5
-    half = "mixed_float16" if device.has_gpu() else "mixed_bfloat16"
+    half = "mixed_float16" if has_gpu() else "mixed_bfloat16"
     precisions = (("fp16", half, True), ("tf32", "float32", True), ("fp32", "float32", False))
     # In a rehearsal with XLA, the other precisions would run the same lines once more.
     again = args.rehearse and "auto_jit" in os.environ.get("TF_XLA_FLAGS", "")

@@ -34,6 +34,7 @@ from lookback.core.json_files import read_json
 from lookback.core.manifests import SIZES
 from lookback.core.outputs import OutputKind, check_apart, check_file
 from lookback.core.processes import ends_with_parent
+from lookback.formats.part_files import part_name
 from lookback.serving.offline.ranking import Counts
 from lookback.serving.offline.work import Task, Work
 
@@ -47,11 +48,6 @@ _COUNTS = b"lookback"  # key of a part's metadata
 def parts_directory(output: Path) -> Path:
     """Where the parts of an output lie until all are there."""
     return output.with_name(f"{output.name}.parts")
-
-
-def part_name(number: int) -> str:
-    """File of a part."""
-    return f"part-{number:05d}.parquet"
 
 
 def _entries(directory: Path) -> dict[str, int | None] | None:

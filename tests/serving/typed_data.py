@@ -23,9 +23,10 @@ from lookback.formats.dataset_info import (
     write_info,
 )
 from lookback.formats.features import HistoryFeatures, dataset_column, history_name
-from lookback.formats.histories import part_name, write_catalogue, write_histories
+from lookback.formats.histories import write_catalogue, write_histories
 from lookback.formats.history_columns import category, number, typed_columns
 from lookback.formats.impressions import IMPRESSIONS_DIRECTORY
+from lookback.formats.part_files import part_name
 from lookback.formats.raw_ids import ID_DIRECTORY
 from lookback.formats.schema import write_schema
 from lookback.formats.vocabulary import HASHED, hashed_key, id_file

@@ -168,7 +168,7 @@ def min_counts(specs: Mapping[str, FeatureSpec], frequency_threshold: int) -> di
     }
 
 
-def typed_columns(
+def columns_of_workflow(
     columns: Sequence[Column],
     specs: Mapping[str, FeatureSpec],
     transforms: Mapping[str, Transform],

@@ -351,7 +351,7 @@ def _read_events(file: Path, encoding: Encoding | None, training: bool, split: b
 
 def _workflow_options(job: _Job, transforms: Mapping[str, Transform]) -> dict[str, Any]:
     """What a workflow is made with; of typed events those that are kept are chosen already."""
-    from lookback.workflows.histories.fitted import typed_columns
+    from lookback.workflows.histories.fitted import columns_of_workflow
 
     selection, reader = job.selection, job.reader
     threshold = job.order.options.frequency_threshold
@@ -360,7 +360,7 @@ def _workflow_options(job: _Job, transforms: Mapping[str, Transform]) -> dict[st
         "min_interactions": 1 if is_typed else selection.min_interactions,
         "fewest_items": None if is_typed else selection.fewest_items,
         "frequency_threshold": threshold,
-        "typed": typed_columns(
+        "typed": columns_of_workflow(
             reader.columns, reader.feature_specs, transforms, selection, threshold
         ),
     }

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from lookback.core.arrow_files import open_parquet
 from lookback.formats import history_columns as names
-from lookback.formats.histories import part_name, write_users
+from lookback.formats.histories import write_users
 from lookback.formats.history_columns import Column
+from lookback.formats.part_files import part_name
 from lookback.formats.vocabulary import FIRST_KNOWN
 
 EVENTS_PER_FILE = 2_000_000

@@ -17,7 +17,8 @@ from typing import Any
 from lookback.core.errors import UserError
 from lookback.core.files import sync
 from lookback.core.manifests import FILES
-from lookback.formats.tabular_files import column_names, part_name, write_description
+from lookback.formats.part_files import part_name
+from lookback.formats.tabular_files import column_names, write_description
 from lookback.workflows.cluster import ResourcePlan, Runner
 from lookback.workflows.order import Log
 from lookback.workflows.tabular import tasks

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from lookback.core.arrow_files import read_parquet
 from lookback.formats import history_columns as names
 from lookback.formats.dataset_info import SPLITS
-from lookback.formats.tabular_files import LABEL, ROW_GROUP, part_name, write_part
+from lookback.formats.part_files import part_name
+from lookback.formats.tabular_files import LABEL, ROW_GROUP, write_part
 from lookback.formats.transforms import Transform, Vocabulary
 from lookback.formats.vocabulary import OUT_OF_VOCABULARY, encode_ids, read_ids, together
 from lookback.workflows.histories.gather import COMPRESSION, PART, in_ticks, join_features

@@ -15,7 +15,8 @@ import numpy as np
 
 from lookback.core.errors import UserError
 from lookback.core.manifests import Files, entries_of
-from lookback.formats.tabular_files import LABEL, column_names, part_name, write_part
+from lookback.formats.part_files import part_name
+from lookback.formats.tabular_files import LABEL, column_names, write_part
 from lookback.workflows.tabular.counts import Run, merge_runs, write_runs
 from lookback.workflows.tabular.text import parse_rows
 from lookback.workflows.text import Block, Parsed
