@@ -60,7 +60,7 @@ def _tables(plan: ShardingPlan, costs: Costs) -> str:
     sent = costs[:, :, _SENT].sum(axis=(1, 2))
     held = costs[:, :, MEMORY].sum(axis=1)
     lines = [["table", "strategy", "ranks", "rows", "dim", "memory", "sent a step"]]
-    for number, (table, placement) in enumerate(zip(plan.tables, plan.placements)):
+    for number, (table, placement) in enumerate(zip(plan.tables, plan.placements, strict=True)):
         lines.append(
             [
                 table.name,
@@ -105,11 +105,11 @@ def _milliseconds(seconds: float) -> str:
 
 def _aligned(lines: Sequence[Sequence[str]], left: int) -> str:
     """Columns of equal width, the first `left` of them aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths))
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )

@@ -47,7 +47,7 @@ def save_plan(plan: ShardingPlan, path: str | Path, inputs: Iterable[Path] = ())
                 **({"ranks": list(placement.ranks)} if placement.ranks else {}),
                 **_facts(table),
             }
-            for table, placement in zip(plan.tables, plan.placements)
+            for table, placement in zip(plan.tables, plan.placements, strict=True)
         },
     }
     try:

@@ -141,7 +141,7 @@ def plan_costs(plan: ShardingPlan, workload: Workload) -> Costs:
     """
     costs = [
         STRATEGIES[placement.strategy].cost(table, placement, workload)
-        for table, placement in zip(plan.tables, plan.placements)
+        for table, placement in zip(plan.tables, plan.placements, strict=True)
     ]
     return np.stack(costs)
 

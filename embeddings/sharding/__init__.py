@@ -27,7 +27,7 @@ def shards_of(plan: ShardingPlan) -> tuple[Shard, ...]:
       ValueError: if a placement is not valid, or names an unknown strategy.
     """
     shards: list[Shard] = []
-    for table, placement in zip(plan.tables, plan.placements):
+    for table, placement in zip(plan.tables, plan.placements, strict=True):
         if placement.strategy not in STRATEGIES:
             raise ValueError(
                 f"Table {shown(table.name)}: unknown strategy {shown(placement.strategy)}; "

@@ -44,7 +44,7 @@ class ColumnWise(Strategy):
         pieces = split_evenly(table.dim, len(owners))
         return tuple(
             Shard(table.name, rank, range(table.rows), columns)
-            for rank, columns in zip(owners, pieces)
+            for rank, columns in zip(owners, pieces, strict=True)
         )
 
     def input_dist(self, placement: Placement, ids: Any, ranks: int) -> tuple[Leg, ...]:
