@@ -11,16 +11,14 @@ namespace lookback {
 
 using tensorflow::bfloat16;
 
-typedef uint16_t UpperHalves __attribute__((vector_size(2 * kHalf), aligned(2), may_alias));
+typedef uint16_t UpperHalves __attribute__((vector_size(2 * kHalf)));
 typedef uint32_t Bits __attribute__((vector_size(4 * kHalf)));
 
-INLINE void Get(const float* from, Half* values) { *values = LoadHalf(from); }
 INLINE void Get(const bfloat16* from, Half* values) {
-  *values =
-      (Half)(__builtin_convertvector(*reinterpret_cast<const UpperHalves*>(from), Bits) << 16);
+  UpperHalves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  *values = (Half)(__builtin_convertvector(halves, Bits) << 16);
 }
-
-INLINE void Put(const Half& values, float* to) { StoreHalf(to) = values; }
 // To the nearest, of two as near to the even one, as tf.cast does; what is no number stays so.
 INLINE void Put(const Half& values, bfloat16* to) {
   const Bits bits = (Bits)values;
@@ -28,7 +26,8 @@ INLINE void Put(const Half& values, bfloat16* to) {
   const Bits no_number = {0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000,
                           0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000};
   const Bits kept = values == values ? nearest : no_number;
-  *reinterpret_cast<UpperHalves*>(to) = __builtin_convertvector(kept >> 16, UpperHalves);
+  const UpperHalves halves = __builtin_convertvector(kept >> 16, UpperHalves);
+  std::memcpy(static_cast<void*>(to), &halves, sizeof halves);
 }
 
 // Eight numbers of one type as those of the other.

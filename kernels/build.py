@@ -184,8 +184,13 @@ def _sources(*patterns: str) -> list[Path]:
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
+_COMPLAINTS = ("error", "undefined reference", "multiple definition", "cannot find")
+"""In a line of a compiler's or a linker's output that says why it failed; a linker's driver ends
+with an error that does not."""
+
+
 def _reason(complaint: str) -> str:
     """The line of a compiler's output that says why."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
+    errors = [line for line in lines if any(word in line.lower() for word in _COMPLAINTS)]
     return (errors or lines or ["it said nothing"])[0].rstrip(".")

@@ -24,12 +24,13 @@ constexpr int64_t kMostChunks = 64;
 // As many of TensorFlow's ReluGrad, which multiplies by 0 or 1, and adds them to `sums`.
 template <typename T>
 INLINE void Pass(const T* upstream, const T* outputs, T* active, float* sums) {
-  Half passed, output;
+  Half passed, output, sum;
   Get(upstream, &passed);
   Get(outputs, &output);
   passed *= __builtin_convertvector(-(output > 0), Half);
   Put(passed, active);
-  StoreHalf(sums) += passed;
+  Get(sums, &sum);
+  Put(sum + passed, sums);
 }
 
 // `samples` of `width`; `sums` has room for as many and a register.

@@ -240,7 +240,10 @@ FOR_EACH_CPU void AddUp(const float* values, int width, const int32_t* places,
     }
     int i = 0;
     for (; i + kHalf <= width; i += kHalf) {
-      StoreHalf(to + i) = LoadHalf(sum + i) + LoadHalf(gradient + i);
+      Half one, other;
+      Get(sum + i, &one);
+      Get(gradient + i, &other);
+      Put(one + other, to + i);
     }
     for (; i < width; ++i) to[i] = sum[i] + gradient[i];
     sum = to;

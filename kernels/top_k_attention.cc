@@ -51,15 +51,17 @@ FOR_EACH_CPU void Scores(const float* const* targets, const float* tiles, const 
   for (int at = 0; at < padded; at += kLanes) {
     Half sums[kTogether][2] = {};
     for (int i = 0; i < sizes.items; ++i, tiles += kLanes) {
-      const Half &one = LoadHalf(tiles), &two = LoadHalf(tiles + kHalf);
+      Half one, two;
+      Get(tiles, &one);
+      Get(tiles + kHalf, &two);
       for (int c = 0; c < kTogether; ++c) {
         sums[c][0] += targets[c][i] * one;
         sums[c][1] += targets[c][i] * two;
       }
     }
     for (int c = 0; c < kTogether; ++c) {
-      StoreHalf(scores + c * padded + at) = sums[c][0];
-      StoreHalf(scores + c * padded + at + kHalf) = sums[c][1];
+      Put(sums[c][0], scores + c * padded + at);
+      Put(sums[c][1], scores + c * padded + at + kHalf);
     }
   }
 }
@@ -137,14 +139,15 @@ FOR_EACH_CPU void Sums(const float* events, const int32_t* places, const float* 
     for (int n = 0; n < count; ++n) {
       const float* event = events + static_cast<int64_t>(places[n]) * sizes.width + at;
       for (int half = 0; half < 2; ++half) {
-        const Half& values = LoadHalf(event + half * kHalf);
+        Half values;
+        Get(event + half * kHalf, &values);
         weighted[half] += weights[n] * values;
         plain[half] += values;
       }
     }
     for (int half = 0; half < 2; ++half) {
-      StoreHalf(attended + at + half * kHalf) = weighted[half];
-      StoreHalf(mean + at + half * kHalf) = share * plain[half];
+      Put(weighted[half], attended + at + half * kHalf);
+      Put(share * plain[half], mean + at + half * kHalf);
     }
   }
   for (; at < sizes.width; ++at) {

@@ -77,6 +77,19 @@ def test_a_compiler_that_fails_leaves_nothing_and_its_reason(tmp_path: Path) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["c++"]
 
 
+def test_a_linker_that_fails_is_quoted_rather_than_its_driver(tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *-shared*) ;; *) exit 0 ;; esac\n'
+        "echo '/usr/bin/ld: in function `a:' >&2\n"
+        "echo 'b.cc:(.text+0x10): multiple definition of `a; a.cc: first defined here' >&2\n"
+        "echo 'clang: error: linker command failed with exit code 1' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    with pytest.raises(UserError, match=r": b\.cc:\(\.text\+0x10\): multiple definition of `a;"):
+        building.build(tmp_path / "ours.so", str(compiler))
+
+
 def test_an_environment_of_somebody_else_is_named(tmp_path: Path, compiler: Path) -> None:
     (tmp_path / "lib").touch()
     with pytest.raises(UserError, match=r"lib cannot be written to .* as the owner"):
