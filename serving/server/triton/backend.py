@@ -28,7 +28,7 @@ from lookback.serving.server.backlog import Backlog, OverloadedError
 from lookback.serving.server.models import Models, spare_imports, unknown_variant
 from lookback.serving.server.scorer import Scorer
 from lookback.serving.server.triton.model_metrics import ModelMetrics
-from lookback.serving.server.triton.repository import source_of
+from lookback.serving.server.triton.repository import ENDING_FILE, source_of
 from lookback.serving.server.wire import INPUT, OUTPUT, PROBE, VARIANT
 from lookback.serving.store.store import HistoryStore
 
@@ -54,6 +54,7 @@ class TritonPythonModel:
         directory = Path(args["model_repository"])
         source = source_of(directory, args["model_version"])
         self._models = directory.parent
+        self._ending = directory.parents[1] / ENDING_FILE
         self._store = None
         if source.store.address is not None:
             self._store = HistoryStore.open(source.store.address)
@@ -92,13 +93,17 @@ class TritonPythonModel:
 
     def _take(self, given: Sequence[tuple[Any, Any]]) -> None:
         """Begins to answer calls, or refuses them unread."""
+        ending = self._ending.exists()
         for call, sender in given:
+            if ending:
+                self._send(sender, self._refused("The server is ending."))
+                continue
             client = heapq.heappop(self._free) if self._free else self._numbers
             self._numbers = max(self._numbers, client + 1)
             try:
                 self._scorer.arrive(self._model, client)
             except OverloadedError as error:
-                self._send(sender, self._refused(error))
+                self._send(sender, self._refused(str(error)))
                 heapq.heappush(self._free, client)
                 continue
             task = self._loop.create_task(self._answer(call, sender, client))
@@ -109,7 +114,7 @@ class TritonPythonModel:
         try:
             answer = await self._answered(call)
         except OverloadedError as error:
-            answer = self._refused(error)
+            answer = self._refused(str(error))
         except Exception as error:
             answer = self._failed(error)
         heapq.heappush(self._free, client)
@@ -169,9 +174,9 @@ class TritonPythonModel:
         output = self._triton.get_output_tensor_by_name(answer, OUTPUT)
         return self._triton.InferenceResponse([output])
 
-    def _refused(self, error: OverloadedError) -> Any:
+    def _refused(self, reason: str) -> Any:
         kind = self._triton.TritonError
-        return self._triton.InferenceResponse(error=kind(str(error), kind.UNAVAILABLE))
+        return self._triton.InferenceResponse(error=kind(reason, kind.UNAVAILABLE))
 
     def _failed(self, error: Exception) -> Any:
         kind = self._triton.TritonError

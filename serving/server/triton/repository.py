@@ -18,6 +18,9 @@ from lookback.serving.server.triton.installation import Installation
 from lookback.serving.server.wire import INPUT, OUTPUT
 
 BUNDLE_FILE = "bundle.json"
+ENDING_FILE = "ending"
+"""Beside the directory of models, once the server ends: Triton itself takes calls until its clients
+have gone, and cuts those off that never do."""
 
 _MODEL = "from lookback.serving.server.triton.backend import TritonPythonModel\n"
 _CONFIG = """\
@@ -130,6 +133,10 @@ class ModelRepository:
                 most_requests=self._limits.most_requests,
             )
         )
+
+    def end(self) -> None:
+        """Has every model refuse what comes from now on."""
+        (self.models.parent / ENDING_FILE).touch()
 
     def remove(self, name: str, version: int) -> None:
         """Removes a version that was refused, or that another has replaced."""

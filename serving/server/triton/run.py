@@ -70,6 +70,7 @@ async def triton_engine(
                 f"metrics, loading at http://{at}:{{port}}/v2"
             )
             yield Engine(models, scorer, TritonMetrics(models), address)
+            repository.end()
             await scorer.close()
         finally:
             await loop.run_in_executor(None, models.process.end, drain_seconds)

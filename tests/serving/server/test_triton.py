@@ -590,6 +590,8 @@ def test_a_few_calls_wait_for_each_other_and_of_a_crowd_some_are_refused(
         many = ask([json.dumps(requests[0])] * 500)
         assert set(map(str, many)) == {"UNAVAILABLE", str(many[0])}
         alike(many[:1], expected[:1])
+        repository.end()
+        assert ask([json.dumps(requests[0])]) == ["UNAVAILABLE"]
     finally:
         model.finalize()
 
