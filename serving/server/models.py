@@ -14,6 +14,7 @@ import numpy as np
 
 from lookback.core.digests import digest_of
 from lookback.core.errors import UserError, shown
+from lookback.core.imports import import_tensorflow
 from lookback.serving.bundle import Bundle
 from lookback.serving.columns import CANDIDATES, HISTORY
 from lookback.serving.json_schemas import stored_pairs_schema, stored_schema
@@ -45,6 +46,8 @@ MOST_EVENTS = 50_000
 """Of a history that a request may have; models read the newest thousands."""
 
 _WARM_UP_ROWS = (1, 64)
+_YOUNG_OBJECTS = 700
+"""Between two collections of garbage, as Python has it: each takes less than a millisecond."""
 
 StoreOfBundle = StoredHistories | StoredSeen
 
@@ -296,11 +299,12 @@ def spare_imports() -> None:
     """Has collections of garbage leave alone what is imported: 340,000 objects of TensorFlow's.
 
     A full collection would walk through them, and nobody is answered for those 0.17 s of a core.
-    Bundles, which come later, are collected when others have taken their place.
+    What comes later is looked through often, and so briefly (commands do it rarely, see
+    `core.imports`); bundles are collected when others have taken their place.
     """
-    import tensorflow  # noqa: F401  # what a bundle would import otherwise
-
+    import_tensorflow()  # what a bundle would import otherwise
     gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS)
 
 
 def probe(bundle: Bundle, directory: Path, rows: int = 1) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gc
 import http.client
 import json
 import shutil
@@ -425,6 +426,20 @@ def test_bundles_are_exchanged_under_load_and_bad_ones_refused(
     assert (listed["name"], listed["path"]) == ("sim", str(good))
     assert server.call("POST", load, {}).status == 401
     assert server.call("POST", load, {}, Authorization="Bearer x").status == 401
+
+
+def test_a_server_looks_for_garbage_among_what_is_new_alone():
+    from lookback.serving.server.models import spare_imports
+
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    gc.set_threshold(50_000)  # as commands have it
+    try:
+        new = [[] for _ in range(1000)]
+        spare_imports()
+        assert gc.get_freeze_count() >= frozen + len(new)
+        assert gc.get_threshold()[0] < 1000
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_names_of_bundles(tmp_path):

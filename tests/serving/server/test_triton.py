@@ -571,6 +571,8 @@ def test_a_few_calls_wait_for_each_other_and_of_a_crowd_some_are_refused(
     from lookback.serving.server.triton.backend import TritonPythonModel
 
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", FakeTriton("triton"))
+    # This process is not the server's: its garbage stays the tests' matter.
+    monkeypatch.setattr("lookback.serving.server.triton.backend.spare_imports", lambda: None)
     repository = empty_repository(tmp_path, BatchLimits(1024, None))
     repository.add("sim", 1, sim_bundle, digest_of(sim_bundle / "bundle.json"))
     model = TritonPythonModel()
