@@ -16,7 +16,7 @@ refused when its turn comes too late for that after all. So a server that is ask
 what it can do answers whom it takes nearly as fast as ever. That time is learned of calls during
 which no other came, while less was asked for than can be done: in an overload batches take longer,
 as what is refused takes its share of the cores. Where less is asked for, chance still brings some
-together: at a share u of what can be done, a call may take 1 - u times `_PATIENCE` longer.
+together: at a share u of what can be done, a call may take 1 - u times `PATIENCE` longer.
 
 A batch that takes longer than it should is taken to need as long again as it is overdue: so nothing
 piles up behind one that hangs.
@@ -36,10 +36,10 @@ MOST_CLIENTS = 24
 """That are no crowd, however fast they call: sixteen, and some that come and go."""
 CLIENT_SECONDS = 10.0
 """Without a call, after which a client counts no more."""
-TIMES = 1.75
+TIMES = 1.6
 """As long as a call's batch takes alone, its answer may take by what is foretold: twice as long is
 promised, and some of it is for what nobody foretells, and for reading and writing."""
-_PATIENCE = 0.05
+PATIENCE = 0.06
 """Seconds; of random arrivals at half of what the server can do 2 % are refused (10 % without)."""
 _MOMENTS = 0.2
 """Seconds after which two thirds of what was asked for are forgotten."""
@@ -237,7 +237,7 @@ class Backlog:
     def _limit(self, name: str, rows: float) -> float:
         """Seconds in which a call is to be answered."""
         alone = self._alone[name] if self._alone[name].n else self._learned[name]
-        return TIMES * alone.seconds(rows) + _PATIENCE * max(0.0, 1 - self._share())
+        return TIMES * alone.seconds(rows) + PATIENCE * max(0.0, 1 - self._share())
 
     @property
     def _is_crowded(self) -> bool:
