@@ -163,7 +163,7 @@ def test_a_pack_works_where_there_is_no_python(tree, bare, tmp_path):
         return run(command, bare, cwd=tmp_path)
 
     lookback(
-        "workflows generate --dataset synthetic --preset demo --output raw",
+        "workflows generate --dataset synthetic --preset demo --scale 0.1 --output raw",
         "workflows run --dataset synthetic --input raw --output dataset",
     )
     scores = lookback(
