@@ -17,8 +17,12 @@ compile() { # NAME PYTHON [options]
     "$@" "requirements/$name.in" --output-file "requirements/$name.txt"
 }
 
-compile runtime 3.11 "$@"
-compile dev 3.11 --constraints requirements/runtime.txt "$@"
+# TensorFlow's package asks for these, for JAX's models and for its own build: 500 MB to fetch and
+# unpack, half a second of every start, and nothing of ours runs them.
+unused=(--no-emit-package jax --no-emit-package jaxlib --no-emit-package ml-dtypes
+  --no-emit-package libclang)
+compile runtime 3.11 "${unused[@]}" "$@"
+compile dev 3.11 "${unused[@]}" --constraints requirements/runtime.txt "$@"
 platform=x86_64-manylinux_2_35 compile triton 3.11 --constraints requirements/dev.txt "$@"
 compile tools 3.11 "$@"
 compile build 3.11 "$@"

@@ -20,9 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 STDLIB = "lib/python3.11"
 PACKAGES = f"{STDLIB}/site-packages"
 
-# JAX and its XLA (390 MB) are required by TensorFlow 2.12's metadata and imported by a converter
-# alone; libclang by nothing at all.
-NOT_RUN = ("jax", "jaxlib", "libclang")
 # What TensorFlow and Arrow bring to build against, and tests of packages.
 NOT_LOADED = re.compile(
     r"^(tensorflow|pyarrow)/include/"
@@ -117,11 +114,11 @@ def interpreter(environment: Path) -> Iterator[Piece]:
 
 
 def locked(*locks: str) -> list[str]:
-    """The names of all packages in lock files, but for those that nothing here runs."""
+    """The names of all packages in lock files."""
     names: list[str] = []
     for lock in locks:
         names += re.findall(r"^([A-Za-z0-9._-]+)==", (ROOT / lock).read_text(), re.MULTILINE)
-    return [name for name in names if name not in NOT_RUN]
+    return names
 
 
 def packages(environment: Path, names: Iterable[str]) -> Iterator[Piece]:

@@ -53,7 +53,7 @@ CXXFLAGS="-isystem $nvidia/cudnn/include" CUDAFLAGS="-isystem $nvidia/cudnn/incl
 locked=$(mktemp)
 trap 'rm -rf "$wheels" "$locked"' EXIT
 sed -n 's/^\([A-Za-z0-9._-]*==[^ ;\\]*\).*/\1/p' "$root/requirements/runtime.txt" |
-  grep -v -e '^tensorflow-cpu==' -e '^jax' -e '^libclang==' > "$locked"
+  grep -v '^tensorflow-cpu==' > "$locked"
 "${pip[@]}" install --no-deps -r "$locked"
 libraries=$(printf '%s:' "$nvidia"/*/lib)
 LD_LIBRARY_PATH=$libraries python -c 'import sparse_operation_kit as sok; print("SOK", sok.__version__)'
