@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -200,8 +201,5 @@ def _with_trees(body: Sequence[Instruction]) -> list[Instruction]:
 
 def _elements(shape: str) -> int:
     """Of the first array of a shape such as ``(f32[2,3]{1,0}, s32[])``."""
-    (dims, *_) = re.findall(r"\[([\d,]*)\]", shape) or [""]
-    size = 1
-    for dim in filter(None, dims.split(",")):
-        size *= int(dim)
-    return size
+    dims: str = (re.findall(r"\[([\d,]*)\]", shape) or [""])[0]
+    return math.prod(int(dim) for dim in dims.split(",") if dim)
