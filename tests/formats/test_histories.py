@@ -31,6 +31,22 @@ def sha256(values: np.ndarray) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("users", "events", "expected"),
+    [(9, 6, [2, 1, 1, 1]), (1, 6, [1] * 5), (9, 100, [5]), (2, 100, [2, 2, 1]), (9, 19, [4, 1])],
+)
+def test_row_groups_have_few_users_and_few_events(
+    tmp_path: Path, users: int, events: int, expected: list[int]
+) -> None:
+    lists = [[1] * length for length in (3, 3, 3, 10, 1)]  # of 3, 6, 9, 19, 20 events together
+    table = pa.table({"user_id": np.arange(5), "item_id": lists})
+    histories.write_users(table, tmp_path / "a.parquet", users, events)
+    written = pq.ParquetFile(tmp_path / "a.parquet")
+    groups = [written.metadata.row_group(n).num_rows for n in range(written.num_row_groups)]
+    assert groups == expected
+    assert written.read().equals(table)
+
+
 @pytest.mark.parametrize("files", [1, 2, 3])
 def test_totals_are_those_of_the_values(tmp_path: Path, files: int) -> None:
     histories.write_histories(tmp_path, USERS, OFFSETS, EVENTS, files)
