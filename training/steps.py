@@ -278,7 +278,7 @@ class Steps:
     def _differentiate_rows(
         self,
         rows: Mapping[str, tf.Tensor],
-        features: Mapping[str, tf.Tensor],
+        features: dict[str, tf.Tensor],
         labels: tf.Tensor,
         counts: Mapping[str, tf.Tensor],
         totals: Mapping[str, tf.Tensor],
