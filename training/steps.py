@@ -290,7 +290,7 @@ class Steps:
         dense = self._needed_optimizer().dense
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*dense, *rows.values()])
-            shares = self._shares((features, labels), counts, totals)
+            shares = self._shares((dict(features), labels), counts, totals)
             scaled = self._scaled(tf.add_n(list(shares.values())))
         of_dense, of_rows = tape.gradient(scaled, [dense, rows])
         # What nothing reads has a gradient all the same: None would be ones to the next tape.
