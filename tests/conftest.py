@@ -13,6 +13,7 @@ import functools
 import gc
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,15 @@ USERS = {"user_id": 7, "country": 4}
 ITEMS = {"item_id": 40, "category_id": 6}
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray]
+
+
+def pytest_configure() -> None:
+    """Hears Ctrl-C, as do the processes that tests start, even if a shell started this aside.
+
+    Shells have what `&` starts ignore it, and who ignores it hands that on.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
