@@ -119,7 +119,8 @@ def _gradient(
         of_r = tf.raw_ops.SigmoidGrad(y=step.r, dy=of_tanh * step.q)
         # Of [h U_u, h U_r, h U_c] ``[..., B, 3H]``.
         of_products.append(tf.concat([of_u, of_r, of_tanh * step.r], -1))
-        carried = g - of_c + linear(of_products[-1], tf.transpose(kernel))
+        if step is not kept[0]:
+            carried = g - of_c + linear(of_products[-1], tf.transpose(kernel))
         three = [of_u, of_r, of_tanh]
         of_gates.append(three if parts == 3 else [tf.concat(three, -1)])
         of_attention.append(tf.reduce_sum(of_update * step.u, -1, keepdims=True))

@@ -43,7 +43,8 @@ print("equal")
 def test_the_dot_interaction_in_registers_of_avx2(tmp_path):
     library = tmp_path / "narrow.so"
     flags = ["-O3", "-fPIC", "-shared", "-DLOOKBACK_WITHOUT_AVX512", "-I", str(SOURCES)]
-    flags += [*tf.sysconfig.get_compile_flags(), str(SOURCES / "dot_interaction.cc")]
+    flags += tf.sysconfig.get_compile_flags()
+    flags += [str(SOURCES / name) for name in ("dot_interaction.cc", "pair_products.cc")]
     flags += [*tf.sysconfig.get_link_flags(), "-o", str(library)]
     subprocess.run([build.find_compiler(None), *flags], check=True, capture_output=True)
     answer = subprocess.run(

@@ -64,6 +64,7 @@ DLRM_FIELDS = {
     *("mode", "optimizer", "save_checkpoint_path", "seed", "shuffle_batch_order", "test_after"),
     *("test_freq", "warmup_factor", "warmup_steps", "xla"),
 }
+OF_PYTORCH = {"cuda_graphs"}  # of NVIDIA's DLRM for PyTorch
 # Of NVIDIA's NCF (its `data` is --dataset_dir), likewise.
 NCF_ABSENT = {"data", "checkpoint_dir", "local_rank", "batch_size", "learning_rate", "log_path"}
 NCF_FIELDS = {
@@ -101,7 +102,7 @@ def test_every_parameter_of_the_seed_is_here_or_has_a_replacement():
     assert set(line.own("sim")) >= SEED_DEFAULTS.keys() & OF_LAYOUTS
     assert fields | set(line.own("dlrm")) >= DLRM_FIELDS
     assert fields | set(line.own("neumf")) >= NCF_FIELDS
-    assert set(REMOVED) == SEED_ABSENT | DLRM_ABSENT | NCF_ABSENT
+    assert set(REMOVED) == SEED_ABSENT | DLRM_ABSENT | NCF_ABSENT | OF_PYTORCH
     assert not fields & (SEED_ABSENT | DLRM_ABSENT | NCF_ABSENT | SEED_OF_MODELS)
 
 

@@ -590,8 +590,9 @@ def test_a_few_calls_wait_for_each_other_and_of_a_crowd_some_are_refused(
         alike(few, expected * (MOST_CLIENTS // len(requests)))
         assert ask(["no JSON", json.dumps({"x": 1})]) == ["INVALID_ARG"] * 2
         many = ask([json.dumps(requests[0])] * 500)
-        assert set(map(str, many)) == {"UNAVAILABLE", str(many[0])}
-        alike(many[:1], expected[:1])
+        taken = [answer for answer in many if answer != "UNAVAILABLE"]
+        assert 0 < len(taken) < len(many)
+        alike(taken, expected[:1] * len(taken))
         repository.end()
         assert ask([json.dumps(requests[0])]) == ["UNAVAILABLE"]
     finally:
