@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -128,8 +127,7 @@ def throughput_step(found: Findings, args: argparse.Namespace) -> None:
     half = "mixed_float16" if has_gpu() else "mixed_bfloat16"
     precisions = (("fp16", half, True), ("tf32", "float32", True), ("fp32", "float32", False))
     # In a rehearsal with XLA, the other precisions would run the same lines once more.
-    again = args.rehearse and "auto_jit" in os.environ.get("TF_XLA_FLAGS", "")
-    for precision, policy, tf32 in precisions[: 1 if again else 3]:
+    for precision, policy, tf32 in precisions[: 1 if args.rehearse and args.xla else 3]:
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
         tf.keras.backend.clear_session()
         tf.keras.mixed_precision.set_global_policy(policy)
