@@ -1,17 +1,20 @@
 """What Triton runs for each model, in a process of its own: a bundle behind its tensors of text.
 
 A call's tensor ``request`` is ``[N, 1]``: texts, each a request in JSON; so is ``answer``. Triton
-hands over what comes as it comes (its own queue is empty), and what is to wait, to be scored
-together or to be refused at once is the local engine's to say: its `Scorer` runs here, in a thread.
+hands over what came while the calls before were answered, and what of it is scored together or
+refused is the local engine's to say: its `Scorer` runs here, in a thread.
 
-Triton names no connections. So a call's client is the lowest number that no other call under way
-has: there are as many different clients as calls were under way at once.
+Triton names no connections. So a call's client is its place among those that were handed over
+together: there are as many different clients as calls have waited at once.
+
+All are answered before the next are handed over. To answer each as soon as it is scored (response
+senders) ended Triton 2.51 now and then, by a mutex of gRPC's call that was gone (SIGSEGV within
+TRITONBACKEND_ResponseSend, while a bundle was exchanged under load).
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import json
 import threading
 from collections.abc import Coroutine, Sequence
@@ -67,14 +70,12 @@ class TritonPythonModel:
         self._thread = threading.Thread(target=self._loop.run_forever, name="calls")
         self._thread.start()
         self._scorer = self._done(self._start(backlog, metrics))
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._free: list[int] = []  # clients below `_numbers` that no call has
-        self._numbers = 0
 
-    def execute(self, calls: Sequence[Any]) -> None:
-        """Hands calls over; each is answered through its sender."""
-        given = [(call, call.get_response_sender()) for call in calls]
-        self._loop.call_soon_threadsafe(self._take, given)
+    def execute(self, calls: Sequence[Any]) -> list[Any]:
+        """Answers calls that Triton has batched."""
+        if self._ending.exists():
+            return [self._refused("The server is ending.") for _ in calls]
+        return self._done(self._all(calls))
 
     def finalize(self) -> None:
         """Ends; Triton has waited for the answers."""
@@ -91,34 +92,18 @@ class TritonPythonModel:
         """What the loop's thread made of some work."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def _take(self, given: Sequence[tuple[Any, Any]]) -> None:
-        """Begins to answer calls, or refuses them unread."""
-        ending = self._ending.exists()
-        for call, sender in given:
-            if ending:
-                self._send(sender, self._refused("The server is ending."))
-                continue
-            client = heapq.heappop(self._free) if self._free else self._numbers
-            self._numbers = max(self._numbers, client + 1)
-            try:
-                self._scorer.arrive(self._model, client)
-            except OverloadedError as error:
-                self._send(sender, self._refused(str(error)))
-                heapq.heappush(self._free, client)
-                continue
-            task = self._loop.create_task(self._answer(call, sender, client))
-            self._tasks.add(task)  # the loop alone would let it be collected
-            task.add_done_callback(self._tasks.discard)
+    async def _all(self, calls: Sequence[Any]) -> list[Any]:
+        return await asyncio.gather(*(self._answer(c, place) for place, c in enumerate(calls)))
 
-    async def _answer(self, call: Any, sender: Any, client: int) -> None:
+    async def _answer(self, call: Any, client: int) -> Any:
+        """The answer to a call, or why there is none."""
         try:
-            answer = await self._answered(call)
+            self._scorer.arrive(self._model, client)
+            return await self._answered(call)
         except OverloadedError as error:
-            answer = self._refused(str(error))
+            return self._refused(str(error))
         except Exception as error:
-            answer = self._failed(error)
-        heapq.heappush(self._free, client)
-        self._send(sender, answer)
+            return self._failed(error)
 
     async def _answered(self, call: Any) -> Any:
         """The answer to a call; errors as of `Scorer.answers` and `_passed_on`."""
@@ -130,9 +115,6 @@ class TritonPythonModel:
             return await self._loop.run_in_executor(None, self._passed_on, call, given[VARIANT])
         answers = await self._scorer.answers(self._model, self._requests(call))
         return self._texts(call, [json.dumps(answer, ensure_ascii=False) for answer in answers])
-
-    def _send(self, sender: Any, answer: Any) -> None:
-        sender.send(answer, flags=self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _requests(self, call: Any) -> list[Any]:
         """The requests of a call.
