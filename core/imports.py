@@ -25,16 +25,17 @@ def deferred(module: str) -> Any:
     return Deferred()
 
 
-def collect_rarely(objects: int = 50_000) -> None:
+_NEW_OBJECTS = 50_000
+"""Between two looks for cycles; Python's default is 700."""
+
+
+def collect_rarely() -> None:
     """Has Python look for cycles less often: what imports and traces make, stays.
 
     To import TensorFlow and Merlin took 3.6 s of a core, of which 0.8 to look for cycles among
     ever more objects; so, 3.0 and 0.2.
-
-    Args:
-      objects: new ones between two looks; Python's default is 700.
     """
-    gc.set_threshold(objects)
+    gc.set_threshold(_NEW_OBJECTS)
 
 
 @contextlib.contextmanager

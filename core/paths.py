@@ -25,7 +25,7 @@ def refuse_address(path: str | os.PathLike[str], source: str | None = None) -> N
         raise UserError(
             f"{source or text}: expected a path, received {shown(text)}: shells write out `~` at "
             f"the start of a word alone (--output ~/data, not --output=~/data). Write the path "
-            "out, from / on where its name begins so."
+            "out; give the absolute path of a directory whose name does begin with ~."
         )
     if _ADDRESS.match(text):
         raise UserError(

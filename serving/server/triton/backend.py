@@ -39,7 +39,7 @@ MOST_BATCH_ROWS = 1024
 """As of the local engine."""
 CLIENT_SECONDS = 30.0
 """In which a crowd is remembered. A forgotten one counts as a few clients that wait for each other,
-until as many calls are under way again, of which some ten are answered late."""
+until as many calls are handed over together again, of which some ten are answered late."""
 
 
 class TritonPythonModel:

@@ -35,7 +35,7 @@ dynamic_batching {{ }}
 """
 """Without a `default_queue_policy`: with any, Triton hands a model its next batch only when it asks
 for one, and looks for that twice a second (2.51, dynamic_batch_scheduler.cc, `SupportPrefetching`).
-`backend.py` takes calls as they come, and what is not soon scored it refuses."""
+Of the calls that `backend.py` is handed it refuses what is not soon scored."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class BatchLimits:
     """Of what Triton gives a model.
 
     Attributes:
-      most_requests: of a call.
-      most_seconds: that a call may have to wait; None: see `serving.server.backlog`.
+      most_requests: of a call, and of all calls that are handed over together.
+      most_seconds: that a call may have to wait from then on; None: see `serving.server.backlog`.
     """
 
     most_requests: int
